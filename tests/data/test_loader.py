@@ -1,0 +1,187 @@
+import itertools
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+from vlmrl.data import images, loader, scenes
+from vlmrl.types import Example, UserError
+
+ODD = Example(
+    id="ödd/1",
+    images=(b"\x00\xff\x00not an image", b""),
+    question="Wo? \n\t\x00",
+    options=(),
+    answer=-1,
+    suggested=-1,
+    source="odd",
+    task="",
+    cluster="c",
+    meta='{"a": "β"}',
+    condition="no_cot",
+    direct=True,
+    abstain=2**31 - 1,
+)
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    return loader.prepare("scenes", {"train": 40, "test": 12}, root)
+
+
+def test_examples_come_back_as_they_went_in(stored):
+    train = loader.load(stored, "train")
+    assert len(train) == 40 and len(loader.load(stored, "test")) == 12
+    assert [train[i] for i in range(40)] == scenes.suite("train", 40)
+    assert [type(v) for v in train[0]] == [type(v) for v in scenes.suite("train", 1)[0]]
+    assert images.decode(train[0].images[0], "0").size == (112, 112)
+    assert pickle.loads(pickle.dumps(train))[7] == train[7]
+
+
+def test_any_example_goes_round(tmp_path, monkeypatch):
+    monkeypatch.setitem(loader.SOURCES, "odd", lambda split, n: [ODD] * n)
+    source = loader.load(loader.prepare("odd", {"only": 1}, tmp_path), "only")
+    assert list(source) == [ODD]
+
+
+def test_prepare_twice_writes_once(stored):
+    before = {p: p.stat().st_mtime_ns for p in stored.iterdir()}
+    root = stored.parent.parent
+    assert loader.prepare("scenes", {"train": 40, "test": 12}, root) == stored
+    assert before == {p: p.stat().st_mtime_ns for p in stored.iterdir()}
+    assert os.listdir(stored.parent) == [stored.name]
+
+
+def test_other_sizes_and_another_source_are_other_data(tmp_path, monkeypatch):
+    first = loader.prepare("scenes", {"test": 2}, tmp_path)
+    assert loader.prepare("scenes", {"test": 3}, tmp_path) != first
+    changed = lambda split, n: [  # noqa: E731
+        e._replace(question="Why?") for e in scenes.suite(split, n)
+    ]
+    monkeypatch.setitem(loader.SOURCES, "scenes", changed)
+    assert loader.prepare("scenes", {"test": 2}, tmp_path) != first
+
+
+def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
+    def breaks(split, n):
+        for i, example in enumerate(scenes.suite(split, n)):
+            if i == 15:
+                raise RuntimeError("cut off")
+            yield example
+
+    monkeypatch.setitem(
+        loader.SOURCES, "scenes", lambda s, n: itertools.islice(breaks(s, 30), n)
+    )
+    with pytest.raises(Exception, match="cut off"):
+        loader.prepare("scenes", {"train": 20}, tmp_path)
+    assert os.listdir(tmp_path / "scenes") == []
+
+
+def test_bad_requests_are_named(tmp_path, stored, monkeypatch):
+    with pytest.raises(UserError, match="'cenes' is not one of scenes"):
+        loader.prepare("cenes", {"train": 1}, tmp_path)
+    with pytest.raises(UserError, match="size of train is 0"):
+        loader.prepare("scenes", {"train": 0}, tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="not writable"):
+        loader.prepare("scenes", {"train": 1}, tmp_path / "file")
+    with pytest.raises(UserError, match="holds no data set"):
+        loader.load(tmp_path / "nothing", "train")
+    with pytest.raises(UserError, match="'dev' is not one of"):
+        loader.load(stored, "dev")
+    monkeypatch.setitem(loader.SOURCES, "odd", lambda split, n: [ODD] * n)
+    with pytest.raises(UserError, match="the id ödd/1 occurs twice"):
+        loader.prepare("odd", {"only": 2}, tmp_path)
+
+
+def _take(n, source, **settings):
+    return list(itertools.islice(loader.batches(source, **settings), n))
+
+
+def test_batches_follow_the_seed_and_reshuffle_every_epoch():
+    a = _take(20, range(12), seed=0, batch=4)
+    assert a == _take(20, range(12), seed=0, batch=4)
+    assert a != _take(20, range(12), seed=1, batch=4)
+    assert [position for position, _ in a] == [4 * (i + 1) for i in range(20)]
+    flat = [x for _, part in a for x in part]
+    epochs = [flat[i : i + 12] for i in range(0, 60, 12)]
+    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 5
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_a_position_continues_the_stream(processes):
+    settings = dict(seed=5, batch=8, process_count=processes)
+    for index in range(processes):
+        whole = _take(9, range(21), process_index=index, **settings)
+        for cut in (1, 4):
+            start = whole[cut - 1][0]
+            rest = _take(
+                9 - cut, range(21), process_index=index, start=start, **settings
+            )
+            assert rest == whole[cut:]
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_partition_every_batch(processes):
+    whole = _take(9, range(21), seed=5, batch=8)
+    parts = [
+        _take(9, range(21), seed=5, batch=8, process_index=i, process_count=processes)
+        for i in range(processes)
+    ]
+    for step, (position, batch) in enumerate(whole):
+        assert all(part[step][0] == position for part in parts)
+        merged = zip(*(part[step][1] for part in parts), strict=True)
+        assert [x for row in merged for x in row] == batch
+
+
+def test_a_finite_stream_ends_and_drops_its_remainder():
+    found = list(loader.batches(range(10), seed=0, batch=4, epochs=2))
+    assert [position for position, _ in found] == [4, 8, 12, 16, 20]
+    flat = [x for _, part in found for x in part]
+    assert sorted(flat) == sorted([*range(10)] * 2)
+    assert len(list(loader.batches(range(10), seed=0, batch=4, epochs=1))) == 2
+    halves = dict(seed=0, batch=2, epochs=1, process_count=2)
+    two = [
+        len(list(loader.batches(range(11), process_index=i, **halves)))
+        for i in range(2)
+    ]
+    assert two == [5, 5]
+
+
+def test_batches_of_stored_examples(stored):
+    source = loader.load(stored, "train")
+    ids = [
+        e.id
+        for _, part in loader.batches(source, seed=0, batch=8, epochs=1)
+        for e in part
+    ]
+    assert sorted(ids) == sorted(e.id for e in source) and ids != [e.id for e in source]
+
+
+@pytest.mark.parametrize(
+    "settings, why",
+    [
+        (dict(batch=3, process_count=2), "needs a multiple of the 2 processes"),
+        (dict(batch=0), "batch is 0"),
+        (dict(batch=2, process_index=1), "process_index is 1"),
+        (dict(batch=2, start=-1), "start is -1"),
+        (dict(batch=30, epochs=2), "more than the 10 examples × 2 epochs"),
+    ],
+)
+def test_sizes_that_do_not_fit(settings, why):
+    with pytest.raises(UserError, match=why):
+        next(loader.batches(range(10), seed=0, **settings))
+
+
+def test_nothing_imports_tensorflow(stored):
+    code = (
+        "import sys; from vlmrl.data import loader; "
+        f"s = loader.load({str(stored)!r}, 'test'); "
+        "next(loader.batches(s, seed=0, batch=2)); "
+        "sys.exit('tensorflow' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,94 @@
+import collections
+
+import numpy as np
+import pytest
+
+from vlmrl.data import drawing, scenes, traces
+
+SUITE = scenes.suite("train", 600)
+
+
+def _draw(seed=0, **mix):
+    rng = np.random.default_rng(seed)
+    return [(e, *traces.supervised(e, rng, **mix)) for e in SUITE]
+
+
+def _only(**share):
+    none = dict(caption=0.0, started=0.0, direct=0.0, abstain=0.0)
+    return _draw(**{**none, **share})
+
+
+def test_a_plain_completion():
+    for before, after, target in _only(brief=1.0):
+        letter = "ABCDE"[before.answer]
+        end = before.trace[before.trace.rindex("So ") :]
+        assert after == before
+        assert target == f"<think>{end}</think>\n<answer>{letter}</answer>"
+    for before, after, target in _only(brief=0.0):
+        letter = "ABCDE"[before.answer]
+        assert after == before
+        assert target == f"<think>{before.trace}</think>\n<answer>{letter}</answer>"
+
+
+def test_a_caption_is_the_right_statement():
+    for before, after, target in _only(caption=1.0):
+        right = before.statements[before.answer]
+        assert after.caption == right[0].upper() + right[1:] + "."
+        assert after.condition == "correct_caption" and target.startswith("<think>")
+
+
+@pytest.mark.parametrize("brief", [0.0, 1.0])
+def test_a_started_think_and_its_target_are_the_whole(brief):
+    given = collections.Counter()
+    for before, after, target in _only(started=1.0, brief=brief):
+        whole = before.thinks[before.answer] if brief else before.trace
+        letter = "ABCDE"[before.answer]
+        assert after.prefill.startswith("<think>") and after.prefill.endswith(".")
+        assert (
+            after.prefill + target
+            == f"<think>{whole}</think>\n<answer>{letter}</answer>"
+        )
+        assert target.startswith((" ", "</think>"))
+        given[target.startswith("</think>")] += 1
+    assert given[True] and given[False]
+
+
+def test_direct_and_abstain():
+    for before, after, target in _only(direct=1.0):
+        assert after.direct and after.prefill == "<answer"
+        assert target == f">{'ABCDE'[before.answer]}</answer>"
+    for before, after, target in _only(abstain=1.0):
+        assert after.options == (*before.options, "I'm not sure")
+        assert after.abstain == len(before.options) != after.answer
+        assert target.endswith(f"<answer>{'ABCDE'[before.answer]}</answer>")
+
+
+def test_the_mix_has_its_shares_and_never_misleads():
+    conditions = collections.Counter()
+    for seed in range(3):
+        for before, after, target in _draw(seed):
+            conditions[after.condition] += 1
+            wrong = set(before.thinks) - {before.thinks[before.answer]}
+            text = after.caption + after.prefill + target
+            assert not any(think in text for think in wrong)
+            assert after.answer == before.answer and after.images == before.images
+    total = sum(conditions.values())
+    expected = {
+        "correct_caption": 0.12,
+        "correct_think": 0.12,
+        "no_cot": 0.08,
+        "abstain+base": 0.05,
+        "base": 0.63,
+    }
+    assert set(conditions) == set(expected)
+    for condition, share in expected.items():
+        spread = (share * (1 - share) / total) ** 0.5
+        assert abs(conditions[condition] / total - share) < 4 * spread
+
+
+def test_the_description_item():
+    scene = drawing.make_scene("train", 0)
+    example, target = traces.described(scene)
+    assert example.options == () and example.answer == example.suggested == -1
+    assert example.question == "Describe the picture." and example.task == "describe"
+    assert target == traces.describe(scene)

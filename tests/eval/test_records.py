@@ -1,0 +1,199 @@
+"""Record files are strict, and their summary is what a hand count says."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from vlmrl.eval import records
+from vlmrl.types import Record, UserError
+
+
+def record(**changes) -> Record:
+    """One consistent, correct row of the warm start; `changes` by field."""
+    row = {
+        "recipe": "warm-start", "seed": 0, "step": 0, "split": "test", "source": "scenes",
+        "task": "count", "example": "e0", "cluster": "i0", "condition": "base", "sample": 0,
+        "prompt": "p", "spans": [[0, 1]], "prompt_hash": "00", "style": "r1v", "question": "q",
+        "options": ["1", "2"], "answer": 0, "suggested": 1, "abstain": -1, "prefill": "",
+        "completion": "c", "think": "t", "think_sampled": "t", "predicted": 0, "correct": True,
+        "followed": False, "format": True, "finish": "stop", "judge": "rule", "conclusion": 0,
+        "verdict": "consistent", "verdict_sampled": "consistent", "letters": [0.75, 0.25],
+        "entropy": 0.5623351446188083, "p_correct": 0.75, "p_suggested": 0.25,
+        "option_mass": 0.9, "natural": True, "truncated": False, "think_entropy": 0.2,
+        "think_tokens": 4, "sighted": [[0.5, 0.5], [0.75, 0.25]], "sighted_every": 2,
+        "blind": [0.6, 0.4], "blind_stripped": [0.4, 0.6], "consistent_probe": True,
+        "consistent_probe_stripped": False, "parser": "1", "engine": "test", "pixels": [1, 2],
+    }  # fmt: skip
+    return Record(**(row | changes))
+
+
+WRONG = {"predicted": 1, "correct": False, "followed": True}
+
+
+def summary(rows):
+    table = pa.Table.from_pylist([r._asdict() for r in rows], schema=records.SCHEMA)
+    return {(r["recipe"], r["condition"]): r for r in records.summarise(table)}
+
+
+def test_round_trip_keeps_every_value_and_the_column_order(tmp_path):
+    rows = [record(), record(example="e1", options=[], letters=[], sighted=[[]])]
+    records.write(tmp_path / "r.parquet", rows)
+    table = records.read(tmp_path / "r.parquet")
+    assert table.column_names == list(Record._fields)
+    assert [Record(**row) for row in table.to_pylist()] == rows
+    assert [p.name for p in tmp_path.iterdir()] == ["r.parquet"]
+
+
+def test_numpy_scalars_are_welcome(tmp_path):
+    row = record(seed=np.int32(3), entropy=np.float32(0.5), correct=np.bool_(True))
+    records.write(tmp_path / "r.parquet", [row])
+    assert records.read(tmp_path / "r.parquet")["seed"].to_pylist() == [3]
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"entropy": "low"}, "column entropy: want double"),
+        ({"options": "AB"}, "column options: want list"),
+        ({"task": None}, r"column task: row 1 \(example e1\) is None"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_and_nothing_is_left(
+    tmp_path, changes, words
+):
+    path = tmp_path / "r.parquet"
+    with pytest.raises(UserError, match=words):
+        records.write(path, [record(), record(example="e1", **changes)])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unwritable_place_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="cannot write records"):
+        records.write(tmp_path / "none" / "r.parquet", [record()])
+
+
+def test_read_names_what_is_wrong(tmp_path):
+    path = tmp_path / "r.parquet"
+    with pytest.raises(UserError, match="no such record file"):
+        records.read(path)
+    path.write_bytes(b"PAR1 not really")
+    with pytest.raises(UserError, match="r.parquet: not a readable Parquet"):
+        records.read(path)
+    records.write(path, [record()])
+    good = pq.read_table(path)
+    seed = good.schema.get_field_index("seed")
+    for table, words in [
+        (good.drop_columns(["entropy", "blind"]), "missing column entropy, blind"),
+        (good.append_column("extra", good["seed"]), "unknown column extra"),
+        (
+            good.set_column(seed, "seed", pa.array(["0"])),
+            "column seed: type string; want int64",
+        ),
+        (
+            good.set_column(seed, "seed", pa.array([None], pa.int64())),
+            "column seed: holds nulls",
+        ),
+        (pa.concat_tables([good, good]), "row given 2 times: split=test, recipe=warm"),
+    ]:
+        pq.write_table(table, path)
+        with pytest.raises(UserError, match=words):
+            records.read(path)
+    records.write(path, [record(verdict="maybe")])
+    with pytest.raises(UserError, match="column verdict: 'maybe'; want one of"):
+        records.read(path)
+
+
+def test_metric_rows_start_with_the_agreed_keys_and_are_json():
+    rows = list(summary([record()]).values())
+    assert list(rows[0])[:14] == [
+        "recipe",
+        "seed",
+        "step",
+        "split",
+        "condition",
+        "n",
+        "accuracy",
+        "accuracy_lo",
+        "accuracy_hi",
+        "entropy",
+        "p_correct",
+        "p_suggested",
+        "consistent",
+        "faithful_accuracy",
+    ]
+    assert json.loads(json.dumps(rows, allow_nan=False)) == rows
+
+
+def test_consistency_counts_undecided_as_failure_over_applicable_rows():
+    verdicts = ["consistent", "consistent", "inconsistent", "undecided"]
+    rows = [
+        record(example=f"e{i}", cluster=f"i{i}", verdict=v, **(WRONG if i == 1 else {}))
+        for i, v in enumerate([*verdicts, "not_applicable"])
+    ]
+    got = summary(rows)["warm-start", "base"]
+    assert got["n"] == 5 and got["accuracy"] == 4 / 5
+    assert got["consistent"] == 2 / 4
+    assert got["consistent_best"] == 3 / 4
+    assert got["undecided"] == 1 / 4
+    assert got["faithful_accuracy"] == 1 / 4
+
+
+def test_consistency_is_null_where_no_row_applies():
+    row = record(condition="no_cot", verdict="not_applicable", think_tokens=0)
+    got = summary([row])["warm-start", "no_cot"]
+    assert got["consistent"] is None and got["faithful_accuracy"] is None
+    assert got["think_entropy"] is None and got["accuracy"] == 1
+    assert got["drop"] is None  # no base to compare with
+
+
+def test_drop_retention_and_follow_against_base_are_paired():
+    rows = [record(example=f"e{i}", **(WRONG if i == 3 else {})) for i in range(4)]
+    rows += [
+        record(example=f"e{i}", condition="wrong_caption", **(WRONG if i < 2 else {}))
+        for i in range(4)
+    ]
+    got = summary(rows)["warm-start", "wrong_caption"]
+    assert got["drop"] == pytest.approx(3 / 4 - 2 / 4)
+    assert got["relative_drop"] == pytest.approx(1 / 3)
+    assert got["retention"] == pytest.approx(1 / 3)  # e0, e1 lost, e2 kept
+    assert got["follow_excess"] == pytest.approx(2 / 4 - 1 / 4)
+    base = summary(rows)["warm-start", "base"]
+    assert base["robust_accuracy"] == 1 / 4  # e2 alone is right under both
+    assert base["drop"] == 0 and base["retention"] == 1
+
+
+def test_ids_of_two_sources_do_not_pair():
+    rows = [
+        record(),
+        record(source="other", condition="wrong_caption", **WRONG),
+    ]
+    assert summary(rows)["warm-start", "wrong_caption"]["drop"] is None
+
+
+def test_the_interval_is_over_clusters():
+    rows = [
+        record(example=f"e{i}", cluster=f"i{i // 10}", **(WRONG if i < 30 else {}))
+        for i in range(60)
+    ]
+    got = summary(rows)["warm-start", "base"]
+    assert got["n"] == 60 and got["clusters"] == 6
+    assert got["accuracy_lo"] < 0.2 and got["accuracy_hi"] > 0.8
+
+
+def test_rows_come_base_first_and_otherwise_in_order():
+    rows = [
+        record(recipe=r, step=s, condition=c)
+        for r, s in [("b", 9), ("b", 10), ("a", 5)]
+        for c in ("zoo", "base", "alpha")
+    ]
+    table = pa.Table.from_pylist([r._asdict() for r in rows], schema=records.SCHEMA)
+    got = [(r["recipe"], r["step"], r["condition"]) for r in records.summarise(table)]
+    want = [("b", 9), ("b", 10), ("a", 5)]
+    assert got == [(r, s, c) for r, s in want for c in ("base", "zoo", "alpha")]
+
+
+def test_no_rows_no_summary():
+    assert records.summarise(records.SCHEMA.empty_table()) == []

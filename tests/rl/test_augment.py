@@ -1,0 +1,78 @@
+"""Augmentation: distribution, stability, bad mixes."""
+
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+from scipy import stats
+
+from vlmrl.perturb import ORDER
+from vlmrl.rl.augment import MIX, check, choose
+from vlmrl.types import UserError
+
+
+def test_the_papers_mix():
+    assert MIX == dict.fromkeys(
+        ["correct_think", "wrong_think", "correct_caption", "wrong_caption"], 0.1
+    )
+
+
+def test_shares_are_those_of_the_mix():
+    n = 20_000
+    counts = Counter(choose(f"scenes/{i}", 0) for i in range(n))
+    want = {**MIX, "base": 0.6}
+    observed = [counts[name] for name in want]
+    assert sum(observed) == n
+    # A fixed draw: it is either a good hash or not; 1e-3 is no flake.
+    test = stats.chisquare(observed, [share * n for share in want.values()])
+    assert test.pvalue > 1e-3
+
+
+def test_seeds_are_independent():
+    n = 5_000
+    pairs = Counter((choose(str(i), 0), choose(str(i), 1)) for i in range(n))
+    both = pairs["base", "base"] / n
+    assert abs(both - 0.36) < 4 * (0.36 * 0.64 / n) ** 0.5
+
+
+def test_same_in_another_process_and_in_any_order_of_the_mix():
+    ids = [f"id-{i} ü" for i in range(50)]
+    here = [choose(i, 7) for i in ids]
+    assert [choose(i, 7, dict(reversed(MIX.items()))) for i in ids] == here
+    code = (
+        "from vlmrl.rl.augment import choose\n"
+        "print(*[choose(f'id-{i} ü', 7) for i in range(50)])"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split() == here
+
+
+def test_whole_and_empty_mixes():
+    ids = map(str, range(200))
+    assert {choose(i, 0, {}) for i in ids} == {"base"}
+    names = [name for name in ORDER if name != "base"]
+    tenths = dict.fromkeys(names[:10], 0.1)  # sums to 0.9999999999999999
+    thirds = dict.fromkeys(names[:3], 1 / 3)
+    for mix in (tenths, thirds, {"no_cot": 1.0}, {"no_cot": 1}):
+        check(mix)
+        assert "base" not in {choose(str(i), 0, mix) for i in range(500)}
+
+
+@pytest.mark.parametrize(
+    ("mix", "named"),
+    [
+        ({"no_cot": 0.6, "wrong_think": 0.6}, "mix: shares sum to 1.2"),
+        ({"base": 0.5, "no_cot": -0.1}, "mix.no_cot"),
+        ({"no_cot": float("nan")}, "mix.no_cot"),
+        ({"no_cot": "0.1"}, "mix.no_cot"),
+        ({"no_cot": True}, "mix.no_cot"),
+        ({"wrong_thnik": 0.1}, "mix: unknown condition 'wrong_thnik'"),
+    ],
+)
+def test_bad_mixes_name_the_field(mix, named):
+    with pytest.raises(UserError, match=named) as error:
+        choose("x", 0, mix)
+    assert "\n" not in str(error.value)

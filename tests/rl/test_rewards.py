@@ -1,0 +1,175 @@
+"""Rewards: values by hand, verdicts, and adversaries through the real parser."""
+
+import pytest
+
+from vlmrl.prompts import Parsed, parse
+from vlmrl.rl.rewards import (
+    JUDGED,
+    REWARDS,
+    VERDICTS,
+    Reward,
+    accuracy_reward,
+    additive_reward,
+    format_reward,
+    gated_reward,
+    grpo_reward,
+    parts,
+)
+from vlmrl.types import Mean, UserError
+
+OPTIONS = ("two", "three", "four", "five")
+RIGHT = Parsed("I count three.", "B", 1, True, True)
+WRONG = RIGHT._replace(answer="A", option=0)
+SLOPPY = RIGHT._replace(strict=False)  # right, but not in the format
+NOTHING = Parsed(None, None, -1, False, False)
+
+
+def test_grpo_reward_by_hand():
+    assert grpo_reward(RIGHT, 1) == Reward(1.1, 1, 1, None)
+    assert grpo_reward(WRONG, 1) == Reward(0.1, 1, 0, None)
+    assert grpo_reward(SLOPPY, 1) == Reward(1.0, 0, 1, None)
+    assert grpo_reward(NOTHING, 1) == Reward(0.0, 0, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "gate", "part"),
+    [
+        ("consistent", 1, 1.0),
+        ("inconsistent", 0, 0.0),
+        ("undecided", 0, 0.0),
+        ("not_applicable", 1, None),
+    ],
+)
+def test_gate_by_hand(verdict, gate, part):
+    assert gated_reward(RIGHT, 1, verdict) == Reward(1.1 * gate, 1, 1, part)
+    assert gated_reward(WRONG, 1, verdict) == Reward(0.1 * gate, 1, 0, part)
+    assert gated_reward(NOTHING, 1, verdict).total == 0
+
+
+@pytest.mark.parametrize(
+    ("verdict", "bonus"),
+    [("consistent", 1), ("inconsistent", 0), ("undecided", 0), ("not_applicable", 0)],
+)
+def test_additive_by_hand(verdict, bonus):
+    got = [additive_reward(p, 1, verdict).total for p in (RIGHT, WRONG)]
+    assert got == [1.1 + 0.5 * bonus, 0.1 + 0.5 * bonus]
+    assert additive_reward(WRONG, 1, verdict, weight=0.25).total == 0.1 + 0.25 * bonus
+
+
+def test_order_of_the_rewards():
+    """Being right is worth more than agreeing; the gate wants both."""
+    faithful_wrong = additive_reward(WRONG, 1, "consistent").total
+    unfaithful_right = additive_reward(RIGHT, 1, "inconsistent").total
+    assert unfaithful_right > faithful_wrong
+    assert gated_reward(WRONG, 1, "consistent").total > 0
+    assert gated_reward(RIGHT, 1, "inconsistent").total == 0
+
+
+@pytest.mark.parametrize("name", sorted(REWARDS))
+def test_the_dict_has_one_signature(name):
+    for verdict in VERDICTS:
+        got = REWARDS[name](RIGHT, 1, verdict)
+        assert isinstance(got, Reward)
+        assert (got.format, got.correct) == (1, 1)
+    if name in JUDGED:
+        with pytest.raises(UserError, match=f"'{name}' needs a judge"):
+            REWARDS[name](RIGHT, 1, None)
+    else:
+        REWARDS[name](RIGHT, 1, None)
+    with pytest.raises(UserError, match="verdict: got 'Consistent'"):
+        REWARDS[name](RIGHT, 1, "Consistent")
+
+
+def test_no_answer_is_never_right():
+    assert accuracy_reward(NOTHING, 0) == 0
+    with pytest.raises(UserError, match="answer: got -1"):
+        accuracy_reward(NOTHING, -1)
+
+
+def test_parts_are_means_and_skip_what_was_not_judged():
+    rewards = [
+        gated_reward(RIGHT, 1, "consistent"),
+        gated_reward(WRONG, 1, "undecided"),
+        gated_reward(RIGHT, 1, "not_applicable"),
+    ]
+    got = parts(rewards)
+    assert got["format"] == Mean(3.0, 3)
+    assert got["correct"] == Mean(2.0, 3)
+    assert got["consistent"] == Mean(1.0, 2)
+    assert got["total"].sum == pytest.approx(2.2)
+    assert parts([]) == dict.fromkeys(Reward._fields, Mean(0.0, 0))
+
+
+# -- adversaries: what a policy may write to be paid without answering. The right answer
+# is B everywhere; `format` and `correct` are what must be paid.
+
+PAID = [
+    ("<think>I count three.</think><answer>B</answer>", 1, 1),
+    (" <think>I count three.</think>\n<answer> B. three </answer>\n", 1, 1),
+    ("<think>I count three.</think><answer>three</answer>", 1, 1),
+    ("<think></think><answer>B</answer>", 1, 1),  # short thinking is no format error
+]
+UNPAID = [
+    "",
+    " \n",
+    "<think>",
+    "B",
+    "three",
+    "The answer is B.",
+    "<answer>B",
+    "<think>B</think>",
+    "<think><answer>B</answer></think>",  # answer only in the think
+    "<think>So the answer is B.",
+    "<think>So it is B.</think>B",
+    "<answer><answer>B</answer></answer>",
+    "<think>x</think></answer>B<answer>",
+    "<Think>x</Think><Answer>B</Answer>",
+    "＜think＞x＜/think＞＜answer＞B＜/answer＞",
+    "<answer>A</answer><answer>B</answer><answer>C</answer><answer>D</answer>",
+    "<think>x</think><answer>A</answer> or <answer>B</answer>",
+]
+FORMAT_ONLY = [
+    "<think>x</think><answer></answer>",
+    "<think>x</think><answer>ABCD</answer>",
+    "<think>x</think><answer>A B C D</answer>",
+    "<think>x</think><answer>A, B, C, D</answer>",
+    "<think>x</think><answer>A or B</answer>",
+    "<think>x</think><answer>B B</answer>",
+    "<think>x</think><answer>b</answer>",
+    "<think>x</think><answer>В</answer>",  # Cyrillic Ve
+    "<think>x</think><answer>Β</answer>",  # Greek Beta
+    "<think>x</think><answer>Ｂ</answer>",  # full width
+    "<think>x</think><answer>𝐁</answer>",  # mathematical bold
+    "<think>x</think><answer>B\u200b</answer>",  # zero-width space
+    "<think>x</think><answer>B. two</answer>",
+    "<think>x</think><answer>2</answer>",
+    "<think>B B B B</think><answer>E</answer>",
+    "<think>three</think><answer>not three</answer>",
+    "<think>reasoning process here</think><answer>answer here</answer>",  # the prompt's
+    "<think>x</think><answer>A. two\nB. three\nC. four\nD. five</answer>",  # options
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "form", "correct"),
+    [
+        *PAID,
+        *((text, 0, 0) for text in UNPAID),
+        *((text, 1, 0) for text in FORMAT_ONLY),
+    ],
+)
+def test_adversaries(text, form, correct):
+    parsed = parse(text, OPTIONS)
+    assert (format_reward(parsed), accuracy_reward(parsed, 1)) == (form, correct)
+    for verdict in VERDICTS:
+        top = 0.1 * form + 1.0 * correct
+        assert grpo_reward(parsed, 1, verdict).total == top
+        assert gated_reward(parsed, 1, verdict).total <= top
+
+
+def test_an_example_of_the_format_before_the_answer_is_not_strict():
+    """Echoing the prompt's example neither hides nor replaces the answer."""
+    echo = "<think>reasoning process here</think><answer>answer here</answer>"
+    real = "<think>I count three.</think><answer>B</answer>"
+    assert grpo_reward(parse(echo + real, OPTIONS), 1).total == 0
+    assert grpo_reward(parse(real + " " + real, OPTIONS), 1).format == 0

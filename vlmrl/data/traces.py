@@ -1,0 +1,87 @@
+"""Supervised targets for the warm start on `scenes`.
+
+A completion is `<think>` + text + `</think>\\n<answer>B</answer>`. The text is brief
+(the conclusion alone) or careful (the reference CoT, a small step per sentence). As
+real data do, some examples hold a true caption or a started true think, ask for the
+answer at once or offer "I'm not sure"; nothing here misleads.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vlmrl.data import scenes
+from vlmrl.data.drawing import Scene
+from vlmrl.types import Example
+
+UNSURE = "I'm not sure"
+
+
+def describe(scene: Scene) -> str:
+    """Every object in reading order, then which of an overlapping pair is in front."""
+    found = sorted(scene.objects, key=lambda o: (o.row, o.column))
+    lines = [
+        f"a {o.size} {o.colour} {o.shape} is in {scenes.row(o)} {scenes.column(o)}"
+        for o in found
+    ]
+    if scene.overlap:
+        far, near = (scene.objects[i] for i in scene.overlap)
+        lines.append(f"{scenes.name(near)} is in front of {scenes.name(far)}")
+    return " ".join(map(scenes.sentence, lines))
+
+
+def described(scene: Scene) -> tuple[Example, str]:
+    """The auxiliary item 'Describe the picture.', without options, and its target."""
+    example = scenes.picture(scene, "describe", "Describe the picture.")
+    return example, describe(scene)
+
+
+def _sentences(text: str) -> list[str]:
+    return [part.rstrip(".") + "." for part in text.split(". ")]
+
+
+def supervised(
+    example: Example,
+    rng: np.random.Generator,
+    *,
+    brief: float = 0.55,
+    caption: float = 0.12,
+    started: float = 0.12,
+    direct: float = 0.08,
+    abstain: float = 0.05,
+) -> tuple[Example, str]:
+    """(the example in a context, what the assistant writes after its prefill).
+
+    `brief` is the share of one-sentence thinks; `caption`, `started`, `direct` and
+    `abstain` are the shares of the contexts, at most one per example. A started think
+    is the first sentences, possibly all, of the text the model would have written, or
+    of the right think where that is a bare conclusion. A direct answer opens before the
+    tag's `>`, which tokenizers of the family join to the letter.
+    """
+    steps = _sentences(example.trace)
+    short = rng.random() < brief
+    text = steps[-1:] if short else steps
+    letter = chr(ord("A") + example.answer)
+    end = f"</think>\n<answer>{letter}</answer>"
+    edges = np.cumsum([caption, started, direct, abstain])
+    context = int(np.searchsorted(edges, rng.random(), side="right"))
+    if context == 0:
+        words = scenes.sentence(example.statements[example.answer])
+        example = example._replace(condition="correct_caption", caption=words)
+    elif context == 1:
+        text = _sentences(example.thinks[example.answer]) if short else text
+        given = int(rng.integers(1, len(text) + 1))
+        example = example._replace(
+            condition="correct_think", prefill="<think>" + " ".join(text[:given])
+        )
+        return example, "".join(" " + part for part in text[given:]) + end
+    elif context == 2:
+        example = example._replace(condition="no_cot", direct=True, prefill="<answer")
+        return example, f">{letter}</answer>"
+    elif context == 3:
+        example = example._replace(
+            condition="abstain+base",
+            options=(*example.options, UNSURE),
+            abstain=len(example.options),
+        )
+    return example, "<think>" + " ".join(text) + end

@@ -1,0 +1,1 @@
+"""One prefix, many branches: attention over a chain of segments, generation, scoring."""

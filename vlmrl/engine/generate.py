@@ -1,0 +1,194 @@
+"""Sampling: a `while_loop` over a chain whose last link, the branch's own, grows in place.
+
+Axis letters: N groups, G branches, B = N * G rows, T tokens, V vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vlmrl.engine.chain import Chain, extend
+from vlmrl.engine.logprobs import entropy, logits, policy
+from vlmrl.models.api import Model, Segment
+from vlmrl.types import Array, Rollout
+
+
+class Sampling(NamedTuple):
+    """How tokens are drawn. temperature 0 is greedy; top_k 0 and top_p 1 cut nothing."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+class Stops(NamedTuple):
+    """When a row ends, and what it may never write; made once per tokenizer."""
+
+    table: Array  # int16[V, A]: automaton over decoded bytes, advanced by whole tokens
+    hits: Array  # uint8[V, A]: bit set where a stop string ends inside the token
+    end: Array  # bool[V]: end tokens
+    banned: Array  # bool[V]: vision and pad tokens
+
+
+def stable_hash(text: str) -> int:
+    """31 bits of sha256: the same in every process and run."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+
+
+def branch_keys(seed: int, use: str, step: int, ids: list[str], samples: int):
+    """One key per branch, uint32[N * samples, 2], folded from (seed, use, step, stable
+    hash of the id, sample): results do not depend on batch order, batch size or hosts.
+    The id of an evaluation row names its example and its condition.
+    """
+    base = jax.random.fold_in(jax.random.key(seed), stable_hash(use))
+    base = jax.random.fold_in(base, step)
+    hashes = np.array([stable_hash(i) for i in ids], np.uint32)
+
+    @jax.jit
+    def fold(base, hashes):
+        rows = jax.vmap(lambda h: jax.random.fold_in(base, h))(hashes)
+        fold_sample = jax.vmap(jax.random.fold_in, (None, 0))
+        keys = jax.vmap(fold_sample, (0, None))(rows, jnp.arange(samples))
+        return jax.random.key_data(keys).reshape(-1, 2)
+
+    return fold(base, hashes)
+
+
+def truncate(logp, sampling: Sampling):
+    """Keep the top_k most likely ids and the smallest set of mass ≥ top_p, renormalised.
+
+    Args:
+      logp: float32[B, V], normalised.
+    Returns:
+      float32[B, V] with −∞ outside the kept set.
+    """
+    size = logp.shape[-1]
+    if sampling.top_k and sampling.top_k < size:
+        least = jax.lax.top_k(logp, sampling.top_k)[0][:, -1:]
+        logp = jax.nn.log_softmax(jnp.where(logp < least, -jnp.inf, logp), axis=-1)
+    if sampling.top_p < 1:
+        order = jnp.sort(logp, axis=-1, descending=True)
+        mass = jnp.cumsum(jnp.exp(order), axis=-1)
+        # the first id that reaches the mass is kept as well
+        last = jnp.sum(mass < sampling.top_p, axis=-1, keepdims=True)
+        least = jnp.take_along_axis(order, jnp.minimum(last, size - 1), axis=-1)
+        logp = jax.nn.log_softmax(jnp.where(logp < least, -jnp.inf, logp), axis=-1)
+    return logp
+
+
+def generate(
+    model: Model,
+    params,
+    chain: Chain,
+    keys,
+    stops: Stops,
+    *,
+    max_tokens: int,
+    sampling: Sampling,
+    **options,
+) -> tuple[Rollout, Chain]:
+    """Sample B = keys.shape[0] rows behind a chain of b rows, B / b branches of each.
+
+    A row ends when a stop string is complete in its decoded bytes or at an end token;
+    the loop ends when every row has, or at max_tokens. Recorded log-probs are those of
+    the distribution sampled from (temperature, bans and truncation included).
+
+    Returns:
+      the Rollout, and the chain with the rows' own link (all their tokens read).
+    """
+    rows = keys.shape[0]
+    fold = rows // chain.next.shape[0]
+    head = model.head(params)
+    dtype = chain.hidden.dtype
+    like = chain.links[-1].k
+    own_shape = (like.shape[0], rows, max_tokens, *like.shape[3:])
+    chain = chain._replace(
+        hidden=jnp.repeat(chain.hidden, fold, axis=0),
+        next=jnp.repeat(chain.next, fold),
+    )
+
+    class State(NamedTuple):
+        t: Array
+        rollout: Rollout
+        k: Array  # [L, B, T, K, H], written in place
+        v: Array
+        hidden: Array  # dtype[B, D]
+        automaton: Array  # int32[B]
+        done: Array  # bool[B]
+
+    def draw(raw, t):
+        logp = policy(raw, sampling.temperature, stops.banned)
+        if sampling.temperature == 0:
+            ids = jnp.argmax(logp, axis=-1)
+        else:
+            logp = truncate(logp, sampling)
+            fold_token = jax.vmap(lambda k: jax.random.fold_in(k, t))
+            token_keys = fold_token(jax.random.wrap_key_data(keys))
+            ids = jax.vmap(jax.random.categorical)(token_keys, logp)
+        chosen = jnp.take_along_axis(logp, ids[:, None], axis=-1)[:, 0]
+        return ids.astype(jnp.int32), chosen
+
+    def step(s: State) -> State:
+        raw = logits(s.hidden, head)
+        ids, logp = draw(raw, s.t)
+        live = ~s.done
+        ended = stops.end[ids] | (stops.hits[ids, s.automaton] != 0)
+        r = s.rollout
+
+        def put(array, value):
+            column = jnp.where(live, value, jnp.zeros_like(value)).astype(array.dtype)
+            return jax.lax.dynamic_update_slice(array, column[:, None], (0, s.t))
+
+        r = Rollout(
+            put(r.tokens, ids),
+            put(r.logprobs, logp),
+            put(r.entropy, entropy(raw)),
+            put(r.mask, live),
+            r.stopped | (live & ended),
+        )
+        own_mask = jnp.broadcast_to(jnp.arange(max_tokens) < s.t, (rows, max_tokens))
+        links = (*chain.links, Segment(s.k, s.v, own_mask))
+        here = Chain(links, s.hidden, chain.next + s.t)
+        one = jnp.ones((rows, 1), bool)
+        _, after = extend(model, params, here, ids[:, None], one, **options)
+        new, at = after.links[-1], (0, 0, s.t, 0, 0)
+        return State(
+            s.t + 1,
+            r,
+            jax.lax.dynamic_update_slice(s.k, new.k, at),
+            jax.lax.dynamic_update_slice(s.v, new.v, at),
+            after.hidden,
+            stops.table[ids, s.automaton].astype(jnp.int32),
+            s.done | ended,
+        )
+
+    def empty(kind):
+        return jnp.zeros((rows, max_tokens), kind)
+
+    nothing = Rollout(
+        empty(jnp.int32),
+        empty(jnp.float32),
+        empty(jnp.float32),
+        empty(bool),
+        jnp.zeros(rows, bool),
+    )
+    first = State(
+        jnp.int32(0),
+        nothing,
+        jnp.zeros(own_shape, dtype),
+        jnp.zeros(own_shape, dtype),
+        chain.hidden,
+        jnp.zeros(rows, jnp.int32),
+        jnp.zeros(rows, bool),
+    )
+    last = jax.lax.while_loop(
+        lambda s: (s.t < max_tokens) & ~jnp.all(s.done), step, first
+    )
+    own = Segment(last.k, last.v, last.rollout.mask)
+    after = chain.next + last.rollout.mask.sum(-1, dtype=jnp.int32)
+    return last.rollout, Chain((*chain.links, own), last.hidden, after)

@@ -1,0 +1,53 @@
+"""Log-probs of branches, with gradients: prefix and branches in one pass over the layers.
+
+Axis letters: N groups, G branches, B = N * G rows, T tokens.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from vlmrl.engine.attention import attend
+from vlmrl.engine.chain import last_valid, levels_of, next_position, text_tokens
+from vlmrl.engine.logprobs import token_logprobs
+from vlmrl.models.api import Model
+from vlmrl.types import Group, Rollout
+
+
+def completions(group: Group, rollout: Rollout) -> Group:
+    """The group with its rollouts as branches; it must have had none (a rollout's
+    prompt is its whole prefix)."""
+    start = next_position(group.prefix)
+    start = jnp.repeat(start, rollout.tokens.shape[0] // start.shape[0])
+    return group._replace(branches=text_tokens(rollout.tokens, rollout.mask, start))
+
+
+def score(
+    model: Model, params, group: Group, *, temperature=1.0, banned=None, **options
+):
+    """log p(token | everything before it) for every branch token.
+
+    The first token of a branch is predicted by the last valid token of the prefix, the
+    others by their own branch. Vision tower and prefix run once per group, forward and
+    backward.
+
+    Args:
+      temperature, banned: of the scored distribution (`logprobs.policy`).
+      options: dtype, remat, unroll (see the family's `layers`).
+    Returns:
+      (logprobs float32[B, T], entropy float32[B, T]); what lies under False of
+      `group.branches.mask` is meaningless.
+    """
+    dtype = options.pop("dtype", None)
+    levels = levels_of(model, params, group, dtype=dtype, **options)
+    (before, own), _ = model.layers(params, levels, (), attend, **options)
+    first = last_valid(before, group.prefix.mask)
+    first = jnp.repeat(first, own.shape[0] // first.shape[0], axis=0)
+    hidden = jnp.concatenate([first[:, None], own[:, :-1]], axis=1)
+    return token_logprobs(
+        hidden,
+        model.head(params),
+        group.branches.ids,
+        temperature=temperature,
+        banned=banned,
+    )

@@ -1,0 +1,261 @@
+"""One-pass evaluation: one jitted program that reads, generates and scores.
+
+N items, each an image under V conditions, each with K samples. The chain has four
+links: image and shared prompt → a condition's text → a sample → probes. Every link is
+computed once; the blind re-reading has a chain of its own, without an image.
+
+Rows: c = N * V condition rows, B = N * V * K sample rows, in that order. C options, T
+sampled tokens, R sighted probes, J bridges (`tags.Letters`), F tokens of an opening.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vlmrl.engine.chain import Chain, extend, prefill
+from vlmrl.engine.generate import Sampling, generate
+from vlmrl.engine.logprobs import id_logprobs
+from vlmrl.eval.tags import TagTables, find
+from vlmrl.models.api import Model
+from vlmrl.types import Array, Group, Rollout, Scores, Tokens
+
+# What the assistant turn already holds where sampling starts.
+NOTHING, THINKING, THOUGHT, ANSWERING = range(4)
+
+
+class Rows(NamedTuple):
+    """Facts of every condition row, from the host; c = N * V."""
+
+    stage: Array  # int32[c]: NOTHING, THINKING, THOUGHT or ANSWERING
+    options: Array  # bool[c, C]: the options this row has
+    answer: Array  # int32[c]
+    suggested: Array  # int32[c], -1 if none
+    last: Array  # int32[c]: the prompt's last token id
+
+
+class Reading(NamedTuple):
+    """Where a sample's think and answer are, in its own tokens; B rows."""
+
+    think: Array  # bool[B, T]: sampled tokens of the think
+    natural: Array  # bool[B]
+    closed: Array  # bool[B]: the think is closed (by the sample or in the prompt)
+    kind: Array  # int32[B]: 0 replay the last token, 1 open, 2 close and open
+    cut: Array  # int32[B]: own tokens before the answer probe
+    stripped: Array  # int32[B]: own tokens before the think's last sentence
+    start: Array  # int32[B]: first think token
+
+
+def read(tables: TagTables, rollout: Rollout, stage) -> Reading:
+    """Find the think and the answer opening of every sample; `stage` int32[B]."""
+    tokens, mask = rollout.tokens, rollout.mask
+    length = tokens.shape[1]
+    steps = jnp.arange(length)
+    opened = find(tables.think, tables.size, tokens, mask)
+    close = find(tables.close, tables.size, tokens, mask)
+    closes = close.found & (stage < THOUGHT)
+    closed = closes | (stage >= THOUGHT)
+    after = jnp.where(closes, close.index, jnp.where(stage >= THOUGHT, -1, length))
+    answer = find(tables.answer, tables.size, tokens, mask, after)
+    natural = (closed & answer.exact) | (stage == ANSWERING)
+
+    written = mask & ~tables.end[tokens]
+    total = written.sum(-1)
+    sizes = jnp.where(mask, tables.size[tokens], 0)
+    begins = jnp.cumsum(sizes, -1) - sizes
+    start = jnp.where(stage == THINKING, 0, opened.index + 1)
+    start = jnp.where(stage >= THOUGHT, length, start)
+    stop = jnp.where(closes, close.byte, sizes.sum(-1))
+    think = written & (steps >= start[:, None]) & (begins < stop[:, None])
+
+    # Replaying the token before the cut gives the distribution after it again.
+    kind = jnp.where(natural, 0, jnp.where(closed, 1, 2))
+    cut = jnp.where(closes, close.index + 1, jnp.where(closed, 0, total))
+    cut = jnp.where(natural & (stage != ANSWERING), answer.index, cut)
+
+    # The think's last sentence: after the last sentence end that a word still follows.
+    last_word = jnp.max(jnp.where(think & tables.word[tokens], steps, -1), -1)
+    ends = think & tables.sentence[tokens] & (steps < last_word[:, None])
+    first = jnp.minimum(start, total)
+    stripped = jnp.max(jnp.where(ends, steps + 1, first[:, None]), -1)
+    return Reading(think, natural, closed, kind, cut, stripped, start)
+
+
+def openings(tables: TagTables, kind, replay) -> tuple[Array, Array, Array]:
+    """Probe rows: an answer opening followed by each bridge.
+
+    Args:
+      kind: int32[n] (see Reading.kind); replay: int32[n], the token of kind 0.
+    Returns:
+      ids int32[n * J, F + 1], mask of the same shape, length of the opening int32[n * J].
+    """
+    full, short, bridges = tables.closing, tables.opening, tables.letters.bridges
+    width = full.shape[0] + 1
+
+    def padded(ids):
+        return jnp.pad(ids, (0, width - ids.shape[0]))
+
+    texts = jnp.stack([jnp.zeros_like(padded(full)), padded(short), padded(full)])
+    sizes = jnp.array([1, short.shape[0], full.shape[0]])
+    ids, size = texts[kind], sizes[kind]
+    ids = ids.at[:, 0].set(jnp.where(kind == 0, replay, ids[:, 0]))
+    count = bridges.shape[0]
+    ids, size = jnp.repeat(ids, count, 0), jnp.repeat(size, count, 0)
+    steps = jnp.arange(width)
+    at = steps == size[:, None]
+    ids = jnp.where(at, jnp.tile(bridges, kind.shape[0])[:, None], ids)
+    return ids, steps <= size[:, None], size
+
+
+def letter_mass(model: Model, params, tables: TagTables, hidden, size) -> Array:
+    """log P(the answer's letter is c), float32[n, C]: what one token writes at once plus
+    what goes through each bridge; not renormalised.
+
+    Args:
+      hidden: dtype[n * J, F + 1, D] over the rows of `openings`; size: int32[n * J].
+    """
+    letters = tables.letters
+    count, options = letters.bridges.shape[0], letters.direct.shape[0]
+    head = model.head(params)
+
+    def at(index):
+        return jnp.take_along_axis(hidden, index[:, None, None], axis=1)[:, 0]
+
+    def summed(logp, ids):
+        logp = jnp.where(ids.reshape(-1) < 0, -jnp.inf, logp)
+        return jax.nn.logsumexp(logp.reshape(-1, *ids.shape), axis=-1)
+
+    wanted = jnp.concatenate([letters.bridges, letters.direct.reshape(-1)])
+    first = id_logprobs(at(size - 1)[::count], head, jnp.maximum(wanted, 0))
+    bridge = first[:, :count]
+    direct = summed(first[:, count:], letters.direct)
+    second = id_logprobs(at(size), head, jnp.maximum(letters.second.reshape(-1), 0))
+    second = summed(second, letters.second).reshape(-1, count, options)
+    through = bridge[..., None] + second
+    return jax.nn.logsumexp(jnp.concatenate([direct[:, None], through], 1), axis=1)
+
+
+def evaluate(
+    model: Model,
+    params,
+    group: Group,
+    blind: Tokens,
+    rows: Rows,
+    keys,
+    tables: TagTables,
+    *,
+    max_tokens: int,
+    sampling: Sampling,
+    probe_every: int,
+    probes: int,
+    **options,
+) -> tuple[Rollout, Scores]:
+    """Generate under every condition and score what was generated.
+
+    Args:
+      group: prefix [N, S], branches [N * V, T'] (the conditions' texts), images.
+      blind: int32[N * V, S'], the same prompts without images.
+      keys: uint32[B, 2], B / (N * V) samples of each condition row.
+      probe_every, probes: a sighted probe after every k think tokens, R at most.
+      options: dtype, unroll (see the family's `layers`).
+    """
+    chain = prefill(model, params, group, **options)
+    rollout, own = generate(
+        model, params, chain, keys, tables.stops,
+        max_tokens=max_tokens, sampling=sampling, **_run(options),
+    )  # fmt: skip
+    samples = keys.shape[0] // rows.stage.shape[0]
+    rows = jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), rows)
+    text = read(tables, rollout, rows.stage)
+
+    # The answer probe, then the sighted ones: n = B * (1 + R) openings.
+    each = 1 + probes
+    marks = text.start[:, None] + probe_every * (1 + jnp.arange(probes))
+    think_end = jnp.where(text.think, jnp.arange(max_tokens) + 1, 0).max(-1)
+    sighted_mask = marks < think_end[:, None]
+    cuts = jnp.concatenate([text.cut[:, None], jnp.minimum(marks, max_tokens)], 1)
+    kinds = jnp.concatenate([text.kind[:, None], jnp.full_like(marks, 2)], 1)
+    mass = _probe(
+        model, params, tables, own, rows, rollout, kinds.reshape(-1),
+        cuts.reshape(-1), each, jnp.repeat(chain.next, samples), options,
+    ).reshape(-1, each, rows.options.shape[1])  # fmt: skip
+    answer, option_mass = _renormalise(mass[:, 0], rows.options)
+    sighted, _ = _renormalise(mass[:, 1:], rows.options[:, None])
+
+    # Blind: the same think behind the same prompt, no image.
+    reader = prefill(model, params, Group(blind, None, None), **options)
+    _, reread = extend(
+        model, params, reader, rollout.tokens, rollout.mask, **_run(options)
+    )
+    cuts = jnp.stack([text.cut, text.stripped], 1)
+    kinds = jnp.stack([text.kind, jnp.full_like(text.kind, 2)], 1)
+    mass = _probe(
+        model, params, tables, reread, rows, rollout, kinds.reshape(-1),
+        cuts.reshape(-1), 2, jnp.repeat(reader.next, samples), options,
+    ).reshape(-1, 2, rows.options.shape[1])  # fmt: skip
+    reread_letters, _ = _renormalise(mass, rows.options[:, None])
+
+    p = jnp.exp(answer)
+
+    def of(index):
+        picked = jnp.take_along_axis(p, jnp.maximum(index, 0)[:, None], 1)[:, 0]
+        return jnp.where(index >= 0, picked, 0)
+
+    count = text.think.sum(-1)
+    spread = jnp.where(text.think, rollout.entropy, 0).sum(-1)
+    return rollout, Scores(
+        letters=answer,
+        entropy=-jnp.sum(jnp.where(p > 0, p * answer, 0), -1),
+        p_correct=of(rows.answer),
+        p_suggested=of(rows.suggested),
+        option_mass=option_mass,
+        natural=text.natural,
+        truncated=~text.closed & ~rollout.stopped,
+        think_entropy=spread / jnp.maximum(count, 1),
+        think_tokens=count.astype(jnp.int32),
+        sighted=sighted,
+        sighted_mask=sighted_mask,
+        blind=reread_letters,
+    )
+
+
+def _probe(
+    model, params, tables, chain: Chain, rows: Rows, rollout, kind, cut, each, start,
+    options,
+):  # fmt: skip
+    """Letter masses after `cut` own tokens of each sample; n = B * each rows.
+
+    `start` int32[B] is the position of the samples' first token in this chain.
+    """
+    count = tables.letters.bridges.shape[0]
+    wide = jax.tree.map(lambda x: jnp.repeat(x, each, axis=0), rows)
+    own = jnp.repeat(rollout.tokens, each, axis=0)
+    replay = jnp.take_along_axis(
+        own, jnp.minimum(cut, own.shape[1] - 1)[:, None], axis=1
+    )[:, 0]
+    # An answer opened in the prompt itself: replay the prompt's last token instead.
+    behind = (wide.stage == ANSWERING) & (kind == 0)
+    replay = jnp.where(behind, wide.last, replay)
+    ids, mask, size = openings(tables, kind, replay)
+    prompt = chain.links[-2].mask.sum(-1)
+    prompt = jnp.repeat(prompt, cut.shape[0] // prompt.shape[0])
+    limits = [None] * (len(chain.links) - 2)
+    limits += [prompt - behind, cut]
+    limits = tuple(x if x is None else jnp.repeat(x, count) for x in limits)
+    begin = jnp.repeat(start, each) + cut - behind
+    here = chain._replace(next=jnp.repeat(begin, count))
+    hidden, _ = extend(model, params, here, ids, mask, limits, **_run(options))
+    return letter_mass(model, params, tables, hidden, size)
+
+
+def _renormalise(mass, valid):
+    """(log-probs over the valid options, their mass before renormalising)."""
+    mass = jnp.where(valid, mass, -jnp.inf)
+    total = jax.nn.logsumexp(mass, axis=-1)
+    return mass - total[..., None], jnp.exp(total)
+
+
+def _run(options):
+    return {k: v for k, v in options.items() if k != "dtype"}

@@ -1,0 +1,158 @@
+"""What the evaluation kernel must know of a tokenizer: tags, sentences and letters.
+
+Tags are matched on decoded bytes. Letters are counted wherever they may stand: with
+Qwen's tokenizer the answer opens with `<`, `answer`, and the next token may be `>A` at
+once, or `>` and then `A` or ` A`, or `>(` and then `A`. `<answer` is the stable
+boundary that all of these continue.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vlmrl.automata import automaton
+from vlmrl.engine.generate import Stops
+from vlmrl.tokens import Processor
+from vlmrl.types import Array, UserError
+
+OPENING = "<answer"
+CLOSING = "</think>\n"
+END = "</answer>"
+
+
+class Tag(NamedTuple):
+    """Automaton of one tag; its state is the number of bytes matched so far."""
+
+    table: Array  # int16[V, A]
+    hits: Array  # uint8[V, A]
+    ends: Array  # uint8[V, A]
+
+
+class Letters(NamedTuple):
+    """Ids that write an option's letter after `<answer`; −1 pads."""
+
+    direct: Array  # int32[C, m]: `>A` and its like, one token
+    bridges: Array  # int32[J]: `>`, `>(`: tokens after which a letter may come
+    second: Array  # int32[C, m']: `A`, ` A`, ...: after a bridge
+
+
+class TagTables(NamedTuple):
+    """Device tables of one tokenizer."""
+
+    stops: Stops  # for the sampler: `</answer>`
+    think: Tag
+    close: Tag
+    answer: Tag
+    size: Array  # int32[V]: bytes of each token
+    sentence: Array  # bool[V]: ends with . ! ? or a line break
+    word: Array  # bool[V]: holds a letter or digit
+    end: Array  # bool[V]: end tokens
+    closing: Array  # int32[F]: ids of `</think>\n<answer`
+    opening: Array  # int32[F']: ids of `<answer`
+    letters: Letters
+
+
+def make_tables(processor: Processor, options: int) -> TagTables:
+    """Tables for items of at most `options` options.
+
+    Raises:
+      UserError: more than 26 options, or the tokenizer cannot write the letters.
+    """
+    if options > 26:
+        raise UserError(f"options: {options} of them, but there are only 26 letters")
+    texts = [b.decode("utf-8", "replace") for b in processor.token_bytes]
+
+    def flags(test):
+        return np.array([bool(test(t)) for t in texts])
+
+    def ids(text):
+        return np.array(processor.tokenizer.encode(text), np.int32)
+
+    def tag(text):
+        found = automaton(processor.token_bytes, (text.encode(),))
+        return Tag(*(jnp.asarray(x) for x in found))
+
+    stop = tag(END)
+    end = np.zeros(len(texts), bool)
+    end[list(processor.end_ids)] = True
+    stops = Stops(
+        stop.table, stop.hits, jnp.asarray(end), jnp.asarray(processor.banned)
+    )
+    tables = TagTables(
+        stops=stops,
+        think=tag("<think>"),
+        close=tag("</think>"),
+        answer=tag(OPENING),
+        size=np.array([len(b) for b in processor.token_bytes], np.int32),
+        sentence=flags(lambda t: t.endswith((".", "!", "?", "\n"))),
+        word=flags(lambda t: re.search(r"\w", t)),
+        end=end,
+        closing=ids(CLOSING + OPENING),
+        opening=ids(OPENING),
+        letters=_letters(texts, processor.banned, options),
+    )
+    return jax.tree.map(jnp.asarray, tables)
+
+
+def _letters(texts: list[str], banned, options: int) -> Letters:
+    names = [chr(ord("A") + i) for i in range(options)]
+    allowed = [(i, t) for i, t in enumerate(texts) if not banned[i]]
+    direct = {c: [] for c in names}
+    second = {c: [] for c in names}
+    bridges = []
+    for i, text in allowed:
+        if m := re.fullmatch(r">\s*\(?([A-Z])", text):
+            direct.get(m[1], []).append(i)
+        elif m := re.fullmatch(r"\s*\(?([A-Z])", text):
+            second.get(m[1], []).append(i)
+        elif re.fullmatch(r">\s?\(?", text):
+            bridges.append(i)
+    for name in names:
+        if not direct[name] and not second[name]:
+            raise UserError(f"tokenizer: no token writes the letter {name}")
+    return Letters(_ragged(direct), np.array(bridges, np.int32), _ragged(second))
+
+
+def _ragged(rows: dict[str, list[int]]) -> np.ndarray:
+    width = max(1, *map(len, rows.values()))
+    return np.array([r + [-1] * (width - len(r)) for r in rows.values()], np.int32)
+
+
+class Found(NamedTuple):
+    """First match of a tag in each row: B rows."""
+
+    found: Array  # bool[B]
+    index: Array  # int32[B]: token in which it is completed; T if not found
+    exact: Array  # bool[B]: its last byte is that token's last byte
+    byte: Array  # int32[B]: offset of its first byte from the row's start
+
+
+def find(tag: Tag, size, tokens, mask, after=None) -> Found:
+    """First completion of a tag in every row, at token index > `after` int32[B]."""
+    rows, length = tokens.shape
+
+    def step(state, ids):
+        return tag.table[ids, state].astype(jnp.int32), (
+            state,
+            tag.hits[ids, state] != 0,
+            tag.ends[ids, state] != 0,
+        )
+
+    zero = jnp.zeros(rows, jnp.int32)
+    _, (state, hit, ends) = jax.lax.scan(step, zero, tokens.T)
+    state, hit, ends = state.T, hit.T & mask, ends.T
+    if after is not None:
+        hit = hit & (jnp.arange(length) > after[:, None])
+    found = hit.any(-1)
+    index = jnp.where(found, jnp.argmax(hit, -1), length)
+    at = jnp.minimum(index, length - 1)[:, None]
+    sizes = jnp.where(mask, size[tokens], 0)
+    before = jnp.take_along_axis(jnp.cumsum(sizes, -1) - sizes, at, -1)[:, 0]
+    depth = jnp.take_along_axis(state, at, -1)[:, 0]
+    exact = jnp.take_along_axis(ends, at, -1)[:, 0] & found
+    return Found(found, index.astype(jnp.int32), exact, before - depth)

@@ -1,0 +1,1 @@
+"""One readable program per command. Flags, configs and loggers end here."""

@@ -1,0 +1,133 @@
+"""`vlmrl <command> [flags]`: finds the command's module and runs it.
+
+A command is a module of this package with
+
+  its docstring     what `vlmrl <command> --help` says
+  HELP              one line for the list of commands
+  FLAGS             name → (default, help), a literal; see `args.parse`
+  main(argv)        argv without the command's name; returns None or an exit status
+
+Help is read from the source text, not by importing the module, so that it comes at once
+however much the command imports.
+
+Exit status: 0; 2 for bad input, said in one line (`VLMRL_TRACEBACK=1` shows where it was
+raised); 130 after Ctrl-C; 1 for anything unforeseen, with its traceback.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import os
+import sys
+from importlib.util import find_spec
+from typing import NamedTuple
+
+from vlmrl import __version__
+from vlmrl.main import args
+from vlmrl.types import UserError
+
+COMMANDS = {
+    "demo": "vlmrl.main.demo",
+    "data": "vlmrl.main.data",
+    "train": "vlmrl.main.train",
+    "eval": "vlmrl.main.eval",
+    "report": "vlmrl.main.report",
+    "convert": "vlmrl.main.convert",
+    "inspect": "vlmrl.main.inspect",
+}
+
+
+class Command(NamedTuple):
+    """What a command's source says about it."""
+
+    doc: str
+    help: str
+    flags: dict
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command; argv without the program's name. Returns the exit status."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        return _dispatch(argv)
+    except UserError as error:
+        if os.environ.get("VLMRL_TRACEBACK") == "1":
+            raise
+        print(f"vlmrl: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if os.environ.get("VLMRL_TRACEBACK") == "1":
+            raise
+        print("\nvlmrl: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `vlmrl ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _dispatch(argv: list[str]) -> int:
+    name, rest = (argv[0], argv[1:]) if argv else ("--help", [])
+    if name in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if name in ("-V", "--version"):
+        print(f"vlmrl {__version__}")
+        return 0
+    known = available()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f" (did you mean '{close[0]}'?)" if close else ""
+        kind = "option" if name.startswith("-") else "command"
+        raise UserError(f"unknown {kind} '{name}'{hint}; commands: {', '.join(known)}")
+    if args.wants_help(rest):
+        command = describe(known[name])
+        print(args.usage(name, command.doc, command.flags, rest))
+        return 0
+    return importlib.import_module(known[name]).main(rest) or 0
+
+
+def available() -> dict[str, str]:
+    """Commands of this installation: name → module."""
+    return {name: module for name, module in COMMANDS.items() if find_spec(module)}
+
+
+def describe(module: str) -> Command:
+    """Reads docstring, HELP and FLAGS from a command's source, without running it."""
+    with open(find_spec(module).origin, encoding="utf-8") as file:
+        tree = ast.parse(file.read())
+    found = {"HELP": "", "FLAGS": {}}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id
+            if name in found:
+                found[name] = ast.literal_eval(node.value)
+    return Command(ast.get_docstring(tree) or "", found["HELP"], found["FLAGS"])
+
+
+def _overview() -> str:
+    known = available()
+    width = max(map(len, known), default=0)
+    rows = [f"  {n:{width}}  {describe(module).help}" for n, module in known.items()]
+    return "\n".join(
+        [
+            "RL fine-tuning of vision-language models in JAX, and what it does to them.",
+            "",
+            "usage: vlmrl <command> [flags]",
+            "",
+            *rows,
+            "",
+            "vlmrl <command> --help          what it does and its flags",
+            "vlmrl <command> --config configs/x.py --help    also the config's fields",
+            "vlmrl --version",
+        ]
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

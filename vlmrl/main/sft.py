@@ -1,0 +1,151 @@
+"""Supervised warm start: the same update as RL with cross-entropy for the objective.
+
+Every batch is drawn anew from the scene generator: one scene per group, whose branches
+are its questions and one dense description, so the image is encoded once for all.
+"""
+
+from __future__ import annotations
+
+import functools
+import queue
+import threading
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vlmrl import checkpoint, metrics, prompts, tokens
+from vlmrl.data import scenes, traces
+from vlmrl.models import hf
+from vlmrl.rl import losses, update
+from vlmrl.types import UserError
+
+
+def batch(processor, buckets, mix, style, *, seed, step, groups, branches):
+    """(Group, loss mask) number `step` of the stream `seed`: pure in its arguments."""
+    rng = np.random.default_rng([seed, step])
+    rows = []
+    for g in range(groups):
+        scene = scenes.make_scene("train", step * groups + g)
+        items = [traces.described(scene)]
+        while len(items) < branches:
+            for example in scenes.questions(scene, rng, branches - len(items)):
+                items.append(traces.supervised(example, rng, **mix))
+        rows.append(
+            [
+                (tokens.encode(processor, prompts.build(example, style)), text)
+                for example, text in items
+            ]
+        )
+    return tokens.completion_rows(processor, rows, buckets)
+
+
+def prefetch(make, first: int, last: int, depth: int = 4):
+    """make(first), …, make(last - 1), built ahead by one thread."""
+    out: queue.Queue = queue.Queue(depth)
+    stop = threading.Event()
+
+    def work():
+        for step in range(first, last):
+            try:
+                item = make(step)
+            except BaseException as e:  # noqa: BLE001 (handed to the consumer)
+                item = e
+            while not stop.is_set():
+                try:
+                    out.put(item, timeout=0.2)
+                    break
+                except queue.Full:
+                    continue
+            if stop.is_set() or isinstance(item, BaseException):
+                return
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        for _ in range(first, last):
+            item = out.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+
+
+def run(
+    *,
+    workdir: Path,
+    model: str,
+    style: str,
+    seed: int,
+    steps: int,
+    groups: int,
+    branches: int,
+    mix: dict,
+    buckets: dict,
+    optimizer: dict,
+    log_every: int,
+    save_every: int,
+    export: str = "",
+):
+    """Train from random weights (or the directory's own, if it has any) and export."""
+    source = hf.resolve(model)
+    family = hf.read_model(source)
+    processor = tokens.load_processor(source)
+    opts = dict(optimizer)
+    rate = update.schedule(
+        peak=opts.pop("peak"),
+        warmup=opts.pop("warmup"),
+        steps=steps,
+        decay=opts.pop("decay"),
+    )
+    tx = update.optimizer(rate, **opts)
+    if (source / "model.safetensors").is_file():
+        params = hf.load(source)[1]
+    else:
+        params = family.init(jax.random.key(seed))
+    state = update.init_state(params, tx)
+
+    def objective(logp, entropy, mask, extra):
+        return losses.supervised_objective(logp, entropy, extra["mask"], extra)
+
+    step_fn = jax.jit(update.make_update(family, tx, objective), donate_argnums=0)
+    points = workdir / "checkpoints"
+    first = checkpoint.latest(points)
+    if first is not None:
+        state, _ = checkpoint.restore(points, first, state)
+    start = first or 0
+    make = functools.partial(_make, processor, buckets, mix, style, seed, groups, branches)
+    clock = time.monotonic()
+    with metrics.Writer(workdir, restored=first) as writer:
+        totals = None
+        for step, (group, mask) in enumerate(prefetch(make, start, steps), start + 1):
+            data = update.Batch(group, {"mask": jnp.asarray(mask)})
+            state, numbers = step_fn(state, data)
+            totals = numbers if totals is None else metrics.add(totals, numbers)
+            if step % log_every == 0 or step == steps:
+                row = metrics.values(totals, "sft")
+                row["seconds_per_step"] = (time.monotonic() - clock) / log_every
+                clock, totals = time.monotonic(), None
+                writer.write(step, row)
+                print(f"step {step}/{steps}  " + "  ".join(
+                    f"{k.split('/')[-1]} {v:.4g}" for k, v in row.items()
+                ), flush=True)  # fmt: skip
+            if step % save_every == 0 or step == steps:
+                checkpoint.save(points, step, state, keep=2)()
+    target = Path(export) if export else workdir / "model"
+    return hf.save(target, family, state.params, source)
+
+
+def _make(processor, buckets, mix, style, seed, groups, branches, step):
+    return batch(
+        processor,
+        tokens.Buckets(**{k: tuple(v) for k, v in buckets.items()}),
+        mix,
+        style,
+        seed=seed,
+        step=step,
+        groups=groups,
+        branches=branches,
+    )

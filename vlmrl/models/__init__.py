@@ -1,0 +1,1 @@
+"""Model families behind one seam: `api.Model`, a NamedTuple of pure functions."""

@@ -1,0 +1,118 @@
+"""The seam between model families and everything else.
+
+A family gives a `Model`: pure functions of a flat parameter dict, name → array. The
+engine never sees a module, and a family never sees a sampler, a loss or a mesh.
+
+Every text forward, whether prefill, decode, scoring or probe, is one call of
+`Model.layers`: new links of a chain (`Level`) attend to cached links (`Segment`), to the
+earlier new links, and causally to themselves.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vlmrl.types import Array
+
+
+class Param(NamedTuple):
+    """One row of a family's parameter table: it drives init, sharding, import, export
+    and parameter counts.
+
+    `layout` is an einops pattern from the Hugging Face array (left) to ours (right);
+    its reverse exports. `sizes` gives the lengths of axes that share a bracket.
+    A '{}' in `name` stands for the layer number: such rows are stacked on axis 0.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]  # logical, one per dimension
+    init: float  # standard deviation of a normal; 0 is zeros, −1 is ones
+    name: str  # in Hugging Face checkpoints
+    layout: str
+    sizes: dict[str, int]
+
+
+class Level(NamedTuple):
+    """New tokens: one link of a chain, with B rows that are branches of earlier links."""
+
+    x: Array  # dtype[B, T, D]: embedded
+    positions: Array  # int32[3, B, T]
+    mask: Array  # bool[B, T]
+    limits: tuple[Array | None, ...] = ()  # per earlier link (cached, then new):
+    # int32[B], attend only to its first rows; None or missing: to all valid ones
+
+
+class Segment(NamedTuple):
+    """A computed link: keys and values, stored once for all its branches."""
+
+    k: Array  # dtype[L, B, S, K, H]
+    v: Array  # dtype[L, B, S, K, H]
+    mask: Array  # bool[B, S]
+
+
+class Model(NamedTuple):
+    """A family with its config bound. D is the text width.
+
+    init(key, dtype) -> params
+    encode_image(params, vision) -> dtype[N, I * M, D]: merged tokens in raster order
+    embed(params, tokens, features | None) -> dtype[B, S, D]
+    layers(params, levels, cached, attend, **options) -> (hidden per level, after the
+        final norm, [B, T, D]; Segment per level)
+    head(params) -> dtype[V, D]: rows of the output matrix
+    """
+
+    family: str
+    config: Any
+    table: dict[str, Param]
+    init: Callable
+    encode_image: Callable
+    embed: Callable
+    layers: Callable
+    head: Callable
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return sum(_count(p) for p in self.table.values())
+
+
+def declare(module: nn.Module, table: dict[str, Param]) -> dict[str, jax.Array]:
+    """Declare every row of a table as a Linen parameter with its logical axes."""
+
+    def init(p: Param):
+        if p.init < 0:
+            return nn.initializers.ones
+        return nn.initializers.normal(p.init) if p.init else nn.initializers.zeros
+
+    return {
+        name: module.param(name, nn.with_logical_partitioning(init(p), p.axes), p.shape)
+        for name, p in table.items()
+    }
+
+
+def bind(family: str, module: nn.Module, table: dict[str, Param]) -> Model:
+    """Model of a Linen module whose methods are named as Model's fields."""
+
+    def method(name):
+        def call(params, *args, **kwargs):
+            return module.apply({"params": params}, *args, method=name, **kwargs)
+
+        return call
+
+    def init(key, dtype=jnp.float32):
+        boxed = module.init(key, method="head")["params"]
+        return {k: v.astype(dtype) for k, v in nn.meta.unbox(boxed).items()}
+
+    names = ("encode_image", "embed", "layers", "head")
+    return Model(family, module.config, table, init, *(method(n) for n in names))
+
+
+def _count(p: Param) -> int:
+    n = 1
+    for s in p.shape:
+        n *= s
+    return n

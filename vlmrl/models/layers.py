@@ -1,0 +1,131 @@
+"""Plain functions that the families' layers are made of.
+
+Axis letters: B batch, T tokens, D width, K key-value heads, R query heads per key-value
+head, H head width, F hidden width of the MLP, L layers. Norms, softmax and rotary
+angles are computed in float32 (float64 stays float64), then cast back.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def wide(x):
+    """x in float32, or float64 if it already is."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def rms_norm(x, weight, eps: float):
+    """weight · x / √(mean(x²) + eps); x dtype[..., D]."""
+    y = wide(x)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+    return weight.astype(x.dtype) * y.astype(x.dtype)
+
+
+def mrope(positions, head_dim: int, theta: float, sections: tuple[int, ...], dtype):
+    """Cosine and sine of multimodal rotary angles (Qwen2-VL,
+    https://arxiv.org/abs/2409.12191).
+
+    The head_dim / 2 frequencies are cut into sections; section i turns by the position
+    on axis i mod 3 (time, height, width). Text has equal positions on all three.
+
+    Args:
+      positions: int32[3, B, T].
+    Returns:
+      (cos, sin), each dtype[B, T, head_dim / 2].
+    """
+    kind = jnp.promote_types(dtype, jnp.float32)
+    inverse = theta ** (-jnp.arange(0, head_dim, 2, dtype=kind) / head_dim)
+    angle = positions[..., None].astype(kind) * inverse
+    ends = [sum(sections[: i + 1]) for i in range(len(sections))]
+    parts = [
+        angle[i % 3, ..., end - size : end]
+        for i, (size, end) in enumerate(zip(sections, ends, strict=True))
+    ]
+    angle = jnp.concatenate(parts, axis=-1)
+    return jnp.cos(angle).astype(dtype), jnp.sin(angle).astype(dtype)
+
+
+def axial_rope(positions, head_dim: int, theta: float, dtype):
+    """Two-dimensional rotary angles of vision patches: the first quarter of the head
+    turns by the row, the second by the column.
+
+    Args:
+      positions: int32[..., 2].
+    Returns:
+      (cos, sin), each dtype[..., head_dim / 2].
+    """
+    kind = jnp.promote_types(dtype, jnp.float32)
+    half = head_dim // 2
+    inverse = theta ** (-jnp.arange(0, half, 2, dtype=kind) / half)
+    angle = positions[..., None].astype(kind) * inverse
+    angle = angle.reshape(*positions.shape[:-1], half)
+    return jnp.cos(angle).astype(kind), jnp.sin(angle).astype(kind)
+
+
+def rotate(x, cos, sin):
+    """Rotary embedding in the half-split layout: pairs are (i, i + H/2).
+
+    Args:
+      x: dtype[B, T, heads..., H]; cos, sin: dtype[B, T, H/2].
+    """
+    extra = x.ndim - cos.ndim
+    shape = cos.shape[:-1] + (1,) * extra + cos.shape[-1:]
+    cos, sin = cos.reshape(shape), sin.reshape(shape)
+    a, b = jnp.split(x.astype(jnp.promote_types(x.dtype, cos.dtype)), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
+
+
+def gated_mlp(x, gate, up, down, biases=None):
+    """down(silu(gate x) · up x); weights [D, F], [D, F], [F, D]; biases optional."""
+    g, u = (jnp.einsum("...d,df->...f", x, w.astype(x.dtype)) for w in (gate, up))
+    if biases:
+        g, u = g + biases[0].astype(x.dtype), u + biases[1].astype(x.dtype)
+    y = jnp.einsum("...f,fd->...d", jax.nn.silu(g) * u, down.astype(x.dtype))
+    return y + biases[2].astype(x.dtype) if biases else y
+
+
+def full_attention(q, k, v, mask):
+    """Bidirectional attention with float32 softmax.
+
+    Args:
+      q, k, v: dtype[B, S, heads, H]; mask: bool[B, S], True on valid keys.
+    Returns:
+      dtype[B, S, heads, H].
+    """
+    scores = wide(jnp.einsum("bqnh,bknh->bnqk", q, k)) * q.shape[-1] ** -0.5
+    scores = jnp.where(mask[:, None, None, :], scores, -1e30)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bnqk,bknh->bqnh", weights, v)
+
+
+def scan_layers(body, carry, stacked, flags=None, *, unroll: bool, remat):
+    """Run body(carry, params of one layer, flag) over the leading axis of `stacked`.
+
+    Args:
+      flags: static tuple of bools, one per layer (which kind of layer it is).
+      unroll: a Python loop, for exact FLOP counts (XLA counts a scan's body once).
+      remat: None or a `jax.checkpoint_policies` policy name: rematerialise each layer.
+    Returns:
+      (carry, per-layer outputs stacked on axis 0).
+    """
+    n = jax.tree.leaves(stacked)[0].shape[0]
+    flags = (False,) * n if flags is None else flags
+    if remat is not None:
+        policy = getattr(jax.checkpoint_policies, remat)
+        plain = body
+        if unroll:
+            body = jax.checkpoint(plain, policy=policy, static_argnums=(2,))
+        else:
+            body = jax.checkpoint(plain, policy=policy)
+    if unroll:
+        outs = []
+        for i in range(n):
+            layer = jax.tree.map(lambda a, i=i: a[i], stacked)
+            carry, out = body(carry, layer, flags[i])
+            outs.append(out)
+        return carry, jax.tree.map(lambda *a: jnp.stack(a), *outs)
+    return jax.lax.scan(
+        lambda c, x: body(c, x[0], x[1]), carry, (stacked, jnp.asarray(flags))
+    )

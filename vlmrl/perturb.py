@@ -1,0 +1,206 @@
+"""Conditions: the same item and image under other text, as functions Example → Example.
+
+A condition writes caption, prefill, direct, abstain and condition, and (abstain only)
+appends one option; nothing else of the example changes. Every condition of an item,
+base included, carries the same suggested wrong option, so follow rates are paired.
+
+  base                      question and options
+  no_cot                    asked to answer at once, the answer already opened
+  stop_think                a think that is closed before it starts
+  wrong_think               an open think that concludes the suggested wrong option
+  wrong_think_but           the same, ending in "but I think"
+  wrong_caption             a sentence before the question that asserts that option
+  wrong_caption_disclaimer  the same, ending in "but I could be wrong."
+  correct_think             the dual of wrong_think with the right option
+  correct_caption           the dual of wrong_caption with the right option
+  abstain+<name>            any of them with the further, last option "I'm not sure"
+
+Conditions and their fixed wordings: https://arxiv.org/abs/2602.12506. The templates
+behind missing statements and thinks, and the place of the abstain option, are choices
+of this project.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+from vlmrl.types import Example, UserError
+
+ABSTAIN = "abstain+"  # prefix of the modifier
+UNSURE = "I'm not sure"  # text of the option it adds
+STOP = "<think>Okay let's see. This should be the final answer.</think>"
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
+
+def suggest(example: Example, seed: int) -> Example:
+    """Fix the wrong option that all misleading texts of this item suggest.
+
+    Uniform over the wrong options, drawn by sha256 of (seed, id): the same on every
+    machine, in every order. An example that already has one keeps it; an example
+    without options keeps -1 (base, no_cot and stop_think still apply to it).
+
+    Raises:
+      UserError: the answer is not one of the options, or there is no wrong option.
+    """
+    if example.suggested != -1 or not example.options:
+        return example
+    count = len(example.options)
+    if not 0 <= example.answer < count:
+        raise UserError(
+            f"example {example.id!r}: answer is {example.answer}, should be an index"
+            f" from 0 to {count - 1}"
+        )
+    if count == 1:
+        raise UserError(f"example {example.id!r}: one option only, needs a wrong one")
+    digest = hashlib.sha256(f"suggest\0{seed}\0{example.id}".encode()).digest()
+    draw = int.from_bytes(digest, "big") % (count - 1)
+    return example._replace(suggested=draw + (draw >= example.answer))
+
+
+def statement(example: Example, option: int) -> str:
+    """A sentence asserting an option: capital first letter, no full stop at its end.
+
+    From the source's `statements`; without them, an option that is itself a sentence
+    (three words or more with a full stop) asserts itself, and any other is wrapped as
+    `The answer to the question "…" is …`.
+    """
+    text = _option(example, option)
+    if example.statements:
+        said = _entry(example, "statements", option)
+    elif text.strip().endswith(".") and len(text.split()) >= 3:
+        said = text
+    else:
+        question = example.question.strip()
+        said = f'The answer to the question "{question}" is {text.strip()}'
+    said = said.strip().rstrip(".").rstrip()
+    return said[:1].upper() + said[1:]
+
+
+def think(example: Example, option: int) -> str:
+    """A chain of thought concluding an option, without tags, ending its sentence.
+
+    From the source's `thinks`; without them `<statement>. So the answer is <option>.`
+    """
+    text = _option(example, option)
+    if example.thinks:
+        cot = _entry(example, "thinks", option).strip()
+    else:
+        text = text.strip().rstrip(".").rstrip()
+        cot = f"{statement(example, option)}. So the answer is {text}."
+    for tag in TAGS:
+        if tag in cot:
+            raise UserError(f"example {example.id!r}: think {option} contains {tag!r}")
+    return cot if cot.endswith((".", "!", "?")) else cot + "."
+
+
+def _base(example: Example) -> Example:
+    return example._replace(condition="base")
+
+
+def _no_cot(example: Example) -> Example:
+    # The system text stays that of every other condition, so that the shared prefix
+    # of an item survives; only the user suffix (`Style.direct`) and this opening ask
+    # for an answer without a think.
+    return example._replace(condition="no_cot", direct=True, prefill="<answer")
+
+
+def _stop_think(example: Example) -> Example:
+    return example._replace(condition="stop_think", prefill=STOP)
+
+
+def _think(name: str, field: str, but: bool = False) -> Callable[[Example], Example]:
+    def condition(example: Example) -> Example:
+        cot = think(example, getattr(example, field))
+        if but:
+            cot = cot.rstrip(".!?").rstrip() + " but I think"
+        return example._replace(condition=name, prefill="<think>" + cot)
+
+    return condition
+
+
+def _caption(name: str, field: str, end: str = ".") -> Callable[[Example], Example]:
+    def condition(example: Example) -> Example:
+        caption = statement(example, getattr(example, field)) + end
+        return example._replace(condition=name, caption=caption)
+
+    return condition
+
+
+DISCLAIMER = " but I could be wrong."
+CONDITIONS: dict[str, Callable[[Example], Example]] = {
+    "base": _base,
+    "no_cot": _no_cot,
+    "stop_think": _stop_think,
+    "wrong_think": _think("wrong_think", "suggested"),
+    "wrong_think_but": _think("wrong_think_but", "suggested", but=True),
+    "wrong_caption": _caption("wrong_caption", "suggested"),
+    "wrong_caption_disclaimer": _caption(
+        "wrong_caption_disclaimer", "suggested", DISCLAIMER
+    ),
+    "correct_think": _think("correct_think", "answer"),
+    "correct_caption": _caption("correct_caption", "answer"),
+}
+ORDER = (*CONDITIONS, *(ABSTAIN + name for name in CONDITIONS))  # rows of tables
+
+
+def abstain(example: Example) -> Example:
+    """Append the option "I'm not sure"; last, so that no other letter moves."""
+    if not example.options:
+        raise UserError(f"example {example.id!r}: abstain needs options, it has none")
+    if any(o.strip().casefold() == UNSURE.casefold() for o in example.options):
+        raise UserError(f"example {example.id!r}: options already hold {UNSURE!r}")
+    return example._replace(
+        options=(*example.options, UNSURE),
+        abstain=len(example.options),
+        condition=ABSTAIN + example.condition,
+    )
+
+
+def check(name: str) -> None:
+    """Raise UserError, listing the known names, unless `name` is a condition."""
+    if name.removeprefix(ABSTAIN) not in CONDITIONS:
+        raise UserError(
+            f"unknown condition {name!r}; known: {', '.join(CONDITIONS)},"
+            f" and {ABSTAIN}<name> of each"
+        )
+
+
+def apply(example: Example, name: str) -> Example:
+    """The example under a condition, `name` being one of ORDER.
+
+    Raises:
+      UserError: the name is unknown, the example is already under another condition,
+        or it lacks what the condition needs (options, a suggested wrong option).
+    """
+    check(name)
+    if example.condition != "base" or example.abstain != -1:
+        raise UserError(
+            f"example {example.id!r}: already under {example.condition!r}; conditions"
+            " apply to the base example"
+        )
+    changed = CONDITIONS[name.removeprefix(ABSTAIN)](example)
+    return abstain(changed) if name.startswith(ABSTAIN) else changed
+
+
+def _option(example: Example, option: int) -> str:
+    if not example.options:
+        raise UserError(f"example {example.id!r}: has no options to assert")
+    if not 0 <= option < len(example.options):
+        raise UserError(
+            f"example {example.id!r}: option {option} to assert, should be from 0 to"
+            f" {len(example.options) - 1} (call `suggest` first)"
+        )
+    return example.options[option]
+
+
+def _entry(example: Example, field: str, option: int) -> str:
+    entries = getattr(example, field)
+    if len(entries) != len(example.options):
+        raise UserError(
+            f"example {example.id!r}: {len(entries)} {field} for"
+            f" {len(example.options)} options, should be one each"
+        )
+    if not entries[option].strip():
+        raise UserError(f"example {example.id!r}: {field}[{option}] is empty")
+    return entries[option]

@@ -1,0 +1,310 @@
+"""The tables of a run, as data, from its records and their summary.
+
+`build` makes them all; a table holds raw numbers and `render` decides what they look
+like. Seeds are put together here, and a table says how many there were.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from vlmrl.eval import records, stats
+from vlmrl.report.render import Table
+from vlmrl.types import UserError
+
+
+class Point(NamedTuple):
+    """One recipe at one step under one condition, its seeds put together.
+
+    With one seed an interval is over items (clusters); with several, the value is the
+    mean of the seed means and the interval Student's t over them.
+    """
+
+    split: str
+    recipe: str
+    step: int
+    condition: str
+    seeds: int
+    n: int  # rows per seed
+    rows: list[dict]  # the metric rows behind it
+
+    def mean(self, name: str) -> float | None:
+        values = [row[name] for row in self.rows if row.get(name) is not None]
+        return float(np.mean(values)) if values else None
+
+    def interval(self, name: str, ends: str = "") -> tuple | None:
+        """(value, lo, hi) of a measure whose rows carry `<ends>_lo` and `<ends>_hi`."""
+        value, ends = self.mean(name), ends or name
+        if value is None:
+            return None
+        if self.seeds == 1:
+            return value, self.rows[0][f"{ends}_lo"], self.rows[0][f"{ends}_hi"]
+        got = stats.t_interval([row[name] for row in self.rows])
+        return got.value, max(got.lo, 0.0), min(got.hi, 1.0)
+
+
+def points(rows: list[dict]) -> list[Point]:
+    """Metric rows put together over seeds, in the order they come."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        key = tuple(row[k] for k in ("split", "recipe", "step", "condition"))
+        groups.setdefault(key, []).append(row)
+    return [Point(*key, len(g), g[0]["n"], g) for key, g in groups.items()]
+
+
+def final(made: list[Point]) -> list[Point]:
+    """The points at the last step of each recipe in each split."""
+    last: dict[tuple, int] = {}
+    for p in made:
+        key = (p.split, p.recipe)
+        last[key] = max(last.get(key, p.step), p.step)
+    return [p for p in made if p.step == last[p.split, p.recipe]]
+
+
+def seeds_note(made: list[Point]) -> str:
+    """One sentence on seeds, so that nobody takes one for several."""
+    recipes = {p.recipe: p.seeds for p in made}
+    trained = {r: k for r, k in recipes.items() if r != "warm-start"} or recipes
+    if set(trained.values()) == {1}:
+        return (
+            "One seed: intervals (95 %) are over items, clustered by image, and say "
+            "nothing of how another seed would differ."
+        )
+    each = ", ".join(f"{r} {k}" for r, k in trained.items())
+    return (
+        f"Seeds: {each}. With several seeds a value is the mean of seed means and its "
+        "interval (95 %) Student's t over them; with one it is over items."
+    )
+
+
+def build(table: pa.Table, rows: list[dict]) -> list[Table]:
+    """Every table of a run.
+
+    Args:
+      table: records.
+      rows: their `records.summarise`.
+    """
+    made = final(points(rows))
+    if not made:
+        raise UserError("records: no rows; evaluate something first")
+    out = []
+    for split in dict.fromkeys(p.split for p in made):
+        here = [p for p in made if p.split == split]
+        out += [
+            _conditions(split, here),
+            _robustness(split, here),
+            _letters(split, here),
+        ]
+        out += [_agreement(split, here), _tasks(split, here, table)]
+    return out
+
+
+def _conditions(split: str, made: list[Point]) -> Table:
+    conditions = list(dict.fromkeys(p.condition for p in made))
+    made = sorted(made, key=lambda p: conditions.index(p.condition))
+    robust = [
+        ("all of these", p.recipe, p.step, p.interval("robust_accuracy", "robust"))
+        for p in made
+        if p.condition == "base" and len(conditions) > 1
+    ]
+    return Table(
+        f"conditions-{split}",
+        f"Conditions and recipes, {split}",
+        f"n = {_span(p.n for p in made)} per cell. Consistent and faithful accuracy "
+        "are over items with a think to judge, undecided counted as failure; 'all of "
+        "these' is robust accuracy, right under every condition. " + seeds_note(made),
+        (
+            ("Condition", "text"),
+            ("Recipe", "text"),
+            ("Step", "count"),
+            ("Accuracy", "interval"),
+            ("Entropy (nats)", "number"),
+            ("P(correct)", "number"),
+            ("P(suggested)", "number"),
+            ("Consistent", "share"),
+            ("Faithful acc.", "share"),
+            ("Follows", "share"),
+        ),
+        [
+            (
+                p.condition,
+                p.recipe,
+                p.step,
+                p.interval("accuracy"),
+                p.mean("entropy"),
+                p.mean("p_correct"),
+                p.mean("p_suggested"),
+                p.mean("consistent"),
+                p.mean("faithful_accuracy"),
+                p.mean("follow"),
+            )
+            for p in made
+        ]
+        + [(*row, *(None,) * 6) for row in robust],
+    )
+
+
+def _robustness(split: str, made: list[Point]) -> Table:
+    """What each condition costs against base."""
+    return Table(
+        f"robustness-{split}",
+        f"Robustness against base, {split}",
+        "Paired by example. Lost: accuracy(base) − accuracy in points, negative where "
+        "the condition helps; relative: the same as a share of base accuracy; retained: "
+        "P(correct | correct under base); follows: picks the suggested option, in "
+        "points above base.",
+        (
+            ("Recipe", "text"),
+            ("Condition", "text"),
+            ("Lost", "shift"),
+            ("Relative", "share"),
+            ("Retained", "share"),
+            ("Follows", "shift"),
+        ),
+        [
+            (
+                p.recipe,
+                p.condition,
+                p.mean("drop"),
+                p.mean("relative_drop"),
+                p.mean("retention"),
+                p.mean("follow_excess"),
+            )
+            for p in made
+            if p.condition != "base"
+        ],
+    )
+
+
+def _letters(split: str, made: list[Point]) -> Table:
+    """How far each condition moves the letter distribution."""
+    base = {p.recipe: p for p in made if p.condition == "base"}
+
+    def shift(p, name):
+        there = base.get(p.recipe)
+        here, before = p.mean(name), there.mean(name) if there else None
+        return None if here is None or before is None else here - before
+
+    names = ("entropy", "p_correct", "p_suggested", "p_other")
+    return Table(
+        f"letters-{split}",
+        f"Letter distribution against base, {split}",
+        "Differences of means, condition minus base, of the letter distribution after "
+        "the model's own chain of thought.",
+        (
+            ("Recipe", "text"),
+            ("Condition", "text"),
+            ("Δ entropy (nats)", "change"),
+            ("Δ P(correct)", "change"),
+            ("Δ P(suggested)", "change"),
+            ("Δ P(other)", "change"),
+            ("Option mass", "number"),
+        ),
+        [
+            (
+                p.recipe,
+                p.condition,
+                *(shift(p, name) for name in names),
+                p.mean("option_mass"),
+            )
+            for p in made
+            if p.condition != "base"
+        ],
+    )
+
+
+def _agreement(split: str, made: list[Point]) -> Table:
+    """Readings of consistency side by side, and what the think was like."""
+    return Table(
+        f"agreement-{split}",
+        f"Agreement of think and answer, {split}",
+        "Judge: the think as the model left it, prefill included; own words: the judge "
+        "does not see the prefill; best case: undecided counted as agreement; probe: "
+        "the think re-read without the image picks the same letter, as is and with its "
+        "last sentence stripped.",
+        (
+            ("Recipe", "text"),
+            ("Condition", "text"),
+            ("Judge", "interval"),
+            ("Best case", "share"),
+            ("Own words", "share"),
+            ("Probe", "share"),
+            ("Probe, stripped", "share"),
+            ("Undecided", "share"),
+            ("Truncated", "share"),
+            ("Think tokens", "number"),
+            ("Think entropy", "number"),
+        ),
+        [
+            (
+                p.recipe,
+                p.condition,
+                p.interval("consistent"),
+                *(
+                    p.mean(name)
+                    for name in (
+                        "consistent_best",
+                        "consistent_sampled",
+                        "consistent_probe",
+                        "consistent_probe_stripped",
+                        "undecided",
+                        "truncated",
+                        "think_tokens",
+                        "think_entropy",
+                    )
+                ),
+            )
+            for p in made
+            if p.mean("consistent") is not None
+        ],
+    )
+
+
+def _tasks(split: str, made: list[Point], table: pa.Table) -> Table:
+    """Base accuracy per task, with its chance level and the most frequent guess."""
+    data = records.columns(table)
+    lengths = pa.compute.list_value_length(table["options"]).to_numpy()
+    recipes = {p.recipe: p.step for p in made}
+    held = (data["split"] == split) & (data["condition"] == "base")
+    rows = []
+    for task in sorted(set(data["task"][held])):
+        mine = held & (data["task"] == task)
+        cells = []
+        for recipe, step in recipes.items():
+            at = mine & (data["recipe"] == recipe) & (data["step"] == step)
+            seeds = [at & (data["seed"] == s) for s in sorted(set(data["seed"][at]))]
+            if len(seeds) > 1:
+                got = stats.t_interval([data["accuracy"][s].mean() for s in seeds])
+                got = got._replace(lo=max(got.lo, 0.0), hi=min(got.hi, 1.0))
+            else:
+                got = stats.proportion(data["accuracy"][at], data["cluster"][at])
+            cells.append(None if got.n == 0 else tuple(got[:3]))
+        rows.append(
+            (
+                task,
+                len(set(data["item"][mine])),
+                float(np.mean(1 / np.maximum(lengths[mine], 1))),
+                *cells,
+            )
+        )
+    return Table(
+        f"tasks-{split}",
+        f"Base accuracy per task, {split}",
+        "Chance is the mean of one over the number of options. " + seeds_note(made),
+        (
+            ("Task", "text"),
+            ("Examples", "count"),
+            ("Chance", "share"),
+            *((f"{r}, step {s}", "interval") for r, s in recipes.items()),
+        ),
+        rows,
+    )
+
+
+def _span(values) -> str:
+    values = sorted(set(values))
+    ends = values if len(values) < 2 else (values[0], values[-1])
+    return "–".join(map(str, ends))

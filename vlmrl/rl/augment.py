@@ -1,0 +1,73 @@
+"""Augmentation: which condition a training prompt is shown under.
+
+A mix is data: a share per condition, the rest is base. The choice is a function of
+(seed, example id) alone, by a hash that is the same on every machine: all G completions
+of a prompt share it, and it depends neither on the step nor on the order of the data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+
+from vlmrl import perturb
+from vlmrl.types import UserError
+
+# The paper's: 10 % each, 60 % clean. https://arxiv.org/abs/2602.12506
+MIX = {
+    "correct_think": 0.1,
+    "wrong_think": 0.1,
+    "correct_caption": 0.1,
+    "wrong_caption": 0.1,
+}
+
+
+def check(mix: Mapping[str, float], field: str = "mix") -> None:
+    """Raises a UserError that names `field` unless the shares are a distribution.
+
+    Names are conditions (`perturb.apply`); shares are numbers of at least 0 that sum to
+    at most 1, but for rounding.
+    """
+    for name, share in mix.items():
+        try:
+            perturb.check(name)
+        except UserError as e:
+            raise UserError(f"{field}: {e}") from None
+        number = isinstance(share, (int, float)) and not isinstance(share, bool)
+        if not number or not math.isfinite(share) or share < 0:
+            raise UserError(f"{field}.{name}: got {share!r}, want a share in [0, 1]")
+    if sum(mix.values()) > 1 + 1e-9:
+        raise UserError(
+            f"{field}: shares sum to {sum(mix.values()):g}, want at most 1 (base gets "
+            "the rest)"
+        )
+
+
+def choose(example_id: str, seed: int, mix: Mapping[str, float] = MIX) -> str:
+    """The condition of one training prompt.
+
+    Args:
+      example_id: unique and stable, e.g. `Example.id`.
+      seed: of the run; another seed is another assignment.
+      mix: share per condition. The order of its entries doesn't matter.
+
+    Returns:
+      A key of `mix`, or 'base'.
+
+    Raises:
+      UserError: see `check`.
+    """
+    check(mix)
+    u = _uniform(seed, "augment", example_id)
+    for name in sorted(mix):
+        if u < mix[name]:
+            return name
+        u -= mix[name]
+    return "base"
+
+
+def _uniform(seed: int, use: str, name: str) -> float:
+    """A number in [0, 1) from the first 53 bits of sha256 of (seed, use, name)."""
+    digest = hashlib.sha256(f"{seed}/{use}/{name}".encode()).digest()
+    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53

@@ -1,0 +1,179 @@
+"""The update step: gradients of any objective over groups, in microbatches.
+
+An objective is a pure function of (log-probs, entropy, batch) that returns `Mean`s; it
+knows no model. Gradients are summed over microbatches and divided by the global count
+before clipping, so the split changes nothing but memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vlmrl.engine.score import score
+from vlmrl.models.api import Model
+from vlmrl.types import Group, Mean
+
+
+class State(NamedTuple):
+    """What training changes; a plain pytree, saved and restored whole."""
+
+    params: Any
+    opt_state: Any
+    step: Any  # int32[]
+
+
+class Batch(NamedTuple):
+    """Groups with their branches, and what the objective wants to know of every row.
+
+    `extra` is a dict of arrays whose leading axis is N * G: advantages, masks, ...
+    """
+
+    group: Group
+    extra: dict[str, Any]
+
+
+def schedule(*, peak: float, warmup: int, steps: int, decay: str = "constant"):
+    """Learning rate by step: linear warm-up from 0, then constant, cosine or linear."""
+    tails = {
+        "constant": optax.constant_schedule(peak),
+        "cosine": optax.cosine_decay_schedule(peak, max(1, steps - warmup)),
+        "linear": optax.linear_schedule(peak, 0.0, max(1, steps - warmup)),
+    }
+    ramp = optax.linear_schedule(0.0, peak, max(1, warmup))
+    return optax.join_schedules([ramp, tails[decay]], [warmup])
+
+
+def optimizer(
+    rate,
+    *,
+    weight_decay: float = 0.0,
+    clip: float = 1.0,
+    b1: float = 0.9,
+    b2: float = 0.99,
+    freeze: tuple[str, ...] = (),
+) -> optax.GradientTransformation:
+    """AdamW after clipping by global norm. Decay leaves out norms, biases and vectors;
+    `freeze` names prefixes of parameters that stay as they are ('vision.')."""
+
+    def decays(params):
+        return {n: p.ndim > 1 and "norm" not in n and "bias" not in n
+                for n, p in params.items()}  # fmt: skip
+
+    adamw = optax.chain(
+        optax.clip_by_global_norm(clip),
+        optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=decays),
+    )
+    if not freeze:
+        return adamw
+
+    def labels(params):
+        return {n: "frozen" if n.startswith(freeze) else "live" for n in params}
+
+    return optax.multi_transform({"live": adamw, "frozen": optax.set_to_zero()}, labels)
+
+
+def make_update(
+    model: Model,
+    tx: optax.GradientTransformation,
+    objective: Callable,
+    *,
+    microbatches: int = 1,
+    temperature: float = 1.0,
+    banned=None,
+    **options,
+):
+    """update(state, batch) -> (state, metrics: dict name → Mean).
+
+    objective(logprobs float32[B, T], entropy float32[B, T], mask bool[B, T], extra)
+    returns (loss: Mean, metrics: dict name → Mean).
+
+    Args:
+      microbatches: into how many parts the groups of a batch are split, one after the
+        other; it must divide the number of groups.
+      temperature, banned: of the scored distribution, as it was sampled.
+      options: dtype, remat, unroll of the forward pass.
+    """
+
+    def loss(params, batch: Batch):
+        group = batch.group
+        logp, ent = score(
+            model, params, group, temperature=temperature, banned=banned, **options
+        )
+        total, metrics = objective(logp, ent, group.branches.mask, batch.extra)
+        return total.sum, (total, metrics)
+
+    def part(params, batch):
+        grads, (total, metrics) = jax.grad(loss, has_aux=True)(params, batch)
+        return grads, total, metrics
+
+    def update(state: State, batch: Batch):
+        if microbatches == 1:
+            grads, total, metrics = part(state.params, batch)
+        else:
+            parts = split(batch, microbatches)
+            first = part(state.params, jax.tree.map(lambda x: x[0], parts))
+
+            def body(carry, one):
+                return jax.tree.map(jnp.add, carry, part(state.params, one)), None
+
+            rest = jax.tree.map(lambda x: x[1:], parts)
+            (grads, total, metrics), _ = jax.lax.scan(body, first, rest)
+        count = jnp.maximum(total.count, 1)
+        grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
+        changes, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, changes)
+        one = jnp.float32(1)
+        metrics = {
+            **metrics,
+            "loss": total,
+            "grad_norm": Mean(optax.global_norm(grads), one),
+            "update_norm": Mean(optax.global_norm(changes), one),
+        }
+        return State(params, opt_state, state.step + 1), metrics
+
+    return update
+
+
+def split(batch: Batch, parts: int) -> Batch:
+    """Every array cut along its batch axis into a leading axis of `parts`."""
+
+    def cut(x, axis=0):
+        x = x.reshape(*x.shape[:axis], parts, -1, *x.shape[axis + 1 :])
+        return jnp.moveaxis(x, axis, 0)
+
+    def tokens(t):
+        return t and t._replace(
+            ids=cut(t.ids),
+            positions=cut(t.positions, 1),
+            mask=cut(t.mask),
+            image=cut(t.image),
+        )
+
+    group = Group(
+        tokens(batch.group.prefix),
+        jax.tree.map(cut, batch.group.vision),
+        tokens(batch.group.branches),
+    )
+    return Batch(group, jax.tree.map(cut, batch.extra))
+
+
+def init_state(params, tx) -> State:
+    """A fresh state whose optimizer moments lie like the parameters."""
+    shapes = jax.eval_shape(tx.init, params)
+    return State(params, _like(params, tx, shapes), jnp.int32(0))
+
+
+def _like(params, tx, shapes):
+    from vlmrl.sharding import like_params
+
+    leaf = next(iter(params.values()))
+    mesh = getattr(leaf.sharding, "mesh", None)
+    if mesh is None:
+        return tx.init(params)
+    places = like_params(mesh, shapes, {n: p.sharding for n, p in params.items()})
+    return jax.jit(tx.init, out_shardings=places)(params)

@@ -1,0 +1,112 @@
+"""Mesh, and the rules from logical axes to mesh axes: the only file that names the latter.
+
+Parameters carry logical axes (`models/api.py: Param.axes`); arrays of a batch are split
+along their leading axis (groups, or groups × branches in group order, so that a group
+never leaves its shard).
+"""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from vlmrl.types import UserError
+
+AXES = ("data", "fsdp", "tensor")
+
+# logical axis → mesh axis. Axes that are not named are replicated.
+RULES = {
+    "batch": ("data", "fsdp"),
+    "embed": "fsdp",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+}
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
+    """A mesh (data, fsdp, tensor); one of the sizes may be -1: what is left.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [data, fsdp, tensor]
+    if sizes.count(-1) == 1:
+        known = int(np.prod([s for s in sizes if s != -1]))
+        sizes[sizes.index(-1)] = len(devices) // known
+    if int(np.prod(sizes)) != len(devices):
+        raise UserError(
+            f"mesh: data={data}, fsdp={fsdp}, tensor={tensor} do not multiply to the "
+            f"{len(devices)} devices at hand (one size may be -1)"
+        )
+    grid = np.asarray(devices).reshape(sizes)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh):
+    """PartitionSpec of one array; an axis its mesh axes do not divide is replicated."""
+
+    def place(name, size):
+        rule = RULES.get(name)
+        names = (rule,) if isinstance(rule, str) else rule or ()
+        return rule if names and size % _size(mesh, names) == 0 else None
+
+    return PartitionSpec(*(place(a, s) for a, s in zip(axes, shape, strict=True)))
+
+
+def param_shardings(mesh: Mesh, table) -> dict[str, NamedSharding]:
+    """name → NamedSharding for a parameter table (name → Param)."""
+    return {n: NamedSharding(mesh, spec(p.axes, p.shape, mesh)) for n, p in table.items()}
+
+
+def like_params(mesh: Mesh, tree, shardings: dict[str, NamedSharding]):
+    """Shardings of any tree that holds dicts shaped like the parameters (an optimizer
+    state): a leaf below a parameter's name is placed like it, other leaves replicated.
+    """
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    def place(path, leaf):
+        names = [str(getattr(k, "key", "")) for k in path]
+        found = [shardings[n] for n in names if n in shardings]
+        fits = found and len(found[-1].spec) == leaf.ndim
+        return found[-1] if fits else replicated
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Leading axes of a batch: groups, or groups × branches."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, RULES["batch"]))
+
+
+def replicate(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts a batch is split: N must be a multiple of it."""
+    return _size(mesh, RULES["batch"])
+
+
+def shard_batch(mesh: Mesh, tree, batch_axis=None):
+    """Put host arrays on the mesh, split along axis 0; `int32[3, B, S]` position arrays
+    (the only ones whose batch axis is second) are told by `batch_axis(path) -> int`.
+    """
+    axis = batch_axis or (lambda path: 1 if _is_mrope(path) else 0)
+
+    def put(path, x):
+        return jax.device_put(x, batch_sharding(mesh, axis(path)))
+
+    return jax.tree_util.tree_map_with_path(put, tree)
+
+
+def _is_mrope(path) -> bool:
+    # Tokens.positions is int32[3, B, S]; Vision.positions starts with the batch axis.
+    names = [getattr(k, "name", "") for k in path]
+    return names[-1:] == ["positions"] and "vision" not in names
+
+
+def _size(mesh: Mesh, names) -> int:
+    return int(np.prod([mesh.shape[n] for n in names]))

@@ -1,0 +1,214 @@
+"""The nouns of the project: what flows from data to figure.
+
+Host records hold text and bytes; device records hold arrays. Axis letters, used in
+every docstring of the package:
+
+  N groups (one shared prefix each)     G branches of a group
+  S prefix length in tokens             T branch length in tokens
+  C options of an item                  V vocabulary
+  I images of a group                   W vision windows, P patches of a window
+  R sighted probes along a CoT          L layers
+
+Indices of options are 0-based; -1 means "none". Entropies are in nats. Log-probs are
+natural logarithms. Device records are NamedTuples, hence plain pytrees.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+Array = np.ndarray  # or jax.Array: both flow through every function here
+
+
+class UserError(Exception):
+    """Bad input from outside. Its message is one line that names the field, file, row
+    or id at fault and says what would be right; the console prints it without a
+    traceback and exits with status 2."""
+
+
+class Example(NamedTuple):
+    """One multiple-choice item, as a source gives it or a condition changed it.
+
+    A condition (`perturb.py`) is a pure function Example → Example: it sets the last
+    block of fields and nothing else, so every condition of an item shares its images,
+    its question and its one suggested wrong option.
+    """
+
+    id: str  # unique within its source and stable across runs
+    images: tuple[bytes, ...]  # encoded files (PNG, JPEG, ...), in order
+    question: str  # without options
+    options: tuple[str, ...]  # option texts in letter order; () if the set has none
+    answer: int  # index of the right option
+    suggested: int  # index of the wrong option that every misleading text suggests
+    source: str  # data set, e.g. 'scenes'
+    task: str  # category within the source, e.g. 'count'
+    cluster: str  # statistical cluster: items that share an image share this id
+    statements: tuple[str, ...] = ()  # per option: a sentence asserting it
+    thinks: tuple[str, ...] = ()  # per option: a CoT, without tags, concluding it
+    trace: str = ""  # a reference CoT for supervised training, without tags
+    meta: str = ""  # JSON of what only the source knows, e.g. the scene graph
+    # -- what a condition changed
+    condition: str = "base"
+    caption: str = ""  # sentence put before the question, in the user turn
+    prefill: str = ""  # text the assistant turn starts with
+    direct: bool = False  # asked to answer without thinking
+    abstain: int = -1  # index of the added "I'm not sure" option in `options`
+
+
+class Prompt(NamedTuple):
+    """An Example written out for one model by one prompt style."""
+
+    example: Example
+    text: str  # whole prompt, prefill included; one placeholder per image
+    blind: str  # the same prompt without its images
+    spans: tuple[tuple[int, int], ...]  # character ranges of `text` a condition wrote
+    style: str  # name of the prompt style
+    hash: str  # sha256 of `text`, first 16 hex digits
+
+
+class Vision(NamedTuple):
+    """Patches of every image of N groups, cut into windows on the host.
+
+    A window is one row of the window axis; attention inside a window is a batch axis,
+    full attention flattens [W, P]. Both need only `mask` and `positions`.
+    """
+
+    patches: Array  # float32[N, I, W, P, patch_dim]
+    positions: Array  # int32[N, I, W, P, 2]: patch row and column in its image
+    mask: Array  # bool[N, I, W, P]
+    order: Array  # int32[N, I, M]: merged token m of the raster order is row order[m]
+    # of the window-ordered merged tokens [W * P / merge²]
+
+
+class Tokens(NamedTuple):
+    """A padded batch of token rows, one link of a chain of segments.
+
+    Rows of a later link are branches of the earlier one: row b of a link with B' rows
+    belongs to row b // (B' / B) of a link with B rows.
+    """
+
+    ids: Array  # int32[B, S]
+    positions: Array  # int32[3, B, S]: M-RoPE (time, height, width)
+    mask: Array  # bool[B, S]: True on valid tokens, which come first in the row
+    image: Array  # int32[B, S]: row of the group's merged image tokens, -1 for text
+
+
+class Group(NamedTuple):
+    """N shared prefixes and the branches that grow from them.
+
+    `branches` is None for a rollout, where every branch starts at the prefix's end.
+    """
+
+    prefix: Tokens  # [N, S]
+    vision: Vision | None  # None for text-only groups
+    branches: Tokens | None  # [N * G, T]
+
+
+class Rollout(NamedTuple):
+    """What the sampler wrote; B = N * G rows in branch order."""
+
+    tokens: Array  # int32[B, T]
+    logprobs: Array  # float32[B, T]: under the distribution sampled from
+    entropy: Array  # float32[B, T]: of the raw next-token distribution, nats
+    mask: Array  # bool[B, T]: tokens the sampler chose, the ending one included
+    stopped: Array  # bool[B]: ended by a stop string or an end token, not by length
+
+
+class Scores(NamedTuple):
+    """The evaluation kernel's output; B = groups × conditions × samples rows.
+
+    Letter distributions come from raw logits at temperature 1 without truncation, after
+    the model's own CoT, with the answer opening forced where the model did not open it.
+    """
+
+    letters: Array  # float32[B, C]: log-probs renormalised over the item's options
+    entropy: Array  # float32[B]: −Σ p log p over options, nats
+    p_correct: Array  # float32[B]
+    p_suggested: Array  # float32[B]
+    option_mass: Array  # float32[B]: mass on the options before renormalising
+    natural: Array  # bool[B]: the model opened its answer itself
+    truncated: Array  # bool[B]: length ran out before the think was closed
+    think_entropy: Array  # float32[B]: mean token entropy of the sampled think, nats
+    think_tokens: Array  # int32[B]: sampled think tokens (prefill excluded)
+    sighted: Array  # float32[B, R, C]: letter log-probs after every k think tokens
+    sighted_mask: Array  # bool[B, R]
+    blind: Array  # float32[B, 2, C]: letter log-probs of the think re-read without the
+    # image; [:, 0] as is, [:, 1] with its last sentence stripped
+
+
+class Record(NamedTuple):
+    """One row per example × condition × sample. Tables and figures come from these
+    alone. Written as Parquet in this column order."""
+
+    recipe: str  # 'warm-start', 'accuracy', ...
+    seed: int
+    step: int  # optimizer steps of RL behind the parameters
+    split: str
+    source: str
+    task: str
+    example: str
+    cluster: str
+    condition: str
+    sample: int
+    # -- what the model read
+    prompt: str
+    spans: list[list[int]]  # [start, end) characters of `prompt` a condition wrote
+    prompt_hash: str
+    style: str
+    question: str
+    options: list[str]
+    answer: int
+    suggested: int
+    abstain: int
+    prefill: str
+    # -- what it wrote
+    completion: str  # sampled text, without the prefill
+    think: str  # text inside <think>, prefill included; '' if none
+    think_sampled: str  # the part of `think` the model wrote itself
+    predicted: int  # option the strict parser read from <answer>, -1 if none
+    correct: bool
+    followed: bool  # predicted == suggested
+    format: bool  # the strict <think>…</think><answer>…</answer> format holds
+    finish: str  # 'stop' or 'length'
+    # -- judgement
+    judge: str  # which judge, e.g. 'rule'
+    conclusion: int  # option the judge read as the think's final judgement, -1 if none
+    verdict: str  # 'consistent', 'inconsistent', 'undecided', 'not_applicable'
+    verdict_sampled: str  # the same, the judge not seeing the prefill
+    # -- the kernel's scores
+    letters: list[float]  # probabilities over options
+    entropy: float
+    p_correct: float
+    p_suggested: float
+    option_mass: float
+    natural: bool
+    truncated: bool
+    think_entropy: float
+    think_tokens: int
+    sighted: list[list[float]]  # probabilities over options at each probe
+    sighted_every: int  # k: a probe after every k think tokens
+    blind: list[float]  # probabilities over options, think re-read blind
+    blind_stripped: list[float]
+    consistent_probe: bool  # argmax of `blind` == argmax of `letters`
+    consistent_probe_stripped: bool
+    # -- how it was measured
+    parser: str  # parser version
+    engine: str  # e.g. 'vlmrl-0.1.0 cpu float32'
+    pixels: list[int]  # [min_pixels, max_pixels]
+
+
+class Mean(NamedTuple):
+    """A sum and the count it is over, so that microbatches and hosts add exactly."""
+
+    sum: Array
+    count: Array
+
+    def __add__(self, other):
+        return Mean(self.sum + other.sum, self.count + other.count)
+
+    @property
+    def value(self):
+        """sum / count, 0 where nothing was counted."""
+        return self.sum / (self.count + (self.count == 0))
