@@ -1,6 +1,8 @@
 """Checkpoints: whole or absent, bit-exact, strict about names."""
 
 import json
+import subprocess
+import sys
 from typing import NamedTuple
 
 import jax
@@ -234,6 +236,25 @@ def test_an_unfinished_write_is_invisible(tmp_path):
     assert seen in ([], [1]) and checkpoint.steps(tmp_path) == [1]
     if seen == [1]:  # it was that fast: then it was whole
         assert checkpoint.restore(tmp_path, 1)[0]["x"][-1] == (1 << 22) - 1
+
+
+def test_a_process_that_dies_while_saving_leaves_the_one_before(tmp_path):
+    code = """
+import os, sys
+import numpy as np
+from vlmrl import checkpoint
+checkpoint.save(sys.argv[1], 1, {"x": np.arange(3)})()
+checkpoint.save(sys.argv[1], 2, {"x": np.zeros(1 << 24)})
+os._exit(9)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)])
+    assert done.returncode == 9
+    assert (tmp_path / "2").exists() == (checkpoint.latest(tmp_path) == 2)
+    assert np.array_equal(checkpoint.restore(tmp_path, 1)[0]["x"], np.arange(3))
+    if checkpoint.latest(tmp_path) == 1:  # unless the disk was that fast
+        checkpoint.save(tmp_path, 2, {"x": np.arange(4)})()
+    assert checkpoint.steps(tmp_path) == [1, 2]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2"]
 
 
 def test_keeps_the_newest(tmp_path):

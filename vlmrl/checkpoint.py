@@ -218,11 +218,11 @@ def _describe(name: str, x) -> Leaf:
 
 def _pack(name: str, x) -> tuple[Leaf, Any]:
     leaf = _describe(name, x)
-    if leaf.kind == "number" or isinstance(x, jax.Array) and leaf.kind == "array":
+    if leaf.kind == "number":
         return leaf, x
     if leaf.kind.startswith("key:"):
         return leaf, jax.random.key_data(x)
-    return leaf, np.asarray(x)
+    return leaf, x if isinstance(x, jax.Array) else np.asarray(x)
 
 
 def _stored(leaf: Leaf) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import os
 from functools import reduce
 from pathlib import Path
@@ -38,7 +39,10 @@ def _is_number(x) -> bool:
 
 def add(*trees):
     """Joins trees of equal structure leaf by leaf, e.g. those of the microbatches."""
-    join = lambda a, b: jax.tree.map(lambda x, y: x + y, a, b, is_leaf=_is_number)
+
+    def join(a, b):
+        return jax.tree.map(operator.add, a, b, is_leaf=_is_number)
+
     return reduce(join, trees)
 
 
@@ -114,8 +118,9 @@ class Writer:
             return
         row = {k: _finite(v) for k, v in row.items()}
         line = json.dumps({"step": int(step), **row}, allow_nan=False) + "\n"
-        os.write(self._fd, line.encode())
-        numbers = {k: v for k, v in row.items() if type(v) in (int, float)}
+        if os.write(self._fd, line.encode()) != len(line):  # ASCII
+            raise UserError(f"{self.path}: the disk is full")
+        numbers = {k: v for k, v in row.items() if isinstance(v, (int, float))}
         if self._board:
             for name, value in numbers.items():
                 self._board.add_scalar(name, value, step)
@@ -153,7 +158,8 @@ def read(path: str | Path) -> list[dict]:
             rows[-1]["step"]
         except (ValueError, KeyError, TypeError) as e:
             raise UserError(
-                f"{path} line {number}: want a JSON object with 'step', got {line[:40]!r}"
+                f"{path} line {number}: want a JSON object with 'step', got "
+                f"{line[:40]!r}"
             ) from e
     return rows
 

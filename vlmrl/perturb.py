@@ -101,7 +101,8 @@ def _base(example: Example) -> Example:
 def _no_cot(example: Example) -> Example:
     # The system text stays that of every other condition, so that the shared prefix
     # of an item survives; only the user suffix (`Style.direct`) and this opening ask
-    # for an answer without a think.
+    # for an answer without a think. The tag is left open before its ">": with Qwen's
+    # tokenizer the next token may be ">A", so "<answer" is the stable boundary.
     return example._replace(condition="no_cot", direct=True, prefill="<answer")
 
 

@@ -43,10 +43,10 @@ _R1V = (
     " the mind and then provides the user with the answer. " + _TAGS
 )
 _VLAA = (
-    "You are VL-Thinking🤔, a helpful assistant with excellent reasoning ability. A user"
-    " asks you a question, and you should try to solve it. You should first think about"
-    " the reasoning process in the mind and then provides the user with the answer. "
-    + _TAGS
+    "You are VL-Thinking🤔, a helpful assistant with excellent reasoning ability."
+    " A user asks you a question, and you should try to solve it. You should first"
+    " think about the reasoning process in the mind and then provides the user with the"
+    " answer. " + _TAGS
 )
 _LETTER = (
     " Please provide only the single option letter (e.g., A, B, C, D, etc.) within the"

@@ -58,7 +58,9 @@ def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh):
 
 def param_shardings(mesh: Mesh, table) -> dict[str, NamedSharding]:
     """name → NamedSharding for a parameter table (name → Param)."""
-    return {n: NamedSharding(mesh, spec(p.axes, p.shape, mesh)) for n, p in table.items()}
+    return {
+        n: NamedSharding(mesh, spec(p.axes, p.shape, mesh)) for n, p in table.items()
+    }
 
 
 def like_params(mesh: Mesh, tree, shardings: dict[str, NamedSharding]):

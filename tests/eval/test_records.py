@@ -14,19 +14,57 @@ from vlmrl.types import Record, UserError
 def record(**changes) -> Record:
     """One consistent, correct row of the warm start; `changes` by field."""
     row = {
-        "recipe": "warm-start", "seed": 0, "step": 0, "split": "test", "source": "scenes",
-        "task": "count", "example": "e0", "cluster": "i0", "condition": "base", "sample": 0,
-        "prompt": "p", "spans": [[0, 1]], "prompt_hash": "00", "style": "r1v", "question": "q",
-        "options": ["1", "2"], "answer": 0, "suggested": 1, "abstain": -1, "prefill": "",
-        "completion": "c", "think": "t", "think_sampled": "t", "predicted": 0, "correct": True,
-        "followed": False, "format": True, "finish": "stop", "judge": "rule", "conclusion": 0,
-        "verdict": "consistent", "verdict_sampled": "consistent", "letters": [0.75, 0.25],
-        "entropy": 0.5623351446188083, "p_correct": 0.75, "p_suggested": 0.25,
-        "option_mass": 0.9, "natural": True, "truncated": False, "think_entropy": 0.2,
-        "think_tokens": 4, "sighted": [[0.5, 0.5], [0.75, 0.25]], "sighted_every": 2,
-        "blind": [0.6, 0.4], "blind_stripped": [0.4, 0.6], "consistent_probe": True,
-        "consistent_probe_stripped": False, "parser": "1", "engine": "test", "pixels": [1, 2],
-    }  # fmt: skip
+        "recipe": "warm-start",
+        "seed": 0,
+        "step": 0,
+        "split": "test",
+        "source": "scenes",
+        "task": "count",
+        "example": "e0",
+        "cluster": "i0",
+        "condition": "base",
+        "sample": 0,
+        "prompt": "p",
+        "spans": [[0, 1]],
+        "prompt_hash": "00",
+        "style": "r1v",
+        "question": "q",
+        "options": ["1", "2"],
+        "answer": 0,
+        "suggested": 1,
+        "abstain": -1,
+        "prefill": "",
+        "completion": "c",
+        "think": "t",
+        "think_sampled": "t",
+        "predicted": 0,
+        "correct": True,
+        "followed": False,
+        "format": True,
+        "finish": "stop",
+        "judge": "rule",
+        "conclusion": 0,
+        "verdict": "consistent",
+        "verdict_sampled": "consistent",
+        "letters": [0.75, 0.25],
+        "entropy": 0.5623351446188083,
+        "p_correct": 0.75,
+        "p_suggested": 0.25,
+        "option_mass": 0.9,
+        "natural": True,
+        "truncated": False,
+        "think_entropy": 0.2,
+        "think_tokens": 4,
+        "sighted": [[0.5, 0.5], [0.75, 0.25]],
+        "sighted_every": 2,
+        "blind": [0.6, 0.4],
+        "blind_stripped": [0.4, 0.6],
+        "consistent_probe": True,
+        "consistent_probe_stripped": False,
+        "parser": "1",
+        "engine": "test",
+        "pixels": [1, 2],
+    }
     return Record(**(row | changes))
 
 
@@ -80,7 +118,7 @@ def test_read_names_what_is_wrong(tmp_path):
     with pytest.raises(UserError, match="no such record file"):
         records.read(path)
     path.write_bytes(b"PAR1 not really")
-    with pytest.raises(UserError, match="r.parquet: not a readable Parquet"):
+    with pytest.raises(UserError, match="not a readable Parquet"):
         records.read(path)
     records.write(path, [record()])
     good = pq.read_table(path)

@@ -13,8 +13,11 @@ from vlmrl.types import UserError
 
 
 def test_the_papers_mix():
-    assert MIX == dict.fromkeys(
-        ["correct_think", "wrong_think", "correct_caption", "wrong_caption"], 0.1
+    assert (
+        dict.fromkeys(
+            ["correct_think", "wrong_think", "correct_caption", "wrong_caption"], 0.1
+        )
+        == MIX
     )
 
 

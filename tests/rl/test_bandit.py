@@ -99,12 +99,13 @@ def test_every_context_learns_its_best_arm(name):
             got = clipped(logprobs(theta, choice), old, advantages, old < 1)
             return got.loss.value * contexts, got.clipped_low.sum + got.clipped_high.sum
 
-        clips = 0.0
-        for _ in range(4):
-            grads, n_clipped = jax.grad(loss, has_aux=True)(theta)
+        def epoch(carry, _):
+            theta, opt = carry
+            grads, clips = jax.grad(loss, has_aux=True)(theta)
             updates, opt = tx.update(grads, opt)
-            theta, clips = optax.apply_updates(theta, updates), clips + n_clipped
-        return (theta, opt), clips
+            return (optax.apply_updates(theta, updates), opt), clips
+
+        return jax.lax.scan(epoch, (theta, opt), length=4)
 
     @jax.jit
     def run(key):

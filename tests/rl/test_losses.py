@@ -172,7 +172,10 @@ def test_clipping_zeroes_the_gradient_exactly_where_it_should(sign):
 
 def test_zero_advantage_is_never_clipped_and_has_no_gradient():
     new, old, _, mask = batch(4, scale=2)
-    f = lambda new: clipped(new, old, jnp.zeros(4), mask)
+
+    def f(new):
+        return clipped(new, old, jnp.zeros(4), mask)
+
     got = f(new)
     assert got.clipped_low.sum == got.clipped_high.sum == got.loss.sum == 0
     assert not jax.grad(lambda new: f(new).loss.sum)(new).any()
@@ -180,7 +183,10 @@ def test_zero_advantage_is_never_clipped_and_has_no_gradient():
 
 def test_old_logprobs_and_advantages_get_no_gradient():
     new, old, advantages, mask = batch(5)
-    f = lambda old, a: clipped(new, old, a, mask).loss.sum
+
+    def f(old, a):
+        return clipped(new, old, a, mask).loss.sum
+
     for g in jax.grad(f, (0, 1))(old, advantages):
         assert not g.any()
 
@@ -188,12 +194,16 @@ def test_old_logprobs_and_advantages_get_no_gradient():
 def test_extreme_ratios_stay_finite():
     new = jnp.array([[-1e4, 0.0, -200.0]])
     old = jnp.array([[0.0, -1e4, -200.0]])
+
+    @jax.jit
+    @jax.value_and_grad
+    def f(new, a):
+        return clipped(new, old, a[None], jnp.ones((1, 3), bool)).loss.sum
+
     for a in (1.0, -1.0, 0.0):
-        f = lambda new, a=a: (
-            clipped(new, old, jnp.array([a]), jnp.ones((1, 3), bool)).loss.sum
-        )
-        assert jnp.isfinite(f(new))
-        assert jnp.isfinite(jax.grad(f)(new)).all()
+        value, grad = f(new, jnp.float32(a))
+        assert jnp.isfinite(value)
+        assert jnp.isfinite(grad).all()
 
 
 @pytest.mark.parametrize(
@@ -265,7 +275,10 @@ def test_kl_gradient_by_hand():
     new, ref, _, mask = batch(6)
     d = ref - new
     for estimator, want in (("k2", -d), ("k3", 1 - np.exp(d))):
-        f = lambda new, e=estimator: kl_loss(new, ref, mask, estimator=e).sum
+
+        def f(new, estimator=estimator):
+            return kl_loss(new, ref, mask, estimator=estimator).sum
+
         np.testing.assert_allclose(jax.grad(f)(new), want * mask, atol=1e-6)
 
 
@@ -330,15 +343,20 @@ def test_masked_tokens_change_nothing_and_have_zero_gradient(f):
     new, old, advantages, mask = batch(9)
     mask[3] = False  # a padding row, whose advantage is garbage
     advantages[3] = np.nan
-    value = lambda x, o: f(x, o, advantages, mask)[0].sum
-    clean, grad = jax.value_and_grad(value)(new, old)
+
+    def value(new, old):
+        loss, metrics = f(new, old, advantages, mask)
+        return loss.sum, metrics
+
+    step = jax.jit(jax.value_and_grad(value, has_aux=True))
+    (clean, _), grad = step(new, old)
     for junk in (np.nan, np.inf, -np.inf, 1e30):
         dirty = np.where(mask, new, junk).astype(np.float32)
         dirty_old = np.where(mask, old, junk).astype(np.float32)
-        got, dirty_grad = jax.value_and_grad(value)(dirty, dirty_old)
+        (got, metrics), dirty_grad = step(dirty, dirty_old)
         assert got == clean
         np.testing.assert_array_equal(dirty_grad, grad)
-        for metric in f(dirty, dirty_old, advantages, mask)[1].values():
+        for metric in metrics.values():
             assert jnp.isfinite(metric.value)
     assert not np.asarray(grad)[~mask].any()
     assert np.asarray(grad)[mask].any()
@@ -355,21 +373,21 @@ def test_sums_and_counts_add_over_microbatches(f):
     mask = np.arange(6) < lengths[:, None]
     if "length" in f.keywords:
         f = partial(f, length=8)
+    f = jax.jit(f)
     whole = f(new, new, advantages, mask)
     parts = [
-        f(new[s], new[s], advantages[s], mask[s])
-        for s in (slice(0, 1), slice(1, 4), slice(4, 8))
+        f(new[s], new[s], advantages[s], mask[s]) for s in (slice(0, 4), slice(4, 8))
     ]
     assert jax.tree.all(jax.tree.map(lambda a, b: a == b, add(*parts), whole))
 
 
 @every
 def test_gradients_add_over_microbatches(f):
-    new, old, advantages, mask = batch(11, rows=6)
-    grad = jax.grad(lambda x, o, a, m: f(x, o, a, m)[0].sum)
+    new, old, advantages, mask = batch(11, rows=8)
+    grad = jax.jit(jax.grad(lambda x, o, a, m: f(x, o, a, m)[0].sum))
     whole = grad(new, old, advantages, mask)
     parts = [
-        grad(new[s], old[s], advantages[s], mask[s]) for s in (slice(0, 2), slice(2, 6))
+        grad(new[s], old[s], advantages[s], mask[s]) for s in (slice(0, 4), slice(4, 8))
     ]
     np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-6)
 
@@ -390,9 +408,9 @@ def test_float64_in_float64_out(f):
     with jax.enable_x64(True):
         new, old, advantages, mask = batch(13)
         args = [jnp.asarray(x, jnp.float64) for x in (new, old, advantages)]
-        assert f(*args, jnp.asarray(mask))[0].sum.dtype == jnp.float64
-        check = lambda x: f(x, args[1], args[2], jnp.asarray(mask))[0].sum
+        check = jax.jit(lambda x: f(x, args[1], args[2], jnp.asarray(mask))[0].sum)
         grad = jax.grad(check)(args[0])
+        assert check(args[0]).dtype == grad.dtype == jnp.float64
         step = 1e-6
         for at in [(0, 0), (2, 0)]:
             up, down = (args[0].at[at].add(s) for s in (step, -step))
@@ -441,7 +459,9 @@ def test_a_new_loss_is_one_function():
     extra = {"old_logprobs": new, "advantages": advantages}
 
     def grad(surrogate):
-        f = lambda x: policy_objective(x, -x, mask, extra, surrogate=surrogate)[0].sum
+        def f(x):
+            return policy_objective(x, -x, mask, extra, surrogate=surrogate)[0].sum
+
         return jax.grad(f)(new)
 
     np.testing.assert_allclose(grad(reinforce), grad(clipped), rtol=1e-6)

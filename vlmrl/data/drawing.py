@@ -27,7 +27,6 @@ from vlmrl.types import UserError
 
 GRID, CELL = 4, 28  # cells per side; pixels per cell: one merged vision token
 SIDE = GRID * CELL
-BACKGROUND = (244, 244, 240)
 COLOURS = {
     "red": (225, 25, 30),
     "green": (20, 160, 60),
@@ -147,9 +146,20 @@ def _shift(first: tuple[str, str], second: tuple[str, str], down: bool) -> int:
     raise AssertionError(f"{first} and {second} cannot overlap")
 
 
+@functools.cache
+def background() -> Image.Image:
+    """A light ground whose red fades downwards and whose blue fades to the right, as sky
+    and floor tell up from down in a photograph: rotary positions are relative, so where
+    a patch is must be seen."""
+    fade = np.linspace(252, 172, SIDE).astype(np.uint8)
+    level = np.full((SIDE, SIDE), 228, np.uint8)
+    down, right = np.repeat(fade[:, None], SIDE, 1), np.repeat(fade[None], SIDE, 0)
+    return Image.fromarray(np.stack([down, level, right], -1))
+
+
 def render(scene: Scene) -> Image.Image:
     """RGB image of `SIDE` × `SIDE` pixels."""
-    image = Image.new("RGB", (SIDE, SIDE), BACKGROUND)
+    image = background().copy()
     for o in scene.objects:
         picture, mask = _sprite(o.shape, o.colour, o.size)
         image.paste(picture, (o.x - CELL // 2, o.y - CELL // 2), mask)

@@ -122,6 +122,7 @@ def prepare(source: str, sizes: dict[str, int], data_dir: str | os.PathLike) -> 
             name=source, splits=splits, data_dir=work, file_format="array_record"
         )
         with contextlib.redirect_stdout(None):  # it says that it downloads
+            tfds.disable_progress_bar()
             builder.download_and_prepare()
         try:
             os.rename(builder.data_path, final)

@@ -50,7 +50,9 @@ def attend(q, level: Level, links) -> jax.Array:
         total = total + scale * l
         mixed = mixed + scale[..., None] * o
     total = jnp.where(total == 0, 1, total)
-    return (mixed / total[..., None]).astype(q.dtype).reshape(rows, length, *q.shape[2:])
+    return (
+        (mixed / total[..., None]).astype(q.dtype).reshape(rows, length, *q.shape[2:])
+    )
 
 
 def _part(q, k, v, mask, own: bool, limit):

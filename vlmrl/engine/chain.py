@@ -50,9 +50,7 @@ def levels_of(model: Model, params, group: Group, **options) -> tuple[Level, ...
         features = model.encode_image(params, group.vision, dtype=dtype, **options)
     parts = [group.prefix] + ([] if group.branches is None else [group.branches])
     return tuple(
-        Level(
-            model.embed(params, t, features, dtype=dtype), t.positions, t.mask
-        )
+        Level(model.embed(params, t, features, dtype=dtype), t.positions, t.mask)
         for t in parts
     )
 

@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vlmrl.automata import automaton
 from vlmrl.engine.chain import Chain, extend
 from vlmrl.engine.logprobs import entropy, logits, policy
 from vlmrl.models.api import Model, Segment
+from vlmrl.tokens import Processor
 from vlmrl.types import Array, Rollout
 
 
@@ -33,6 +35,14 @@ class Stops(NamedTuple):
     hits: Array  # uint8[V, A]: bit set where a stop string ends inside the token
     end: Array  # bool[V]: end tokens
     banned: Array  # bool[V]: vision and pad tokens
+
+
+def make_stops(processor: Processor, end: str = "</answer>") -> Stops:
+    """Stops of a tokenizer: rows end where `end` is complete, or at an end token."""
+    found = automaton(processor.token_bytes, (end.encode(),))
+    ends = np.zeros(processor.vocab_size, bool)
+    ends[list(processor.end_ids)] = True
+    return Stops(*map(jnp.asarray, (found.table, found.hits, ends, processor.banned)))
 
 
 def stable_hash(text: str) -> int:

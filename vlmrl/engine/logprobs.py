@@ -82,7 +82,9 @@ def id_logprobs(hidden, head, ids):
     """
     rows = hidden.shape[0]
     size = min(rows, max(1, CHUNK // head.shape[0]))
-    padded = jnp.pad(hidden, [(0, -rows % size), (0, 0)]).reshape(-1, size, hidden.shape[1])
+    padded = jnp.pad(hidden, [(0, -rows % size), (0, 0)]).reshape(
+        -1, size, hidden.shape[1]
+    )
 
     def one(h):
         return jax.nn.log_softmax(logits(h, head), axis=-1)[:, ids]

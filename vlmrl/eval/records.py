@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlmrl.eval import stats
+from vlmrl.perturb import ORDER
 from vlmrl.types import Record, UserError
 
 VERDICTS = ("consistent", "inconsistent", "undecided", "not_applicable")
@@ -42,13 +43,27 @@ SCHEMA = pa.schema(
 )
 
 
-def write(path: str | os.PathLike, records: list[Record]) -> None:
+def write(path: str | os.PathLike, records: list[Record] | pa.Table) -> None:
     """Writes records as Parquet under a temporary name, then renames.
 
     Raises:
       UserError: a value that its column can't hold, or a place that can't be written.
     """
     path = Path(path)
+    table = records if isinstance(records, pa.Table) else _table(path, records)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        pq.write_table(table, temporary, compression="zstd")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot write records: {error.strerror or error}"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _table(path: Path, records: list[Record]) -> pa.Table:
     columns = []
     for i, field in enumerate(SCHEMA):
         values = [record[i] for record in records]
@@ -68,18 +83,7 @@ def write(path: str | os.PathLike, records: list[Record]) -> None:
                 f"{records[row].example}) is None; want {field.type}"
             )
         columns.append(column)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        pq.write_table(
-            pa.Table.from_arrays(columns, schema=SCHEMA), temporary, compression="zstd"
-        )
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot write records: {error.strerror or error}"
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    return pa.Table.from_arrays(columns, schema=SCHEMA)
 
 
 def read(path: str | os.PathLike) -> pa.Table:
@@ -172,7 +176,8 @@ def measures(table: pa.Table) -> dict[str, np.ndarray]:
     (consistent and its kin) applies unless the verdict is 'not_applicable', and counts
     undecided as failure: `consistent` is the ratio's worst case too, `consistent_best`
     its best. faithful_accuracy is correct and consistent. p_other is the rest of the
-    renormalised mass, p_max the top option's. think statistics apply where the model wrote a think of its own.
+    renormalised mass, p_max the top option's. think_entropy applies where the model
+    wrote a think of its own.
     """
 
     def take(name):
@@ -235,11 +240,13 @@ def _largest(lists: pa.ChunkedArray) -> np.ndarray:
 def cells(data: dict[str, np.ndarray]) -> dict[tuple, np.ndarray]:
     """Row numbers of each (split, recipe, seed, step, condition).
 
-    Splits, recipes and conditions keep the order they first appear in, base first; the
-    rows of a cell are in (item, sample) order.
+    Splits and recipes keep the order they first appear in, conditions that of
+    `perturb.ORDER`; the rows of a cell are in (item, sample) order.
     """
     rank = {name: _ranks(data[name]) for name in ("split", "recipe", "condition")}
-    rank["condition"] = np.where(data["condition"] == "base", -1, rank["condition"])
+    known = [data["condition"] == name for name in ORDER]
+    places = np.arange(len(ORDER)) - len(ORDER)
+    rank["condition"] = np.select(known, places, rank["condition"])
     order = np.lexsort(
         [data["sample"], data["item"]]
         + [rank.get(name, data[name]) for name in reversed(_CELL)]
@@ -310,7 +317,7 @@ def summarise(table: pa.Table) -> list[dict]:
 
 
 def _against_base(data, index, base):
-    """Paired by example and sample; all None where the cell has no base to pair with."""
+    """Paired by example and sample; all None where there is no base to pair with."""
     names = ("drop", "relative_drop", "retention", "follow_excess")
     if base is None:
         return dict.fromkeys(names)

@@ -16,13 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from vlmrl.automata import automaton
-from vlmrl.engine.generate import Stops
+from vlmrl.engine.generate import Stops, make_stops
 from vlmrl.tokens import Processor
 from vlmrl.types import Array, UserError
 
 OPENING = "<answer"
 CLOSING = "</think>\n"
-END = "</answer>"
 
 
 class Tag(NamedTuple):
@@ -77,12 +76,7 @@ def make_tables(processor: Processor, options: int) -> TagTables:
         found = automaton(processor.token_bytes, (text.encode(),))
         return Tag(*(jnp.asarray(x) for x in found))
 
-    stop = tag(END)
-    end = np.zeros(len(texts), bool)
-    end[list(processor.end_ids)] = True
-    stops = Stops(
-        stop.table, stop.hits, jnp.asarray(end), jnp.asarray(processor.banned)
-    )
+    stops = make_stops(processor)
     tables = TagTables(
         stops=stops,
         think=tag("<think>"),
@@ -91,7 +85,7 @@ def make_tables(processor: Processor, options: int) -> TagTables:
         size=np.array([len(b) for b in processor.token_bytes], np.int32),
         sentence=flags(lambda t: t.endswith((".", "!", "?", "\n"))),
         word=flags(lambda t: re.search(r"\w", t)),
-        end=end,
+        end=stops.end,
         closing=ids(CLOSING + OPENING),
         opening=ids(OPENING),
         letters=_letters(texts, processor.banned, options),

@@ -28,167 +28,12 @@ from string import ascii_letters
 from string import ascii_uppercase as LETTERS
 from typing import NamedTuple
 
-NUMBERS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen"
-    " fourteen fifteen sixteen seventeen eighteen nineteen twenty"
-).split()
+from vlmrl.judges import cues
 
-# A mark is one private-use character, a kind, an index, another such character:
-# l letter, t text, x conflict (index 0 means nothing), n negated.
-_A, _Z = "\ue000", "\ue001"
-_MARK = rf"{_A}([ltx])(\d+){_Z}"
-_ANY_MARK = rf"{_A}([ltxn])(\d+){_Z}"
-_NOT_MARK = rf"[^{_A}{_Z}]"
-
-
-def _mark(kind: str, index: int = 0) -> str:
-    return f"{_A}{kind}{index}{_Z}"
-
-
-def _words(*alternatives: str) -> str:
-    return r"\b(?:" + "|".join(alternatives) + r")\b"
-
-
-# -- what may stand between a cue and the option ---------------------------------------
-_FILL = (
-    r"(?:\b(?:the|an?|option|choice|letter|number|exactly|clearly|indeed|definitely"
-    r"|certainly|probably|likely|most|just|simply|still|actually|also|therefore|then"
-    r"|thus|really|obviously|(?:on|to|at) the|located|that|in total|approximately)\b"
-    r"|[\s,:\"'`([{$=>→—–-])*"
-)
-_FILL_END = re.compile(_FILL + "$")
-_COPULA = (
-    r"(?:(?:must|should|has to|have to|would|will|can only) (?:be|have|equal)|is|are|was"
-    r"|were|'s|'re|equals?|becomes?|remains?|appears?(?: to be)?|looks?|lies|sits"
-    r"|stands|seems?(?: to be)?|(?:looks|seems) like|makes?|gives?|leaves?|have|has|contains?|shows?|count"
-    r"|see|get)"
-)
-_LEAD = (
-    r"(?:so(?! (?:far|many|much|small|large|close|on)\b)"
-    r"(?! that (?!is|must|makes|means|leaves|gives))|thus|hence|therefore"
-    r"|consequently|accordingly|in conclusion|in summary|to conclude|overall|finally"
-    r"|ultimately|as a result|i(?: can| will|'ll|) conclude|(?:this|that|which|it)"
-    r" (?:means|implies|suggests|shows|indicates|confirms)|meaning|conclusion|we (?:can "
-    r")?conclude|final(?:ly)?|final decision|in total|in short|altogether|all in all"
-    r"|(?:my|the) (?:final |best )(?:verdict|guess|decision))"
-)
-_STARTS_LEAD = re.compile(
-    rf"^[\s,]*(?:(?:and|okay|ok|hmm+|ah|well|oh|yes|yeah|right|alright|now|then)\b"
-    rf"[\s,.…]*)*{_LEAD}\b"
-)
-_ONLY_LEAD = re.compile(_STARTS_LEAD.pattern + r"[\s,:]*(?:that|it)?[\s,:]*$")
-_ANSWER = re.compile(
-    rf"\banswer\b(?:{_NOT_MARK}{{0,60}}?\b(?:is|be|remains|becomes|was))?$|\bboxed$"
-)
-_CHOOSE = re.compile(
-    _words(
-        r"(?:i|we|let's|let me)(?:'ll| will|'d| would|'m| am|)(?: \w+)? (?:choose|choosing|pick"
-        r"|picking|select|selecting|go with|going with|going for|opt for|settle on"
-        r"|stick with|stay with|say|answer)"
-    )
-    + "$"
-)
-_MATCHES = re.compile(_words(r"match(?:es)?|corresponds? to|corresponding to") + "$")
-_BINDS = re.compile(rf"^(?P<subject>.*?)(?:\b|(?=')){_COPULA}$", re.DOTALL)
-_STRONG_BINDS = re.compile(
-    r"\b(?:must|has to|have to|can only) (?:be|have)$|\bgot to be$"
-)
-
-# -- what may follow it ----------------------------------------------------------------
-_RIGHT_ONE = re.compile(
-    rf"^[\s)\]}}.:]*{_COPULA} (?:\w+ )?(?:the )?(?:most |only )?(?:correct|true|best"
-    r"|answer|right (?:answer|option|choice|one)|my (?:choice|answer|pick))\b|^[\s)]*it is\b"
-)
-_WRONG_ONE = re.compile(
-    r"^[\s)\]}.:]*(?:(?:is|are|was|seems?|must be|would be|can be) (?:\w+ )?(?:wrong"
-    r"|incorrect|not|out|false|impossible|ruled out|eliminated)\b|(?:is|does|ca|could"
-    r"|was|would)n't\b|cannot\b|does not\b)"
-)
-_PREDICATE = re.compile(
-    rf"^[\s)]*{_COPULA} (?:(?:the|a|an|in|on|at|more|most|much|to|further|placed) )*"
-    r"([a-z]+)"
-)
-_OPERATOR = re.compile(r"^\s*(?:[+*/×x=%°]|-\s*\d|minus\b|plus\b|times\b)")
-_AFTER_NUMBER = frozenset(
-    "in total overall altogether here there visible because since as for and by objects"
-    " object items item things thing shown present".split()
-)
-
-_TOTAL = re.compile(r"\b(?:in total|altogether|overall|in all)\b")
-
-# -- discourse -------------------------------------------------------------------------
-_RETRACT = re.compile(
-    r"^[\s,]*(?:(?:oh|ah|well|okay|ok|and|hmm+|mm+|uh|um|so)\b[\s,.…]*)*"
-    r"(?:wait|hold on|hmm+|no\b(?! doubt)|nope|actually|but|however|on second thought"
-    r"|alternatively|or maybe|oops|scratch that|correction|let me|let's|i was wrong"
-    r"|i (?:made|think i)|that (?:is|can't|cannot) (?:\w+ )?(?:wrong|incorrect|not"
-    r"|be right)|that isn't|that's (?:not|wrong|incorrect)|yet|though|except|instead"
-    r"|maybe|perhaps|unless|although|looking (?:again|closer))\b"
-)
-_CONFIRM = re.compile(
-    r"\b(?:that|this|it|which)(?:'s| is| seems| looks) (?:indeed |still )?correct\b"
-    r"|\b(?:confirm|verif)(?:s|ies|ied|ed)\b|\bchecks out\b|\bstill (?:holds|stands)\b"
-    r"|\b(?:conclusion|answer|count) (?:is|was|holds|stands)(?: indeed| still|)"
-    r" (?:correct|right|true|the same|unchanged)\b|^[\s,]*(?:yes|yep|yeah)\W*$"
-    r"|\bi(?:'m| am) (?:now )?(?:sure|confident|certain)\b"
-)
-_DENY = re.compile(r"\bnot\b|n't\b|\bnever\b|\bif\b|\blet me\b|\bneed\b|\bto confirm\b")
-_HEDGE = re.compile(
-    _words(
-        "might|may|could|perhaps|maybe|possibly|not sure|not clear|unsure|unclear|uncertain"
-        "|suppose|assume|assuming|either|if|whether|unless|so far|expected|supposed"
-        "|wonder|claims?|would be if|seemed|thought|said|says"
-    )
-)
-_REASON = re.compile(r"^[\s,]*(?:since|because|as|although|though|while|given)\b")
-_CUT = re.compile(
-    r"(?:,\s*|\s+)(?=(?:and )?(?:but|however|although|though|while|whereas|therefore"
-    r"|thus|hence|wait|actually|because|since|which means|meaning)\b)"
-    r"|(?:,\s*|(?<!is)(?<!are)(?<!not)(?<!\bor)(?<!\bdo)(?<!even)(?<!think)\s+)"
-    r"(?=(?:and )?so\b(?! far\b| that\b))"
-)
-
-# -- what a clause is about ------------------------------------------------------------
-_SPATIAL = re.compile(
-    _words(
-        "of|to|than|from|with|beside|behind|above|below|under|beneath|over|near|by|on"
-        "|in|at|inside|next|that|who|which is"
-    )
-)
-_STOP = frozenset(
-    "the a an of to in on at is are was were it this that these those there here and or"
-    " so then thus which what who with for from by as be been its their his her our my"
-    " your we i you they he she them very only also just indeed clearly actually"
-    " therefore hence do does did".split()
-)
-_GENERIC = frozenset(
-    "answer number count total color colour shape size position location direction side"
-    " kind type name object item thing image picture photo scene result sum relation"
-    " relationship many much correct option choice final value material best guess"
-    " conclusion overall solution verdict question".split()
-)
-
-_STRAIGHT = str.maketrans("‘’“”", "''\"\"")
-_MARKUP = (
-    (re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}"), r"\1"),
-    (re.compile(r"\\boxed\s*\{([^{}]*)\}"), r" boxed (\1) "),
-    (re.compile(r"[*`$\\]|</?\w+>"), ""),
-)
-_IDIOMS = (
-    (re.compile(r":\s*\n+"), ": "),
-    (re.compile(r"\ball ?right\b", re.I), "okay"),
-    (re.compile(r"\bno,? wait\b|\bwait,? no\b", re.I), "wait"),
-    (re.compile(r"\bthe right (?=answer|option|choice)", re.I), "the correct "),
-    (re.compile(r",? right\?", re.I), "?"),
-    (re.compile(r"\b(?:is|be) (?:that|this|it) right\?", re.I), "?"),
-)
-_THAT_RIGHT = re.compile(r"\b(that|this)(?:'s| is) right(?=\s*(?:[.,;!)]|$))", re.I)
-_ONE_THING = re.compile(
-    r"\b(the|this|that|which|each|every|another|other|last|first|second|third|next|same"
-    r"|no|any) one\b",
-    re.I,
-)
-_NUMBER_WORD = re.compile(_words(*NUMBERS), re.I)
+# Bounds that keep the time small on degenerate text; what concludes stands at the end.
+_TAIL = 4000  # characters of the think that are read
+_NEAR = 240  # characters of context on each side of a mark
+_MARKS = 8  # marks read in a clause
 
 
 def applicable(condition: str) -> bool:
@@ -235,28 +80,31 @@ def conclude(think: str, question: str, options: Sequence[str]) -> int:
     if not texts:
         return -1
     item = _item(question, texts)
-    marked = _mentions(think, texts)
+    marked = _mentions(think[-_TAIL:], texts)
     sentences = [s for s in re.split(r"(?<=[.!?;…])\s+|\n+", marked) if s.strip()]
+    # a closing line, or a whole think, that is nothing but the option
+    mark = cues.NAMED_MARK if len(sentences) == 1 else cues.LETTER_MARK
+    if sentences and re.fullmatch(rf"[\s(\"']*{mark}[\s).\"':]*", sentences[-1]):
+        sentences[-1] = "answer: " + sentences[-1]
     state, suspended, doubt = -1, -1, False
-    for sentence in sentences:
-        last = sentence is sentences[-1]
-        if last and re.fullmatch(rf"[\s(\"']*{_A}l\d+{_Z}[\s).\"':]*", sentence):
-            sentence = "answer: " + sentence  # a closing line that is a letter
+    for number, sentence in enumerate(sentences):
+        last = number == len(sentences) - 1
         asking = sentence.rstrip("\"') ").endswith("?")
-        for clause in _CUT.split(sentence):
-            if state >= 0 and (
-                _RETRACT.match(clause) or _gainsays(clause, state, item)
-            ):
+        for clause in cues.CUT.split(sentence):
+            retracts = cues.RETRACT.match(clause) or _gainsays(clause, state, item)
+            if retracts and state >= 0:
                 state, suspended, doubt = -1, state, True
-            if _CONFIRM.search(clause) and not asking and not _DENY.search(clause):
-                state = suspended if state < 0 else state
-            hedged = asking or bool(_HEDGE.search(clause))
+            confirms = cues.CONFIRM.search(clause) and not cues.DENY.search(clause)
+            if confirms and state < 0 and not asking:
+                state = suspended
+            hedged = asking or bool(cues.HEDGE.search(clause))
             for kind, index, strength in _claims(clause, item):
                 if strength == "negative":
                     state = -1 if state == index else state
                     suspended = -1 if suspended == index else suspended
                 elif kind == "x" or hedged or strength == "unread":
-                    if strength != "weak" and (kind == "x" or index != state):
+                    firm = strength != "weak" or (kind == "x" and last)
+                    if firm and (kind == "x" or index != state):
                         state = suspended = -1
                 elif strength == "strong" or doubt:
                     state, suspended, doubt = index, -1, False
@@ -267,7 +115,7 @@ def conclude(think: str, question: str, options: Sequence[str]) -> int:
 
 def _gainsays(clause: str, state: int, item: _Item) -> bool:
     """Whether the clause opens with "No," after a yes, or the other way round."""
-    opening = re.match(rf"\s*{_A}t(\d+){_Z}\s*[,.!]", clause)
+    opening = re.match(rf"\s*{cues.TEXT_MARK}\s*[,.!]", clause)
     return (
         opening is not None
         and int(opening[1]) != state
@@ -278,14 +126,18 @@ def _gainsays(clause: str, state: int, item: _Item) -> bool:
 # -- step 1: mentions ------------------------------------------------------------------
 
 
+def _mark(kind: str, index: int = 0) -> str:
+    return f"{cues.OPEN}{kind}{index}{cues.CLOSE}"
+
+
 def _digits(text: str) -> str:
-    return _NUMBER_WORD.sub(lambda m: str(NUMBERS.index(m[0].lower())), text)
+    return cues.NUMBER_WORD.sub(lambda m: str(cues.NUMBERS.index(m[0].lower())), text)
 
 
 def _plain(text: str) -> str:
     """Straight quotes, without Markdown emphasis and LaTeX or XML markup."""
-    text = text.translate(_STRAIGHT)
-    for pattern, new in _MARKUP:
+    text = text.translate(cues.STRAIGHT)
+    for pattern, new in cues.MARKUP:
         text = pattern.sub(new, text)
     return text
 
@@ -298,14 +150,20 @@ def _option_text(text: str) -> str:
 
 def _mentions(think: str, texts: list[str]) -> str:
     """The think with its mentions of options as marks, otherwise lower case."""
-    folded = [t.casefold() for t in texts]
-    text = re.sub(f"[{_A}{_Z}]", "", _plain(think))
-    for pattern, new in _IDIOMS:
+    text = re.sub(f"[{cues.OPEN}{cues.CLOSE}]", "", _plain(think))
+    for pattern, new in cues.IDIOMS:
         text = pattern.sub(new, text)
-    right = _mark("x") if "right" in folded else "correct"
-    text = _THAT_RIGHT.sub(rf"\1 is {right}", text)
-    text = _ONE_THING.sub(r"\1 thing", text)
-    text = _digits(text)
+    # "that is right" says correct, unless the right is a side one can be on
+    right = _mark("x") if "right" in map(str.casefold, texts) else "correct"
+    text = cues.THAT_RIGHT.sub(rf"\1 is {right}", text)
+    text = _digits(cues.ONE_THING.sub(r"\1 thing", text))
+    text = _letters(_mark_texts(text, texts), texts).lower()
+    return _joined(_negated(_paired(text), len(texts)))
+
+
+def _mark_texts(text: str, texts: list[str]) -> str:
+    """Marks on option texts; single letters are left to `_letters`."""
+    folded = [t.casefold() for t in texts]
 
     def found(match: re.Match) -> str:
         key = " ".join(match[0].casefold().split())
@@ -313,52 +171,10 @@ def _mentions(think: str, texts: list[str]) -> str:
         return _mark("t", same[0]) if len(same) == 1 else _mark("x")
 
     words = [t for t in texts if t and not (len(t) == 1 and t in ascii_letters)]
-    if words:
-        pattern = "|".join(_pattern(t) for t in sorted(words, key=len, reverse=True))
-        text = re.sub(pattern, found, text, flags=re.I)
-    text = _letters(text, texts)
-    text = text.lower()
-
-    # letter and text side by side: one mention, or a conflict
-    gap, stop = r"[\s:,()=–—-]*", rf"\.\s*(?={_A}t\d+{_Z}\s*(?:[.,;)]|$))"
-
-    def pair(match: re.Match) -> str:
-        return _mark("l", int(match[1])) if match[1] == match[2] else _mark("x")
-
-    text = re.sub(
-        rf"{_A}l(\d+){_Z}(?:{stop}|{gap}(?:(?:the|an?) )?){_A}t(\d+){_Z}", pair, text
-    )
-    text = re.sub(rf"{_A}t(\d+){_Z}\s*\(\s*{_A}l(\d+){_Z}\s*\)", pair, text)
-    text = re.sub(
-        rf"{_A}t(\d+){_Z}\s*\(?\s*(?:option|choice)\s*{_A}l(\d+){_Z}\)?", pair, text
-    )
-
-    # negated mentions, and those joined to them
-    text = re.sub(
-        r"(?:\bnot|n't|\bcannot|\bnever|\brather than|\binstead of|\beliminat\w+|\brul\w+"
-        r" out|\bexclud\w+|\bneither|\bnor|\bno longer|\bdifferent from|\bunlike)\s+"
-        rf"((?:(?:be|is|simply|just|in|on|at|to|the|an?|option|choice)\s+)*)\(?{_MARK}",
-        lambda m: f"{m[1]}{_mark('n', int(m[3]))}" if m[2] != "x" else _mark("n", 99),
-        text,
-    )
-    for _ in texts:
-        text = re.sub(
-            rf"({_A}n\d+{_Z}\)?,? (?:or|nor) (?:the |an? |option )?\(?){_A}[lt](\d+){_Z}",
-            lambda m: m[1] + _mark("n", int(m[2])),
-            text,
-        )
-    text = re.sub(
-        rf"{_A}n\d+{_Z},? but (?:rather |instead )?(?={_FILL}{_A}[lt])", "", text
-    )
-
-    # several options offered at once
-    def join(match: re.Match) -> str:
-        kinds, indices = zip(*re.findall(_MARK, match[0]), strict=True)
-        same = len(set(indices)) == 1 and "x" not in kinds
-        return _mark(kinds[0], int(indices[0])) if same else _mark("x")
-
-    glue = r"\)?\s*(?:,|/|,?\s*\b(?:or|and)\b)\s*(?:(?:the|an?|option|choice)\s+)*\(?"
-    return re.sub(rf"{_MARK}(?:{glue}{_MARK})+", join, text)
+    if not words:
+        return text
+    pattern = "|".join(map(_pattern, sorted(words, key=len, reverse=True)))
+    return re.sub(pattern, found, text, flags=re.I)
 
 
 def _pattern(text: str) -> str:
@@ -375,16 +191,6 @@ def _pattern(text: str) -> str:
     return f"{before}{body}{after}"
 
 
-_LETTER = re.compile(r"\(([A-Z])\)|(?<![\w'\-.])([A-Z])(?![\w'\-])")
-_NAMES_LETTER = re.compile(
-    r"\b(?:option|choice|answer|letter)(?:\s+is)?\s*:?\s*$", re.I
-)
-_ARTICLE = re.compile(
-    r"\s+(?!is\b|are\b|or\b|and\b|seems\b|would\b|was\b|must\b|cannot\b|can't\b|isn't\b"
-    r"|because\b|since\b)[a-z0-9" + _A + "]"
-)
-
-
 def _letters(text: str, texts: list[str]) -> str:
     """Marks on option letters; "A" and "I" only where they can't be words."""
 
@@ -396,23 +202,78 @@ def _letters(text: str, texts: list[str]) -> str:
         if not named:
             return match[0]
         if match[2] and letter in "AI":
-            before, after = text[: match.start()], text[match.end() :]
+            before = text[max(0, match.start() - 24) : match.start()]
+            after = text[match.end() : match.end() + 24]
             opens = re.search(r"(?:^|[.!?:;…\n])\s*[\"']?$", before)
-            if not _NAMES_LETTER.search(before) and (
-                letter == "I" or opens and _ARTICLE.match(after)
-            ):
+            word = letter == "I" or (opens and cues.AFTER_ARTICLE.match(after))
+            if word and not cues.NAMES_LETTER.search(before):
                 return match[0]
         return _mark("l", named.pop()) if len(named) == 1 else _mark("x")
 
-    return _LETTER.sub(found, text)
+    return cues.BARE_LETTER.sub(found, text)
+
+
+def _paired(text: str) -> str:
+    """A letter beside an option's text: one mention, or a conflict."""
+
+    def pair(match: re.Match) -> str:
+        return _mark("l", int(match[1])) if match[1] == match[2] else _mark("x")
+
+    letter, option = cues.LETTER_MARK, cues.TEXT_MARK
+    ahead = rf"(?={cues.OPEN}t\d+{cues.CLOSE}\s*(?:[.,;)]|$))"
+    stop = rf"\.\s*{ahead}"  # "A. two." but not "A. Two are red"
+    gap = r"[\s:,()=–—-]*(?:(?:the|an?) )?"
+    text = re.sub(rf"{letter}(?:{stop}|{gap}){option}", pair, text)
+    beside = rf"\s*\(\s*(?:(?:option|choice)\s*)?{letter}\s*\)"
+    return re.sub(option + beside, pair, text)
+
+
+def _negated(text: str, count: int) -> str:
+    """Negative marks for "not B", "rather than left", "neither A nor B"."""
+
+    def negate(match: re.Match) -> str:
+        return match[1] + (_mark("n", int(match[3])) if match[2] != "x" else "")
+
+    filler = r"((?:(?:be|is|simply|just|in|on|at|to|the|an?|option|choice)\s+)*)\(?"
+    text = re.sub(rf"{cues.NEGATION}\s+{filler}{cues.MARK}", negate, text)
+    link = rf"({cues.NEGATED_MARK}\)?,? (?:or|nor) (?:the |an? |option )?\(?)"
+    for _ in range(count):
+        text = re.sub(
+            link + cues.NAMED_MARK, lambda m: m[1] + _mark("n", int(m[2])), text
+        )
+    # "not A but B" says B
+    but = rf",? but (?:rather |instead )?(?={cues.FILL}{cues.NAMED_MARK})"
+    return re.sub(cues.NEGATED_MARK + but, "", text)
+
+
+def _joined(text: str) -> str:
+    """Several options offered at once: a conflict, unless they are the same."""
+
+    def join(match: re.Match) -> str:
+        kinds, indices = zip(*re.findall(cues.MARK, match[0]), strict=True)
+        same = len(set(indices)) == 1 and "x" not in kinds
+        return _mark(kinds[0], int(indices[0])) if same else _mark("x")
+
+    article = r"(?:(?:the|an?|option|choice)\s+)*\(?"
+    comma = rf"(?:\)?\s*[,/]\s*{article}{cues.MARK})"
+    either = rf"(?:\)?\s*,?\s*\b(?:or|and)\b\s*{article}{cues.MARK})"
+    end = r"(?=\s*\)?\s*(?:[.;!?:]|$))"
+    several = rf"(?:{comma}{{0,8}}{either}{{1,8}}|{comma}{{1,8}}{end})"
+    return re.sub(cues.MARK + several, join, text)
 
 
 # -- step 3: claims --------------------------------------------------------------------
 
 
 def _stems(text: str) -> list[str]:
+    """Words without the endings of plurals, comparatives and superlatives."""
     words = re.findall(r"[a-z0-9]+", _digits(_plain(text)).lower())
-    return [w[:-1] if len(w) > 3 and w.endswith("s") else w for w in words]
+    return [re.sub(r"(?<=[a-z]{3})(?:s|er|est)$", "", w) for w in words]
+
+
+_STOP = frozenset(_stems(cues.STOP_WORDS))
+_GENERIC = frozenset(_stems(cues.GENERIC_WORDS))
+_AFTER_NUMBER = frozenset(_stems(cues.AFTER_NUMBER_WORDS))
 
 
 class _Item(NamedTuple):
@@ -420,15 +281,17 @@ class _Item(NamedTuple):
 
     texts: list[str]  # comparable option texts
     asked: frozenset[str]  # words of the question
-    head: frozenset[str]  # those before its first preposition
+    head: frozenset[str]  # those of its main clause before a preposition
     things: frozenset[str]  # those of them that name a thing
 
 
 def _item(question: str, texts: list[str]) -> _Item:
     plain = _digits(_plain(question)).lower()
-    cut = _SPATIAL.search(plain)
+    asking = [p for p in re.split(r"[,.;:]\s+", plain) if cues.ASKS.match(p)]
+    main = asking[-1] if asking else plain
+    cut = cues.SPATIAL.search(main)
     asked = frozenset(_stems(plain))
-    head = frozenset(_stems(plain[: cut.start()])) if cut else asked
+    head = frozenset(_stems(main[: cut.start()] if cut else main))
     options = {w for t in texts for w in _stems(t)}
     return _Item(texts, asked, head, head - _STOP - _GENERIC - options)
 
@@ -442,9 +305,11 @@ def _about(subject: str, item: _Item) -> bool:
     """
     subject = re.split(r",|\bthat\b|\bmeans\b|\bconcludes?\b", subject)[-1]
     subject = re.sub(
-        _ANY_MARK, lambda m: item.texts[int(m[2])] if m[1] in "tn" else "", subject
-    )
-    lead = _STARTS_LEAD.match(subject.lower())
+        cues.ANY_MARK, lambda m: item.texts[int(m[2])] if m[1] in "tn" else "", subject
+    ).lower()
+    if re.search(r"\b(?:what|who|where|how)\b", subject):
+        return False
+    lead = cues.STARTS_LEAD.match(subject)
     named = set(_stems(subject[lead.end() if lead else 0 :])) - _STOP - _GENERIC
     if not named <= item.asked:
         return False
@@ -457,14 +322,15 @@ def _claims(clause: str, item: _Item) -> Iterator[tuple[str, int, str]]:
     Strength is 'strong', 'weak', 'negative', or 'unread': a conclusion that names an
     option in a way the rules can't read.
     """
-    if _REASON.match(clause):
+    if cues.REASON.match(clause):
         clause = clause.rpartition(",")[2]
-    lead = bool(_STARTS_LEAD.match(clause))
+    lead = bool(cues.STARTS_LEAD.match(clause))
     bound, unread = False, None
-    for match in re.finditer(_ANY_MARK, clause):
+    for match in list(re.finditer(cues.ANY_MARK, clause))[-_MARKS:]:
         kind, index = match[1], int(match[2])
-        left, right = clause[: match.start()], clause[match.end() :]
-        if kind == "n" or _WRONG_ONE.match(right):
+        left = clause[max(0, match.start() - _NEAR) : match.start()]
+        right = clause[match.end() : match.end() + _NEAR]
+        if kind == "n" or cues.WRONG_ONE.match(right):
             strength = "negative"
         else:
             strength = _strength(left, right, match, lead, item)
@@ -479,28 +345,45 @@ def _claims(clause: str, item: _Item) -> Iterator[tuple[str, int, str]]:
 
 def _strength(left: str, right: str, mark: re.Match, lead: bool, item: _Item) -> str:
     """'strong', 'weak' or '' for a mark between its left and its right context."""
-    core = _FILL_END.sub("", left)
-    if _ANSWER.search(core) or _CHOOSE.search(core) or _RIGHT_ONE.match(right):
+    core = cues.FILL_END.sub("", left)
+    if cues.ANSWER.search(core) or cues.LABEL.search(left) or cues.CHOOSE.search(core):
         return "strong"
-    if mark[1] == "l" and _MATCHES.search(core):
+    if cues.RIGHT_ONE.match(right) or (mark[1] == "l" and cues.MATCHES.search(core)):
         return "strong"
-    if mark[1] == "t" and item.texts[int(mark[2])].isdigit():
-        rest = set(_stems(re.sub(_ANY_MARK, " mark ", right)))
-        if _OPERATOR.match(right) or rest - item.asked - _AFTER_NUMBER:
+    text = item.texts[int(mark[2])] if mark[1] == "t" else ""
+    firm = "strong" if lead else "weak"
+    ends = not right.strip(".! ")
+    if text.isdigit():
+        rest = set(_stems(re.sub(cues.ANY_MARK, " mark ", right)))
+        if cues.OPERATOR.match(right) or rest - item.asked - _AFTER_NUMBER:
             return ""
-        lead = lead or bool(_TOTAL.search(right))
-    if lead and _ONLY_LEAD.match(core) and not re.match(r"[\s)]*[a-z]{3}", right):
-        return "strong"
-    if _ONLY_LEAD.match(core) or not _FILL_END.sub("", left.rpartition(",")[2]).strip():
+        firm = "strong" if cues.TOTAL.search(right) else firm
+        ends = True
+    opens = not core.strip() or cues.ONLY_LEAD.match(core)
+    free = ends or not re.match(r"[\s)]*(?!(?:of|as|at)\b)[a-z]", right)
+    if opens and lead and free:
+        return firm
+    if opens and ends and len(text.split()) >= 3:
+        return firm  # an option that is a sentence
+    if opens or not cues.FILL_END.sub("", left.rpartition(",")[2]).strip():
         # the option is the subject: "so the dog is closer"
-        predicate = _PREDICATE.match(right)
-        if not predicate or predicate[1] not in item.asked - _STOP:
-            return ""
-        return "strong" if lead else "weak"
-    binds = _BINDS.match(core) or _BINDS.match(_without_adjective(core))
-    if not binds or not _about(binds["subject"], item):
+        predicate = cues.PREDICATE.match(right)
+        named = predicate and _stems(predicate[1])[0] in item.asked - _STOP
+        return firm if named else ""
+    if re.search(r"=\s*$", left):  # "x = 15", "2 + 3 = 5"
+        core = re.sub(rf"{cues.ANY_MARK}|[\d.+*/×−-]", " ", left.rstrip()[:-1]) + " is"
+    verb = re.search(r"\b(?:is|are|was|were)( \w+ing)$", core)
+    if verb and _stems(verb[1])[0] in item.asked:
+        core = core[: verb.start(1)]  # "is holding", asked what he is holding
+    binds = cues.BINDS.match(core) or cues.BINDS.match(_without_adjective(core))
+    subject = binds["subject"] if binds else core
+    if not binds and not (ends and len(text.split()) >= 3):
+        return ""  # but an option may be its own predicate: "the camera turned left"
+    if mark[1] == "l" and item.texts[int(mark[2])] != LETTERS[int(mark[2])]:
+        item = item._replace(asked=frozenset())  # "the dog is B" labels the dog
+    if not _about(subject, item):
         return ""
-    return "strong" if lead or _STRONG_BINDS.search(core) else "weak"
+    return "strong" if cues.STRONG_BINDS.search(core) else firm
 
 
 def _without_adjective(core: str) -> str:

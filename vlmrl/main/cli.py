@@ -10,8 +10,8 @@ A command is a module of this package with
 Help is read from the source text, not by importing the module, so that it comes at once
 however much the command imports.
 
-Exit status: 0; 2 for bad input, said in one line (`VLMRL_TRACEBACK=1` shows where it was
-raised); 130 after Ctrl-C; 1 for anything unforeseen, with its traceback.
+Exit status: 0; 2 for bad input, said in one line (`VLMRL_TRACEBACK=1` shows where it
+was raised); 130 after Ctrl-C; 1 for anything unforeseen, with its traceback.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import sys
 from importlib.util import find_spec
 from typing import NamedTuple
 
-from vlmrl import __version__
-from vlmrl.main import args
+import vlmrl
+from vlmrl.main import usage
 from vlmrl.types import UserError
 
 COMMANDS = {
@@ -73,7 +73,7 @@ def _dispatch(argv: list[str]) -> int:
         print(_overview())
         return 0
     if name in ("-V", "--version"):
-        print(f"vlmrl {__version__}")
+        print(f"vlmrl {vlmrl.__version__}")
         return 0
     known = available()
     if name not in known:
@@ -81,9 +81,9 @@ def _dispatch(argv: list[str]) -> int:
         hint = f" (did you mean '{close[0]}'?)" if close else ""
         kind = "option" if name.startswith("-") else "command"
         raise UserError(f"unknown {kind} '{name}'{hint}; commands: {', '.join(known)}")
-    if args.wants_help(rest):
+    if usage.wanted(rest):
         command = describe(known[name])
-        print(args.usage(name, command.doc, command.flags, rest))
+        print(usage.text(name, command.doc, command.flags, rest))
         return 0
     return importlib.import_module(known[name]).main(rest) or 0
 
@@ -112,7 +112,7 @@ def _overview() -> str:
     rows = [f"  {n:{width}}  {describe(module).help}" for n, module in known.items()]
     return "\n".join(
         [
-            "RL fine-tuning of vision-language models in JAX, and what it does to them.",
+            vlmrl.__doc__,
             "",
             "usage: vlmrl <command> [flags]",
             "",

@@ -13,24 +13,32 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from vlmrl import checkpoint, metrics, prompts, tokens
+from vlmrl import checkpoint, metrics, prompts, sharding, tokens
 from vlmrl.data import scenes, traces
+from vlmrl.main import tiny
 from vlmrl.models import hf
 from vlmrl.rl import losses, update
-from vlmrl.types import UserError
 
 
-def batch(processor, buckets, mix, style, *, seed, step, groups, branches):
-    """(Group, loss mask) number `step` of the stream `seed`: pure in its arguments."""
+def batch(processor, buckets, mix, style, *, seed, step, look, groups, branches):
+    """(Group, loss mask) number `step` of the stream `seed`: pure in its arguments.
+
+    The first `look['steps']` batches hold one dense description of each of
+    `look['groups']` scenes: naming what is where takes the most pictures to learn.
+    """
     rng = np.random.default_rng([seed, step])
+    if step < look["steps"]:
+        count, first = look["groups"], step * look["groups"]
+    else:
+        seen = look["steps"] * look["groups"]
+        count, first = groups, seen + (step - look["steps"]) * groups
     rows = []
-    for g in range(groups):
-        scene = scenes.make_scene("train", step * groups + g)
+    for index in range(first, first + count):
+        scene = scenes.make_scene("train", index)
         items = [traces.described(scene)]
-        while len(items) < branches:
+        while step >= look["steps"] and len(items) < branches:
             for example in scenes.questions(scene, rng, branches - len(items)):
                 items.append(traces.supervised(example, rng, **mix))
         rows.append(
@@ -51,7 +59,7 @@ def prefetch(make, first: int, last: int, depth: int = 4):
         for step in range(first, last):
             try:
                 item = make(step)
-            except BaseException as e:  # noqa: BLE001 (handed to the consumer)
+            except BaseException as e:
                 item = e
             while not stop.is_set():
                 try:
@@ -80,6 +88,7 @@ def run(
     style: str,
     seed: int,
     steps: int,
+    look: dict,
     groups: int,
     branches: int,
     mix: dict,
@@ -87,9 +96,13 @@ def run(
     optimizer: dict,
     log_every: int,
     save_every: int,
+    unroll: bool = False,
     export: str = "",
 ):
     """Train from random weights (or the directory's own, if it has any) and export."""
+    if not model:
+        model = workdir / "start"
+        tiny.make(model)
     source = hf.resolve(model)
     family = hf.read_model(source)
     processor = tokens.load_processor(source)
@@ -101,27 +114,39 @@ def run(
         decay=opts.pop("decay"),
     )
     tx = update.optimizer(rate, **opts)
+    mesh = sharding.make_mesh()
+    places = sharding.param_shardings(mesh, family.table)
     if (source / "model.safetensors").is_file():
-        params = hf.load(source)[1]
+        params = hf.load(source, shardings=places)[1]
     else:
-        params = family.init(jax.random.key(seed))
+        init = jax.jit(family.init, out_shardings=places)
+        params = init(jax.random.key(seed))
     state = update.init_state(params, tx)
 
     def objective(logp, entropy, mask, extra):
         return losses.supervised_objective(logp, entropy, extra["mask"], extra)
 
-    step_fn = jax.jit(update.make_update(family, tx, objective), donate_argnums=0)
+    step_fn = update.jit_update(
+        update.make_update(family, tx, objective, unroll=unroll), state
+    )
     points = workdir / "checkpoints"
     first = checkpoint.latest(points)
     if first is not None:
         state, _ = checkpoint.restore(points, first, state)
     start = first or 0
-    make = functools.partial(_make, processor, buckets, mix, style, seed, groups, branches)
+    sizes = tokens.Buckets(**{k: tuple(v) for k, v in buckets.items()})
+    make = functools.partial(
+        batch, processor, sizes, mix, style, seed=seed, look=look, groups=groups,
+        branches=branches,
+    )  # fmt: skip
     clock = time.monotonic()
     with metrics.Writer(workdir, restored=first) as writer:
         totals = None
-        for step, (group, mask) in enumerate(prefetch(make, start, steps), start + 1):
-            data = update.Batch(group, {"mask": jnp.asarray(mask)})
+        for step, (group, mask) in enumerate(
+            prefetch(lambda step: make(step=step), start, steps), start + 1
+        ):
+            data = update.Batch(group, {"mask": mask})
+            data = sharding.shard_batch(mesh, data)
             state, numbers = step_fn(state, data)
             totals = numbers if totals is None else metrics.add(totals, numbers)
             if step % log_every == 0 or step == steps:
@@ -136,16 +161,3 @@ def run(
                 checkpoint.save(points, step, state, keep=2)()
     target = Path(export) if export else workdir / "model"
     return hf.save(target, family, state.params, source)
-
-
-def _make(processor, buckets, mix, style, seed, groups, branches, step):
-    return batch(
-        processor,
-        tokens.Buckets(**{k: tuple(v) for k, v in buckets.items()}),
-        mix,
-        style,
-        seed=seed,
-        step=step,
-        groups=groups,
-        branches=branches,
-    )

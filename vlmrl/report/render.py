@@ -176,7 +176,9 @@ def terminal(table: Table) -> Group:
         return " ".join(pad)
 
     out = Text(no_wrap=True, overflow="ellipsis")
-    headings = [wrap(" ".join(w), width) for w, width in zip(names, widths)]
+    headings = [
+        wrap(" ".join(w), width) for w, width in zip(names, widths, strict=True)
+    ]
     height = max(map(len, headings))
     for i in range(height):
         cells = [

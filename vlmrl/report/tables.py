@@ -19,8 +19,9 @@ from vlmrl.types import UserError
 class Point(NamedTuple):
     """One recipe at one step under one condition, its seeds put together.
 
-    With one seed an interval is over items (clusters); with several, the value is the
-    mean of the seed means and the interval Student's t over them.
+    With one seed an interval is over items (clusters). With several, the value is the
+    mean of the seed means and the interval the hull of two: Student's t over the seed
+    means, which three seeds can make narrow by luck, and the mean item interval.
     """
 
     split: str
@@ -42,8 +43,21 @@ class Point(NamedTuple):
             return None
         if self.seeds == 1:
             return value, self.rows[0][f"{ends}_lo"], self.rows[0][f"{ends}_hi"]
-        got = stats.t_interval([row[name] for row in self.rows])
-        return got.value, max(got.lo, 0.0), min(got.hi, 1.0)
+        items = [
+            (row[name], row[f"{ends}_lo"], row[f"{ends}_hi"])
+            for row in self.rows
+            if row.get(name) is not None
+        ]
+        return hull(items)
+
+
+def hull(items: list[tuple]) -> tuple:
+    """(mean, lo, hi) of the shares of several seeds from each one's item interval."""
+    value, lo, hi = np.mean(items, 0).tolist()
+    if len(items) > 1:
+        seeds = stats.t_interval([item[0] for item in items])
+        lo, hi = max(min(lo, seeds.lo), 0.0), min(max(hi, seeds.hi), 1.0)
+    return value, lo, hi
 
 
 def points(rows: list[dict]) -> list[Point]:
@@ -76,7 +90,8 @@ def seeds_note(made: list[Point]) -> str:
     each = ", ".join(f"{r} {k}" for r, k in trained.items())
     return (
         f"Seeds: {each}. With several seeds a value is the mean of seed means and its "
-        "interval (95 %) Student's t over them; with one it is over items."
+        "interval (95 %) the wider of Student's t over them and the item interval; "
+        "with one it is over items."
     )
 
 
@@ -153,9 +168,9 @@ def _robustness(split: str, made: list[Point]) -> Table:
         f"robustness-{split}",
         f"Robustness against base, {split}",
         "Paired by example. Lost: accuracy(base) − accuracy in points, negative where "
-        "the condition helps; relative: the same as a share of base accuracy; retained: "
-        "P(correct | correct under base); follows: picks the suggested option, in "
-        "points above base.",
+        "the condition helps; relative: the same as a share of base accuracy; "
+        "retained: P(correct | correct under base); follows: picks the suggested "
+        "option, in points above base.",
         (
             ("Recipe", "text"),
             ("Condition", "text"),
@@ -276,12 +291,11 @@ def _tasks(split: str, made: list[Point], table: pa.Table) -> Table:
         for recipe, step in recipes.items():
             at = mine & (data["recipe"] == recipe) & (data["step"] == step)
             seeds = [at & (data["seed"] == s) for s in sorted(set(data["seed"][at]))]
-            if len(seeds) > 1:
-                got = stats.t_interval([data["accuracy"][s].mean() for s in seeds])
-                got = got._replace(lo=max(got.lo, 0.0), hi=min(got.hi, 1.0))
-            else:
-                got = stats.proportion(data["accuracy"][at], data["cluster"][at])
-            cells.append(None if got.n == 0 else tuple(got[:3]))
+            items = [
+                stats.proportion(data["accuracy"][s], data["cluster"][s])[:3]
+                for s in seeds
+            ]
+            cells.append(hull(items) if items else None)
         rows.append(
             (
                 task,

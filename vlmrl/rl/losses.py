@@ -1,8 +1,9 @@
 """Losses: functions of log-probs, advantages and masks that return sums and counts.
 
-Axes: B completions (rows), T tokens. Everything masked takes part in nothing: it may
-hold NaN, and its gradient is exactly 0. Prefilled and prompt tokens are masked by whoever
-made the mask. Log-probs are natural logarithms of the untruncated softmax.
+Axes: B completions (rows), T tokens. What is masked takes part in nothing: it may hold
+NaN, and its gradient is exactly 0. Prompt and prefilled tokens are masked by whoever
+made the mask. Log-probs are natural logarithms; those that are compared (new, old,
+reference) are of the same distribution: same temperature, same banned tokens.
 
 A loss is composed of terms, all aggregated alike and hence over the same count:
 
@@ -13,9 +14,9 @@ A loss is composed of terms, all aggregated alike and hence over the same count:
 `policy_objective` is that sum in the signature the update step calls, (logprobs,
 entropy, mask, extra) -> (loss, metrics); `supervised_objective` is its sibling.
 
-What is differentiated is `loss.sum`; the gradient is divided by the global count. A new
-loss is one function that returns a NamedTuple with a Mean named `loss`; its other fields
-are metrics. Settings that contradict each other raise when a loss is traced, so
+What is differentiated is `loss.sum`; the gradient is divided by the global count. A
+new loss is one function that returns a NamedTuple with a Mean named `loss`; its other
+fields are metrics. Settings that contradict each other raise when a loss is traced, so
 `jax.eval_shape` checks a config in no time.
 """
 
@@ -90,8 +91,8 @@ def aggregate(
         raise UserError(f"aggregation: got {aggregation!r}, want one of {names}")
     if (aggregation == "constant") != (length is not None):
         raise UserError(
-            f"aggregation={aggregation!r} and length={length} contradict each other: 'constant' "
-            "needs a length in tokens, the others take none"
+            f"aggregation={aggregation!r} and length={length} contradict each other: "
+            "'constant' needs a length in tokens, the others take none"
         )
     if length is not None and length <= 0:
         raise UserError(f"length: got {length}, want a positive number of tokens")
@@ -157,7 +158,9 @@ def clipped(
     high = (advantage > 0) & (ratio > 1 + clip_high)
     bounded = jnp.where(low, 1 - clip_low, jnp.where(high, 1 + clip_high, ratio))
 
-    share = lambda event: aggregate(event.astype(ratio.dtype), mask)
+    def share(event):
+        return aggregate(event.astype(ratio.dtype), mask)
+
     raw = jax.lax.stop_gradient(ratio)
     return Policy(
         loss=aggregate(-bounded * advantage, mask, aggregation, length),
@@ -314,9 +317,10 @@ def supervised_objective(
 def _log_ratio(new: Array, old: Array, mask: Array) -> Array:
     """new − old, 0 where masked, within the overflow guard; float32[B,T].
 
-    Masked before the subtraction: a NaN that enters arithmetic comes back in gradients.
+    Masked before exp or a product sees it: there a NaN would come back in the gradient,
+    whatever a later mask says.
     """
     chex.assert_rank(new, 2)
     chex.assert_equal_shape([new, old, mask])
-    difference = jnp.where(mask, new, 0) - jnp.where(mask, old, 0)
+    difference = jnp.where(mask, new - old, 0)
     return jnp.clip(difference, -_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT)

@@ -10,9 +10,9 @@ Every reward has the signature `(parsed, answer, verdict) -> Reward`:
            'undecided' (no conclusion, truncated, judge unsure), 'not_applicable';
            None where no judge was asked
 
-Rewards read nothing but the parser's fields: an answer that stands only in the think, or
-an example of the format copied from the prompt, is the parser's matter and decided there
-once, for training and evaluation alike.
+Rewards read nothing but the parser's fields: an answer that stands only in the think,
+or an example of the format copied from the prompt, is the parser's matter and decided
+there once, for training and evaluation alike.
 """
 
 from __future__ import annotations

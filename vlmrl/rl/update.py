@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vlmrl import metrics as metrics_
 from vlmrl.engine.score import score
 from vlmrl.models.api import Model
+from vlmrl.sharding import like_params, replicate
 from vlmrl.types import Group, Mean
 
 
@@ -119,7 +121,7 @@ def make_update(
             first = part(state.params, jax.tree.map(lambda x: x[0], parts))
 
             def body(carry, one):
-                return jax.tree.map(jnp.add, carry, part(state.params, one)), None
+                return metrics_.add(carry, part(state.params, one)), None
 
             rest = jax.tree.map(lambda x: x[1:], parts)
             (grads, total, metrics), _ = jax.lax.scan(body, first, rest)
@@ -164,16 +166,15 @@ def split(batch: Batch, parts: int) -> Batch:
 
 def init_state(params, tx) -> State:
     """A fresh state whose optimizer moments lie like the parameters."""
-    shapes = jax.eval_shape(tx.init, params)
-    return State(params, _like(params, tx, shapes), jnp.int32(0))
+    mesh = next(iter(params.values())).sharding.mesh
+    places = {name: p.sharding for name, p in params.items()}
+    places = like_params(mesh, jax.eval_shape(tx.init, params), places)
+    opt_state = jax.jit(tx.init, out_shardings=places)(params)
+    return State(params, opt_state, jax.device_put(jnp.int32(0), replicate(mesh)))
 
 
-def _like(params, tx, shapes):
-    from vlmrl.sharding import like_params
-
-    leaf = next(iter(params.values()))
-    mesh = getattr(leaf.sharding, "mesh", None)
-    if mesh is None:
-        return tx.init(params)
-    places = like_params(mesh, shapes, {n: p.sharding for n, p in params.items()})
-    return jax.jit(tx.init, out_shardings=places)(params)
+def jit_update(update, state: State):
+    """The update compiled once: its state comes out placed as it went in, and takes
+    the old one's memory."""
+    places = jax.tree.map(lambda x: x.sharding, state)
+    return jax.jit(update, donate_argnums=0, out_shardings=(places, None))

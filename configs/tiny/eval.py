@@ -1,0 +1,32 @@
+"""Evaluate a model of the tiny family on scenes under every condition.
+
+Options after ':' — runlocal (a handful of examples).
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import parse_arg
+from configs.tiny import grpo
+
+
+def get_config(arg=None):
+    small = parse_arg(arg).runlocal
+    c = ConfigDict()
+    c.model = "tiny"  # 'tiny' or a directory in Hugging Face format
+    c.style = "tiny"  # prompt style
+    c.recipe = "warm-start"  # its name in records, tables and figures
+    c.seed = 0  # of the sampler (and, in records, of the training behind the model)
+    c.step = 0  # updates behind the model, for the records
+    c.source = "scenes"
+    c.split = "validation"  # 'test' is read once, at the end
+    c.size = 8 if small else 192  # examples
+    c.conditions = grpo.CONDITIONS
+
+    c.kernel = ConfigDict()  # eval/evaluate.py: evaluator
+    c.kernel.samples = 1  # per condition
+    c.kernel.temperature = 0.0  # 0 is greedy
+    c.kernel.max_tokens = 72
+    c.kernel.probe_every = 16  # think tokens between sighted probes
+    c.kernel.probes = 4  # at most
+    c.kernel.batch = 8 if small else 16  # examples per pass
+    return c

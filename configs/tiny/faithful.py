@@ -1,0 +1,8 @@
+"""Faithfulness reward: the accuracy reward, paid only where the think concludes the
+answer that was given."""
+
+from configs.tiny import grpo
+
+
+def get_config(arg=None):
+    return grpo.recipe(arg, name="faithful", reward="gated")

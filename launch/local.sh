@@ -1,0 +1,143 @@
+#!/usr/bin/env bash
+# Installs vlmrl into .venv beside this checkout's pyproject.toml and runs it there.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=$root/.venv
+torch='torch==2.13.0' # exact: a newer one may bring a CUDA toolkit that no test needs
+debian=(chromium fonts-dejavu-core shellcheck)
+
+usage() {
+  cat <<'TEXT'
+usage: launch/local.sh demo [flags]                the main job in small, from start to end
+       launch/local.sh test [--all] [pytest flags] the tests
+       launch/local.sh COMMAND [flags]             any other command of vlmrl
+       launch/local.sh --help
+
+Needs Python 3.11 or newer with its venv module. Makes .venv, installs what
+pyproject.toml asks for if it changed, then runs. Safe to run again at any time.
+
+`test` runs what pip alone can bring and lists by name what did not run. `test --all`
+also installs PyTorch and Debian's chromium and shellcheck, and fails if any test was
+left out.
+
+PYTHON=/path/to/python3 chooses the Python that .venv is made from.
+TEXT
+}
+
+say() { printf 'local.sh: %s\n' "$*"; }
+fail() {
+  printf 'local.sh: error: %s\n' "$*" >&2
+  exit 1
+}
+
+find_python() { # prints the first Python that is new enough and can make environments
+  local python newest=''
+  for python in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue
+    newest=${newest:-$python}
+    if "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+      printf '%s' "$python"
+      return
+    fi
+  done
+  if [[ -n $newest ]]; then
+    fail "$newest has no venv; bring it with: apt-get install -y python3-venv"
+  fi
+  fail "needs Python 3.11 or newer; bring it with: apt-get install -y python3 python3-venv"
+}
+
+make_venv() {
+  local python
+  if [[ -e $venv/.installing ]]; then
+    say "the last installation was cut short: starting anew"
+    rm -rf "$venv"
+  elif [[ -e $venv ]] && ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+    say "$venv is unfinished or broken: starting anew"
+    rm -rf "$venv"
+  fi
+  if [[ ! -e $venv ]]; then
+    python=$(find_python)
+    say "making $venv with $("$python" --version)"
+    "$python" -m venv "$venv"
+  fi
+}
+
+pip_install() { # pip install, leaving a mark behind only if it was killed
+  local status=0
+  touch "$venv/.installing"
+  "$venv/bin/python" -m pip install --disable-pip-version-check "$@" || status=$?
+  rm "$venv/.installing"
+  return "$status"
+}
+
+install() { # install EXTRA...: the checkout in editable form, unless that was done
+  make_venv
+  local extras stamp wanted
+  extras=$(IFS=, && printf '%s' "$*")
+  stamp=$venv/.installed${extras:+-$extras}
+  wanted="$root $(cksum <"$root/pyproject.toml")"
+  if [[ -e $stamp && $(<"$stamp") == "$wanted" ]]; then
+    return
+  fi
+  say "installing vlmrl${extras:+ with $extras} into $venv"
+  pip_install --editable "$root${extras:+[$extras]}" ||
+    fail "pip could not install vlmrl; run this again to go on"
+  printf '%s' "$wanted" >"$venv/.installed" # every extra includes the core
+  printf '%s' "$wanted" >"$stamp"
+}
+
+install_torch() {
+  if "$venv/bin/python" -c 'import torch' 2>/dev/null; then
+    return
+  fi
+  say "installing $torch"
+  pip_install "$torch" || fail "pip could not install $torch"
+}
+
+install_debian() {
+  local package missing=()
+  for package in "${debian[@]}"; do
+    dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package")
+  done
+  if ((${#missing[@]} == 0)); then
+    return
+  fi
+  if ((EUID != 0)); then
+    fail "test --all needs: sudo apt-get install -y ${missing[*]}"
+  fi
+  say "installing Debian's ${missing[*]}"
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+    "${missing[@]}" >/dev/null || fail "apt-get could not install ${missing[*]}"
+}
+
+run_tests() {
+  local flags=() workers
+  install dev
+  if [[ ${1:-} == --all ]]; then
+    shift
+    install_torch
+    install_debian
+    flags=(--all-must-run)
+  fi
+  # Compiling takes one core, so a worker per core halves the time; each wants a GiB or
+  # two of memory. A file stays with one worker, which loads its models once.
+  workers=$(nproc 2>/dev/null || echo 2)
+  workers=$((workers < 4 ? workers : 4))
+  say "running the tests with $workers workers"
+  cd "$root"
+  exec "$venv/bin/python" -m pytest -n "$workers" --dist loadfile "${flags[@]}" "$@"
+}
+
+case ${1:---help} in
+  -h | --help) usage ;;
+  test)
+    shift
+    run_tests "$@"
+    ;;
+  *)
+    install
+    exec "$venv/bin/python" -m vlmrl.main.cli "$@"
+    ;;
+esac

@@ -1,0 +1,108 @@
+"""How the tests run: on 8 forced CPU devices, with compiled programs kept in `.cache/`,
+and with every test that did not run listed at the end.
+
+Eight devices cost nothing measurable where a test uses one. Programs compiled by an
+earlier run are read back from `.cache/jax`.
+"""
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Before the first import of jax, in every worker.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests load nothing from a hub
+
+# What a marker needs: (is it here?, what brings it).
+NEEDS = {
+    "parity": (
+        lambda: importlib.util.find_spec("torch") is not None,
+        "needs torch: launch/local.sh test --all",
+    ),
+    "chromium": (
+        lambda: shutil.which("chromium") is not None,
+        "needs Debian's chromium: launch/local.sh test --all",
+    ),
+}
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--all-must-run",
+        action="store_true",
+        help="fail if any test was skipped, deselected or expected to fail",
+    )
+
+
+def pytest_configure(config):
+    config.deselected_tests = set()
+    try:
+        from hypothesis import settings
+    except ImportError:
+        return
+    # The first example of a property compiles, and every run tries the same examples.
+    settings.register_profile("vlmrl", deadline=None, derandomize=True)
+    settings.load_profile("vlmrl")
+
+
+def pytest_collection_modifyitems(items):
+    for marker, (present, reason) in NEEDS.items():
+        marked = [item for item in items if item.get_closest_marker(marker)]
+        if marked and not present():
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def did_not_run(config):
+    """[(test, reason)] of this session. Tests that the caller deselected are named only
+    if all must run."""
+    stats = config.pluginmanager.get_plugin("terminalreporter").stats
+    must = config.getoption("--all-must-run")
+    rows = dict.fromkeys(config.deselected_tests if must else (), "deselected")
+    for report in stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
+        rows[report.nodeid] = reason.removeprefix("Skipped: ")
+    for report in stats.get("xfailed", []):
+        rows[report.nodeid] = f"expected to fail: {report.wasxfail}"
+    return sorted(rows.items())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session, exitstatus):
+    config = session.config
+    if hasattr(config, "workeroutput"):  # an xdist worker
+        config.workeroutput["deselected"] = sorted(config.deselected_tests)
+    elif config.getoption("--all-must-run") and exitstatus == 0 and did_not_run(config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    node.config.deselected_tests.update(
+        getattr(node, "workeroutput", {}).get("deselected", [])
+    )
+
+
+def pytest_deselected(items):
+    for item in items:
+        item.config.deselected_tests.add(item.nodeid)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    rows = did_not_run(config)
+    if not rows:
+        return
+    must = config.getoption("--all-must-run")
+    terminalreporter.section(f"{len(rows)} did not run" + (": failure" if must else ""))
+    for name, reason in rows:
+        terminalreporter.line(f"did not run: {name} ({reason})")

@@ -1,0 +1,204 @@
+"""Imports go one way, wherever in a file they stand."""
+
+import ast
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A module may import modules of earlier rows and those of its own part.
+ORDER = [
+    ["vlmrl", "vlmrl.types"],
+    ["vlmrl.sharding", "vlmrl.metrics"],
+    [
+        "vlmrl.automata",
+        "vlmrl.data",
+        "vlmrl.perturb",
+        "vlmrl.prompts",
+        "vlmrl.rl.advantages",
+        "vlmrl.rl.losses",
+        "vlmrl.eval.stats",
+    ],
+    ["vlmrl.models", "vlmrl.tokens", "vlmrl.checkpoint"],
+    ["vlmrl.engine"],
+    ["vlmrl.judges"],
+    ["vlmrl.rl", "vlmrl.eval"],
+    ["vlmrl.report"],
+    ["vlmrl.main"],
+]
+RANK = {part: rank for rank, row in enumerate(ORDER) for part in row}
+
+# What only these parts may import; the empty string stands for nobody.
+ONLY_IN = {
+    "absl": "vlmrl.main",
+    "ml_collections": "vlmrl.main",
+    "logging": "vlmrl.main",
+    "flax.linen": "vlmrl.models",
+    "torch": "",
+    "torchvision": "",
+    "tensorflow": "",
+    "clu": "",
+}
+
+
+class Import(NamedTuple):
+    importer: str  # dotted name of the module the import stands in
+    line: int
+    name: str  # dotted name imported; for `from m import n` m.n
+
+
+def module_name(path: Path, root: Path) -> str:
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: Path, root: Path) -> list[Import]:
+    """Every import of a file, those inside functions and `import_module("…")` too."""
+    name = module_name(path, root)
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            targets = [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            up = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join([*(up if node.level else []), *filter(None, [node.module])])
+            targets = [f"{base}.{a.name}" for a in node.names]
+        elif isinstance(node, ast.Call) and node.args:
+            called = ast.unparse(node.func).rpartition(".")[2]
+            first = node.args[0]
+            text = first.value if isinstance(first, ast.Constant) else None
+            named = called in ("import_module", "__import__") and isinstance(text, str)
+            targets = [text] if named else []
+        else:
+            continue
+        found += [Import(name, node.lineno, t) for t in targets]
+    return found
+
+
+def part_of(name: str) -> str | None:
+    """The longest entry of ORDER that a dotted name lies in."""
+    pieces = name.split(".")
+    for n in range(len(pieces), 0, -1):
+        part = ".".join(pieces[:n])
+        if part in RANK and (part != "vlmrl" or n == len(pieces)):
+            return part
+    return None
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def violations(root: Path) -> list[str]:
+    """One line per import below root/vlmrl and root/configs that breaks a rule."""
+    wrong = []
+    for file in sorted((root / "vlmrl").rglob("*.py")):
+        here = part_of(module_name(file, root))
+        if here is None:
+            wrong.append(f"{file.relative_to(root)}: has no place in ORDER")
+            continue
+        for found in imports_of(file, root):
+            where = f"{file.relative_to(root)}:{found.line}: imports {found.name}"
+            for package, owner in ONLY_IN.items():
+                if within(found.name, package) and not (owner and within(here, owner)):
+                    wrong.append(f"{where}, which only {owner or 'nobody'} may")
+            if within(found.name, "vlmrl"):
+                part = part_of(found.name)
+                if part is not None and part != here and RANK[part] >= RANK[here]:
+                    wrong.append(f"{where}: {here} comes before {part}, or beside it")
+    for file in sorted((root / "configs").rglob("*.py")):
+        for found in imports_of(file, root):
+            if found.name.partition(".")[0] not in ("ml_collections", "configs"):
+                where = f"{file.relative_to(root)}:{found.line}"
+                wrong.append(f"{where}: imports {found.name}; configs import none such")
+    return wrong
+
+
+def test_imports_go_one_way():
+    assert violations(ROOT) == []
+
+
+def test_every_package_has_an_init():
+    packages = {p.parent for p in (ROOT / "vlmrl").rglob("*.py")}
+    assert [str(p) for p in packages if not (p / "__init__.py").is_file()] == []
+
+
+def test_the_top_level_holds_nothing_else():
+    """Of what git tracks, or will once added; what it ignores may lie there."""
+    words = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    files = done.stdout.splitlines() or [p.name for p in ROOT.iterdir()]
+    kept = {name.partition("/")[0] for name in files if not name.startswith(".")}
+    assert kept == {
+        *["pyproject.toml", "README.md", "LICENSE"],
+        *["vlmrl", "configs", "launch", "tests", "third_party"],
+    }
+
+
+@pytest.mark.parametrize(
+    "file, line, complaint",
+    [
+        ("vlmrl/types.py", "import vlmrl.metrics", "types comes before vlmrl.metrics"),
+        (
+            "vlmrl/data/x.py",
+            "from vlmrl import prompts",
+            "data comes before vlmrl.prom",
+        ),
+        (
+            "vlmrl/data/x.py",
+            "from ..models import hf",
+            "data comes before vlmrl.models",
+        ),
+        ("vlmrl/data/__init__.py", "from ..tokens import f", "before vlmrl.tokens"),
+        ("vlmrl/rl/losses.py", "from vlmrl.rl import update", "before vlmrl.rl"),
+        ("vlmrl/rl/losses.py", "from . import advantages", "before vlmrl.rl.adv"),
+        ("vlmrl/eval/stats.py", "import vlmrl.engine.score", "before vlmrl.engine"),
+        ("vlmrl/rl/x.py", "from vlmrl.eval.kernel import f", "before vlmrl.eval"),
+        ("vlmrl/eval/x.py", "def f():\n    import vlmrl.rl.update", "before vlmrl.rl"),
+        ("vlmrl/report/x.py", "from vlmrl.main.cli import main", "before vlmrl.main"),
+        ("vlmrl/engine/x.py", "import absl.logging", "only vlmrl.main may"),
+        ("vlmrl/engine/x.py", "from ml_collections import C", "only vlmrl.main may"),
+        ("vlmrl/engine/x.py", "import logging", "only vlmrl.main may"),
+        ("vlmrl/engine/x.py", "from flax import linen as nn", "only vlmrl.models may"),
+        ("vlmrl/main/x.py", "import torch.nn", "only nobody may"),
+        ("vlmrl/main/x.py", "importlib.import_module('tensorflow')", "only nobody may"),
+        ("vlmrl/utils.py", "", "has no place in ORDER"),
+        ("configs/tiny/x.py", "import jax", "configs import none such"),
+        ("configs/x.py", "from vlmrl.types import Mean", "configs import none such"),
+    ],
+)
+def test_a_planted_violation_is_caught(tmp_path, file, line, complaint):
+    for planted in ("vlmrl/prompts.py", "vlmrl/rl/update.py", "vlmrl/rl/advantages.py"):
+        path = tmp_path / planted
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    path = tmp_path / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(line)
+    wrong = violations(tmp_path)
+    assert len(wrong) == 1 and complaint in wrong[0] and file in wrong[0]
+
+
+@pytest.mark.parametrize(
+    "file, line",
+    [
+        ("vlmrl/rl/update.py", "from vlmrl.rl import losses\nimport optax"),
+        ("vlmrl/rl/update.py", "from . import advantages"),
+        ("vlmrl/eval/kernel.py", "from vlmrl.eval.stats import mean"),
+        ("vlmrl/data/scenes.py", "import tensorflow_datasets as tfds"),
+        ("vlmrl/main/cli.py", "import absl\nfrom vlmrl import __version__"),
+        ("vlmrl/models/qwen.py", "import flax.linen as nn"),
+        ("configs/tiny/x.py", "from configs.common import parse_arg"),
+        ("configs/tiny/x.py", "from ml_collections import ConfigDict"),
+    ],
+)
+def test_a_right_import_passes(tmp_path, file, line):
+    for planted in ("vlmrl/rl/losses.py", "vlmrl/rl/advantages.py", file):
+        path = tmp_path / planted
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(line if planted == file else "")
+    assert violations(tmp_path) == []

@@ -1,0 +1,217 @@
+"""Conditions: exact texts, one suggestion for all, and nothing else touched."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlmrl import perturb
+from vlmrl.perturb import CONDITIONS, ORDER, apply, suggest
+from vlmrl.types import Example, UserError
+
+EXAMPLE = Example(
+    id="test/0/relation",
+    images=(b"png",),
+    question="Is the red circle left or right of the blue square?",
+    options=("left", "right"),
+    answer=1,
+    suggested=0,
+    source="scenes",
+    task="relation",
+    cluster="test/0",
+    statements=(
+        "the red circle is left of the blue square",
+        "the red circle is right of the blue square",
+    ),
+    thinks=(
+        "The red circle is left of the blue square. So it is left.",
+        "The red circle is right of the blue square. So it is right.",
+    ),
+)
+PLAIN = EXAMPLE._replace(
+    question="How many dogs are there?",
+    options=("two", "three", "four"),
+    answer=0,
+    suggested=1,
+    statements=(),
+    thinks=(),
+)
+FIRST = [1, 3, 0, 0, 0, 3, 1, 0]  # wrong options of item/0 … item/7 under seed 7
+WRITTEN = {"condition", "caption", "prefill", "direct", "abstain"}
+
+
+def changed(before, after):
+    fields = before._fields
+    return {f for f in fields if getattr(before, f) != getattr(after, f)}
+
+
+@pytest.mark.parametrize(
+    "name, caption, prefill, direct",
+    [
+        ("base", "", "", False),
+        ("no_cot", "", "<answer", True),
+        (
+            "stop_think",
+            "",
+            "<think>Okay let's see. This should be the final answer.</think>",
+            False,
+        ),
+        (
+            "wrong_think",
+            "",
+            "<think>The red circle is left of the blue square. So it is left.",
+            False,
+        ),
+        (
+            "wrong_think_but",
+            "",
+            "<think>The red circle is left of the blue square. So it is left"
+            " but I think",
+            False,
+        ),
+        ("wrong_caption", "The red circle is left of the blue square.", "", False),
+        (
+            "wrong_caption_disclaimer",
+            "The red circle is left of the blue square but I could be wrong.",
+            "",
+            False,
+        ),
+        (
+            "correct_think",
+            "",
+            "<think>The red circle is right of the blue square. So it is right.",
+            False,
+        ),
+        ("correct_caption", "The red circle is right of the blue square.", "", False),
+    ],
+)
+def test_exact_texts(name, caption, prefill, direct):
+    got = apply(EXAMPLE, name)
+    assert (got.caption, got.prefill, got.direct) == (caption, prefill, direct)
+    assert got.condition == name and got.abstain == -1
+    both = apply(EXAMPLE, "abstain+" + name)
+    assert both.options == ("left", "right", "I'm not sure") and both.abstain == 2
+    assert both.condition == "abstain+" + name
+    assert both._replace(options=got.options, abstain=-1, condition=name) == got
+
+
+def test_without_statements_and_thinks_templates_serve():
+    caption = apply(PLAIN, "wrong_caption").caption
+    assert caption == (
+        'The answer to the question "How many dogs are there?" is three.'
+    )
+    assert apply(PLAIN, "wrong_think").prefill == (
+        f"<think>{caption} So the answer is three."
+    )
+    assert apply(PLAIN, "wrong_think_but").prefill.endswith(
+        "So the answer is three but I think"
+    )
+
+
+def test_an_option_that_is_a_sentence_asserts_itself():
+    options = ("The dog is on the left side.", "The dog is on the right side.")
+    example = PLAIN._replace(options=options)
+    assert apply(example, "wrong_caption").caption == options[1]
+    assert apply(example, "wrong_caption_disclaimer").caption == (
+        "The dog is on the right side but I could be wrong."
+    )
+
+
+def test_a_think_without_a_full_stop_gets_one():
+    example = EXAMPLE._replace(thinks=("it is left", "it is right"))
+    assert apply(example, "wrong_think").prefill == "<think>it is left."
+
+
+def test_order_names_every_condition_once():
+    assert len(ORDER) == len(set(ORDER)) == 2 * len(CONDITIONS) == 18
+    assert ORDER[0] == "base" and "abstain+wrong_think" in ORDER
+
+
+texts = st.text(min_size=1, max_size=12).filter(lambda t: "<" not in t)  # no tags
+
+
+@st.composite
+def examples(draw):
+    options = draw(st.lists(texts, min_size=2, max_size=6, unique=True))
+    answer = draw(st.integers(0, len(options) - 1))
+    return EXAMPLE._replace(
+        id=draw(texts),
+        question=draw(texts),
+        options=tuple(options),
+        answer=answer,
+        suggested=-1,
+        statements=(),
+        thinks=(),
+    )
+
+
+@given(examples(), st.integers(0, 2**40))
+def test_conditions_touch_their_own_fields_and_share_the_suggestion(example, seed):
+    item = suggest(example, seed)
+    assert changed(example, item) <= {"suggested"}
+    assert 0 <= item.suggested < len(item.options)
+    assert item.suggested != item.answer
+    assert suggest(example, seed) == item  # a function of (seed, id)
+    assert suggest(item, seed + 1) == item  # drawn once
+    for name in ORDER:
+        got = apply(item, name)
+        extra = {"options"} if name.startswith("abstain+") else set()
+        assert changed(item, got) <= WRITTEN | extra
+        assert got.options[: len(item.options)] == item.options
+        assert got.suggested == item.suggested
+        assert got.condition == name
+        assert apply(item, name) == got
+
+
+def test_suggestions_are_stable_and_uniform_over_the_wrong_options():
+    example = EXAMPLE._replace(options=tuple("wxyz"), answer=2, suggested=-1)
+    drawn = [
+        suggest(example._replace(id=f"item/{i}"), 7).suggested for i in range(3000)
+    ]
+    assert drawn[:8] == FIRST  # on every machine, in every process
+    counts = [drawn.count(k) for k in range(4)]
+    assert counts[2] == 0
+    # 3 standard deviations of Binomial(3000, 1/3) are 77
+    assert all(abs(counts[k] - 1000) < 78 for k in (0, 1, 3))
+    other = [suggest(example._replace(id=f"item/{i}"), 8).suggested for i in range(8)]
+    assert other != FIRST
+
+
+def test_an_item_without_options_takes_what_asserts_nothing():
+    item = suggest(EXAMPLE._replace(options=(), answer=-1, suggested=-1), 0)
+    assert item.suggested == -1
+    for name in ("base", "no_cot", "stop_think"):
+        assert apply(item, name).condition == name
+    for name in ("wrong_think", "correct_caption", "abstain+base"):
+        with pytest.raises(UserError, match="options"):
+            apply(item, name)
+
+
+@pytest.mark.parametrize(
+    "example, name, says",
+    [
+        (EXAMPLE, "wrong", "known: base, no_cot"),
+        (EXAMPLE, "abstain+abstain+base", "unknown condition"),
+        (EXAMPLE, "", "unknown condition"),
+        (EXAMPLE, "abstain", "unknown condition"),
+        (EXAMPLE._replace(suggested=-1), "wrong_think", "suggest"),
+        (EXAMPLE._replace(suggested=5), "wrong_caption", "from 0 to 1"),
+        (EXAMPLE._replace(answer=-1), "correct_think", "from 0 to 1"),
+        (EXAMPLE._replace(thinks=("only one",)), "wrong_think", "1 thinks for 2"),
+        (EXAMPLE._replace(thinks=(" ", "b")), "wrong_think", r"thinks\[0\] is empty"),
+        (EXAMPLE._replace(thinks=("a</think>", "b")), "wrong_think", "</think>"),
+        (EXAMPLE._replace(options=("x", "I'M NOT SURE")), "abstain+base", "already"),
+        (apply(EXAMPLE, "wrong_think"), "base", "already under 'wrong_think'"),
+        (perturb.abstain(EXAMPLE), "base", "already"),
+    ],
+)
+def test_bad_input_gets_one_line_that_names_it(example, name, says):
+    with pytest.raises(UserError, match=says) as error:
+        apply(example, name)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("answer, options", [(0, ("a",)), (2, ("a", "b")), (-1, "ab")])
+def test_no_wrong_option_to_suggest(answer, options):
+    item = EXAMPLE._replace(answer=answer, options=tuple(options), suggested=-1)
+    with pytest.raises(UserError, match="test/0/relation"):
+        suggest(item, 0)

@@ -1,0 +1,83 @@
+"""A model with its weights and its way with text: what is sampled from and scored."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from vlmrl import prompts, sharding, tokens
+from vlmrl.engine.generate import Stops, make_stops
+from vlmrl.models import hf
+from vlmrl.models.api import Model
+from vlmrl.types import Example, Group, Prompt
+
+# Sizes for the tiny model; real ones give their own.
+BUCKETS = tokens.Buckets(prefix=(36, 112), branch=(112,), windows=(4,))
+
+
+class Policy(NamedTuple):
+    model: Model
+    params: Any
+    processor: tokens.Processor
+    stops: Stops
+    style: str  # prompt style
+    buckets: tokens.Buckets
+    mesh: Any
+    source: str  # directory or name it was loaded from
+
+    def write(self, examples: Sequence[Example]) -> list[Prompt]:
+        """Prompts of examples, in this policy's style."""
+        return [prompts.build(e, self.style) for e in examples]
+
+    def put(self, tree):
+        """Host arrays on the mesh, groups split along the batch axes."""
+        return sharding.shard_batch(self.mesh, tree)
+
+
+def load(
+    name: str | os.PathLike = "tiny",
+    *,
+    style: str | None = None,
+    dtype=jnp.float32,
+    buckets: tokens.Buckets = BUCKETS,
+    mesh=None,
+    pixels: tuple[int, int] | None = None,
+) -> Policy:
+    """Load a checkpoint onto a mesh (all devices on the data axis by default).
+
+    Args:
+      name: 'tiny' or a directory in Hugging Face format.
+      style: prompt style; by default 'tiny' for the tiny tokenizer, else 'r1v'.
+      dtype: of the parameters.
+      pixels: (min, max) pixels of an image, instead of the checkpoint's own.
+    """
+    path = hf.resolve(name)
+    mesh = mesh or sharding.make_mesh()
+    table = hf.read_model(path).table
+    model, params = hf.load(
+        path, dtype=dtype, shardings=sharding.param_shardings(mesh, table)
+    )
+    low, high = pixels or (None, None)
+    processor = tokens.load_processor(path, min_pixels=low, max_pixels=high)
+    if style is None:
+        style = "tiny" if processor.vocab_size <= 512 else "r1v"
+    prompts.style(style)
+    return Policy(
+        model,
+        params,
+        processor,
+        make_stops(processor),
+        style,
+        buckets,
+        mesh,
+        str(name),
+    )
+
+
+def prefixes(policy: Policy, written: Sequence[Prompt]) -> Group:
+    """Groups whose whole prompt is the prefix, as rollouts start from."""
+    rows = [[tokens.encode(policy.processor, p)] for p in written]
+    return tokens.group(rows, policy.processor.facts, policy.buckets)

@@ -1,0 +1,201 @@
+"""Fine-tune a model: GRPO and its relatives, or supervised warm start.
+
+Reads a config, trains every seed of it under WORKDIR/seed-N, evaluates on a held-out
+split while training, and exports WORKDIR/seed-N/model in Hugging Face format. The same
+command again resumes from the newest checkpoint, to the bit.
+
+A run directory holds config.json, environment.json, metrics.jsonl, records/ (one Parquet
+file per evaluation), checkpoints/ and model/.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+
+import vlmrl
+from vlmrl import checkpoint, metrics
+from vlmrl.data import loader
+from vlmrl.engine import policy as policies
+from vlmrl.eval import records
+from vlmrl.eval.evaluate import evaluator
+from vlmrl.main import args, sft
+from vlmrl.main.progress import bar
+from vlmrl.models import hf
+from vlmrl.rl import advantages, loop, rewards, update
+from vlmrl.types import UserError
+
+HELP = "fine-tune a model from a config, resumable"
+FLAGS = {
+    "config": (None, "what to train, e.g. configs/tiny/accuracy.py"),
+    "workdir": (None, "run directory; an earlier run in it is resumed"),
+}
+ALGORITHMS = ("grpo", "sft")
+
+
+def main(argv):
+    config, workdir, _ = args.parse(argv, FLAGS)
+    settings = config.to_dict()
+    algorithm = settings.pop("algorithm")
+    if algorithm not in ALGORITHMS:
+        raise UserError(
+            f"config.algorithm is '{algorithm}', want one of {', '.join(ALGORITHMS)}"
+        )
+    describe_run(workdir, config.to_dict())
+    if algorithm == "sft":
+        sft.run(workdir=workdir, **settings)
+        return
+    check(settings)
+    policy = policies.load(settings.pop("model"), style=settings.pop("style"))
+    for seed in settings.pop("seeds"):
+        train(policy, workdir=workdir / f"seed-{seed}", seed=seed, **settings)
+
+
+def check(settings: dict) -> None:
+    """Refuse a config that contradicts itself before anything is loaded."""
+    for field, known in (
+        ("reward", rewards.REWARDS),
+        ("advantage", advantages.ADVANTAGES),
+    ):
+        if settings[field] not in known:
+            raise UserError(
+                f"config.{field} is '{settings[field]}', want one of {', '.join(known)}"
+            )
+    if settings["data"]["source"] not in loader.SOURCES:
+        raise UserError(
+            f"config.data.source is '{settings['data']['source']}', want one of "
+            + ", ".join(loader.SOURCES)
+        )
+    if settings["temperature"] <= 0:
+        raise UserError(
+            f"config.temperature is {settings['temperature']}: rollouts of a group must "
+            "differ, so it must be above 0"
+        )
+
+
+def train(
+    policy: policies.Policy,
+    *,
+    workdir: Path,
+    seed: int,
+    recipe: str,
+    steps: int,
+    prompts: int,
+    optimizer: dict,
+    data: dict,
+    eval: dict,  # noqa: A002 (the config's word)
+    save_every: int,
+    keep: int,
+    **settings,
+) -> tuple[dict, list[Path]]:
+    """One seed of one recipe: (parameters, record files of its evaluations)."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    sizes = {data["split"]: data["size"], eval["split"]: eval["size"]}
+    prepared = loader.prepare(data["source"], sizes, workdir.parent / "data")
+    source = loader.load(prepared, data["split"])
+    held_out = list(loader.load(prepared, eval["split"]))
+    run_eval = evaluator(
+        policy, eval["conditions"], max_tokens=eval["max_tokens"], batch=16
+    )
+
+    opts = dict(optimizer)
+    rate = update.schedule(
+        peak=opts.pop("peak"),
+        warmup=opts.pop("warmup"),
+        steps=steps,
+        decay=opts.pop("decay"),
+    )
+    opts["freeze"] = tuple(opts.get("freeze", ()))
+    tx = update.optimizer(rate, **opts)
+    params = jax.tree.map(lambda x: x.copy(), policy.params)  # the update donates
+    carry = loop.Carry(update.init_state(params, tx), 0)
+    points = workdir / "checkpoints"
+    restored = checkpoint.latest(points)
+    if restored is not None:
+        carry, _ = checkpoint.restore(points, restored, carry)
+    batches = loader.batches(source, seed=seed, batch=prompts, start=carry.position)
+    run = loop.train(policy, batches, tx, carry, seed=seed, steps=steps, **settings)
+    kept = workdir / "records"
+    kept.mkdir(exist_ok=True)
+    clock = time.monotonic()
+    with (
+        metrics.Writer(workdir, restored=restored) as writer,
+        bar(f"train {recipe} seed {seed}", steps, restored or 0) as advance,
+    ):
+        for step, carry, numbers, _ in run:
+            row = metrics.values(numbers)
+            row["seconds"], clock = time.monotonic() - clock, time.monotonic()
+            writer.write(step, row)
+            advance(1, f"reward {row['reward/total']:.2f}")
+            if eval["every"] and (step % eval["every"] == 0 or step == steps):
+                found = run_eval(
+                    carry.state.params,
+                    held_out,
+                    recipe=recipe,
+                    seed=seed,
+                    step=step,
+                    split=eval["split"],
+                )
+                records.write(kept / f"step-{step:06d}.parquet", found)
+                clock = time.monotonic()
+            if step % save_every == 0 or step == steps:
+                checkpoint.save(points, step, carry, keep=keep)()
+    target = workdir / "model"
+    if not target.exists():
+        hf.save(target, policy.model, carry.state.params, policy.source)
+    return carry.state.params, [kept / p.name for p in sorted(kept.glob("*.parquet"))]
+
+
+def describe_run(workdir: Path, config: dict) -> None:
+    """config.json and environment.json of a run directory.
+
+    Raises:
+      UserError: the directory holds a run of another config.
+    """
+    text = json.dumps(config, indent=1, default=list) + "\n"
+    path = workdir / "config.json"
+    if path.is_file() and path.read_text() != text:
+        old = json.loads(path.read_text())
+        new = json.loads(text)
+        names = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
+        raise UserError(
+            f"{workdir}: holds a run of another config (it differs in "
+            f"{', '.join(names)}); give another --workdir"
+        )
+    path.write_text(text)
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
+    environment = {
+        "vlmrl": vlmrl.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "devices": [d.device_kind for d in jax.devices()],
+        "processes": jax.process_count(),
+        "packages": {p: version(p) for p in packages},
+        "revision": _revision(),
+    }
+    (workdir / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
+
+
+def _revision() -> str | None:
+    """Git revision of the checkout, with '+' if it has changes; None outside one."""
+    import subprocess
+
+    git = shutil.which("git")
+    if git is None:
+        return None
+
+    def say(*words):
+        top = Path(vlmrl.__file__).resolve().parents[1]
+        done = subprocess.run(
+            [git, "-C", str(top), *words], capture_output=True, text=True
+        )
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    revision = say("rev-parse", "HEAD")
+    return revision and revision + ("+" if say("status", "--porcelain") else "")

@@ -1,0 +1,423 @@
+"""The parts of each claim: which numbers it rests on, and their intervals.
+
+Every difference is paired by example and bootstrapped over clusters. With several
+seeds the interval is the hull of two: Student's t over the seeds' effects, and the mean
+of the seeds' item intervals, so that neither source of noise is forgotten. "Start" is
+step 0 of the recipe, or the warm start; "end" is its last step. Recipes are told by
+their names: 'warm-start' is the start; a name with 'augment' trains on perturbed
+prompts, one with 'faithful' has the faithfulness reward, 'both' is both. *Plain*
+recipes have neither, *accuracy-only* ones lack the faithfulness reward.
+
+The parts, per recipe r (C = wrong_caption, T = wrong_think; at the end unless said):
+
+  1  r plain (or the warm start alone): accuracy(base − C), accuracy(base − T),
+     P(correct)(base − C), P(correct)(base − T) > 0; faithful-accuracy drop less
+     accuracy drop, C and T, > 0; accuracy(C − T) > 0
+  2  r accuracy-only: base accuracy(end − start) > 0; base consistent(start − end) > 0
+  3  r accuracy-only: entropy(start − end) > 0 under every condition without abstain
+  4  r augmented, accuracy-only: accuracy(C − base) > −SAME; accuracy(base − T) > SAME;
+     gain over a plain recipe, C less T, > 0; base consistent(start − end) > 0
+  5  r faithful, not augmented: base consistent(r − plain) > 0; base consistent(r −
+     start) > −SAME. r both: base consistent(faithful − r) > 0; share of the start's
+     think tokens lost > 0
+  6  r plain, C and T: AUROC of P(correct | base) for staying correct, less that of −H,
+     > FAR, over all items and over those correct under base
+  7  r plain: accuracy(c − abstain+c) > −SAME for every such pair; accuracy of each
+     correct_* condition − base > −SAME
+  8  σ(seeds within a recipe) / σ(recipes) of base accuracy > 1/3, by the F interval
+     (`stats.spread_ratio`); needs two trained recipes of two seeds
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from vlmrl.eval import stats
+from vlmrl.eval.stats import Interval
+
+SLIGHT = 0.02  # an effect this small (2 points, 0.02 nats) is not worth a claim
+SAME = 0.05  # "about the same", "no harm": within 5 points
+FAR = 0.05  # "far better", in AUROC
+
+
+class Part(NamedTuple):
+    """One number a claim rests on, signed so that the claim wants it large."""
+
+    label: str
+    interval: Interval
+    floor: float = 0.0
+    unit: str = "points"  # 'points' (shown × 100), 'nats', 'AUROC', 'ratio', 'P'
+    least: int = 10  # clusters without which the part stays open
+
+    @property
+    def verdict(self) -> str:
+        """'holds', 'fails' or 'open'."""
+        _, lo, hi, _, clusters = self.interval
+        if clusters < self.least or np.isnan(lo):
+            return "open"
+        if lo > self.floor:
+            return "holds"
+        return "fails" if hi < (self.floor or SLIGHT) else "open"
+
+
+class View(NamedTuple):
+    """Records of one split, by cell."""
+
+    data: dict[str, np.ndarray]
+    rows: dict[tuple, np.ndarray]  # (recipe, seed, step, condition) → row numbers
+
+    def names(self, keep: Callable[[str], bool]) -> list[str]:
+        return [r for r in dict.fromkeys(k[0] for k in self.rows) if keep(r)]
+
+    def seeds(self, recipe: str) -> list[int]:
+        return sorted({k[1] for k in self.rows if k[0] == recipe})
+
+    def conditions(self, recipe: str) -> list[str]:
+        return list(dict.fromkeys(k[3] for k in self.rows if k[0] == recipe))
+
+    def end(self, recipe: str, seed: int) -> tuple | None:
+        """(recipe, seed, last step); another seed's where this one was not run."""
+        seeds = self.seeds(recipe)
+        if not seeds:
+            return None
+        seed = seed if seed in seeds else seeds[0]
+        return recipe, seed, max(k[2] for k in self.rows if k[:2] == (recipe, seed))
+
+    def start(self, recipe: str, seed: int) -> tuple | None:
+        """(recipe, seed, 0) where it was evaluated, else the warm start."""
+        if any(k[:3] == (recipe, seed, 0) for k in self.rows):
+            return recipe, seed, 0
+        return self.end("warm-start", seed)
+
+    def cell(self, point: tuple | None, condition: str, measure: str):
+        """The stats.Cell of a point under a condition, None if not measured."""
+        rows = self.rows.get((*point, condition)) if point else None
+        if rows is None or np.isnan(self.data[measure][rows]).all():
+            return None
+        return stats.Cell(
+            self.data["item"][rows],
+            self.data[measure][rows],
+            self.data["cluster"][rows],
+        )
+
+
+def trained(recipe: str) -> bool:
+    return recipe != "warm-start"
+
+
+def augmented(recipe: str) -> bool:
+    return "augment" in recipe or recipe == "both"
+
+
+def faithful(recipe: str) -> bool:
+    return "faithful" in recipe or recipe == "both"
+
+
+def _plain(recipe: str) -> bool:
+    return trained(recipe) and not augmented(recipe) and not faithful(recipe)
+
+
+def _accuracy_only(recipe: str) -> bool:
+    return trained(recipe) and not faithful(recipe)
+
+
+# -- parts -----------------------------------------------------------------------------
+
+
+class Parts:
+    """Collects the parts of a claim, and what it lacks."""
+
+    def __init__(self, view: View):
+        self.view, self.parts, self.missing = view, [], []
+
+    def add(self, recipe, label, per_seed, floor=0.0, unit="points", **more):
+        """A part from its interval in each seed; None where it was not measured."""
+        per_seed = [i for i in per_seed if i is not None and i.n]
+        label = f"{label} (recipe {recipe})" if recipe else label
+        if per_seed:
+            part = Part(label, _over_seeds(per_seed), floor, unit)
+            self.parts.append(part._replace(**more))
+        else:
+            self.missing.append(label)
+
+    def contrast(self, recipe, label, terms, floor=0.0, unit="points"):
+        """A part Σ c · measure(cell); `terms(seed)` lists (c, point, condition,
+        measure)."""
+        per_seed = []
+        for seed in self.view.seeds(recipe):
+            made = [(c, self.view.cell(*where)) for c, *where in terms(seed)]
+            ready = all(cell is not None for _, cell in made)
+            per_seed.append(stats.contrast(made) if ready else None)
+        self.add(recipe, label, per_seed, floor, unit)
+
+    def need(self, keep, what: str) -> list[str]:
+        """The recipes `keep` holds for; notes `what` as missing if there are none."""
+        found = self.view.names(keep)
+        if not found:
+            self.missing.append(what)
+        return found
+
+    def done(self):
+        return self.parts, self.missing
+
+
+def _over_seeds(per_seed: list[Interval]) -> Interval:
+    if len(per_seed) == 1:
+        return per_seed[0]
+    seeds = stats.t_interval([i.value for i in per_seed])
+    return Interval(
+        seeds.value,
+        min(seeds.lo, float(np.mean([i.lo for i in per_seed]))),
+        max(seeds.hi, float(np.mean([i.hi for i in per_seed]))),
+        len(per_seed),
+        min(i.clusters for i in per_seed),
+    )
+
+
+_MISLEADING = ("wrong_caption", "wrong_think")
+
+
+def _1(view):
+    parts = Parts(view)
+    recipes = view.names(_plain) or parts.need(bool, "any records")
+    for recipe in recipes:
+
+        def drop(measure, condition, sign=1, recipe=recipe):
+            return lambda seed: [
+                (sign, view.end(recipe, seed), "base", measure),
+                (-sign, view.end(recipe, seed), condition, measure),
+            ]
+
+        for c in _MISLEADING:
+            parts.contrast(recipe, f"accuracy, base − {c}", drop("accuracy", c))
+            parts.contrast(
+                recipe, f"P(correct), base − {c}", drop("p_correct", c), unit="P"
+            )
+            parts.contrast(
+                recipe,
+                f"faithful-accuracy drop less accuracy drop, {c}",
+                lambda s, c=c, drop=drop: (
+                    drop("faithful_accuracy", c)(s) + drop("accuracy", c, -1)(s)
+                ),
+            )
+        parts.contrast(
+            recipe,
+            "accuracy, wrong_caption − wrong_think",
+            lambda s, r=recipe: [
+                (1, view.end(r, s), "wrong_caption", "accuracy"),
+                (-1, view.end(r, s), "wrong_think", "accuracy"),
+            ],
+        )
+    return parts.done()
+
+
+def _change(parts, recipe, condition, measure, sign, label, unit="points", floor=0.0):
+    """Part: sign · (end − start) of a measure."""
+    view = parts.view
+    parts.contrast(
+        recipe,
+        label,
+        lambda s: [
+            (sign, view.end(recipe, s), condition, measure),
+            (-sign, view.start(recipe, s), condition, measure),
+        ],
+        floor,
+        unit,
+    )
+
+
+def _2(view):
+    parts = Parts(view)
+    for r in parts.need(_accuracy_only, "a recipe trained for accuracy only"):
+        _change(parts, r, "base", "accuracy", 1, "base accuracy, end − start")
+        _change(parts, r, "base", "consistent", -1, "base consistent, start − end")
+    return parts.done()
+
+
+def _3(view):
+    parts = Parts(view)
+    for r in parts.need(_accuracy_only, "a recipe trained for accuracy only"):
+        if "stop_think" not in view.conditions(r):
+            parts.missing.append(f"stop_think (recipe {r})")
+        for c in view.conditions(r):
+            if not c.startswith("abstain+"):
+                _change(
+                    parts, r, c, "entropy", -1, f"entropy, start − end, {c}", "nats"
+                )
+    return parts.done()
+
+
+def _4(view):
+    parts = Parts(view)
+    plain = view.names(_plain)
+    for r in parts.need(
+        lambda r: _accuracy_only(r) and augmented(r),
+        "a recipe with augmentation ('augmentation')",
+    ):
+
+        def end(condition, sign, r=r):
+            return lambda s: (sign, view.end(r, s), condition, "accuracy")
+
+        parts.contrast(
+            r,
+            "accuracy, wrong_caption − base",
+            lambda s, e=end: [e("wrong_caption", 1)(s), e("base", -1)(s)],
+            -SAME,
+        )
+        parts.contrast(
+            r,
+            "accuracy, base − wrong_think",
+            lambda s, e=end: [e("base", 1)(s), e("wrong_think", -1)(s)],
+            SAME,
+        )
+        for p in plain[:1]:
+            parts.contrast(
+                r,
+                f"accuracy gained over {p}, wrong_caption less wrong_think",
+                lambda s, e=end, p=p: [
+                    e("wrong_caption", 1)(s),
+                    (-1, view.end(p, s), "wrong_caption", "accuracy"),
+                    e("wrong_think", -1)(s),
+                    (1, view.end(p, s), "wrong_think", "accuracy"),
+                ],
+            )
+        if not plain:
+            parts.missing.append("a recipe with neither augmentation nor faithfulness")
+        _change(parts, r, "base", "consistent", -1, "base consistent, start − end")
+    return parts.done()
+
+
+def _5(view):
+    parts = Parts(view)
+
+    def versus(recipe, other, sign):
+        return lambda s: [
+            (sign, view.end(recipe, s), "base", "consistent"),
+            (-sign, view.end(other, s), "base", "consistent"),
+        ]
+
+    alone = parts.need(
+        lambda r: faithful(r) and not augmented(r),
+        "a recipe with the faithfulness reward ('faithfulness')",
+    )
+    plain = parts.need(_plain, "a recipe with neither augmentation nor faithfulness")
+    for r in alone:
+        for p in plain[:1]:
+            parts.contrast(r, f"base consistent, against {p}", versus(r, p, 1))
+        label = "base consistent, end − start"
+        _change(parts, r, "base", "consistent", 1, label, floor=-SAME)
+    for r in parts.need(
+        lambda r: faithful(r) and augmented(r),
+        "a recipe with the faithfulness reward and augmentation ('both')",
+    ):
+        for a in alone[:1]:
+            parts.contrast(r, f"base consistent, {a} − this", versus(r, a, -1))
+
+        def shorter(s, r=r):
+            start, end = view.start(r, s), view.end(r, s)
+            cell = view.cell(start, "base", "think_tokens")
+            scale = 1 / max(np.nanmean(cell.values), 1e-9) if cell else 1.0
+            return [
+                (scale, start, "base", "think_tokens"),
+                (-scale, end, "base", "think_tokens"),
+            ]
+
+        parts.contrast(r, "share of the start's think tokens lost", shorter)
+    return parts.done()
+
+
+def _6(view):
+    parts = Parts(view)
+    for r in parts.need(_plain, "a recipe with neither augmentation nor faithfulness"):
+        for c in _MISLEADING:
+            for only in (False, True):
+                made = [_predicts(view, view.end(r, s), c, only) for s in view.seeds(r)]
+                made = [m for m in made if m is not None]
+                shown = "/".join(
+                    f"{np.mean(v):.2f}" for v in zip(*(m[1] for m in made), strict=True)
+                )
+                parts.add(
+                    r,
+                    f"staying correct under {c}"
+                    + (", items correct under base" if only else "")
+                    + f": AUROC of P(correct)/−H/max p {shown or 'undefined'}",
+                    [m[0] for m in made],
+                    FAR,
+                    "AUROC",
+                )
+    return parts.done()
+
+
+def _predicts(view: View, point: tuple, condition: str, only_correct: bool):
+    """AUROC(P(correct)) − AUROC(−H) under base for being correct under a condition, and
+    the AUROCs of P(correct), −H and max p; None where a class is empty."""
+    base = view.rows.get((*point, "base"))
+    other = view.rows.get((*point, condition))
+    if base is None or other is None:
+        return None
+    data = view.data
+    _, i, j = np.intersect1d(
+        data["trial"][base], data["trial"][other], True, return_indices=True
+    )
+    base, other = base[i], other[j]
+    keep = ~np.isnan(data["p_correct"][base])
+    if only_correct:
+        keep &= data["accuracy"][base] == 1
+    base, other = base[keep], other[keep]
+    label = data["accuracy"][other] == 1
+    scores = data["p_correct"][base], -data["entropy"][base], data["p_max"][base]
+    if label.all() or not label.any():
+        return None
+    interval = stats.cluster_bootstrap(
+        lambda w: stats.auroc(scores[0], label, w) - stats.auroc(scores[1], label, w),
+        data["cluster"][base],
+        draws=1000,
+    )
+    return interval, [float(stats.auroc(s, label)) for s in scores]
+
+
+def _7(view):
+    parts = Parts(view)
+    recipes = view.names(_plain) or view.names(bool)
+    for r in recipes:
+
+        def against(c, d, r=r):
+            return lambda s: [
+                (1, view.end(r, s), c, "accuracy"),
+                (-1, view.end(r, s), d, "accuracy"),
+            ]
+
+        held = view.conditions(r)
+        pairs = [(c, f"abstain+{c}") for c in held if f"abstain+{c}" in held]
+        if not pairs:
+            parts.missing.append("a condition with and without abstain")
+        for c, d in pairs:
+            parts.contrast(r, f"accuracy, {c} − {d}", against(c, d), -SAME)
+        for c in ("correct_caption", "correct_think"):
+            parts.contrast(r, f"accuracy, {c} − base", against(c, "base"), -SAME)
+    if not recipes:
+        parts.missing.append("any records")
+    return parts.done()
+
+
+def _8(view):
+    parts = Parts(view)
+    groups = []
+    for r in view.names(trained):
+        cells = [view.cell(view.end(r, s), "base", "accuracy") for s in view.seeds(r)]
+        means = [float(np.nanmean(c.values)) for c in cells if c is not None]
+        if len(means) > 1:
+            groups.append(means)
+    ratio = stats.spread_ratio(groups)
+    if ratio.n:
+        label = "σ of seeds over σ of recipes, base accuracy"
+        parts.add("", label, [ratio], 1 / 3, "ratio", least=2)
+    else:
+        parts.missing.append("two trained recipes of two seeds each")
+    return parts.done()
+
+
+PARTS = {1: _1, 2: _2, 3: _3, 4: _4, 5: _5, 6: _6, 7: _7, 8: _8}
