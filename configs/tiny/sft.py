@@ -1,7 +1,11 @@
-"""Warm start of the tiny model: supervised traces on scenes, from random weights.
+"""Warm start of the tiny model: supervised traces on scenes, in two stages.
 
-`vlmrl tiny --workdir DIR` makes the directory without weights that `model` names; the
-result is exported to WORKDIR/model. Options after ':' — runlocal (four steps).
+    vlmrl train --config configs/tiny/sft.py:look --workdir A
+    vlmrl train --config configs/tiny/sft.py --config.model=A/model --workdir B
+
+The first learns to see: dense descriptions of many pictures, from random weights. The
+second learns to reason and answer, and to use text that stands in its context. B/model is
+what ships as vlmrl/models/tiny. Options after ':' — look, runlocal (four steps).
 """
 
 from ml_collections import ConfigDict
@@ -10,18 +14,17 @@ from configs.common import parse_arg
 
 
 def get_config(arg=None):
-    small = parse_arg(arg).runlocal
+    options = parse_arg(arg, look=False)
+    look, small = options.look, options.runlocal
     c = ConfigDict()
     c.algorithm = "sft"
     c.model = ""  # directory to start from; '' makes the tiny model's, without weights
     c.style = "tiny"  # prompt style
-    c.seed = 0  # of the weights and of the data
-    c.steps = 4 if small else 3000
-    c.look = ConfigDict()  # first, dense descriptions only
-    c.look.steps = 2 if small else 1400
-    c.look.groups = 4 if small else 64  # pictures per step
-    c.groups = 2 if small else 16  # scenes per step
-    c.branches = 6  # items per scene: one dense description, the rest questions
+    c.seed = 0 if look else 1  # of the weights and of the data
+    c.look = look  # dense descriptions only
+    c.steps = 4 if small else 800 if look else 1100
+    c.groups = 4 if small else 64 if look else 16  # pictures per step
+    c.branches = 6  # items per picture: one description, the rest questions
 
     c.mix = ConfigDict()  # data/traces.py: supervised
     c.mix.brief = 0.55  # share of thinks that are the conclusion alone
@@ -36,9 +39,10 @@ def get_config(arg=None):
     c.buckets.windows = (4,)
 
     c.optimizer = ConfigDict()
-    c.optimizer.peak = 3e-3
-    c.optimizer.warmup = 2 if small else 200
+    c.optimizer.peak = 3e-3 if look else 2e-3
+    c.optimizer.warmup = 2 if small else 200 if look else 50
     c.optimizer.decay = "cosine"
+    c.optimizer.horizon = 2600 if look else 0  # steps the decay is for; 0: all
     c.optimizer.weight_decay = 0.05
     c.optimizer.b2 = 0.98
 

@@ -50,9 +50,7 @@ def run(function, q, links, limits):
     read = np.random.default_rng(9).normal(size=q.shape).astype(q.dtype)
 
     def value(q, keys, values):
-        made = tuple(
-            (k, v, m[2]) for k, v, m in zip(keys, values, links, strict=True)
-        )
+        made = tuple((k, v, m[2]) for k, v, m in zip(keys, values, links, strict=True))
         level = Level(None, None, links[-1][2], limits)
         out = function(q, level, made)
         return (out * read).sum(), out

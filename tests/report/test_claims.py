@@ -9,7 +9,7 @@ import pytest
 from tests.report import synthetic
 from vlmrl.eval import records
 from vlmrl.eval.stats import Interval
-from vlmrl.report import claims
+from vlmrl.report import claims, render
 from vlmrl.report.evidence import FAR, SAME, SLIGHT, Part
 
 EXAMPLE = synthetic.records(examples=1)[0]._replace(cluster="")
@@ -262,3 +262,17 @@ def test_judging_is_deterministic_and_json_ready(table):
     assert made == claims.judge_claims(table)
     rows = claims.as_rows(made)
     assert json.loads(json.dumps(rows, allow_nan=False)) == rows
+
+
+def test_an_effect_is_shown_with_its_unit():
+    assert claims.shown(0.116, -0.004, 0.23, "points") == "+11.6 [−0.4, +23.0] points"
+    assert claims.shown(0.5, 0.25, np.inf, "ratio") == "0.50 [0.25, ∞] ratio"
+    assert claims.shown(0.1, np.nan, np.nan, "nats") == "+0.10 [–, –] nats"
+    assert claims.shown(None, None, None, "points") == ""
+
+
+def test_claims_make_a_table(table):
+    made = claims.as_table(claims.judge_claims(table))
+    assert len(made.rows) == 8
+    assert made.rows[3][1:3] == ("not measured", None)
+    assert "8. Seed variance" in render.markdown(made)

@@ -65,13 +65,15 @@ def test_letter_bars_fill_the_row(drawings):
 
 
 def _texts(figure):
-    """Every text a reader sees; shared axes draw tick labels on outer panels only."""
+    """Every text a reader sees; shared axes draw tick labels on outer panels only, and
+    matplotlib keeps labels of ticks beyond the limits without drawing them."""
     for axes in figure.axes:
         yield from (axes.xaxis.label, axes.yaxis.label, axes._left_title)
-        if axes.xaxis.get_tick_params()["labelbottom"]:
-            yield from axes.get_xticklabels()
-        if axes.yaxis.get_tick_params()["labelleft"]:
-            yield from axes.get_yticklabels()
+        for axis, side in ((axes.xaxis, "labelbottom"), (axes.yaxis, "labelleft")):
+            lo, hi = sorted(axis.get_view_interval())
+            if axis.get_tick_params()[side]:
+                ticks = [t for t in axis.get_major_ticks() if lo <= t.get_loc() <= hi]
+                yield from (tick.label1 for tick in ticks)
     for legend in figure.legends:
         yield from legend.get_texts()
 

@@ -5,6 +5,7 @@ Axis letters: N groups, G branches, B = N * G rows, T tokens, V vocabulary, D wi
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from typing import NamedTuple
 
@@ -59,14 +60,15 @@ def branch_keys(seed: int, use: str, step: int, ids: list[str], samples: int):
     base = jax.random.fold_in(base, step)
     hashes = np.array([stable_hash(i) for i in ids], np.uint32)
 
-    @jax.jit
-    def fold(base, hashes):
-        rows = jax.vmap(lambda h: jax.random.fold_in(base, h))(hashes)
-        fold_sample = jax.vmap(jax.random.fold_in, (None, 0))
-        keys = jax.vmap(fold_sample, (0, None))(rows, jnp.arange(samples))
-        return jax.random.key_data(keys).reshape(-1, 2)
+    return _fold(base, hashes, samples)
 
-    return fold(base, hashes)
+
+@functools.partial(jax.jit, static_argnums=2)
+def _fold(base, hashes, samples: int):
+    rows = jax.vmap(lambda h: jax.random.fold_in(base, h))(hashes)
+    fold_sample = jax.vmap(jax.random.fold_in, (None, 0))
+    keys = jax.vmap(fold_sample, (0, None))(rows, jnp.arange(samples))
+    return jax.random.key_data(keys).reshape(-1, 2)
 
 
 def truncate(logp, sampling: Sampling):

@@ -14,8 +14,8 @@ from vlmrl.models import hf
 from vlmrl.models.api import Model
 from vlmrl.types import Example, Group, Prompt
 
-# Sizes for the tiny model; real ones give their own.
-BUCKETS = tokens.Buckets(prefix=(36, 112), branch=(112,), windows=(4,))
+# Sizes for the tiny model, from the longest prompts of scenes; real ones give their own.
+BUCKETS = tokens.Buckets(prefix=(32, 80, 96), branch=(76,), windows=(4,))
 
 
 class Policy(NamedTuple):

@@ -22,6 +22,7 @@ read in four steps.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from string import ascii_letters
@@ -76,6 +77,11 @@ def conclude(think: str, question: str, options: Sequence[str]) -> int:
       question: its text, which tells whose place or colour is asked for.
       options: option texts in letter order; with none, everything is undecided.
     """
+    return _conclude(think, question, tuple(options))
+
+
+@functools.lru_cache(maxsize=4096)  # the same think is asked about more than once
+def _conclude(think: str, question: str, options: tuple[str, ...]) -> int:
     texts = [_option_text(o) for o in options]
     if not texts:
         return -1

@@ -50,6 +50,9 @@ class Command(NamedTuple):
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; argv without the program's name. Returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    # Compiled programs are kept between runs, unless the user keeps them elsewhere.
+    kept = os.path.expanduser("~/.cache/vlmrl/jax")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", kept)
     try:
         return _dispatch(argv)
     except UserError as error:

@@ -25,20 +25,16 @@ from vlmrl.rl import losses, update
 def batch(processor, buckets, mix, style, *, seed, step, look, groups, branches):
     """(Group, loss mask) number `step` of the stream `seed`: pure in its arguments.
 
-    The first `look['steps']` batches hold one dense description of each of
-    `look['groups']` scenes: naming what is where takes the most pictures to learn.
+    `look` asks for one dense description of each scene and nothing else: naming what
+    is where takes the most pictures to learn.
     """
     rng = np.random.default_rng([seed, step])
-    if step < look["steps"]:
-        count, first = look["groups"], step * look["groups"]
-    else:
-        seen = look["steps"] * look["groups"]
-        count, first = groups, seen + (step - look["steps"]) * groups
     rows = []
-    for index in range(first, first + count):
+    first = seed * 10**6 + step * groups  # another seed, other pictures
+    for index in range(first, first + groups):
         scene = scenes.make_scene("train", index)
         items = [traces.described(scene)]
-        while step >= look["steps"] and len(items) < branches:
+        while not look and len(items) < branches:
             for example in scenes.questions(scene, rng, branches - len(items)):
                 items.append(traces.supervised(example, rng, **mix))
         rows.append(
@@ -88,7 +84,7 @@ def run(
     style: str,
     seed: int,
     steps: int,
-    look: dict,
+    look: bool,
     groups: int,
     branches: int,
     mix: dict,
@@ -110,7 +106,7 @@ def run(
     rate = update.schedule(
         peak=opts.pop("peak"),
         warmup=opts.pop("warmup"),
-        steps=steps,
+        steps=opts.pop("horizon") or steps,
         decay=opts.pop("decay"),
     )
     tx = update.optimizer(rate, **opts)

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from vlmrl.eval import records
+from vlmrl.report import render
 from vlmrl.report.evidence import PARTS, Part, View
 
 TEXTS = {
@@ -91,6 +92,48 @@ def as_rows(claims: list[Claim]) -> list[dict]:
         }
         for c in claims
     ]
+
+
+def as_table(claims: list[Claim]) -> render.Table:
+    """Claims as a table of text, for Markdown, CSV and LaTeX."""
+    return render.Table(
+        "claims",
+        "Claims of the paper",
+        "The effect is the claim's weakest part with its 95 % interval; a claim shows "
+        "only if every part of it holds.",
+        (
+            ("Claim", "text"),
+            ("Verdict", "text"),
+            ("Effect", "text"),
+            ("Note", "text"),
+        ),
+        [
+            (
+                f"{c.number}. {c.text}",
+                c.verdict,
+                shown(c.effect, c.lo, c.hi, c.unit) or None,
+                c.note,
+            )
+            for c in claims
+        ],
+    )
+
+
+_SHAPES = {"points": (100, "+.1f"), "ratio": (1, ".2f"), "AUROC": (1, "+.3f")}
+
+
+def shown(value, lo, hi, unit: str) -> str:
+    """'value [lo, hi] unit' as a reader sees it, '' where nothing was measured."""
+    if value is None:
+        return ""
+    scale, shape = _SHAPES.get(unit, (1, "+.2f"))
+
+    def one(v):
+        if np.isnan(v):
+            return render.DASH
+        return "∞" if np.isinf(v) else format(scale * v, shape).replace("-", "−")
+
+    return f"{one(value)} [{one(lo)}, {one(hi)}] {unit}"
 
 
 def _verdict(number: int, view: View, parts: list, missing: list[str]) -> Claim:

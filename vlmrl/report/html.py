@@ -130,7 +130,6 @@ _LOOK = {  # css class and sign
     "unclear at this size": ("open", "~"),
     "not measured": ("none", "–"),
 }
-_SCALE = {"points": (100, "{:+.1f}"), "ratio": (1, "{:.2f}")}
 
 
 def _claim(claim: claims_.Claim) -> dict:
@@ -141,30 +140,17 @@ def _claim(claim: claims_.Claim) -> dict:
         "class": _LOOK[claim.verdict][0],
         "mark": _LOOK[claim.verdict][1],
         "note": claim.note,
-        "effect": ""
-        if claim.effect is None
-        else _interval(claim.effect, claim.lo, claim.hi, claim.unit),
+        "effect": claims_.shown(claim.effect, claim.lo, claim.hi, claim.unit),
         "parts": [
             {
                 "label": p.label,
                 "verdict": p.verdict,
-                "effect": _interval(*p.interval[:3], p.unit),
+                "effect": claims_.shown(*p.interval[:3], p.unit),
                 "plot": _plot(p),
             }
             for p in claim.parts
         ],
     }
-
-
-def _interval(value, lo, hi, unit) -> str:
-    scale, shape = _SCALE.get(unit, (1, "{:+.3f}" if unit == "AUROC" else "{:+.2f}"))
-
-    def show(v):
-        if v != v:
-            return render.DASH
-        return "∞" if v == float("inf") else shape.format(scale * v).replace("-", "−")
-
-    return f"{show(value)} [{show(lo)}, {show(hi)}] {unit}"
 
 
 def _plot(part) -> dict | None:
