@@ -1,5 +1,5 @@
-"""Toys for hermetic tests: a random model of the tiny architecture, a processor, scenes,
-a scripted model; and the plain references that the engine is held against.
+"""Toys for hermetic tests: a random model of the tiny architecture, a scripted model, a
+processor, scenes; and the plain references that the engine is held against.
 
 The tokenizer and the image settings are those of the shipped tiny model; the weights
 are random and smaller, so that an engine test takes seconds.

@@ -1,4 +1,4 @@
-"""Mesh, and the rules from logical axes to mesh axes: the only file that names the latter.
+"""Mesh, and the rules from logical to mesh axes: the only file that names the latter.
 
 Parameters carry logical axes (`models/api.py: Param.axes`); arrays of a batch are split
 along their leading axis (groups, or groups × branches in group order, so that a group

@@ -1,5 +1,5 @@
-"""The main job in small: the warm start, then two recipes trained from it, each measured
-under every condition on the held-out test split.
+"""The main job in small: the warm start, then two recipes trained from it, each
+measured under every condition on the held-out test split.
 
 Options after ':' — runlocal (seconds instead of minutes), seeds=N.
 """

@@ -4,8 +4,8 @@
     vlmrl train --config configs/tiny/sft.py --config.model=A/model --workdir B
 
 The first learns to see: dense descriptions of many pictures, from random weights. The
-second learns to reason and answer, and to use text that stands in its context. B/model is
-what ships as vlmrl/models/tiny. Options after ':' — look, runlocal (four steps).
+second learns to reason and answer, and to use text that stands in its context. B/model
+is what ships as vlmrl/models/tiny. Options after ':' — look, runlocal (four steps).
 """
 
 from ml_collections import ConfigDict

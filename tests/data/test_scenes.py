@@ -39,7 +39,7 @@ class Facts:
             noun, noun
         )
         noun = {"shap": "shape"}.get(noun, noun)
-        tests = [w for w in words[:-1]] + ([] if noun == "shape" else [noun])
+        tests = list(words[:-1]) + ([] if noun == "shape" else [noun])
         values = ("colour", "shape", "size")
         return [
             o for o in self.objects if all(t in [o[v] for v in values] for t in tests)
@@ -83,7 +83,7 @@ class Facts:
         if words.split()[-1] in drawing.SHAPES and " " in words:
             o = self.one(words)
         else:
-            (o,) = self.select(words if " " in words else words)
+            (o,) = self.select(words)
         return (o["row"], o["column"]) == (NUMBER[row] - 1, NUMBER[column] - 1)
 
     def line(self, words, axis, number):
@@ -180,7 +180,7 @@ def test_every_sentence_of_a_trace_is_true(examples):
         *steps, end = sentences(e.trace)
         facts = Facts(e)
         assert len(steps) >= 2
-        assert all([facts.is_true(s) for s in steps]), e.trace
+        assert all(facts.is_true(s) for s in steps), e.trace
         assert steps[-1] == e.statements[e.answer]
         assert end in (
             f"so it is {e.options[e.answer]}",

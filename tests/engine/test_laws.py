@@ -1,4 +1,4 @@
-"""The engine's laws: a group's branches are ordinary rows, and its prefix is paid once."""
+"""The engine's laws: branches of a group are ordinary rows; its prefix is paid once."""
 
 import functools
 
@@ -21,18 +21,19 @@ BUCKETS = tokens.Buckets(prefix=(64,), branch=(96,), windows=(4,))
 
 @functools.cache
 def group(kind: str) -> Group:
-    """Two groups of three branches: `prompts`, whose branches are the conditions'
-    texts (captions before the question, prefills after it); `rollouts`, whose branches
-    are completions of random lengths, one of them empty; `texts`, without images;
-    `images`, whose branches hold the images because their system texts differ."""
+    """Two groups of three branches, all of the same shapes: `prompts`, whose branches
+    are the conditions' texts (captions before the question, prefills after it);
+    `rollouts`, whose branches are completions of random lengths, one of them empty;
+    `images`, whose branches hold the images because their system texts differ; `texts`,
+    the same without a single image token."""
     if kind == "prompts":
         return kit.group(2, CONDITIONS, BUCKETS)
     if kind == "rollouts":
         rng = np.random.default_rng(0)
-        lengths = np.array([5, 16, 9, 1, 0, 12])
-        ids = rng.integers(0, 480, (6, 16)).astype(np.int32)
-        mask = np.arange(16) < lengths[:, None]
-        nothing = np.zeros((6, 16), np.float32)
+        lengths = np.array([5, 16, 9, 1, 0, 96])
+        ids = rng.integers(0, 480, (6, 96)).astype(np.int32)
+        mask = np.arange(96) < lengths[:, None]
+        nothing = np.zeros((6, 96), np.float32)
         rollout = Rollout(ids, nothing, nothing, mask, np.ones(6, bool))
         return jax.device_get(completions(kit.group(2, buckets=BUCKETS), rollout))
     systems = ["Think.", "Think, then answer.", "Answer in one word."]
@@ -42,7 +43,8 @@ def group(kind: str) -> Group:
         texts = [f"<|im_start|>{s}<|im_end|>\n{image}{e.question}" for s in systems]
         images = e.images if image else ()
         rows.append([tokens.encode(kit.processor(), (t, images)) for t in texts])
-    return tokens.group(rows, kit.processor().facts, BUCKETS)
+    made = tokens.group(rows, kit.processor().facts, BUCKETS)
+    return made if image else made._replace(vision=group("images").vision)
 
 
 def weighed(logp, mask):
@@ -142,9 +144,7 @@ def test_longer_chains_are_ordinary_rows_too(dtype):
 
     def rows(own):  # [condition row → its text behind]
         count = len(own) // 6
-        at = np.repeat(np.arange(6), count)
         twice = jax.tree.map(lambda x: np.repeat(x, count, axis=x.ndim - 2), first)
-        out = kit.padded([], 0)
         found = []
         for i, ids in enumerate(own):
             keep = twice.mask[i]
@@ -159,7 +159,6 @@ def test_longer_chains_are_ordinary_rows_too(dtype):
                     "",
                 )
             )
-        del out, at
         vision = jax.tree.map(lambda x: np.repeat(x, 3 * count, axis=0), made.vision)
         return Group(kit.padded(found, 176), vision, None)
 

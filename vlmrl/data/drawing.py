@@ -148,7 +148,7 @@ def _shift(first: tuple[str, str], second: tuple[str, str], down: bool) -> int:
 
 @functools.cache
 def background() -> Image.Image:
-    """A light ground whose red fades downwards and whose blue fades to the right, as sky
+    """A light ground: red fades downwards and blue to the right, as in a photograph sky
     and floor tell up from down in a photograph: rotary positions are relative, so where
     a patch is must be seen."""
     fade = np.linspace(252, 172, SIDE).astype(np.uint8)

@@ -1,1 +1,1 @@
-"""One prefix, many branches: attention over a chain of segments, generation, scoring."""
+"""One prefix, many branches: chains of links, generation, scoring."""

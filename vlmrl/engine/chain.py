@@ -69,7 +69,7 @@ def prefill(model: Model, params, group: Group, **options) -> Chain:
 
 
 def extend(model: Model, params, chain: Chain, ids, mask, limits=(), **options):
-    """Read plain text rows behind a chain: (hidden dtype[B, T, D], Chain with the link).
+    """Read plain text rows behind a chain: (hidden dtype[B, T, D], the longer Chain).
 
     `ids` int32[B, T] may have more rows than the chain (branches). A row's positions
     follow the chain's; `limits` cut earlier links (`api.Level.limits`), in which case

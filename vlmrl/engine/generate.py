@@ -1,4 +1,4 @@
-"""Sampling: a `while_loop` over a chain whose last link, the branch's own, grows in place.
+"""Sampling: a `while_loop` over a chain whose last link grows in place.
 
 Axis letters: N groups, G branches, B = N * G rows, T tokens, V vocabulary, D width.
 """
@@ -22,7 +22,7 @@ from vlmrl.types import Array, Rollout
 
 
 class Sampling(NamedTuple):
-    """How tokens are drawn. temperature 0 is greedy; top_k 0 and top_p 1 cut nothing."""
+    """How tokens are drawn: temperature 0 is greedy, top_k 0 and top_p 1 cut nothing."""
 
     temperature: float = 1.0
     top_k: int = 0
@@ -72,7 +72,7 @@ def _fold(base, hashes, samples: int):
 
 
 def truncate(logp, sampling: Sampling):
-    """Keep the top_k most likely ids and the smallest set of mass ≥ top_p, renormalised.
+    """Keep the top_k likeliest ids and the smallest set of mass ≥ top_p, renormalised.
 
     Args:
       logp: float32[B, V], normalised.

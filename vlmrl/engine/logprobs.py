@@ -40,8 +40,8 @@ def entropy(raw) -> jax.Array:
 def token_logprobs(hidden, head, targets, *, temperature=1.0, banned=None):
     """Log-prob of every target and entropy of the raw distribution it was drawn from.
 
-    The head multiplies chunks of tokens that are rematerialised under gradients, so that
-    float32[B, T, V] never exists; the head itself is gathered once, outside the loop.
+    The head multiplies chunks of tokens that are rematerialised under gradients, so
+    float32[B, T, V] never exists; the head is gathered once, outside the loop.
 
     Args:
       hidden: dtype[B, T, D], the state before each target; head: dtype[V, D].

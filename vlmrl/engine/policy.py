@@ -14,7 +14,7 @@ from vlmrl.models import hf
 from vlmrl.models.api import Model
 from vlmrl.types import Example, Group, Prompt
 
-# Sizes for the tiny model, from the longest prompts of scenes; real ones give their own.
+# Sizes for the tiny model: the longest prompts of scenes. Others give their own.
 BUCKETS = tokens.Buckets(prefix=(32, 80, 96), branch=(76,), windows=(4,))
 
 

@@ -1,4 +1,4 @@
-"""Log-probs of branches, with gradients: prefix and branches in one pass over the layers.
+"""Log-probs of branches, with gradients: prefix and branches in one pass over layers.
 
 Axis letters: N groups, G branches, B = N * G rows, T tokens.
 """

@@ -89,7 +89,7 @@ def openings(tables: TagTables, kind, replay) -> tuple[Array, Array, Array]:
     Args:
       kind: int32[n] (see Reading.kind); replay: int32[n], the token of kind 0.
     Returns:
-      ids int32[n * J, F + 1], mask of the same shape, length of the opening int32[n * J].
+      ids int32[n * J, F + 1], their mask, length of the opening int32[n * J].
     """
     full, short, bridges = tables.closing, tables.opening, tables.letters.bridges
     width = full.shape[0] + 1
@@ -110,8 +110,8 @@ def openings(tables: TagTables, kind, replay) -> tuple[Array, Array, Array]:
 
 
 def letter_mass(model: Model, params, tables: TagTables, hidden, size) -> Array:
-    """log P(the answer's letter is c), float32[n, C]: what one token writes at once plus
-    what goes through each bridge; not renormalised.
+    """log P(the answer's letter is c), float32[n, C]: what one token writes plus what
+    goes through each bridge; not renormalised.
 
     Args:
       hidden: dtype[n * J, F + 1, D] over the rows of `openings`; size: int32[n * J].

@@ -1,8 +1,8 @@
-"""The whole job in small, on a laptop: fine-tune a vision-language model with GRPO and see
-what that did to its robustness and its reasoning.
+"""The whole job in small, on a laptop: fine-tune a vision-language model with GRPO and
+see what that did to its robustness and its reasoning.
 
-Evaluates the warm start under misleading captions and wrong chains of thought, trains an
-accuracy-only and a faithfulness recipe, evaluates both, and leaves records.parquet,
+Evaluates the warm start under misleading captions and wrong chains of thought, trains
+an accuracy-only and a faithfulness recipe, evaluates both, and leaves records.parquet,
 metrics.json, tables/, figures/ and report.html in the run directory. The same command
 again continues where it stopped.
 """

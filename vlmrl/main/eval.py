@@ -1,7 +1,7 @@
 """Evaluate a model under conditions: records, tables, figures and a page.
 
-Each example is read once for all its conditions. Writes WORKDIR/records.parquet and what
-`vlmrl report` makes of it.
+Each example is read once for all its conditions. Writes WORKDIR/records.parquet and
+what `vlmrl report` makes of it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Progress of anything longer than a few seconds: a bar, or lines where it can't show."""
+"""Progress of anything longer than a few seconds: a bar, or lines without a terminal."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 CONSOLE = Console()
 EVERY = 15.0  # seconds between lines where there is no terminal

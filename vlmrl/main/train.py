@@ -4,8 +4,8 @@ Reads a config, trains every seed of it under WORKDIR/seed-N, evaluates on a hel
 split while training, and exports WORKDIR/seed-N/model in Hugging Face format. The same
 command again resumes from the newest checkpoint, to the bit.
 
-A run directory holds config.json, environment.json, metrics.jsonl, records/ (one Parquet
-file per evaluation), checkpoints/ and model/.
+A run directory holds config.json, environment.json, metrics.jsonl, records/ (one
+Parquet file per evaluation), checkpoints/ and model/.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def check(settings: dict) -> None:
         )
     if settings["temperature"] <= 0:
         raise UserError(
-            f"config.temperature is {settings['temperature']}: rollouts of a group must "
-            "differ, so it must be above 0"
+            f"config.temperature is {settings['temperature']}: rollouts of a group "
+            "must differ, so it must be above 0"
         )
 
 
@@ -89,7 +89,7 @@ def train(
     prompts: int,
     optimizer: dict,
     data: dict,
-    eval: dict,  # noqa: A002 (the config's word)
+    eval: dict,
     save_every: int,
     keep: int,
     **settings,

@@ -4,8 +4,8 @@ A family gives a `Model`: pure functions of a flat parameter dict, name → arra
 engine never sees a module, and a family never sees a sampler, a loss or a mesh.
 
 Every text forward, whether prefill, decode, scoring or probe, is one call of
-`Model.layers`: new links of a chain (`Level`) attend to cached links (`Segment`), to the
-earlier new links, and causally to themselves.
+`Model.layers`: new links of a chain (`Level`) attend to cached links (`Segment`), to
+the earlier new links, and causally to themselves.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Param(NamedTuple):
 
 
 class Level(NamedTuple):
-    """New tokens: one link of a chain, with B rows that are branches of earlier links."""
+    """New tokens: one link of a chain, its B rows being branches of earlier links."""
 
     x: Array  # dtype[B, T, D]: embedded
     positions: Array  # int32[3, B, T]

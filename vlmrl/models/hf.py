@@ -1,7 +1,7 @@
 """Hugging Face checkpoints ⇄ parameters, by the family's parameter table.
 
-Safetensors only. Strict in both directions: every tensor of the files must belong to the
-table and the table must be filled, else one error lists the names.
+Safetensors only. Strict in both directions: every tensor of the files must belong to
+the table and the table must be filled, else one error lists the names.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def read_model(name: str | os.PathLike) -> Model:
     family = FAMILIES.get(raw.get("model_type"))
     if family is None:
         raise UserError(
-            f"{path}: model_type '{raw.get('model_type')}' is not supported; supported: "
-            + ", ".join(sorted(FAMILIES))
+            f"{path}: model_type '{raw.get('model_type')}' is not supported; "
+            "supported: " + ", ".join(sorted(FAMILIES))
         )
     return family.model(raw, str(path))
 

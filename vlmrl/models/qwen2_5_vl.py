@@ -3,8 +3,8 @@ grouped-query decoder with biases and multimodal rotary positions.
 
 Equal to transformers' `Qwen2_5_VLForConditionalGeneration`. Axis letters: N groups,
 I images, W windows, P patches of a window, E vision width, A vision heads, B rows,
-T tokens, D text width, K key-value heads, R query heads per key-value head, H head width,
-F MLP width.
+T tokens, D text width, K key-value heads, R query heads per key-value head, H head
+width, F MLP width.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ def table(c: Config) -> dict[str, Param]:
     return rows
 
 
-# Hub checkpoints and those that transformers 5 writes name the same tensors differently.
+# transformers 5 names the tensors of its checkpoints differently from the hub's.
 RENAMES = (("model.visual.", "visual."), ("model.language_model.", "model."))
 
 

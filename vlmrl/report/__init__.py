@@ -1,7 +1,3 @@
-"""What a reader sees: everything here is computed from records alone.
-
-tables.py   tables as data, then Markdown, CSV, LaTeX, and the terminal
-figures.py  the figures of a run, PNG and PDF
-claims.py   a verdict on each claim of the paper, from intervals
-html.py     one self-contained page: claims, tables, figures, single examples
-"""
+"""What a reader sees, computed from records alone: `tables` (`render` writes them as
+Markdown, CSV, LaTeX and on the terminal), `figures`, a verdict on each `claims` of the
+paper from the intervals of `evidence`, and one self-contained page, `html`."""

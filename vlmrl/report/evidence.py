@@ -49,7 +49,7 @@ class Part(NamedTuple):
     label: str
     interval: Interval
     floor: float = 0.0
-    unit: str = "points"  # 'points' (shown × 100), 'nats', 'AUROC', 'ratio', 'P'
+    unit: str = "points"  # 'points' (shown × 100), 'nats', 'AUROC' or 'ratio'
     least: int = 10  # clusters without which the part stays open
 
     @property
@@ -193,9 +193,7 @@ def _1(view):
 
         for c in _MISLEADING:
             parts.contrast(recipe, f"accuracy, base − {c}", drop("accuracy", c))
-            parts.contrast(
-                recipe, f"P(correct), base − {c}", drop("p_correct", c), unit="P"
-            )
+            parts.contrast(recipe, f"P(correct), base − {c}", drop("p_correct", c))
             parts.contrast(
                 recipe,
                 f"faithful-accuracy drop less accuracy drop, {c}",

@@ -12,6 +12,7 @@ import base64
 import hashlib
 import io
 import json
+import math
 import os
 from pathlib import Path
 
@@ -146,18 +147,21 @@ def _claim(claim: claims_.Claim) -> dict:
                 "label": p.label,
                 "verdict": p.verdict,
                 "effect": claims_.shown(*p.interval[:3], p.unit),
-                "plot": _plot(p),
+                "plot": _plot(p, claim.parts),
             }
             for p in claim.parts
         ],
     }
 
 
-def _plot(part) -> dict | None:
-    """Interval, estimate and floor as per cents of a bar centred on zero."""
+def _plot(part, beside) -> dict | None:
+    """Interval, estimate and floor as per cents of a bar centred on zero, on one scale
+    for the parts of a claim that share a unit."""
     value, lo, hi = part.interval[:3]
-    reach = max(abs(v) for v in (value, lo, hi, part.floor))
-    if not reach < float("inf") or reach == 0:
+    same = [(*p.interval[:3], p.floor) for p in beside if p.unit == part.unit]
+    sizes = [abs(v) for numbers in same for v in numbers if not math.isnan(v)]
+    reach = max(sizes)
+    if not all(map(math.isfinite, (lo, hi, reach))) or reach == 0:
         return None
 
     def place(v):
