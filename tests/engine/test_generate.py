@@ -1,4 +1,4 @@
-"""Sampling: what is drawn, what is recorded, when a row ends, and what it depends on."""
+"""Sampling: what is drawn and recorded, when a row ends, and what it depends on."""
 
 import functools
 
@@ -20,7 +20,7 @@ from vlmrl.engine.generate import (
     truncate,
 )
 from vlmrl.engine.score import completions, score
-from vlmrl.types import Group, Tokens
+from vlmrl.types import Group
 
 GAP = 1e-4  # between the two best logits: closer ones may change places
 LENGTH = 10
@@ -223,7 +223,7 @@ def test_stop_strings_across_tokens_end_tokens_and_length():
 def test_the_tokenizers_own_stop_string():
     """`</answer>` as the shipped tokenizer splits it."""
     encode = kit.processor().tokenizer.encode
-    texts = ["<answer>A</answer> B", "x.</answer>\n", "</answer", kit.decode_end()]
+    texts = ["<answer>A</answer> B", "x.</answer>\n", "</answer", "<|im_end|>"]
     script = [encode(t)[:8] for t in texts]
     stops = make_stops(kit.processor())
     rollout = write(script, stops)
@@ -312,8 +312,10 @@ def test_what_is_recorded_is_what_was_sampled_from():
             np.testing.assert_allclose(recorded, wanted[ids], atol=1e-5)
             share = np.bincount(ids, minlength=V) / samples
             p = np.exp(wanted)
-            # Six standard deviations of a share of 1500 draws.
-            assert (np.abs(share - p) <= 6 * np.sqrt(p * (1 - p) / samples)).all()
+            # Five standard deviations of a share of 1500 draws.
+            assert (
+                np.abs(share - p) <= 5 * np.sqrt(p * (1 - p) / samples) + 1e-6
+            ).all()
             full = np.exp(table[r, t] - table[r, t].max())
             full /= full.sum()
             entropy = -(full * np.log(full)).sum()
@@ -336,7 +338,7 @@ def test_keys_depend_on_what_they_name_and_nothing_else():
     ]
     every = np.concatenate([keys.reshape(-1, 2), *others])
     assert len({tuple(k) for k in every.tolist()}) == len(every)
-    assert stable_hash("scenes/7") == 0x1D5E0C38 or stable_hash("scenes/7") < 2**31
+    assert stable_hash("scenes/7") == 0x338C912  # sha256's first 31 bits
 
 
 def test_samples_do_not_depend_on_their_batch():
@@ -369,21 +371,9 @@ def test_samples_do_not_depend_on_their_batch():
 def test_toy_samples_do_not_depend_on_their_order():
     """The same with attention and images in it, at equal shapes: equal ids."""
     made = group_of("images")
-    swapped = Group(
-        *(
-            jax.tree.map(lambda x: x[::-1], part)
-            for part in (made.prefix._replace(positions=made.prefix.ids), made.vision)
-        ),
-        None,
-    )
-    swapped = swapped._replace(
-        prefix=Tokens(
-            swapped.prefix.ids,
-            made.prefix.positions[:, ::-1],
-            swapped.prefix.mask,
-            swapped.prefix.image,
-        )
-    )
+    flipped = jax.tree.map(lambda x: x[::-1], (made.prefix, made.vision))
+    positions = made.prefix.positions[:, ::-1]
+    swapped = Group(flipped[0]._replace(positions=positions), flipped[1], None)
     keys = branch_keys(0, "rollout", 0, ["b", "a"], KEYS)
     found = sample(kit.params(), swapped, keys, stops_of_toy(ENDS), Sampling(0.7))[0]
     first = sampled("images", 0.7)[0]

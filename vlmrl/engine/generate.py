@@ -22,7 +22,7 @@ from vlmrl.types import Array, Rollout
 
 
 class Sampling(NamedTuple):
-    """How tokens are drawn: temperature 0 is greedy, top_k 0 and top_p 1 cut nothing."""
+    """How tokens are drawn: temperature 0 is greedy; top_k 0, top_p 1 cut nothing."""
 
     temperature: float = 1.0
     top_k: int = 0
@@ -174,7 +174,7 @@ def generate(
             r,
             jax.lax.dynamic_update_slice(s.k, new.k, at),
             jax.lax.dynamic_update_slice(s.v, new.v, at),
-            after.hidden,
+            jnp.where(live[:, None], after.hidden, s.hidden),
             stops.table[ids, s.automaton].astype(jnp.int32),
             s.done | ended,
         )

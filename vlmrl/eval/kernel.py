@@ -44,7 +44,8 @@ class Reading(NamedTuple):
     closed: Array  # bool[B]: the think is closed (by the sample or in the prompt)
     kind: Array  # int32[B]: 0 replay the last token, 1 open, 2 close and open
     cut: Array  # int32[B]: own tokens before the answer probe
-    stripped: Array  # int32[B]: own tokens before the think's last sentence
+    strip: Array  # bool[B]: there is a think whose last sentence can go
+    stripped: Array  # int32[B]: own tokens before that sentence; else `cut`
     start: Array  # int32[B]: first think token
 
 
@@ -80,7 +81,9 @@ def read(tables: TagTables, rollout: Rollout, stage) -> Reading:
     ends = think & tables.sentence[tokens] & (steps < last_word[:, None])
     first = jnp.minimum(start, total)
     stripped = jnp.max(jnp.where(ends, steps + 1, first[:, None]), -1)
-    return Reading(think, natural, closed, kind, cut, stripped, start)
+    strip = (start < length) & (start <= close.index)
+    stripped = jnp.where(strip, stripped, cut)
+    return Reading(think, natural, closed, kind, cut, strip, stripped, start)
 
 
 def openings(tables: TagTables, kind, replay) -> tuple[Array, Array, Array]:
@@ -190,7 +193,7 @@ def evaluate(
         model, params, reader, rollout.tokens, rollout.mask, **_run(options)
     )
     cuts = jnp.stack([text.cut, text.stripped], 1)
-    kinds = jnp.stack([text.kind, jnp.full_like(text.kind, 2)], 1)
+    kinds = jnp.stack([text.kind, jnp.where(text.strip, 2, text.kind)], 1)
     mass = _probe(
         model, params, tables, reread, rows, rollout, kinds.reshape(-1),
         cuts.reshape(-1), 2, jnp.repeat(reader.next, samples), options,

@@ -145,8 +145,13 @@ def find(tag: Tag, size, tokens, mask, after=None) -> Found:
     found = hit.any(-1)
     index = jnp.where(found, jnp.argmax(hit, -1), length)
     at = jnp.minimum(index, length - 1)[:, None]
+
+    def there(x):
+        return jnp.take_along_axis(x, at, -1)[:, 0]
+
     sizes = jnp.where(mask, size[tokens], 0)
-    before = jnp.take_along_axis(jnp.cumsum(sizes, -1) - sizes, at, -1)[:, 0]
-    depth = jnp.take_along_axis(state, at, -1)[:, 0]
-    exact = jnp.take_along_axis(ends, at, -1)[:, 0] & found
-    return Found(found, index.astype(jnp.int32), exact, before - depth)
+    past = jnp.cumsum(sizes, -1)  # bytes up to the end of each token
+    exact = there(ends) & found
+    # A token that holds a whole tag may follow bytes that only seemed to begin one.
+    begin = there(past) - jnp.where(exact, tag.table.shape[1] - 1, there(sizes + state))
+    return Found(found, index.astype(jnp.int32), exact, begin)

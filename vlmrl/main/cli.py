@@ -36,6 +36,7 @@ COMMANDS = {
     "report": "vlmrl.main.report",
     "convert": "vlmrl.main.convert",
     "inspect": "vlmrl.main.inspect",
+    "tiny": "vlmrl.main.tiny",
 }
 
 

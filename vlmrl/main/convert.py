@@ -29,7 +29,8 @@ FLAGS = {
 }
 DTYPES = ("float32", "bfloat16")
 # Where checkpoints hold parameters: those of RL, those of the supervised warm start.
-PLACES = ("state/params/", "params/")
+PLACES = (("state", "params"), ("params",))
+FLOAT = checkpoint.Leaf("array", (), "float32")
 
 
 def main(argv):
@@ -56,6 +57,8 @@ def convert(source: str, target: str, dtype: str = "float32", step: int = 0) -> 
         params = read_params(points, step, model)
     elif step:
         raise UserError(f"--step: {source} has no checkpoints/ to choose from")
+    elif runs := sorted(str(p.parent) for p in Path(source).glob("**/checkpoints")):
+        raise UserError(f"--source {source}: holds runs; give one: {', '.join(runs)}")
     else:
         origin = hf.resolve(source)
         model, params = hf.load(origin)
@@ -65,7 +68,7 @@ def convert(source: str, target: str, dtype: str = "float32", step: int = 0) -> 
             side_files(origin, Path(beside), dtype)
             return hf.save(target, model, params, beside)
     except OSError as error:
-        raise UserError(f"--target {target}: not writable: {error.strerror}") from error
+        raise UserError(f"--target {target}: {error.strerror or error}") from error
 
 
 def start_of(run: Path) -> Path:
@@ -91,16 +94,16 @@ def read_params(points: Path, step: int, model) -> dict:
         raise UserError(f"{points}: holds no complete checkpoint")
     held = checkpoint.leaves(points, step)
     first = next(iter(model.table))
-    place = next((p for p in PLACES if p + first in held), PLACES[0])
+    path = next((p for p in PLACES if "/".join([*p, first]) in held), PLACES[0])
+    prefix = "/".join(path)
     like = {
-        name: jax.ShapeDtypeStruct(p.shape, held[place + name].dtype)
+        name: jax.ShapeDtypeStruct(p.shape, held.get(f"{prefix}/{name}", FLOAT).dtype)
         for name, p in model.table.items()
-        if place + name in held
     }
-    for part in reversed(place.strip("/").split("/")):
+    for part in reversed(path):
         like = {part: like}
     tree, _ = checkpoint.restore(points, step, like, partial=True)
-    for part in place.strip("/").split("/"):
+    for part in path:
         tree = tree[part]
     return tree
 
@@ -112,5 +115,6 @@ def side_files(origin: Path, target: Path, dtype: str) -> None:
             shutil.copy(origin / name, target)
     path = target / "config.json"
     config = json.loads(path.read_text())
-    config["dtype"] = config.pop("torch_dtype", None) and dtype or dtype
+    config.pop("torch_dtype", None)  # what older transformers called it
+    config["dtype"] = dtype
     path.write_text(json.dumps(config, indent=1) + "\n")

@@ -119,7 +119,7 @@ def shown(example: Example, conditions: Sequence[str], style: str) -> str:
         lines.append(f"  trace: {example.trace}")
     for name in conditions:
         prompt = prompts.build(perturb.apply(example, name), style)
-        lines += [f"  -- {name}", textwrap.indent(marked(prompt), "  | ")]
+        lines += [f"  -- {name}", textwrap.indent(marked(prompt).rstrip(), "  | ")]
     return "\n".join(lines)
 
 

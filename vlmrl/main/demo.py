@@ -33,15 +33,15 @@ def main(argv):
     recipes = c["recipes"]
     for settings in recipes.values():
         training.check(settings)
-    training.describe_run(workdir, c)
     policy = policies.load(c["model"], style=c["style"])
+    measure = evaluator(policy, c["conditions"], **c["kernel"])
+    training.describe_run(workdir, c)
     first = next(iter(recipes.values()))
     sizes = {c["split"]: c["size"]}
     sizes |= {"ood": c["ood_size"]} if c["ood_size"] else {}
     where = loader.prepare(first["data"]["source"], sizes, workdir / "data")
     sets = {split: list(loader.load(where, split)) for split in sizes}
     report.write_images(workdir, sets[c["split"]])
-    measure = evaluator(policy, c["conditions"], **c["kernel"])
     files = []
 
     def evaluate(params, recipe, seed, step):

@@ -26,8 +26,8 @@ def main(argv):
     c = config.to_dict()
     policy = policies.load(c["model"], style=c["style"])
     run = evaluator(policy, c["conditions"], **c["kernel"])
-    describe_run(workdir, c)
     where = loader.prepare(c["source"], {c["split"]: c["size"]}, workdir / "data")
+    describe_run(workdir, c)
     examples = list(loader.load(where, c["split"]))
     with bar(f"evaluate {c['recipe']}", len(examples)) as advance:
         found = run(

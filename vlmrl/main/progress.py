@@ -1,4 +1,4 @@
-"""Progress of anything longer than a few seconds: a bar, or lines without a terminal."""
+"""Progress of anything longer than a few seconds: a bar, or lines of text."""
 
 from __future__ import annotations
 

@@ -92,6 +92,7 @@ def run(
     optimizer: dict,
     log_every: int,
     save_every: int,
+    aggregation: str = "token",
     unroll: bool = False,
     export: str = "",
 ):
@@ -120,7 +121,9 @@ def run(
     state = update.init_state(params, tx)
 
     def objective(logp, entropy, mask, extra):
-        return losses.supervised_objective(logp, entropy, extra["mask"], extra)
+        return losses.supervised_objective(
+            logp, entropy, extra["mask"], extra, aggregation=aggregation
+        )
 
     step_fn = update.jit_update(
         update.make_update(family, tx, objective, unroll=unroll), state

@@ -1,4 +1,4 @@
-"""`vlmrl tiny --workdir DIR`: the tiny model's directory, all but its weights.
+"""Make the tiny model's directory: all but its weights.
 
 Qwen2.5-VL in miniature, in the layout Hugging Face transformers reads: `config.json`,
 `preprocessor_config.json`, `tokenizer.json`, `tokenizer_config.json`,
@@ -13,7 +13,6 @@ few that make tags and letters merge as in the family's own vocabulary: `>A`, `<
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 from collections import Counter
@@ -24,7 +23,11 @@ import numpy as np
 
 from vlmrl import perturb, prompts
 from vlmrl.data import scenes, traces
+from vlmrl.main import args
 from vlmrl.types import UserError
+
+HELP = "make the tiny model's directory anew, without weights"
+FLAGS = {"workdir": (None, "directory to write into")}
 
 VOCAB_SIZE = 512  # 256 bytes, the merges, the special tokens
 SPECIAL = (
@@ -287,11 +290,7 @@ def _replace(path: Path, text: str) -> None:
     draft.replace(path)
 
 
-def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="vlmrl tiny",
-        description="Write the tiny model's directory (Hugging Face format), without "
-        "weights. Train them with: vlmrl train --config configs/tiny/sft.py",
-    )
-    parser.add_argument("--workdir", required=True, help="directory to write into")
-    make(parser.parse_args(argv).workdir)
+def main(argv):
+    _, workdir, _ = args.parse(argv, FLAGS)
+    make(workdir)
+    print(f"{workdir}: the tiny model, without weights")

@@ -20,7 +20,7 @@ from pathlib import Path
 import jax
 
 import vlmrl
-from vlmrl import checkpoint, metrics
+from vlmrl import checkpoint, metrics, perturb
 from vlmrl.data import loader
 from vlmrl.engine import policy as policies
 from vlmrl.eval import records
@@ -28,7 +28,7 @@ from vlmrl.eval.evaluate import evaluator
 from vlmrl.main import args, sft
 from vlmrl.main.progress import bar
 from vlmrl.models import hf
-from vlmrl.rl import advantages, loop, rewards, update
+from vlmrl.rl import advantages, augment, loop, rewards, update
 from vlmrl.types import UserError
 
 HELP = "fine-tune a model from a config, resumable"
@@ -47,12 +47,15 @@ def main(argv):
         raise UserError(
             f"config.algorithm is '{algorithm}', want one of {', '.join(ALGORITHMS)}"
         )
-    describe_run(workdir, config.to_dict())
     if algorithm == "sft":
+        if settings["model"]:
+            hf.resolve(settings["model"])
+        describe_run(workdir, config.to_dict())
         sft.run(workdir=workdir, **settings)
         return
     check(settings)
     policy = policies.load(settings.pop("model"), style=settings.pop("style"))
+    describe_run(workdir, config.to_dict())
     for seed in settings.pop("seeds"):
         train(policy, workdir=workdir / f"seed-{seed}", seed=seed, **settings)
 
@@ -67,16 +70,38 @@ def check(settings: dict) -> None:
             raise UserError(
                 f"config.{field} is '{settings[field]}', want one of {', '.join(known)}"
             )
-    if settings["data"]["source"] not in loader.SOURCES:
+    data, held_out = settings["data"], settings["eval"]
+    if data["source"] not in loader.SOURCES:
         raise UserError(
-            f"config.data.source is '{settings['data']['source']}', want one of "
+            f"config.data.source is '{data['source']}', want one of "
             + ", ".join(loader.SOURCES)
         )
+    if data["split"] == held_out["split"]:
+        raise UserError(
+            f"config.eval.split is '{data['split']}', the split that is trained on"
+        )
+    for name in held_out["conditions"]:
+        perturb.check(name)
+    augment.check(settings["mix"], "config.mix")
     if settings["temperature"] <= 0:
         raise UserError(
-            f"config.temperature is {settings['temperature']}: rollouts of a group "
-            "must differ, so it must be above 0"
+            f"config.temperature is {settings['temperature']}: rollouts of a group must "
+            "differ, so it must be above 0"
         )
+    if settings["group_size"] < 2:
+        raise UserError(
+            f"config.group_size is {settings['group_size']}: an advantage compares the "
+            "completions of a group, so it must be at least 2"
+        )
+    for what, parts in (
+        ("devices", jax.device_count()),
+        ("microbatches", settings["microbatches"]),
+    ):
+        if settings["prompts"] < 1 or settings["prompts"] % parts:
+            raise UserError(
+                f"config.prompts is {settings['prompts']}, want a multiple of the "
+                f"{parts} {what}"
+            )
 
 
 def train(
@@ -101,7 +126,10 @@ def train(
     source = loader.load(prepared, data["split"])
     held_out = list(loader.load(prepared, eval["split"]))
     run_eval = evaluator(
-        policy, eval["conditions"], max_tokens=eval["max_tokens"], batch=16
+        policy,
+        eval["conditions"],
+        max_tokens=eval["max_tokens"],
+        batch=min(16, eval["size"]),
     )
 
     opts = dict(optimizer)
@@ -156,11 +184,11 @@ def describe_run(workdir: Path, config: dict) -> None:
     """config.json and environment.json of a run directory.
 
     Raises:
-      UserError: the directory holds a run of another config.
+      UserError: the directory holds results of another config.
     """
     text = json.dumps(config, indent=1, default=list) + "\n"
     path = workdir / "config.json"
-    if path.is_file() and path.read_text() != text:
+    if path.is_file() and path.read_text() != text and _results(workdir):
         old = json.loads(path.read_text())
         new = json.loads(text)
         names = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
@@ -180,6 +208,13 @@ def describe_run(workdir: Path, config: dict) -> None:
         "revision": _revision(),
     }
     (workdir / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
+
+
+def _results(workdir: Path) -> bool:
+    """Is there anything in a run directory that took work?"""
+    names = ("checkpoints/*", "records/*.parquet", "records.parquet")
+    depths = ("", "*/", "*/*/")  # seeds of recipes
+    return any(any(workdir.glob(d + name)) for d in depths for name in names)
 
 
 def _revision() -> str | None:
