@@ -35,8 +35,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
     sizes = [data, fsdp, tensor]
     if sizes.count(-1) == 1:
         known = int(np.prod([s for s in sizes if s != -1]))
-        sizes[sizes.index(-1)] = len(devices) // known
-    if int(np.prod(sizes)) != len(devices):
+        sizes[sizes.index(-1)] = len(devices) // max(1, known)
+    if min(sizes) < 1 or int(np.prod(sizes)) != len(devices):
         raise UserError(
             f"mesh: data={data}, fsdp={fsdp}, tensor={tensor} do not multiply to the "
             f"{len(devices)} devices at hand (one size may be -1)"

@@ -1,29 +1,48 @@
-"""Warm start of the tiny model: supervised traces on scenes, in two stages.
+"""Warm start of the tiny model: supervised traces on scenes, in three stages.
 
-    vlmrl train --config configs/tiny/sft.py:look --workdir A
-    vlmrl train --config configs/tiny/sft.py --config.model=A/model --workdir B
+    vlmrl train --config configs/tiny/sft.py:stage=look --workdir A
+    vlmrl train --config configs/tiny/sft.py:stage=reason --config.model=A/model --workdir B
+    vlmrl train --config configs/tiny/sft.py:stage=answer --config.model=B/model --workdir C
 
-The first learns to see: dense descriptions of many pictures, from random weights. The
-second learns to reason and answer, and to use text that stands in its context. B/model
-is what ships as vlmrl/models/tiny. Options after ':' — look, runlocal (four steps).
+It learns to see (dense descriptions of many pictures, from random weights), then to
+reason, with text in its context, then to tie what it concluded to a letter. C/model is
+what ships as vlmrl/models/tiny. Options after ':' — stage, runlocal (four steps).
 """
 
 from ml_collections import ConfigDict
 
 from configs.common import parse_arg
 
+# seed: of the weights and of the data; horizon: steps that the decay is for;
+# groups: pictures per step; drill: one 'Name every letter.' per picture.
+STAGES = {
+    "look": dict(
+        seed=0, look=True, drill=False, groups=64, steps=800, horizon=2600,
+        warmup=200, aggregation="token",
+    ),
+    "reason": dict(
+        seed=1, look=False, drill=False, groups=16, steps=800, horizon=1700,
+        warmup=100, aggregation="sequence",
+    ),
+    "answer": dict(
+        seed=2, look=False, drill=True, groups=16, steps=1400, horizon=1400,
+        warmup=50, aggregation="sequence",
+    ),
+}  # fmt: skip
+
 
 def get_config(arg=None):
-    options = parse_arg(arg, look=False)
-    look, small = options.look, options.runlocal
+    options = parse_arg(arg, stage="look")
+    stage, small = STAGES[options.stage], options.runlocal
     c = ConfigDict()
     c.algorithm = "sft"
     c.model = ""  # directory to start from; '' makes the tiny model's, without weights
     c.style = "tiny"  # prompt style
-    c.seed = 0 if look else 1  # of the weights and of the data
-    c.look = look  # dense descriptions only
-    c.steps = 4 if small else 800 if look else 1700
-    c.groups = 4 if small else 64 if look else 16  # pictures per step
+    c.seed = stage["seed"]
+    c.look = stage["look"]  # dense descriptions only
+    c.drill = stage["drill"]
+    c.steps = 4 if small else stage["steps"]
+    c.groups = 4 if small else stage["groups"]
     c.branches = 6  # items per picture: one description, the rest questions
 
     c.mix = ConfigDict()  # data/traces.py: supervised
@@ -40,15 +59,15 @@ def get_config(arg=None):
 
     c.optimizer = ConfigDict()
     c.optimizer.peak = 3e-3
-    c.optimizer.warmup = 2 if small else 200 if look else 100
+    c.optimizer.warmup = 2 if small else stage["warmup"]
     c.optimizer.decay = "cosine"
-    c.optimizer.horizon = 2600 if look else 0  # steps the decay is for; 0: all
+    c.optimizer.horizon = stage["horizon"]
     c.optimizer.weight_decay = 0.05
     c.optimizer.b2 = 0.98
 
     # 'sequence' weighs every completion the same, so that the one letter that answers
     # is not lost among the words of a description.
-    c.aggregation = "token" if look else "sequence"
+    c.aggregation = stage["aggregation"]
     c.unroll = True  # layers in a Python loop: 25 % faster on CPU than a scan, measured
     c.log_every = 2 if small else 25
     c.save_every = 4 if small else 200

@@ -76,9 +76,9 @@ def test_padding_is_not_read():
     size = np.array([len(w) for w in processor.token_bytes], np.int32)
     tag = table(processor.token_bytes, b"</think>")
     mask = np.ones_like(ids, bool)
-    assert tags.find(tag, size, ids, mask).found.all()
+    assert run(tag, size, ids, mask).found.all()
     mask[:, -1] = False
-    assert not tags.find(tag, size, ids, mask).found.any()
+    assert not run(tag, size, ids, mask).found.any()
 
 
 def test_tables_of_the_shipped_tokenizer():

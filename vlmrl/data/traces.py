@@ -36,6 +36,17 @@ def described(scene: Scene) -> tuple[Example, str]:
     return example, describe(scene)
 
 
+def drilled(example: Example, rng: np.random.Generator) -> tuple[Example, str]:
+    """The auxiliary item 'Name every letter.': for up to four options, drawn, the end of
+    a think that concludes it and the letter that follows. Finding an option's letter
+    takes two steps of looking up, which few answers per example teach only slowly."""
+    ends = [
+        f"So it is {example.options[i]}.</think>\n<answer>{chr(ord('A') + i)}</answer>"
+        for i in rng.permutation(len(example.options))[:4]
+    ]
+    return example._replace(question="Name every letter."), "\n".join(ends)
+
+
 def _sentences(text: str) -> list[str]:
     return [part.rstrip(".") + "." for part in text.split(". ")]
 

@@ -74,7 +74,7 @@ def build(workdir: Path, table: pa.Table, images: dict[str, bytes], info: dict) 
     figures.write(workdir / "figures", figures.build(rows))
     page = html.write_report(workdir, table, rows, images, info)
     CONSOLE.print(render.terminal(made[0]))
-    CONSOLE.print(f"\nreport: {page}")
+    CONSOLE.print(f"\nreport: {page}", soft_wrap=True, markup=False, highlight=False)
 
 
 def write_json(path: Path, data) -> None:

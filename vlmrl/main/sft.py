@@ -22,7 +22,7 @@ from vlmrl.models import hf
 from vlmrl.rl import losses, update
 
 
-def batch(processor, buckets, mix, style, *, seed, step, look, groups, branches):
+def batch(processor, buckets, mix, style, *, seed, step, look, drill, groups, branches):
     """(Group, loss mask) number `step` of the stream `seed`: pure in its arguments.
 
     `look` asks for one dense description of each scene and nothing else: naming what
@@ -37,10 +37,12 @@ def batch(processor, buckets, mix, style, *, seed, step, look, groups, branches)
         while not look and len(items) < branches:
             for example in scenes.questions(scene, rng, branches - len(items)):
                 items.append(traces.supervised(example, rng, **mix))
+                if drill and len(items) == 2:  # one more of the first question
+                    items.append(traces.drilled(example, rng))
         rows.append(
             [
                 (tokens.encode(processor, prompts.build(example, style)), text)
-                for example, text in items
+                for example, text in items[:branches]
             ]
         )
     return tokens.completion_rows(processor, rows, buckets)
@@ -85,6 +87,7 @@ def run(
     seed: int,
     steps: int,
     look: bool,
+    drill: bool,
     groups: int,
     branches: int,
     mix: dict,
@@ -135,7 +138,8 @@ def run(
     start = first or 0
     sizes = tokens.Buckets(**{k: tuple(v) for k, v in buckets.items()})
     make = functools.partial(
-        batch, processor, sizes, mix, style, seed=seed, look=look, groups=groups,
+        batch, processor, sizes, mix, style, seed=seed, look=look, drill=drill,
+        groups=groups,
         branches=branches,
     )  # fmt: skip
     clock = time.monotonic()

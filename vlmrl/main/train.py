@@ -37,6 +37,7 @@ FLAGS = {
     "workdir": (None, "run directory; an earlier run in it is resumed"),
 }
 ALGORITHMS = ("grpo", "sft")
+DECAYS = ("constant", "cosine", "linear")
 
 
 def main(argv):
@@ -62,31 +63,32 @@ def main(argv):
 
 def check(settings: dict) -> None:
     """Refuse a config that contradicts itself before anything is loaded."""
-    for field, known in (
-        ("reward", rewards.REWARDS),
-        ("advantage", advantages.ADVANTAGES),
+    for field, value, known in (
+        ("reward", settings["reward"], rewards.REWARDS),
+        ("advantage", settings["advantage"], advantages.ADVANTAGES),
+        ("optimizer.decay", settings["optimizer"]["decay"], DECAYS),
+        ("data.source", settings["data"]["source"], loader.SOURCES),
     ):
-        if settings[field] not in known:
-            raise UserError(
-                f"config.{field} is '{settings[field]}', want one of {', '.join(known)}"
-            )
+        if value not in known:
+            names = ", ".join(known)
+            raise UserError(f"config.{field} is '{value}', want one of {names}")
     data, held_out = settings["data"], settings["eval"]
-    if data["source"] not in loader.SOURCES:
-        raise UserError(
-            f"config.data.source is '{data['source']}', want one of "
-            + ", ".join(loader.SOURCES)
-        )
     if data["split"] == held_out["split"]:
         raise UserError(
             f"config.eval.split is '{data['split']}', the split that is trained on"
+        )
+    if data["size"] < settings["prompts"]:
+        raise UserError(
+            f"config.data.size is {data['size']}, fewer than the "
+            f"{settings['prompts']} prompts of a step (config.prompts)"
         )
     for name in held_out["conditions"]:
         perturb.check(name)
     augment.check(settings["mix"], "config.mix")
     if settings["temperature"] <= 0:
         raise UserError(
-            f"config.temperature is {settings['temperature']}: rollouts of a group must "
-            "differ, so it must be above 0"
+            f"config.temperature is {settings['temperature']}: rollouts of a group "
+            "must differ, so it must be above 0"
         )
     if settings["group_size"] < 2:
         raise UserError(

@@ -61,12 +61,15 @@ def read_model(name: str | os.PathLike) -> Model:
         raw = json.loads(path.read_text())
     except json.JSONDecodeError as e:
         raise UserError(f"{path}: not JSON ({e})") from None
-    family = FAMILIES.get(raw.get("model_type"))
-    if family is None:
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: must hold a JSON object")
+    kind = str(raw.get("model_type"))
+    if kind not in FAMILIES:
         raise UserError(
-            f"{path}: model_type '{raw.get('model_type')}' is not supported; "
+            f"{path}: model_type '{kind}' is not supported; "
             "supported: " + ", ".join(sorted(FAMILIES))
         )
+    family = FAMILIES[kind]
     return family.model(raw, str(path))
 
 
@@ -104,25 +107,24 @@ def load(name: str | os.PathLike, *, dtype=jnp.float32, shardings=None):
             f"missing: {_list(missing)}; unknown: {_list(extra)}"
         )
 
-    def read(hf_name):
-        file, key = index[hf_name]
-        return handles[file].get_tensor(key)
-
     params = {}
     for key, p in model.table.items():
-        try:
-            array = _assemble(p, read)
-        except (einops.EinopsError, ValueError):
-            array = None
-        if array is None or array.shape != p.shape:
-            file, raw_name = index[_names(p)[0]]
-            shape = handles[file].get_slice(raw_name).get_shape()
-            raise UserError(
-                f"{file}: tensor {raw_name} has shape {shape}, which does not fit "
-                f"{p.shape[1:] if '{}' in p.name else p.shape} of {key}"
-            )
-        array = array.astype(dtype)
-        params[key] = jax.device_put(array, shardings and shardings[key])
+        parts = []
+        for hf_name in _names(p):
+            file, stored = index[hf_name]
+            array = handles[file].get_tensor(stored)
+            try:
+                part = einops.rearrange(array, p.layout, **p.sizes)
+            except einops.EinopsError:
+                part = None
+            if part is None or part.shape != _part_shape(p):
+                raise UserError(
+                    f"{file}: tensor {stored} has shape {list(array.shape)}; {key} of "
+                    f"this config.json needs {_stored_shape(p)}"
+                )
+            parts.append(part)
+        array = np.stack(parts) if "{}" in p.name else parts[0]
+        params[key] = jax.device_put(array.astype(dtype), shardings and shardings[key])
     return model, params
 
 
@@ -134,6 +136,7 @@ def save(directory: str | os.PathLike, model: Model, params, source) -> Path:
     target = Path(directory)
     if target.exists():
         raise UserError(f"{target}: exists already; export to a new directory")
+    source = resolve(source)
     parts = target.with_name(target.name + ".partial")
     shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir(parents=True)
@@ -159,9 +162,10 @@ def save(directory: str | os.PathLike, model: Model, params, source) -> Path:
         (parts / "model.safetensors.index.json").write_text(text)
     for file, shard in zip(names, shards, strict=True):
         save_file(shard, parts / file, metadata={"format": "pt"})
+        (parts / file).chmod(0o644)  # it is written for its owner alone
     for side in SIDE_FILES:
-        if (resolve(source) / side).is_file():
-            shutil.copy(resolve(source) / side, parts / side)
+        if (source / side).is_file():
+            shutil.copy(source / side, parts / side)
     parts.rename(target)
     return target
 
@@ -169,8 +173,14 @@ def save(directory: str | os.PathLike, model: Model, params, source) -> Path:
 def _files(path: Path) -> list[Path]:
     index = path / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        files = [path / n for n in names]
+        try:
+            where = json.loads(index.read_text())["weight_map"]
+            files = [path / n for n in sorted(set(where.values()))]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(
+                f"{index}: must be a JSON object whose 'weight_map' names the file of "
+                "every tensor"
+            ) from None
     else:
         files = [path / "model.safetensors"]
     for f in files:
@@ -197,9 +207,14 @@ def _names(p: Param) -> list[str]:
     return [p.name.format(i) for i in range(n)]
 
 
-def _assemble(p: Param, read) -> np.ndarray:
-    arrays = [einops.rearrange(read(n), p.layout, **p.sizes) for n in _names(p)]
-    return np.stack(arrays) if "{}" in p.name else arrays[0]
+def _part_shape(p: Param) -> tuple[int, ...]:
+    return p.shape[1:] if "{}" in p.name else p.shape
+
+
+def _stored_shape(p: Param) -> list[int]:
+    left, right = p.layout.split(" -> ")
+    array = np.broadcast_to(np.int8(0), _part_shape(p))
+    return list(einops.rearrange(array, f"{right} -> {left}", **p.sizes).shape)
 
 
 def _disassemble(p: Param, array: np.ndarray) -> dict[str, np.ndarray]:

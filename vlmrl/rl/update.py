@@ -133,8 +133,8 @@ def make_update(
         metrics = {
             **metrics,
             "loss": total,
-            "grad_norm": Mean(optax.global_norm(grads), one),
-            "update_norm": Mean(optax.global_norm(changes), one),
+            "grad_norm": Mean(optax.tree.norm(grads), one),
+            "update_norm": Mean(optax.tree.norm(changes), one),
         }
         return State(params, opt_state, state.step + 1), metrics
 

@@ -1,0 +1,217 @@
+"""One device equals eight: the same scores, samples and steps on any mesh."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from tests import kit
+from vlmrl import sharding
+from vlmrl.engine import chain as chains
+from vlmrl.engine.generate import Sampling, branch_keys, generate, make_stops
+from vlmrl.engine.score import completions, score
+from vlmrl.rl import update
+from vlmrl.types import Mean, Rollout, UserError
+
+GAP, LENGTH, GROUPS, BRANCHES = 1e-4, 8, 4, 2
+MESHES = {
+    "one device": dict(data=1, fsdp=1, tensor=1),
+    "data 4, tensor 2": dict(data=4, tensor=2),
+    "data 2, fsdp 2, tensor 2": dict(data=2, fsdp=2, tensor=2),
+}
+EIGHT = list(MESHES)[1:]
+
+pytestmark = pytest.mark.skipif(
+    jax.device_count() < 8,
+    reason="needs XLA_FLAGS=--xla_force_host_platform_device_count=8, as conftest sets",
+)
+
+
+def mesh_of(name):
+    sizes = MESHES[name]
+    return sharding.make_mesh(
+        **sizes, devices=jax.devices()[: np.prod([*sizes.values()])]
+    )
+
+
+def placed(mesh):
+    places = sharding.param_shardings(mesh, kit.model().table)
+    return {n: jax.device_put(np.array(p), places[n]) for n, p in kit.params().items()}
+
+
+@functools.cache
+def run(name):
+    """(Rollout, log-probs by score, logits of the first token) on a mesh."""
+    mesh = mesh_of(name)
+    keys = branch_keys(0, "rollout", 0, list("abcd"), BRANCHES)
+    group, keys = sharding.shard_batch(mesh, (kit.group(GROUPS), keys))
+    stops = make_stops(kit.processor())
+
+    @jax.jit
+    def both(params, group, keys):
+        chain = chains.prefill(kit.model(), params, group)
+        rollout, _ = generate(
+            kit.model(),
+            params,
+            chain,
+            keys,
+            stops,
+            max_tokens=LENGTH,
+            sampling=Sampling(0.0),
+        )
+        found = score(kit.model(), params, completions(group, rollout))
+        return rollout, found
+
+    return jax.device_get(both(placed(mesh), group, keys))
+
+
+@pytest.mark.parametrize("name", EIGHT)
+def test_samples_and_scores_do_not_depend_on_the_mesh(name):
+    """Greedy tokens equal up to the first place where two candidates are closer than
+    the gap (a row is not compared beyond it), log-probs and entropies to 1e-5."""
+    (rollout, (logp, entropy)), (one, (one_logp, one_entropy)) = (
+        run(name),
+        run("one device"),
+    )
+    compared = 0
+    for r in range(GROUPS * BRANCHES):
+        differs = np.flatnonzero(rollout.tokens[r] != one.tokens[r])
+        end = differs[0] if len(differs) else LENGTH
+        if len(differs):  # only for two candidates that are nearly level
+            gap = abs(rollout.logprobs[r, end] - one.logprobs[r, end])
+            assert gap < GAP, (r, end, gap)
+        for found, wanted in (
+            (rollout.logprobs, one.logprobs),
+            (rollout.entropy, one.entropy),
+            (logp, one_logp),
+            (entropy, one_entropy),
+        ):
+            np.testing.assert_allclose(
+                found[r, :end], wanted[r, :end], atol=1e-5, rtol=0
+            )
+        compared += end
+    assert compared > 0.9 * GROUPS * BRANCHES * LENGTH
+
+
+@functools.cache
+def batch():
+    rng = np.random.default_rng(0)
+    rows = GROUPS * BRANCHES
+    ids = rng.integers(0, 480, (rows, LENGTH)).astype(np.int32)
+    mask = np.arange(LENGTH) < rng.integers(1, LENGTH + 1, rows)[:, None]
+    nothing = np.zeros(ids.shape, np.float32)
+    rollout = Rollout(ids, nothing, nothing, mask, np.ones(rows, bool))
+    group = jax.device_get(completions(kit.group(GROUPS), rollout))
+    return update.Batch(group, {"weight": rng.normal(size=rows).astype(np.float32)})
+
+
+def objective(logp, entropy, mask, extra):
+    loss = -jnp.where(mask, logp * extra["weight"][:, None], 0).sum()
+    return Mean(loss, mask.sum().astype(jnp.float32)), {}
+
+
+@functools.cache
+def stepped(name, microbatches=1):
+    mesh, tx = mesh_of(name), optax.sgd(1.0)
+    state = update.init_state(placed(mesh), tx)
+    step = update.make_update(kit.model(), tx, objective, microbatches=microbatches)
+    made = sharding.shard_batch(mesh, batch())
+    state, metrics = update.jit_update(step, state)(state, made)
+    for name_, p in state.params.items():
+        want = sharding.param_shardings(mesh, kit.model().table)[name_]
+        assert p.sharding.is_equivalent_to(want, p.ndim), name_
+    return jax.device_get((state.params, metrics))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("microbatches", [1, 2])
+@pytest.mark.parametrize("name", EIGHT)
+def test_a_step_does_not_depend_on_the_mesh(name, microbatches):
+    (params, metrics), (one, one_metrics) = (
+        stepped(name, microbatches),
+        stepped("one device"),
+    )
+    for key in one:
+        np.testing.assert_allclose(
+            params[key], one[key], atol=1e-5, rtol=1e-6, err_msg=key
+        )
+    for key in one_metrics:
+        np.testing.assert_allclose(
+            metrics[key].value, one_metrics[key].value, rtol=1e-5
+        )
+
+
+def test_moments_lie_like_their_parameters():
+    mesh = mesh_of("data 2, fsdp 2, tensor 2")
+    tx = update.optimizer(1e-3, weight_decay=0.1, freeze=("vision.",))
+    state = update.init_state(placed(mesh), tx)
+    kinds = set()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state):
+        names = [getattr(k, "key", None) for k in path]
+        (owner,) = [n for n in names if n in state.params] or [None]
+        want = state.params[owner].sharding if owner else sharding.replicate(mesh)
+        assert leaf.sharding.is_equivalent_to(want, leaf.ndim), path
+        kinds.add(owner is not None)
+        assert not (owner or "").startswith("vision.")  # no memory for frozen ones
+    assert kinds == {True, False}
+    assert state.params["text.layers.q"].sharding.spec == PartitionSpec(
+        None, "fsdp", "tensor", None, None
+    )
+    assert len(state.params["text.layers.q"].addressable_shards[0].data) == 2
+    shard = state.params["text.embed"].addressable_shards[0].data
+    assert shard.shape == (256, 24)
+
+
+def test_moments_find_trimmed_specs_too():
+    """`P('fsdp')` places a matrix as `P('fsdp', None)` does."""
+    mesh = mesh_of("data 2, fsdp 2, tensor 2")
+    place = NamedSharding(mesh, PartitionSpec("fsdp"))
+    params = {"w": jax.device_put(np.zeros((4, 3), np.float32), place)}
+    state = update.init_state(params, optax.adam(1e-3))
+    moment = state.opt_state[0].mu["w"]
+    assert moment.sharding.is_equivalent_to(place, 2)
+
+
+def test_rows_of_a_group_stay_on_its_shard():
+    mesh = mesh_of("data 4, tensor 2")
+    made = sharding.shard_batch(mesh, batch())
+    assert sharding.batch_shards(mesh) == 4
+    whole = batch().group
+
+    def held(x, axis=0):
+        found = {}
+        for s in x.addressable_shards:
+            found.setdefault(s.index[axis].start or 0, s.data.shape[axis])
+        return found
+
+    assert held(made.group.prefix.ids) == dict.fromkeys(range(4), 1)
+    assert held(made.group.prefix.positions, 1) == dict.fromkeys(range(4), 1)
+    assert held(made.group.vision.positions) == dict.fromkeys(range(4), 1)
+    assert held(made.group.branches.ids) == {2 * i: 2 for i in range(4)}
+    assert held(made.group.branches.positions, 1) == {2 * i: 2 for i in range(4)}
+    assert held(made.extra["weight"]) == {2 * i: 2 for i in range(4)}
+    back = jax.device_get(made.group)
+    jax.tree.map(np.testing.assert_array_equal, back, whole)
+
+
+def test_axes_that_do_not_divide_are_replicated():
+    mesh = mesh_of("data 2, fsdp 2, tensor 2")
+    spec = sharding.spec(("vocab", "embed"), (511, 96), mesh)
+    assert spec == PartitionSpec(None, "fsdp")
+    assert sharding.spec((None, "mlp"), (3, 8), mesh) == PartitionSpec(None, "tensor")
+
+
+def test_meshes_that_do_not_fit():
+    assert dict(sharding.make_mesh(data=-1, tensor=2).shape) == {
+        "data": jax.device_count() // 2,
+        "fsdp": 1,
+        "tensor": 2,
+    }
+    wrong = [(3, 1, 1), (3, 1, -1), (-1, 1, 0), (-1, 16, 1), (-2, 1, -4), (-1, -1, 8)]
+    for sizes in wrong:
+        with pytest.raises(UserError, match="do not multiply to the"):
+            sharding.make_mesh(*sizes, devices=jax.devices()[:8])

@@ -1,0 +1,142 @@
+"""`vlmrl data`: what there is, what it looks like, and where it is put."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import kit
+from vlmrl import perturb, prompts
+from vlmrl.data import drawing, loader, scenes
+from vlmrl.main import data
+from vlmrl.types import UserError
+
+
+def test_list_names_every_source_with_its_splits_and_tasks(vlmrl, capsys, tmp_path):
+    vlmrl("data", "list")
+    said = capsys.readouterr().out
+    assert set(data.ABOUT) == set(loader.SOURCES)
+    for word in ("scenes", *drawing.SPLITS, *scenes.TASKS):
+        assert word in said
+
+
+def test_list_makes_no_directory(vlmrl, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    vlmrl("data", "list")
+    assert not list(tmp_path.iterdir())
+
+
+def test_show_tells_the_examples_and_what_conditions_write(vlmrl, capsys, tmp_path):
+    words = ["--split=test", "--n=4", "--conditions=base,abstain+wrong_caption"]
+    vlmrl("data", "show", "scenes", *words, "--workdir", tmp_path)
+    said = capsys.readouterr().out
+    for example in kit.examples(4):
+        assert example.id in said and example.question in said
+        right = f"{prompts.LETTERS[example.answer]}. {example.options[example.answer]}"
+        assert f"  {right}  (answer)\n" in said
+        assert f"{example.options[example.suggested]}  (suggested)\n" in said
+        caption = perturb.apply(example, "wrong_caption").caption
+        assert f"«{caption}»" in said and caption in said
+        assert f"«{prompts.LETTERS[len(example.options)]}. I'm not sure»" in said
+    assert [p.name for p in tmp_path.iterdir()] == ["scenes-test.png"]
+
+
+def test_the_sheet_shows_every_picture(vlmrl, tmp_path):
+    words = ["data", "show", "scenes", "--split=test", "--n=5", "--workdir", tmp_path]
+    vlmrl(*words)
+    first = (tmp_path / "scenes-test.png").read_bytes()
+    page = np.asarray(Image.open(io.BytesIO(first)))
+    assert page.ndim == 3 and page.shape[1] > page.shape[0] * 0.8
+    twice = data.TILE // drawing.SIDE
+    for number, example in enumerate(kit.examples(5)):
+        row, column = divmod(number, 3)
+        picture = np.asarray(Image.open(io.BytesIO(example.images[0])))
+        left = data.EDGE + column * (data.TILE + data.EDGE)
+        tops = [t for t in range(len(page) - data.TILE + 1) if (row == 0) == (t < 200)]
+        wanted = picture.repeat(twice, 0).repeat(twice, 1)
+        here = page[:, left : left + data.TILE]
+        assert any((here[t : t + data.TILE] == wanted).all() for t in tops), number
+    vlmrl(*words)
+    assert (tmp_path / "scenes-test.png").read_bytes() == first
+
+
+def test_examples_of_any_shape_have_a_place_on_the_sheet():
+    example = kit.examples(1)[0]
+    wide = Image.new("RGB", (900, 30), "red")
+    file = io.BytesIO()
+    wide.save(file, "PNG")
+    odd = [
+        example._replace(images=()),
+        example._replace(images=(file.getvalue(), file.getvalue())),
+        example._replace(question="W" * 200, options=(), answer=-1, suggested=-1),
+    ]
+    assert "(and 1 more)" in " ".join(
+        data._caption(odd[1], data.ImageFont.load_default(11))
+    )
+    page = Image.open(io.BytesIO(data.sheet(odd)))
+    assert page.size[0] >= data.TILE
+
+
+def test_marked_shows_exactly_what_the_condition_wrote():
+    for name in perturb.ORDER:
+        prompt = prompts.build(perturb.apply(kit.examples(1)[0], name), "tiny")
+        told = data.marked(prompt)
+        assert told.replace("«", "").replace("»", "") == prompt.text
+        parts = [piece.split("»")[0] for piece in told.split("«")[1:]]
+        assert parts == [prompt.text[a:b] for a, b in prompt.spans]
+
+
+def test_prepare_writes_what_a_run_in_the_same_place_reads(vlmrl, capsys, tmp_path):
+    words = ["data", "prepare", "scenes", "--size=train=7,test=3"]
+    vlmrl(*words, "--workdir", tmp_path)
+    where = capsys.readouterr().out.strip()
+    assert loader.prepare("scenes", {"train": 7, "test": 3}, tmp_path / "data") == (
+        data.Path(where)
+    )
+    assert list(loader.load(where, "test")) == list(kit.examples(3))
+    assert len(loader.load(where, "train")) == 7
+
+
+def test_sizes():
+    assert data.sizes(["train=7", "test=3"]) == {"train": 7, "test": 3}
+    for bad in ("train", "train=", "=3", "train=-1", "train=x", "train=1.5"):
+        with pytest.raises(UserError, match="is not of the form SPLIT=NUMBER"):
+            data.sizes([bad])
+
+
+@pytest.mark.parametrize(
+    "words, complaint",
+    [
+        ([], "data: '' is not one of list, show, prepare"),
+        (["lst"], "data: 'lst' is not one of list, show, prepare"),
+        (["list", "scenes"], "data list: takes no name, not 'scenes'"),
+        (["show"], "takes the name of one data set"),
+        (["show", "scenes", "more"], "takes the name of one data set"),
+        (["show", "scene"], "data show: 'scene' is not one of scenes"),
+        (["show", "scenes", "--split=x"], "split 'x' is not one of train, validation"),
+        (["show", "scenes", "--n=0"], "--n is 0, want at least 1"),
+        (["show", "scenes", "--n=few"], "--n must be of type int, not 'few'"),
+        (["show", "scenes", "--conditions=wrong"], "unknown condition 'wrong'"),
+        (
+            ["show", "scenes", "--conditions=base", "--style=x"],
+            "unknown prompt style 'x'",
+        ),
+        (["prepare", "scene", "--size=test=1"], "'scene' is not one of scenes"),
+        (["prepare", "scenes"], "--size: must be given"),
+        (["prepare", "scenes", "--size=test=0"], "size of test is 0, needs >= 1"),
+        (["prepare", "scenes", "--size=all=9"], "split 'all' is not one of train"),
+    ],
+)
+def test_bad_words_are_refused(words, complaint, refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert complaint in refused("data", *words)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_a_picture_that_does_not_decode_leaves_no_sheet(refused, tmp_path, monkeypatch):
+    broken = kit.examples(1)[0]._replace(images=(b"no picture",))
+    monkeypatch.setitem(loader.SOURCES, "broken", lambda split, n: [broken] * n)
+    said = refused("data", "show", "broken", workdir=tmp_path)
+    assert broken.id in said and "does not decode" in said
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,273 @@
+"""`vlmrl train`: exact resume, the same numbers twice, every recipe, and refusals."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from tests import kit
+from tests.main.small import SMALL, overrides
+from vlmrl import checkpoint, metrics
+from vlmrl.data import loader
+from vlmrl.eval import records
+from vlmrl.main import args, cli, train
+from vlmrl.models import hf
+from vlmrl.rl import loop
+
+RECIPES = ("accuracy", "augmented", "faithful", "both")
+# Everything that could lose its place: augmentation, both rewards' parts, KL, decay.
+WORDS = ["train", "--config", "configs/tiny/both.py:runlocal"]
+FIELDS = SMALL | {"steps": 4, "loss.kl_weight": 0.01, "optimizer.decay": "linear"}
+
+
+class Stop(KeyboardInterrupt):
+    """Ctrl-C, at a chosen place."""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs of the same command: {'straight': …, 'resumed': …}, each (workdir,
+    {step: its samples}); the second is stopped during step 4 and started again, when
+    its newest checkpoint is that of step 2."""
+    patch = pytest.MonkeyPatch()
+    patch.delenv("VLMRL_TRACEBACK", raising=False)
+    plain, found = loop.train, {}
+
+    def run(name, status=0, stop=None):
+        workdir = tmp_path_factory.mktemp(name, numbered=False)
+        again(name, workdir, status, stop)
+
+    def again(name, workdir, status=0, stop=None):
+        samples = found.setdefault(name, (workdir, {}))[1]
+
+        def watched(*positional, **named):
+            for step in plain(*positional, **named):
+                if step.step == stop:
+                    raise Stop
+                samples.setdefault(step.step, []).append(step.samples)
+                yield step
+
+        patch.setattr(loop, "train", watched)
+        words = [*WORDS, *overrides(FIELDS), "--workdir", str(workdir)]
+        assert cli.main(words) == status
+
+    try:
+        run("straight")
+        run("resumed", status=130, stop=4)
+        workdir = found["resumed"][0]
+        shutil.copytree(workdir, workdir.with_name("stopped"))
+        again("resumed", workdir)
+    finally:
+        patch.undo()
+    return found
+
+
+def logged(workdir):
+    return [
+        {k: v for k, v in row.items() if k != "seconds"}
+        for row in metrics.read(workdir / "seed-0" / "metrics.jsonl")
+    ]
+
+
+@pytest.mark.slow
+def test_a_run_leaves_what_it_promises(runs):
+    workdir, samples = runs["straight"]
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["recipe"] == "both" and config["steps"] == 4
+    environment = json.loads((workdir / "environment.json").read_text())
+    assert len(environment["devices"]) == 8 and environment["packages"]["jax"]
+    seed = workdir / "seed-0"
+    assert checkpoint.steps(seed / "checkpoints") == [2, 4]
+    assert [row["step"] for row in logged(workdir)] == [1, 2, 3, 4]
+    for row in logged(workdir):
+        assert row["grad_norm"] > 0 and 0 <= row["reward/total"] <= 1.1
+        assert np.isfinite(list(row.values())).all()
+    for step in (2, 4):
+        table = records.read(seed / "records" / f"step-{step:06d}.parquet")
+        assert table.num_rows == 8 * 2 and set(table["step"].to_pylist()) == {step}
+    assert sorted(samples) == [1, 2, 3, 4]
+    for (drawn,) in samples.values():
+        assert len(drawn) == 8 * 2
+    conditions = {s.condition for (drawn,) in samples.values() for s in drawn}
+    assert "base" in conditions and len(conditions) > 1
+    assert (workdir / "data").is_dir()
+    assert not [p for p in workdir.rglob("*") if ".partial" in p.name]
+
+
+@pytest.mark.slow
+def test_the_model_that_is_exported_is_the_last_checkpoint(runs):
+    seed = runs["straight"][0] / "seed-0"
+    held, _ = checkpoint.restore(seed / "checkpoints", 4)
+    model, params = hf.load(seed / "model")
+    _, start = hf.load("tiny")
+    for name in model.table:
+        np.testing.assert_array_equal(params[name], held[f"state/params/{name}"])
+    assert any((params[n] != start[n]).any() for n in model.table)
+
+
+@pytest.mark.slow
+def test_a_stopped_run_has_nothing_that_looks_finished(runs):
+    stopped = runs["resumed"][0].with_name("stopped") / "seed-0"
+    assert checkpoint.steps(stopped / "checkpoints") == [2]
+    assert not (stopped / "model").exists()
+    assert [row["step"] for row in logged(stopped.parent)] == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_resuming_is_exact(runs):
+    (straight, wanted), (resumed, found) = runs["straight"], runs["resumed"]
+    for step in (2, 4):
+        one, _ = checkpoint.restore(straight / "seed-0" / "checkpoints", step)
+        two, _ = checkpoint.restore(resumed / "seed-0" / "checkpoints", step)
+        assert one.keys() == two.keys()
+        assert any("opt_state" in name for name in one)
+        for name, value in one.items():
+            np.testing.assert_array_equal(two[name], value, err_msg=name)
+    assert logged(resumed) == logged(straight)
+    for path in ("records/step-000004.parquet", "records/step-000002.parquet"):
+        tables = [records.read(d / "seed-0" / path) for d in (straight, resumed)]
+        assert tables[0].equals(tables[1])
+    name = "seed-0/model/model.safetensors"
+    assert (straight / name).read_bytes() == (resumed / name).read_bytes()
+    # Step 3 was done twice: before the stop, and again from the checkpoint of step 2.
+    assert {k: len(v) for k, v in found.items()} == {1: 1, 2: 1, 3: 2, 4: 1}
+    for step, times in found.items():
+        for drawn in times:
+            assert drawn == wanted[step][0], step
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_left_as_it_is(runs, vlmrl):
+    workdir, samples = runs["straight"]
+    files = [p for p in (workdir / "seed-0").rglob("*") if p.is_file()]
+    before = {p: p.read_bytes() for p in files}
+    vlmrl(*WORDS, *overrides(FIELDS), "--workdir", workdir)
+    after = [p for p in (workdir / "seed-0").rglob("*") if p.is_file()]
+    assert {p: p.read_bytes() for p in after} == before
+    assert all(len(times) == 1 for times in samples.values())
+
+
+@pytest.mark.slow
+def test_a_workdir_keeps_to_its_config(runs, refused):
+    workdir = runs["straight"][0]
+    words = overrides(FIELDS | {"steps": 6, "max_tokens": 20})
+    said = refused(*WORDS, *words, "--workdir", workdir)
+    assert said == (
+        f"{workdir}: holds a run of another config (it differs in max_tokens, steps); "
+        "give another --workdir"
+    )
+    assert json.loads((workdir / "config.json").read_text())["steps"] == 4
+
+
+@pytest.mark.parametrize("mode", ["", ":runlocal", ":seeds=3"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_consistent(name, mode):
+    config = args.load_config(f"configs/tiny/{name}.py{mode}")
+    settings = config.to_dict()
+    assert settings.pop("algorithm") == "grpo" and config.recipe == name
+    settings["prompts"] = 8  # of 8 devices
+    train.check(settings)
+    assert config.reward == ("gated" if name in ("faithful", "both") else "grpo")
+    assert bool(config.mix) == (name in ("augmented", "both"))
+    assert config.seeds == ((0, 1, 2) if "seeds" in mode else (0,))
+
+
+def test_the_other_configs_load():
+    for name in ("sft.py", "sft.py:look", "eval.py", "demo.py", "grpo.py"):
+        for mode in ("", "," if ":" in name else ":"):
+            config = args.load_config(
+                f"configs/tiny/{name}{mode and mode + 'runlocal'}"
+            )
+            assert config.style == "tiny" if "style" in config else config.recipes
+    demo = args.load_config("configs/tiny/demo.py")
+    assert [r.recipe for r in demo.recipes.values()] == ["accuracy", "faithful"]
+    assert args.load_config("configs/tiny/sft.py").algorithm == "sft"
+
+
+@pytest.mark.slow
+def test_a_supervised_run_and_the_same_again(vlmrl, tmp_path):
+    fields = {"model": "tiny", "groups": 8, "branches": 2, "steps": 2, "save_every": 2}
+    words = ["train", "--config", "configs/tiny/sft.py:runlocal", *overrides(fields)]
+    vlmrl(*words, "--workdir", tmp_path)
+    (row,) = metrics.read(tmp_path / "metrics.jsonl")
+    assert row["step"] == 2 and all(np.isfinite(v) for v in row.values())
+    held, _ = checkpoint.restore(tmp_path / "checkpoints", 2)
+    _, params = hf.load(tmp_path / "model")
+    for name, value in params.items():
+        np.testing.assert_array_equal(value, held[f"params/{name}"])
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    vlmrl(*words, "--workdir", tmp_path)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "fields, complaint",
+    [
+        ({"model": "/nowhere"}, "model '/nowhere': no such directory"),
+        ({"group_size": 1}, "config.group_size is 1: an advantage compares"),
+        ({"temperature": 0.0}, "config.temperature is 0.0: rollouts of a group must"),
+        ({"reward": "gate"}, "config.reward is 'gate', want one of grpo, gated"),
+        ({"advantage": "x"}, "config.advantage is 'x', want one of"),
+        ({"algorithm": "ppo"}, "config.algorithm is 'ppo', want one of grpo, sft"),
+        ({"data.source": "x"}, "config.data.source is 'x', want one of scenes"),
+        ({"eval.split": "train"}, "config.eval.split is 'train', the split that is"),
+        ({"eval.conditions": "('bass',)"}, "unknown condition 'bass'; known: base"),
+        ({"optimizer.decay": "x"}, "config.optimizer.decay is 'x', want one of"),
+        ({"prompts": 12}, "config.prompts is 12, want a multiple of the 8 devices"),
+        ({"prompts": 0}, "config.prompts is 0, want a multiple of the 8 devices"),
+        (
+            {"microbatches": 3},
+            "config.prompts is 8, want a multiple of the 3 microbatches",
+        ),
+        ({"data.size": 4}, "config.data.size is 4, fewer than the 8 prompts of a step"),
+        ({"data.split": "all"}, "split 'all' is not one of train, validation"),
+        ({"eval.size": 0}, "size of validation is 0, needs >= 1"),
+        ({"style": "x"}, "unknown prompt style 'x'"),
+        ({"stepz": 3}, "unknown config field config.stepz (did you mean steps?)"),
+        ({"steps": "many"}, "--config.steps must be of type int, not 'many'"),
+        ({"optimizer.peak": "fast"}, "--config.optimizer.peak must be of type float"),
+    ],
+)
+def test_bad_input_is_refused(fields, complaint, refused, tmp_path):
+    workdir = tmp_path / "run"
+    said = refused(*WORDS, *overrides(SMALL | fields), workdir=workdir)
+    assert complaint in said
+    assert not train._results(workdir)
+
+
+def test_a_share_of_the_mix_that_makes_no_sense():
+    settings = args.load_config("configs/tiny/both.py").to_dict() | {"prompts": 8}
+    settings["mix"] = {"wrong_think": 0.6, "wrong_caption": 0.6}
+    with pytest.raises(train.UserError, match=r"config.mix: shares sum to 1.2"):
+        train.check(settings)
+
+
+def test_other_bad_places(refused, tmp_path):
+    assert "--config: must be given" in refused("train", workdir=tmp_path / "a")
+    assert "--workdir: must be given" in refused(*WORDS)
+    file = tmp_path / "file"
+    file.write_text("x")
+    assert "not writable" in refused(*WORDS, workdir=file)
+    assert file.read_text() == "x"
+
+
+def test_after_a_failure_the_same_place_can_be_used(refused, tmp_path):
+    """A config that got as far as the directory, and failed, does not occupy it."""
+    for size in (0, -1):  # found out when the data are made
+        words = overrides(SMALL | {"eval.size": size})
+        said = refused(*WORDS, *words, workdir=tmp_path)
+        assert f"size of validation is {size}" in said
+        config = json.loads((tmp_path / "config.json").read_text())
+        assert config["eval"]["size"] == size
+
+
+def test_a_picture_that_does_not_decode(refused, tmp_path, monkeypatch):
+    good = kit.examples(16)
+    broken = [e._replace(images=(e.images[0][:200],)) for e in good]
+    source = {"train": broken, "validation": good}
+    monkeypatch.setitem(loader.SOURCES, "broken", lambda split, n: source[split][:n])
+    words = overrides(SMALL | {"data.source": "broken"})
+    said = refused(*WORDS, *words, workdir=tmp_path)
+    assert "scenes/test/" in said and "does not decode" in said
+    assert not train._results(tmp_path)

@@ -1,0 +1,331 @@
+"""Checkpoints on disk: written and read back bit for bit; broken ones refused."""
+
+import json
+import re
+import stat
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests import kit
+from vlmrl import sharding
+from vlmrl.models import hf
+from vlmrl.types import UserError
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A directory with the toy's config and the tiny model's tokenizer, no weights."""
+    path = tmp_path_factory.mktemp("source")
+    (path / "config.json").write_text(json.dumps(kit.config()))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (path / name).write_bytes((hf.TINY / name).read_bytes())
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(source, tmp_path_factory):
+    """The toy as a checkpoint; tests copy what they break."""
+    path = tmp_path_factory.mktemp("whole") / "checkpoint"
+    return hf.save(path, kit.model(), kit.params(), source)
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    """A checkpoint of one's own, and its tensors."""
+    for file in whole.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path, load_file(tmp_path / "model.safetensors")
+
+
+def equal(found, wanted):
+    assert found.keys() == wanted.keys()
+    for name, p in wanted.items():
+        assert found[name].dtype == p.dtype, name
+        a, b = np.asarray(found[name]), np.asarray(p)
+        assert a.shape == b.shape and a.tobytes() == b.tobytes(), name
+
+
+def complaint(path, match):
+    """Loading fails with one line that says `match`."""
+    with pytest.raises(UserError, match=match) as caught:
+        hf.load(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# -- what is right ---------------------------------------------------------------------
+
+
+def test_saved_is_what_is_loaded(whole, source):
+    model, params = hf.load(whole)
+    assert model.config == kit.model().config
+    equal(params, kit.params())
+    sides = {"config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert {f.name for f in whole.iterdir()} == sides | {"model.safetensors"}
+    for name in sides:
+        assert (whole / name).read_bytes() == (source / name).read_bytes()
+    assert model.size == sum(p.size for p in params.values())
+
+
+def test_files_can_be_read_by_others(whole):
+    for file in whole.iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) & 0o044 == 0o044, file.name
+
+
+def test_load_save_load_is_bit_equal(copy, tmp_path):
+    path, tensors = copy
+    model, params = hf.load(path)
+    again = hf.save(tmp_path / "again", model, params, path)
+    found = load_file(again / "model.safetensors")
+    assert found.keys() == tensors.keys()
+    for name, x in tensors.items():
+        assert found[name].dtype == x.dtype and found[name].tobytes() == x.tobytes()
+    equal(hf.load(again)[1], params)
+
+
+def test_bfloat16_stays_bfloat16(source, tmp_path):
+    params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), kit.params())
+    path = hf.save(tmp_path / "half", kit.model(), params, source)
+    assert path.joinpath("model.safetensors").stat().st_size < 1.1 * 2 * sum(
+        p.size for p in params.values()
+    )
+    equal(hf.load(path, dtype=jnp.bfloat16)[1], params)
+    equal(hf.load(path)[1], {n: p.astype(jnp.float32) for n, p in params.items()})
+
+
+def test_shards_are_written_and_read(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(hf, "SHARD", 60_000)
+    path = hf.save(tmp_path / "sharded", kit.model(), kit.params(), source)
+    files = sorted(f.name for f in path.glob("*.safetensors"))
+    assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    index = json.loads((path / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == 4 * kit.model().size
+    for name, file in index["weight_map"].items():
+        assert name in load_file(path / file)
+    equal(hf.load(path)[1], kit.params())
+
+
+def test_names_of_newer_transformers_are_the_same(copy):
+    path, tensors = copy
+
+    def renamed(name):
+        name = re.sub("^visual", "model.visual", name)
+        return re.sub("^model.(?=embed|layers|norm)", "model.language_model.", name)
+
+    changed = {renamed(n): x for n, x in tensors.items()}
+    assert not changed.keys() & tensors.keys()
+    save_file(changed, path / "model.safetensors")
+    equal(hf.load(path)[1], kit.params())
+
+
+def test_a_tied_head_that_is_stored_again_is_ignored(copy):
+    path, tensors = copy
+    head = {"lm_head.weight": tensors["model.embed_tokens.weight"].copy()}
+    save_file(tensors | head, path / "model.safetensors")
+    equal(hf.load(path)[1], kit.params())
+
+
+def test_parameters_go_where_they_are_told(whole):
+    mesh = sharding.make_mesh(data=-1)
+    places = sharding.param_shardings(mesh, kit.model().table)
+    _, params = hf.load(whole, shardings=places)
+    assert all(p.sharding == places[n] for n, p in params.items())
+    equal(params, kit.params())
+
+
+# -- what is wrong ---------------------------------------------------------------------
+
+
+def test_a_missing_tensor_is_named(copy):
+    path, tensors = copy
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, path / "model.safetensors")
+    said = complaint(path, "missing: model.layers.1.mlp.up_proj.weight; unknown: none")
+    assert str(path) in said
+
+
+def test_an_unknown_tensor_is_named(copy):
+    path, tensors = copy
+    tensors["visual.blocks.7.norm1.weight"] = np.ones(32, np.float32)
+    save_file(tensors, path / "model.safetensors")
+    said = complaint(path, "missing: none; unknown: visual.blocks.7.norm1.weight")
+    assert str(path) in said
+
+
+def test_many_names_are_cut_short(copy):
+    path, tensors = copy
+    kept = {n: x for n, x in tensors.items() if not n.startswith("visual")}
+    save_file(kept, path / "model.safetensors")
+    complaint(path, "missing: visual.* and [0-9]+ more; unknown: none")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.embed_tokens.weight",
+        "model.layers.1.self_attn.q_proj.weight",
+        "model.layers.0.self_attn.k_proj.bias",
+        "visual.blocks.1.attn.qkv.weight",
+        "visual.patch_embed.proj.weight",
+        "model.norm.weight",
+    ],
+)
+def test_a_tensor_of_the_wrong_shape_is_named(copy, name):
+    path, tensors = copy
+    shape = tensors[name].shape
+    wrong = np.zeros((shape[0] + 1, *shape[1:]), np.float32)
+    save_file(tensors | {name: wrong}, path / "model.safetensors")
+    said = complaint(path, re.escape(f"tensor {name} has shape {list(wrong.shape)}"))
+    assert "model.safetensors" in said and str(list(shape)) in said
+
+
+def test_a_flat_tensor_of_the_right_size_is_wrong_too(copy):
+    path, tensors = copy
+    name = "model.layers.0.mlp.down_proj.weight"
+    save_file(tensors | {name: tensors[name].ravel()}, path / "model.safetensors")
+    complaint(path, f"tensor {name} has shape")
+
+
+def test_a_transposed_tensor_is_wrong_too(copy):
+    path, tensors = copy
+    name = "model.layers.1.mlp.down_proj.weight"
+    turned = np.ascontiguousarray(tensors[name].T)
+    save_file(tensors | {name: turned}, path / "model.safetensors")
+    complaint(path, f"tensor {name} has shape")
+
+
+@pytest.mark.parametrize("size", [0, 4, 1000, -1])
+def test_a_truncated_file_is_named(copy, size):
+    path, _ = copy
+    file = path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:size])
+    said = complaint(path, "not a whole safetensors file")
+    assert str(file) in said
+
+
+def test_a_tensor_stored_twice(copy):
+    path, tensors = copy
+    name = "visual.blocks.0.norm1.weight"
+    save_file(tensors | {"model." + name: tensors[name]}, path / "model.safetensors")
+    complaint(path, "stored twice")
+
+
+def sharded(path, tensors):
+    names = sorted(tensors)
+    for i, part in enumerate((names[:9], names[9:])):
+        save_file({n: tensors[n] for n in part}, path / f"part{i}.safetensors")
+    (path / "model.safetensors").unlink()
+    where = {n: f"part{int(i >= 9)}.safetensors" for i, n in enumerate(names)}
+    return {"weight_map": where}
+
+
+def test_a_missing_shard_is_named(copy):
+    path, tensors = copy
+    index = path / "model.safetensors.index.json"
+    index.write_text(json.dumps(sharded(path, tensors)))
+    equal(hf.load(path)[1], kit.params())
+    (path / "part1.safetensors").unlink()
+    assert str(path) in complaint(path, "weights file part1.safetensors is missing")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}'])
+def test_a_broken_index_is_named(copy, text):
+    path, _ = copy
+    (path / "model.safetensors.index.json").write_text(text)
+    complaint(path, "model.safetensors.index.json")
+
+
+def test_no_weights_at_all(copy):
+    path, _ = copy
+    (path / "model.safetensors").unlink()
+    complaint(path, "weights file model.safetensors is missing")
+
+
+def changed(path, **fields):
+    raw = kit.config()
+    for name, value in fields.items():
+        part = raw
+        *parts, last = name.split(".")
+        for key in parts:
+            part[key] = dict(part[key])
+            part = part[key]
+        if value is None:
+            del part[last]
+        else:
+            part[last] = value
+    (path / "config.json").write_text(json.dumps(raw))
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"model_type": "llava"}, "model_type 'llava' is not supported; supported: q"),
+        ({"model_type": None}, "model_type 'None' is not supported"),
+        ({"text_config.hidden_size": None}, "field 'hidden_size' is missing"),
+        ({"vision_config.depth": None}, r"field 'vision_config\.depth' is missing"),
+        ({"vision_config": None}, r"field 'vision_config\.[a-z_]+' is missing"),
+        ({"text_config.hidden_act": "gelu"}, "field 'hidden_act' must be 'silu'"),
+        (
+            {"text_config.rope_parameters.rope_type": "yarn"},
+            "rope type 'yarn' is not 'default' or 'mrope'",
+        ),
+        (
+            {"text_config.rope_parameters.mrope_section": [2, 2, 3]},
+            r"mrope_section \[2, 2, 3\] must sum to half the head width, 6",
+        ),
+        ({"text_config.use_sliding_window": True}, "use_sliding_window must be false"),
+    ],
+)
+def test_a_config_that_is_wrong(copy, fields, match):
+    path, _ = copy
+    changed(path, **fields)
+    assert str(path / "config.json") in complaint(path, match)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3", "", '{"model_type": ["x"]}'])
+def test_a_config_that_is_not_json_or_no_object(copy, text):
+    path, _ = copy
+    (path / "config.json").write_text(text)
+    assert "config.json" in complaint(path, "config.json")
+
+
+def test_directories_that_are_none(tmp_path):
+    complaint(tmp_path / "nowhere", "no such directory")
+    complaint(tmp_path, "holds no config.json")
+
+
+# -- no half-written directory ---------------------------------------------------------
+
+
+def test_an_export_that_fails_leaves_nothing(source, tmp_path, monkeypatch):
+    target = tmp_path / "out"
+
+    def full(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hf, "save_file", full)
+        with pytest.raises(OSError, match="No space"):
+            hf.save(target, kit.model(), kit.params(), source)
+    assert not target.exists()
+    # A second try is not in the way of what the first one left.
+    hf.save(target, kit.model(), kit.params(), source)
+    assert [f.name for f in tmp_path.iterdir()] == ["out"]
+    equal(hf.load(target)[1], kit.params())
+
+
+def test_an_export_without_a_source_leaves_nothing(tmp_path):
+    with pytest.raises(UserError, match="no such directory"):
+        hf.save(tmp_path / "out", kit.model(), kit.params(), tmp_path / "nowhere")
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_export_never_overwrites(whole, source):
+    before = (whole / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match="exists already"):
+        hf.save(whole, kit.model(), kit.params(), source)
+    assert (whole / "model.safetensors").read_bytes() == before

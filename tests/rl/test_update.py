@@ -1,0 +1,214 @@
+"""The update step: what is split, clipped, frozen and decayed, and by how much."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests import kit
+from vlmrl import sharding
+from vlmrl.engine.score import completions
+from vlmrl.rl import update
+from vlmrl.types import Mean, Rollout
+
+GROUPS, BRANCHES, LENGTH = 4, 2, 8
+
+
+@functools.cache
+def batch() -> update.Batch:
+    """Four groups of two completions of very different lengths, one of them empty."""
+    rng = np.random.default_rng(0)
+    rows = GROUPS * BRANCHES
+    ids = rng.integers(0, 480, (rows, LENGTH)).astype(np.int32)
+    mask = np.arange(LENGTH) < np.array([8, 1, 3, 0, 5, 8, 2, 7])[:, None]
+    nothing = np.zeros(ids.shape, np.float32)
+    rollout = Rollout(ids, nothing, nothing, mask, np.ones(rows, bool))
+    group = jax.device_get(completions(kit.group(GROUPS), rollout))
+    return update.Batch(group, {"weight": rng.normal(size=rows).astype(np.float32)})
+
+
+def objective(logp, entropy, mask, extra):
+    """−Σ weight · log p over tokens, a mean over all tokens of the batch."""
+    loss = -jnp.where(mask, logp * extra["weight"][:, None], 0).sum()
+    count = mask.sum().astype(jnp.float32)
+    spread = Mean(jnp.where(mask, entropy, 0).sum(), count)
+    return Mean(loss, count), {"entropy": spread}
+
+
+def fresh(tx) -> update.State:
+    """A state on a mesh of one device; its arrays are its own, an update takes them."""
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    places = sharding.param_shardings(mesh, kit.model().table)
+    params = {
+        n: jax.device_put(np.array(p), places[n]) for n, p in kit.params().items()
+    }
+    return update.init_state(params, tx)
+
+
+@functools.cache
+def stepped(microbatches: int):
+    """(parameters, metrics) after one SGD step at rate 1."""
+    step = update.make_update(
+        kit.model(), optax.sgd(1.0), objective, microbatches=microbatches
+    )
+    state = fresh(optax.sgd(1.0))
+    state, metrics = update.jit_update(step, state)(state, batch())
+    assert state.step == 1
+    return jax.device_get((state.params, metrics))
+
+
+def test_the_step_is_the_gradient_of_the_global_mean():
+    params, metrics = stepped(1)
+    count = batch().group.branches.mask.sum()
+    assert metrics["loss"].count == count and metrics["entropy"].count == count
+
+    @jax.jit
+    def plain(params, rows):
+        def loss(params):
+            logp = kit.branch_logprobs(
+                kit.row_logits(kit.model(), params, rows), batch().group
+            )
+            return -(logp * batch().extra["weight"][:, None]).sum() / count
+
+        return jax.value_and_grad(loss)(params)
+
+    rows = kit.ordinary(batch().group)
+    loss, wanted = jax.device_get(plain(kit.params(), rows))
+    np.testing.assert_allclose(metrics["loss"].value, loss, atol=1e-5)
+    before = jax.device_get(kit.params())
+    for name, want in wanted.items():
+        # A difference of parameters of size 20 keeps six digits of them.
+        noise = 1e-6 * np.linalg.norm(before[name])
+        found = before[name] - params[name]
+        assert np.linalg.norm(found - want) < 1e-5 * np.linalg.norm(want) + noise, name
+    norm = np.sqrt(sum((g**2).sum() for g in wanted.values()))
+    np.testing.assert_allclose(metrics["grad_norm"].value, norm, rtol=1e-5)
+    np.testing.assert_allclose(metrics["update_norm"].value, norm, rtol=1e-5)
+
+
+@pytest.mark.parametrize("microbatches", [2, 4])
+def test_microbatches_change_nothing(microbatches):
+    """Also where the parts hold different numbers of tokens."""
+    params, metrics = stepped(microbatches)
+    wanted, wanted_metrics = stepped(1)
+    for name in wanted:
+        np.testing.assert_allclose(
+            params[name], wanted[name], atol=1e-5, rtol=1e-6, err_msg=name
+        )
+    for name in wanted_metrics:
+        np.testing.assert_allclose(
+            metrics[name].value, wanted_metrics[name].value, rtol=1e-5, err_msg=name
+        )
+
+
+def test_split_keeps_groups_with_their_branches():
+    made = update.split(batch(), 2)
+    part = jax.tree.map(lambda x: np.asarray(x[1]), made)
+    whole, rows = batch(), GROUPS * BRANCHES
+    tops = np.asarray(part.group.prefix.ids)
+    at = [  # which of the groups the second part holds
+        int(np.flatnonzero((whole.group.prefix.ids == ids).all(1))[0]) for ids in tops
+    ]
+    assert len(set(at)) == 2
+    own = np.arange(rows).reshape(GROUPS, BRANCHES)[at].reshape(-1)
+    for name in ("ids", "mask", "image"):
+        for link, index in (("prefix", at), ("branches", own)):
+            found = getattr(getattr(part.group, link), name)
+            wanted = getattr(getattr(whole.group, link), name)[index]
+            np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(
+        part.group.branches.positions, whole.group.branches.positions[:, own]
+    )
+    np.testing.assert_array_equal(
+        part.group.vision.patches, whole.group.vision.patches[at]
+    )
+    np.testing.assert_array_equal(part.extra["weight"], whole.extra["weight"][own])
+
+
+# -- the optimizer, on a few numbers ---------------------------------------------------
+
+PARAMS = {
+    "vision.patch": jnp.full((2, 2), 2.0),
+    "text.embed": jnp.full((2, 3), 2.0),
+    "text.layers.q_bias": jnp.full((2, 3), 2.0),
+    "text.layers.norm1": jnp.full((2, 3), 2.0),
+    "text.norm": jnp.full((3,), 2.0),
+}
+
+
+def change(grads, **settings):
+    tx = update.optimizer(0.1, **settings)
+    return tx.update(grads, tx.init(PARAMS), PARAMS)[0]
+
+
+def test_decay_leaves_out_norms_biases_and_vectors():
+    zero = jax.tree.map(jnp.zeros_like, PARAMS)
+    moved = change(zero, weight_decay=0.5)
+    for name, found in moved.items():
+        wanted = -0.1 * 0.5 * 2 if name in ("vision.patch", "text.embed") else 0
+        np.testing.assert_allclose(found, wanted, rtol=1e-6, err_msg=name)
+
+
+def test_frozen_prefixes_neither_move_nor_count_in_the_norm():
+    grads = jax.tree.map(lambda p: jnp.full_like(p, 0.3), PARAMS)
+    grads["vision.patch"] = jnp.full((2, 2), 1e6)
+    moved = change(grads, freeze=("vision.",), weight_decay=0.1, clip=1.0)
+    np.testing.assert_array_equal(moved["vision.patch"], 0)
+    live = {n: g for n, g in grads.items() if n != "vision.patch"}
+    tx = update.optimizer(0.1, weight_decay=0.1, clip=1.0)
+    rest = {n: PARAMS[n] for n in live}
+    wanted = tx.update(live, tx.init(rest), rest)[0]
+    for name in live:
+        np.testing.assert_allclose(moved[name], wanted[name], rtol=1e-6)
+        assert np.all(np.asarray(moved[name]) < 0)
+
+
+def test_clipping_is_by_the_global_norm():
+    """After the first Adam step clipping leaves no trace in the sign, but it does in
+    the moments: they are those of g · clip / |g|."""
+    grads = jax.tree.map(lambda p: jnp.full_like(p, 3.0), PARAMS)
+    tx = update.optimizer(0.1, clip=0.5, b1=0.9, b2=0.99)
+    _, state = tx.update(grads, tx.init(PARAMS), PARAMS)
+    norm = 3 * np.sqrt(sum(p.size for p in PARAMS.values()))
+    (moments,) = [
+        s
+        for s in jax.tree.leaves(state, is_leaf=lambda s: hasattr(s, "mu"))
+        if hasattr(s, "mu")
+    ]
+    for name in PARAMS:
+        clipped = 3 * 0.5 / norm
+        np.testing.assert_allclose(moments.mu[name], 0.1 * clipped, rtol=1e-5)
+        np.testing.assert_allclose(moments.nu[name], 0.01 * clipped**2, rtol=1e-5)
+
+
+def test_schedules():
+    rates = {
+        kind: update.schedule(peak=2.0, warmup=4, steps=12, decay=kind)
+        for kind in ("constant", "cosine", "linear")
+    }
+    for rate in rates.values():
+        np.testing.assert_allclose([rate(t) for t in range(5)], [0, 0.5, 1, 1.5, 2])
+    assert float(rates["constant"](1000)) == 2
+    for kind, middle in (("cosine", 1.0), ("linear", 1.0)):
+        found = [float(rates[kind](t)) for t in (8, 12, 50)]
+        np.testing.assert_allclose(found, [middle, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(rates["cosine"](6), 1 + np.cos(np.pi / 4), rtol=1e-6)
+    assert float(update.schedule(peak=2.0, warmup=0, steps=5)(0)) == 2
+
+
+def test_a_frozen_tower_stays_as_it_is():
+    """Through the whole step, moments and decay included."""
+    tx = update.optimizer(0.01, weight_decay=0.1, freeze=("vision.",))
+    state = fresh(tx)
+    before = jax.device_get(state.params)
+    step = update.jit_update(update.make_update(kit.model(), tx, objective), state)
+    for _ in range(2):
+        state, _ = step(state, batch())
+    after = jax.device_get(state.params)
+    assert state.step == 2
+    for name, was in before.items():
+        same = np.array_equal(after[name], was)
+        assert same == name.startswith("vision."), name
