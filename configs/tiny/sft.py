@@ -1,32 +1,39 @@
-"""Warm start of the tiny model: supervised traces on scenes, in three stages.
+"""Warm start of the tiny model: supervised traces on scenes, in four stages.
 
-    vlmrl train --config configs/tiny/sft.py:stage=look --workdir A
-    vlmrl train --config configs/tiny/sft.py:stage=reason --config.model=A/model --workdir B
-    vlmrl train --config configs/tiny/sft.py:stage=answer --config.model=B/model --workdir C
+    sft=configs/tiny/sft.py
+    vlmrl train --config $sft:stage=look --workdir A
+    vlmrl train --config $sft:stage=reason --config.model=A/model --workdir B
+    vlmrl train --config $sft:stage=letters --config.model=B/model --workdir C
+    vlmrl train --config $sft:stage=answer --config.model=C/model --workdir D
 
-It learns to see (dense descriptions of many pictures, from random weights), then to
-reason, with text in its context, then to tie what it concluded to a letter. C/model is
-what ships as vlmrl/models/tiny. Options after ':' — stage, runlocal (four steps).
+It learns to see (dense descriptions of many pictures, from random weights), to reason,
+to tie what it concluded to a letter, and to find what a question names. D/model is what
+ships as vlmrl/models/tiny. Options after ':' — stage, runlocal (four steps).
 """
 
 from ml_collections import ConfigDict
 
 from configs.common import parse_arg
 
-# seed: of the weights and of the data; horizon: steps that the decay is for;
-# groups: pictures per step; drill: one 'Name every letter.' per picture.
+# seed: of the weights and of the data; horizon: steps that the decay is for; groups:
+# pictures per step; locate: the one item that is no question names places of named
+# objects instead of describing all; drill: one 'Name every letter.' per picture.
 STAGES = {
     "look": dict(
-        seed=0, look=True, drill=False, groups=64, steps=800, horizon=2600,
-        warmup=200, aggregation="token",
+        seed=0, look=True, locate=False, drill=False, groups=64, branches=1,
+        steps=800, horizon=2600, peak=3e-3, warmup=200, aggregation="token",
     ),
     "reason": dict(
-        seed=1, look=False, drill=False, groups=16, steps=800, horizon=1700,
-        warmup=100, aggregation="sequence",
+        seed=1, look=False, locate=False, drill=False, groups=16, branches=6,
+        steps=800, horizon=1700, peak=3e-3, warmup=100, aggregation="sequence",
+    ),
+    "letters": dict(
+        seed=2, look=False, locate=False, drill=True, groups=16, branches=6,
+        steps=800, horizon=1400, peak=3e-3, warmup=50, aggregation="sequence",
     ),
     "answer": dict(
-        seed=2, look=False, drill=True, groups=16, steps=1400, horizon=1400,
-        warmup=50, aggregation="sequence",
+        seed=3, look=False, locate=True, drill=False, groups=48, branches=2,
+        steps=850, horizon=850, peak=2e-3, warmup=50, aggregation="sequence",
     ),
 }  # fmt: skip
 
@@ -40,10 +47,11 @@ def get_config(arg=None):
     c.style = "tiny"  # prompt style
     c.seed = stage["seed"]
     c.look = stage["look"]  # dense descriptions only
+    c.locate = stage["locate"]
     c.drill = stage["drill"]
     c.steps = 4 if small else stage["steps"]
     c.groups = 4 if small else stage["groups"]
-    c.branches = 6  # items per picture: one description, the rest questions
+    c.branches = stage["branches"]  # items per picture: the rest are questions
 
     c.mix = ConfigDict()  # data/traces.py: supervised
     c.mix.brief = 0.55  # share of thinks that are the conclusion alone
@@ -58,7 +66,7 @@ def get_config(arg=None):
     c.buckets.windows = (4,)
 
     c.optimizer = ConfigDict()
-    c.optimizer.peak = 3e-3
+    c.optimizer.peak = stage["peak"]
     c.optimizer.warmup = 2 if small else stage["warmup"]
     c.optimizer.decay = "cosine"
     c.optimizer.horizon = stage["horizon"]

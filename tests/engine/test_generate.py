@@ -10,6 +10,7 @@ import pytest
 from tests import kit
 from vlmrl.automata import automaton
 from vlmrl.engine import chain as chains
+from vlmrl.engine import logprobs
 from vlmrl.engine.generate import (
     Sampling,
     Stops,
@@ -33,7 +34,7 @@ V = 32  # of scripted models
 def stops_of_toy(end=()) -> Stops:
     """The tokenizer's stops, with further end tokens."""
     stops = make_stops(kit.processor())
-    return stops._replace(end=stops.end | jnp.isin(jnp.arange(len(stops.end)), end))
+    return stops._replace(end=stops.end | np.isin(np.arange(len(stops.end)), end))
 
 
 @functools.partial(jax.jit, static_argnames="sampling")
@@ -320,6 +321,52 @@ def test_what_is_recorded_is_what_was_sampled_from():
             full /= full.sum()
             entropy = -(full * np.log(full)).sum()
             np.testing.assert_allclose(rollout.entropy[rows, t], entropy, atol=1e-5)
+
+
+# -- chunks of the head ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokens_held", [1, 6, 7, 21, 1000])
+def test_the_head_in_chunks_is_the_head(monkeypatch, tokens_held):
+    """Log-probs, entropies and gradients, whatever number of tokens is held at once,
+    also where it does not divide the length."""
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(3, 7, 5)).astype(np.float32)
+    head = rng.normal(size=(V, 5)).astype(np.float32)
+    targets = rng.integers(0, V - 1, (3, 7))
+    banned = np.arange(V) == V - 1
+    monkeypatch.setattr(logprobs, "CHUNK", tokens_held * V)
+
+    def plain(hidden, head):
+        raw = hidden @ head.T
+        scaled = jnp.where(banned, -jnp.inf, raw / 0.7)
+        logp = jax.nn.log_softmax(scaled, axis=-1)
+        p = jax.nn.softmax(raw, axis=-1)
+        picked = jnp.take_along_axis(logp, targets[..., None], -1)[..., 0]
+        return picked, -(p * jnp.log(p)).sum(-1)
+
+    def chunked(hidden, head):
+        return logprobs.token_logprobs(
+            hidden, head, jnp.array(targets), temperature=0.7, banned=banned
+        )
+
+    def both(function):
+        def loss(hidden, head):
+            logp, entropy = function(hidden, head)
+            return (logp * jnp.cos(jnp.arange(7.0)) + entropy).sum()
+
+        return function(hidden, head), jax.grad(loss, argnums=(0, 1))(hidden, head)
+
+    found, wanted = jax.jit(lambda: (both(chunked), both(plain)))()
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, wanted
+    )
+
+    ids = jnp.array([3, 0, 3, 31])
+    rows = hidden.reshape(-1, 5)
+    picked = jax.jit(logprobs.id_logprobs)(rows, head, ids)
+    every = jax.nn.log_softmax(rows @ head.T, axis=-1)
+    np.testing.assert_allclose(picked, every[:, ids], atol=1e-5)
 
 
 # -- keys ------------------------------------------------------------------------------

@@ -99,6 +99,54 @@ def test_a_group_is_its_branches_alone(kind, dtype):
     assert moved == set(grads) - blind
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [dict(remat="nothing_saveable"), dict(remat="dots_saveable", unroll=True)],
+    ids=["scan", "unrolled"],
+)
+def test_how_layers_are_run_changes_nothing(options):
+    """Rematerialised or not, in a scan or in a Python loop: values and gradients."""
+    made = group("prompts")
+
+    @jax.jit
+    def run(params, made):
+        def loss(params):
+            logp, _ = score(kit.model(), params, made, **options)
+            return weighed(logp, made.branches.mask)
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    (_, logp), grads = run(kit.params(), made)
+    (_, wanted), wanted_grads = scored(kit.params(), made)
+    np.testing.assert_allclose(logp, wanted, atol=1e-5, rtol=0)
+    for name, want in wanted_grads.items():
+        assert kit.normwise(grads[name], want) < 1e-5, name
+
+
+@pytest.mark.slow
+def test_bfloat16_computes_in_bfloat16_and_reports_in_float32():
+    """Parameters stay float32; log-probs are off by what eight bits cost."""
+    made = group("prompts")
+
+    @jax.jit
+    def low(params, made):
+        return score(kit.model(), params, made, dtype=jnp.bfloat16)
+
+    @jax.jit
+    def hidden(params, made):
+        return chains.prefill(kit.model(), params, made, dtype=jnp.bfloat16)
+
+    logp, entropy = low(kit.params(), made)
+    assert logp.dtype == entropy.dtype == jnp.float32
+    shapes = jax.eval_shape(hidden, kit.params(), made)
+    assert {x.dtype for x in (shapes.hidden, shapes.links[0].k)} == {jnp.bfloat16}
+    (_, wanted), _ = scored(kit.params(), made)
+    mask = made.branches.mask
+    error = np.abs(np.asarray(logp) - np.asarray(wanted))[mask]
+    assert 1e-3 < error.mean() < 0.1 * np.abs(wanted[mask]).mean()
+
+
 # -- longer chains ---------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from tests import kit
 from vlmrl import sharding
@@ -164,16 +164,6 @@ def test_moments_lie_like_their_parameters():
     assert len(state.params["text.layers.q"].addressable_shards[0].data) == 2
     shard = state.params["text.embed"].addressable_shards[0].data
     assert shard.shape == (256, 24)
-
-
-def test_moments_find_trimmed_specs_too():
-    """`P('fsdp')` places a matrix as `P('fsdp', None)` does."""
-    mesh = mesh_of("data 2, fsdp 2, tensor 2")
-    place = NamedSharding(mesh, PartitionSpec("fsdp"))
-    params = {"w": jax.device_put(np.zeros((4, 3), np.float32), place)}
-    state = update.init_state(params, optax.adam(1e-3))
-    moment = state.opt_state[0].mu["w"]
-    assert moment.sharding.is_equivalent_to(place, 2)
 
 
 def test_rows_of_a_group_stay_on_its_shard():

@@ -267,9 +267,11 @@ def read_plainly(ids, stage) -> Plain:
     stripped = answer
     if first is not None and (past is None or first <= past - 1):
         cut = first
-        spoken = [t for t in think if re.search(r"\w", words[own[t]].decode())]
+        spoken = [
+            t for t in think if re.search(r"\w", words[own[t]].decode(errors="replace"))
+        ]
         for t in think:
-            ended = words[own[t]].decode().endswith((".", "!", "?", "\n"))
+            ended = words[own[t]].endswith((b".", b"!", b"?", b"\n"))
             if ended and spoken and t < spoken[-1]:
                 cut = t + 1
         stripped = (cut, "</think>\n<answer")

@@ -1,5 +1,9 @@
 """Runs of a few steps, and what every run promises."""
 
+# One evaluation program for all these tests, compiled once.
+CONDITIONS = ("base", "abstain+wrong_caption", "wrong_think")
+KERNEL = {"max_tokens": 16, "probe_every": 8, "probes": 4, "batch": 8}
+
 # What makes `configs/tiny/*.py:runlocal` smaller still; 8 prompts for 8 devices.
 SMALL = {
     "steps": 2,
@@ -7,8 +11,9 @@ SMALL = {
     "group_size": 2,
     "max_tokens": 16,
     "data.size": 16,
+    "eval.size": 8,
     "eval.every": 2,
-    "eval.conditions": "('base','wrong_think')",
+    "eval.conditions": CONDITIONS,
     "eval.max_tokens": 16,
     "save_every": 2,
 }

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests import kit
-from tests.main.small import PROMISED, SMALL, overrides
+from tests.main.small import CONDITIONS, KERNEL, PROMISED, SMALL, overrides
 from vlmrl import checkpoint, perturb
 from vlmrl.data import loader
 from vlmrl.eval import records
@@ -15,16 +15,10 @@ from vlmrl.main import cli
 from vlmrl.models import hf
 
 WORDS = ["demo", "--config", "configs/tiny/demo.py:runlocal"]
-CONDITIONS = ("base", "wrong_caption", "wrong_think")
 RECIPES = ("accuracy", "faithful")
 SPLITS = {"test": 12, "ood": 8}
-FIELDS = {
-    "ood_size": SPLITS["ood"],
-    "conditions": CONDITIONS,
-    "kernel.max_tokens": 24,
-    "kernel.probe_every": 8,
-    "kernel.probes": 2,
-}
+FIELDS = {"ood_size": SPLITS["ood"], "conditions": CONDITIONS}
+FIELDS |= {f"kernel.{name}": value for name, value in KERNEL.items()}
 WORDS_SMALL = [*WORDS, *overrides(FIELDS)] + [
     word for name in RECIPES for word in overrides(SMALL, f"recipes.{name}.")
 ]
@@ -96,7 +90,7 @@ def test_its_numbers_are_those_promised(demo):
     } | {
         (recipe, SMALL["steps"], "validation", condition, 8)
         for recipe in RECIPES
-        for condition in ("base", "wrong_think")
+        for condition in CONDITIONS
     }
     assert set(at) == wanted
     table = records.read(workdir / "records.parquet")

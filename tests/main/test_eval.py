@@ -6,19 +6,13 @@ import numpy as np
 import pytest
 
 from tests import kit
-from tests.main.small import PROMISED, overrides
+from tests.main.small import CONDITIONS, KERNEL, PROMISED, overrides
 from vlmrl.data import loader
 from vlmrl.eval import records
 
-CONDITIONS = ("base", "abstain+wrong_caption", "wrong_think")
 WORDS = ["eval", "--config", "configs/tiny/eval.py:runlocal"]
-FIELDS = {
-    "size": 16,
-    "conditions": CONDITIONS,
-    "kernel.max_tokens": 24,
-    "kernel.probe_every": 8,
-    "kernel.probes": 2,
-}
+FIELDS = {"size": 16, "conditions": CONDITIONS}
+FIELDS |= {f"kernel.{name}": value for name, value in KERNEL.items()}
 
 
 @pytest.fixture(scope="module")

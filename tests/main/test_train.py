@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests import kit
-from tests.main.small import SMALL, overrides
+from tests.main.small import CONDITIONS, SMALL, overrides
 from vlmrl import checkpoint, metrics
 from vlmrl.data import loader
 from vlmrl.eval import records
@@ -85,7 +85,9 @@ def test_a_run_leaves_what_it_promises(runs):
         assert np.isfinite(list(row.values())).all()
     for step in (2, 4):
         table = records.read(seed / "records" / f"step-{step:06d}.parquet")
-        assert table.num_rows == 8 * 2 and set(table["step"].to_pylist()) == {step}
+        assert table.num_rows == 8 * len(CONDITIONS) and set(
+            table["step"].to_pylist()
+        ) == {step}
     assert sorted(samples) == [1, 2, 3, 4]
     for (drawn,) in samples.values():
         assert len(drawn) == 8 * 2
@@ -174,15 +176,14 @@ def test_every_recipe_is_consistent(name, mode):
 
 
 def test_the_other_configs_load():
-    for name in ("sft.py", "sft.py:look", "eval.py", "demo.py", "grpo.py"):
-        for mode in ("", "," if ":" in name else ":"):
-            config = args.load_config(
-                f"configs/tiny/{name}{mode and mode + 'runlocal'}"
-            )
-            assert config.style == "tiny" if "style" in config else config.recipes
+    names = ["sft.py:stage=look", "sft.py:stage=reason", "sft.py:stage=answer"]
+    for name in [*names, "sft.py", "eval.py", "demo.py", "grpo.py"]:
+        for mode in ("", ",runlocal" if ":" in name else ":runlocal"):
+            config = args.load_config(f"configs/tiny/{name}{mode}")
+            assert config.style == "tiny"
+            assert ("sft" in name) == (config.get("algorithm") == "sft")
     demo = args.load_config("configs/tiny/demo.py")
     assert [r.recipe for r in demo.recipes.values()] == ["accuracy", "faithful"]
-    assert args.load_config("configs/tiny/sft.py").algorithm == "sft"
 
 
 @pytest.mark.slow

@@ -36,10 +36,29 @@ def described(scene: Scene) -> tuple[Example, str]:
     return example, describe(scene)
 
 
+def located(scene: scenes.Scene, rng: np.random.Generator) -> tuple[Example, str]:
+    """The auxiliary item 'Where is everything?': place or size of every object by its
+    name, in random order, so that each sentence is a look at what was named first."""
+    lines = []
+    for i in rng.permutation(len(scene.objects)):
+        o = scene.objects[i]
+        row, column = scenes.row(o), scenes.column(o)
+        said = rng.choice(
+            [f"in {row} {column}", f"in {row}", f"in {column}", o.size],
+            p=[0.4, 0.15, 0.15, 0.3],
+        )
+        lines.append(f"{scenes.name(o)} is {said}")
+    if scene.overlap:
+        far, near = (scene.objects[i] for i in scene.overlap)
+        lines.append(f"{scenes.name(near)} is in front of {scenes.name(far)}")
+    example = scenes.picture(scene, "locate", "Where is everything?")
+    return example, " ".join(map(scenes.sentence, lines))
+
+
 def drilled(example: Example, rng: np.random.Generator) -> tuple[Example, str]:
-    """The auxiliary item 'Name every letter.': for up to four options, drawn, the end of
-    a think that concludes it and the letter that follows. Finding an option's letter
-    takes two steps of looking up, which few answers per example teach only slowly."""
+    """The auxiliary item 'Name every letter.': for up to four options, drawn, the end
+    of a think that concludes it and the letter that follows. Finding an option's letter
+    takes two steps of looking up, which one answer per example teaches only slowly."""
     ends = [
         f"So it is {example.options[i]}.</think>\n<answer>{chr(ord('A') + i)}</answer>"
         for i in rng.permutation(len(example.options))[:4]

@@ -22,18 +22,24 @@ from vlmrl.models import hf
 from vlmrl.rl import losses, update
 
 
-def batch(processor, buckets, mix, style, *, seed, step, look, drill, groups, branches):
+def batch(
+    processor, buckets, mix, style, *, seed, step, groups, branches, look, locate, drill
+):
     """(Group, loss mask) number `step` of the stream `seed`: pure in its arguments.
 
-    `look` asks for one dense description of each scene and nothing else: naming what
-    is where takes the most pictures to learn.
+    The first item of a scene is a dense description, or with `locate` names places of
+    named objects; with `look` it is the only one, since naming what is where takes the
+    most pictures to learn. With `drill` one more item ties options to letters.
     """
     rng = np.random.default_rng([seed, step])
     rows = []
     first = seed * 10**6 + step * groups  # another seed, other pictures
     for index in range(first, first + groups):
         scene = scenes.make_scene("train", index)
-        items = [traces.described(scene)]
+        if locate:
+            items = [traces.located(scene, rng)]
+        else:
+            items = [traces.described(scene)]
         while not look and len(items) < branches:
             for example in scenes.questions(scene, rng, branches - len(items)):
                 items.append(traces.supervised(example, rng, **mix))
@@ -87,6 +93,7 @@ def run(
     seed: int,
     steps: int,
     look: bool,
+    locate: bool,
     drill: bool,
     groups: int,
     branches: int,
@@ -137,11 +144,9 @@ def run(
         state, _ = checkpoint.restore(points, first, state)
     start = first or 0
     sizes = tokens.Buckets(**{k: tuple(v) for k, v in buckets.items()})
-    make = functools.partial(
-        batch, processor, sizes, mix, style, seed=seed, look=look, drill=drill,
-        groups=groups,
-        branches=branches,
-    )  # fmt: skip
+    settings = {"look": look, "locate": locate, "drill": drill}
+    settings |= {"seed": seed, "groups": groups, "branches": branches}
+    make = functools.partial(batch, processor, sizes, mix, style, **settings)
     clock = time.monotonic()
     with metrics.Writer(workdir, restored=first) as writer:
         totals = None
@@ -163,4 +168,6 @@ def run(
             if step % save_every == 0 or step == steps:
                 checkpoint.save(points, step, state, keep=2)()
     target = Path(export) if export else workdir / "model"
-    return hf.save(target, family, state.params, source)
+    if not target.exists():  # else this very command was run before
+        hf.save(target, family, state.params, source)
+    return target

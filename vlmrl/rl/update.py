@@ -63,7 +63,8 @@ def optimizer(
     `freeze` names prefixes of parameters that stay as they are ('vision.')."""
 
     def decays(params):
-        return {n: p.ndim > 1 and "norm" not in n and "bias" not in n
+        # What is frozen reaches this as a node without dimensions.
+        return {n: getattr(p, "ndim", 0) > 1 and "norm" not in n and "bias" not in n
                 for n, p in params.items()}  # fmt: skip
 
     adamw = optax.chain(
