@@ -48,15 +48,17 @@ def model() -> Model:
 
 @functools.cache
 def params(dtype=jnp.float32, spread: float = 20.0):
-    """Random weights; the embedding, which is the head too, is scaled up so that the
-    logits are as far apart as a trained model's."""
+    """Random weights, none of them at zero. The embedding, which is the head too, is
+    scaled up so that logits are as far apart as a trained model's, and what the layers
+    add as well, or the model would say every token again."""
     found = model().init(jax.random.key(0), dtype)
     keys = jax.random.split(jax.random.key(1), len(found))
     noisy = {
         n: p + 0.05 * jax.random.normal(k, p.shape, dtype) if "bias" in n else p
         for (n, p), k in zip(found.items(), keys, strict=True)
     }
-    return {**noisy, "text.embed": noisy["text.embed"] * spread}
+    louder = {"text.embed": spread, "text.layers.o": 8.0, "text.layers.down": 8.0}
+    return {n: p * louder.get(n, 1.0) for n, p in noisy.items()}
 
 
 @functools.cache

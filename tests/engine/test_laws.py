@@ -140,7 +140,8 @@ def test_bfloat16_computes_in_bfloat16_and_reports_in_float32():
     logp, entropy = low(kit.params(), made)
     assert logp.dtype == entropy.dtype == jnp.float32
     shapes = jax.eval_shape(hidden, kit.params(), made)
-    assert {x.dtype for x in (shapes.hidden, shapes.links[0].k)} == {jnp.bfloat16}
+    kinds = {x.dtype for x in (shapes.hidden, shapes.links[0].k)}
+    assert kinds == {jnp.dtype(jnp.bfloat16)}
     (_, wanted), _ = scored(kit.params(), made)
     mask = made.branches.mask
     error = np.abs(np.asarray(logp) - np.asarray(wanted))[mask]
