@@ -86,6 +86,7 @@ def test_a_supervised_run_brings_its_own_start(vlmrl, tmp_path, tiny):
     same(hf.load(tmp_path / "out")[1], tiny[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_transformers_reads_what_is_written(vlmrl, tmp_path, tiny, run):
     import torch
