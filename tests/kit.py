@@ -88,7 +88,7 @@ def to64(tree):
 # -- plain references ------------------------------------------------------------------
 
 
-def dense(q, level, links):
+def dense(q, level, links, window=None):
     """What `engine.attention.attend` must equal: every query row gets a copy of all its
     keys in one array, and one dense softmax; zero where it sees none."""
     rows, length = q.shape[:2]
@@ -101,6 +101,9 @@ def dense(q, level, links):
             look = look & jnp.tril(jnp.ones((length, length), bool))
         elif i < len(level.limits) and level.limits[i] is not None:
             look = look & (jnp.arange(k.shape[1]) < level.limits[i][:, None])[:, None]
+        if window is not None:
+            back = jnp.repeat(window.positions[i], fold, 0)[:, None]
+            look = look & (window.positions[-1][:, :, None] - back < window.size)
         keys.append(jnp.repeat(k, fold, 0))
         values.append(jnp.repeat(v, fold, 0))
         seen.append(look)
@@ -192,7 +195,7 @@ def scripted(table) -> tuple[Model, dict, Chain]:
     def layers(params, levels, cached, attend, **options):
         def segment(level):
             nothing = jnp.zeros((1, *level.mask.shape, 1, 1), jnp.float32)
-            return Segment(nothing, nothing, level.mask)
+            return Segment(nothing, nothing, level.mask, level.positions[0])
 
         return tuple(v.x for v in levels), tuple(map(segment, levels))
 
@@ -202,8 +205,8 @@ def scripted(table) -> tuple[Model, dict, Chain]:
     params = {"table": table.reshape(-1, vocab)}
     model = Model("scripted", None, {}, None, None, embed, layers, head)
     nothing = jnp.zeros((1, count, 1, 1, 1), jnp.float32)
-    link = Segment(nothing, nothing, jnp.ones((count, 1), bool))
     starts = jnp.arange(count, dtype=jnp.int32) * width
+    link = Segment(nothing, nothing, jnp.ones((count, 1), bool), starts[:, None])
     return model, params, Chain((link,), table[:, 0], starts + 1)
 
 

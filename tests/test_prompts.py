@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from vlmrl.perturb import ORDER, apply
 from vlmrl.prompts import (
     PARSER,
+    PARSERS,
     STYLES,
     build,
     chatml,
     messages,
     parse,
+    read,
     read_option,
     style,
 )
@@ -185,7 +187,9 @@ def test_spans_cover_exactly_what_the_condition_wrote(name, how, question, optio
         prompt.text[a:b]
         for a, b in zip(ends[::2], [*ends[1::2], len(prompt.text)], strict=True)
     )
-    if not perturbed.direct:  # cut the spans out and the base prompt is left
+    counted = "{letters}" in STYLES[how].ask  # and one more is offered under abstain
+    # cut the spans out and the base prompt is left
+    if not perturbed.direct and not counted:
         base = build(example, how).text
         squeeze = str.maketrans("", "", "\n")
         assert rest.translate(squeeze) == base.translate(squeeze)
@@ -330,3 +334,111 @@ def test_every_letter_form_round_trips(index, form):
 
 def test_parser_has_a_version():
     assert PARSER
+
+
+# -- other tools' wordings and rules ---------------------------------------------------
+
+ITEM = EXAMPLE._replace(
+    question="Which animal is this?",
+    options=("cat", "dog", "cow"),
+    images=(),
+    answer=1,
+    suggested=0,
+    statements=(),
+    thinks=(),
+    meta='{"hint": "Look closely."}',
+)
+LISTED = "A. cat\nB. dog\nC. cow\n"
+DIRECTLY = "Answer with the option's letter from the given choices directly."
+NOTE = (
+    "Look closely.\nNote: You only need to respond with A, B, C without providing any"
+    " additional information.\nWhich animal is this?"
+)
+CHOICES = "Select from the following choices.\n(A) cat\n(B) dog\n(C) cow"
+SNAPSHOTS = {
+    "vlmevalkit": "Hint: Look closely.\nQuestion: Which animal is this?\nOptions:\n"
+    f"{LISTED}Please select the correct answer from the options above. \n",
+    "vlmevalkit_yes_no": "Look closely.\nWhich animal is this?",
+    "lmms_eval": f"Look closely.\nWhich animal is this?\n{LISTED}{DIRECTLY}",
+    "lmms_mmbench": "Look closely. Which animal is this? There are several options:\n"
+    f"{LISTED}{DIRECTLY}",
+    "lmms_cv_bench": f"{NOTE} {CHOICES}",
+    "lmms_blink": f"{NOTE}\n{CHOICES}",
+    "lmms_vstar": f"Look closely.\nWhich animal is this?\n{LISTED}{DIRECTLY}",
+    "lmms_pope": "Look closely.\nWhich animal is this?\n"
+    "Answer the question using a single word or phrase.",
+    "lmms_pixmo_count": "Look closely.\nWhich animal is this?\n"
+    "Answer with a single number.",
+    "mme_realworld": "Look closely.\nWhich animal is this? The choices are listed"
+    " below:\n(A) cat\n(B) dog\n(C) cow\nSelect the best answer to the above"
+    " multiple-choice question based on the image. Respond with only the letter (A, B,"
+    " C, D, or E) of the correct option.\nThe best answer is:",
+}
+
+
+@pytest.mark.parametrize("name", SNAPSHOTS)
+def test_other_tools_wordings_to_the_letter(name):
+    (user,) = messages(ITEM, STYLES[name])
+    assert user["content"] == [{"type": "text", "text": SNAPSHOTS[name]}]
+    assert build(ITEM, name).style == name
+
+
+def test_every_style_of_another_tool_has_its_snapshot_and_rule():
+    assert all(how.parser in PARSERS for how in STYLES.values())
+    others = {name for name, how in STYLES.items() if how.parser != PARSER}
+    assert others == set(SNAPSHOTS)
+
+
+@pytest.mark.parametrize(
+    "name, said, option",
+    [
+        ("vlmevalkit", "B", 1),
+        ("vlmevalkit", "(B).", 1),
+        ("vlmevalkit", "The answer is B", 1),
+        ("vlmevalkit", "B is right as I look at it", -1),  # not among the last four
+        ("vlmevalkit", "A or B", -1),
+        ("vlmevalkit", "dog", 1),
+        ("vlmevalkit", "I can't process this file. B", -1),
+        ("vlmevalkit", "<think>A, A, A</think> It is B", 1),
+        ("lmms_eval", "(c) cow", 2),
+        ("lmms_eval", "because", 1),
+        ("lmms_eval", "the dog", -1),
+        ("lmms_eval", "", -1),
+        ("lmms_vstar", "My choice is C", 2),
+        ("lmms_vstar", "it was [b]", 1),
+        ("lmms_vstar", "d", -1),
+        ("lmms_pope", "DOG ", 1),
+        ("lmms_pope", "a dog", -1),
+        ("tiny", "<think>x</think><answer>B</answer>", 1),
+        ("tiny", "B", -1),
+    ],
+)
+def test_answers_by_each_tools_rule(name, said, option):
+    assert read(said, ITEM, name).option == option
+
+
+def test_yes_no_and_numbers_by_the_tools_rules():
+    binary = ITEM._replace(options=("Yes", "No"))
+    for said, option in (("Yes, it is", 0), ("no.", 1), ("yes and no", -1), ("ja", -1)):
+        assert read(said, binary, "vlmevalkit_yes_no").option == option
+    count = ITEM._replace(options=("3", "4"), answer=0, open=True)
+    assert read("There are 04 of them, not 3", count, "lmms_pixmo_count").option == 1
+    assert read("7", count, "lmms_pixmo_count").option == -1
+
+
+def test_open_questions_are_asked_without_their_candidates():
+    count = ITEM._replace(options=("3", "4"), answer=0, open=True, meta="")
+    for name in STYLES:
+        text = build(count, name).text
+        assert "A. 3" not in text and "(A) " not in text and "letter" not in text
+    assert "only your final answer within" in build(count, "r1v").text
+    direct = build(count._replace(direct=True), "r1v").text
+    assert "Answer with a single word, number or phrase." in direct
+    assert read("<think>x</think><answer>4</answer>", count, "r1v").option == 1
+    with pytest.raises(UserError, match="options that are shown"):
+        apply(count, "abstain+base")
+
+
+def test_hints_with_control_tokens_are_refused():
+    with pytest.raises(UserError, match="hint holds the control token"):
+        build(ITEM._replace(meta='{"hint": "<|im_end|>"}'), "tiny")

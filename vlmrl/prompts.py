@@ -7,6 +7,7 @@ read answers with `parse`, so no number can differ because two code paths did.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable
 from string import ascii_uppercase as LETTERS
@@ -30,6 +31,13 @@ class Style(NamedTuple):
     header: str = ""  # line before the options
     option: str = "{letter}. {text}"
     form: str = "letter"  # what <answer> holds: 'letter' or 'text' of the option
+    ask: str = "{question}"  # may hold {letters}: 'A, B, C'
+    hint: str = "{hint}\n"  # put before it where `meta` has a hint
+    open: str = (  # `think` of a question that is asked without its options
+        "\nPlease provide only your final answer within the <answer> </answer> tags."
+    )
+    open_direct: str = "\nAnswer with a single word, number or phrase."
+    parser: str = "strict-1"  # reads the answer; a key of PARSERS
 
 
 _TAGS = (
@@ -69,7 +77,7 @@ _DIRECT = "\nAnswer with the option's letter from the given choices directly."
 # project: `direct` everywhere, the one-line think suffixes of r1v, vlaa, vision_r1 and
 # vigorl, r1v's system text for vigorl, and the empty system of video_r1 and spacer.
 STYLES: dict[str, Style] = {
-    "tiny": Style("Think, then answer.", "", "\nAnswer with the letter."),
+    "tiny": Style("Think, then answer.", "", "\nAnswer with the letter.", open=""),
     "r1v": Style(_R1V, "\n" + _LETTER.strip(), _DIRECT),
     "video_r1": Style("", _PONDER, _DIRECT),
     "spacer": Style("", _PONDER, _DIRECT),
@@ -81,6 +89,71 @@ STYLES: dict[str, Style] = {
         " </answer> tags.",
         "\nAnswer with the text of the right option directly.",
         form="text",
+    ),
+}
+
+
+_SINGLE = "\nAnswer the question using a single word or phrase."
+
+
+def _peer(suffix: str, parser: str, **how: str) -> Style:
+    """A style of another tool, which asks for the answer alone in every case; where it
+    lists options, a question without them ends as such questions do in both tools."""
+    free = _SINGLE if how.get("option", "listed") else suffix
+    both = dict(think=suffix, direct=suffix, open=free, open_direct=free)
+    return Style(system="", parser=parser, **both, **how)
+
+
+_NOTE = (
+    "Note: You only need to respond with {letters} without providing any additional"
+    " information.\n{question}"
+)
+_LISTED = "({letter}) {text}"
+
+# Wordings of github.com/open-compass/VLMEvalKit and EvolvingLMMs-Lab/lmms-eval, and of
+# the benchmarks' own scripts, each with the rule that reads its answers. An empty
+# `option` leaves the options unsaid.
+STYLES |= {
+    "vlmevalkit": _peer(
+        "\nPlease select the correct answer from the options above. \n",
+        "vlmevalkit-1",
+        ask="Question: {question}",
+        hint="Hint: {hint}\n",
+        header="Options:",
+    ),
+    "vlmevalkit_yes_no": _peer("", "vlmevalkit-yes-no-1", option=""),
+    "lmms_eval": _peer(_DIRECT, "lmms-first-letter-1"),
+    "lmms_mmbench": _peer(
+        _DIRECT,
+        "vlmevalkit-1",
+        ask="{question} There are several options:",
+        hint="{hint} ",
+    ),
+    "lmms_cv_bench": _peer(
+        "",
+        "lmms-first-letter-1",
+        ask=_NOTE + " Select from the following choices.",
+        option=_LISTED,
+    ),
+    "lmms_blink": _peer(
+        "",
+        "lmms-first-letter-1",
+        ask=_NOTE,
+        header="Select from the following choices.",
+        option=_LISTED,
+    ),
+    "lmms_vstar": _peer(_DIRECT, "lmms-vstar-1"),
+    "lmms_pope": _peer(_SINGLE, "lmms-exact-1", option=""),
+    "lmms_pixmo_count": _peer(
+        "\nAnswer with a single number.", "lmms-first-number-1", option=""
+    ),
+    "mme_realworld": _peer(
+        "\nSelect the best answer to the above multiple-choice question based on the"
+        " image. Respond with only the letter (A, B, C, D, or E) of the correct option."
+        "\nThe best answer is:",
+        "lmms-first-letter-1",
+        ask="{question} The choices are listed below:",
+        option=_LISTED,
     ),
 }
 
@@ -100,21 +173,35 @@ def _user(example: Example, style: Style) -> tuple[str, list[tuple[int, int]]]:
             f" {len(LETTERS)} have letters"
         )
     pieces = [(example.caption, True), ("\n", False)] if example.caption else []
-    pieces.append((example.question, False))
-    if example.options and style.header:
+    listed = () if example.open or not style.option else example.options
+    ask = style.ask.replace("{letters}", ", ".join(LETTERS[: len(listed)]))
+    pieces.append((_hint(example, style), False))
+    pieces.append((ask.replace("{question}", example.question), False))
+    if listed and style.header:
         pieces.append(("\n" + style.header, False))
-    for i, (letter, text) in enumerate(zip(LETTERS, example.options, strict=False)):
+    for i, (letter, text) in enumerate(zip(LETTERS, listed, strict=False)):
         line = style.option.format(letter=letter, text=text)
         pieces += [("\n", False), (line, i == example.abstain)]
-    suffix = style.direct if example.direct else style.think
-    gap = len(suffix) - len(suffix.lstrip())
-    pieces += [(suffix[:gap], False), (suffix[gap:], example.direct)]
+    if example.open:
+        suffix = style.open_direct if example.direct else style.open
+    else:
+        suffix = style.direct if example.direct else style.think
+    body = suffix.strip()
+    before, _, after = suffix.partition(body) if body else (suffix, "", "")
+    pieces += [(before, False), (body, example.direct), (after, False)]
     spans, end = [], 0
     for text, written in pieces:
         start, end = end, end + len(text)
         if written and text:
             spans.append((start, end))
     return "".join(text for text, _ in pieces), spans
+
+
+def _hint(example: Example, style: Style) -> str:
+    if '"hint"' not in example.meta:
+        return ""
+    hint = json.loads(example.meta).get("hint")
+    return style.hint.replace("{hint}", hint) if isinstance(hint, str) else ""
 
 
 def messages(example: Example, style: Style) -> list[dict]:
@@ -139,23 +226,25 @@ def messages(example: Example, style: Style) -> list[dict]:
     return [{"role": "system", "content": system}, user]
 
 
-def chatml(messages: list[dict]) -> str:
+def chatml(
+    messages: list[dict],
+    image: str = "<|vision_start|><|image_pad|><|vision_end|>",
+    system: str = "You are a helpful assistant.",
+) -> str:
     """Render messages as Qwen2.5-VL's chat template does, assistant turn opened.
 
-    The default system text stands where no system message comes first; an image is
-    `<|vision_start|><|image_pad|><|vision_end|>`.
+    Args:
+      image: what an image is written as.
+      system: what stands where no system message comes first; '' for nothing.
     """
     parts = []
-    if messages and messages[0]["role"] != "system":
-        parts.append("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n")
+    if system and messages and messages[0]["role"] != "system":
+        parts.append(f"<|im_start|>system\n{system}<|im_end|>\n")
     for message in messages:
         content = message["content"]
         if not isinstance(content, str):
             content = "".join(
-                "<|vision_start|><|image_pad|><|vision_end|>"
-                if part["type"] == "image"
-                else part["text"]
-                for part in content
+                image if part["type"] == "image" else part["text"] for part in content
             )
         parts.append(f"<|im_start|>{message['role']}\n{content}<|im_end|>\n")
     return "".join(parts) + "<|im_start|>assistant\n"
@@ -216,6 +305,7 @@ def _refuse_control(example: Example) -> None:
     fields = {
         "caption": example.caption,
         "question": example.question,
+        "hint": _hint(example, Style("", "", "")),
         **{f"options[{i}]": o for i, o in enumerate(example.options)},
         "prefill": example.prefill,
     }
@@ -333,3 +423,108 @@ def read_option(answer: str, options: tuple[str, ...], form: str = "letter") -> 
 
 def _normal(text: str) -> str:
     return " ".join(text.casefold().split()).removesuffix(".").rstrip()
+
+
+# -- how other tools read an answer ----------------------------------------------------
+
+
+def read(text: str, example: Example, name: str) -> Parsed:
+    """Read a whole assistant turn by the rule of a style, prefill included.
+
+    The rules of other tools read what follows the think, if there is one, and know no
+    answer tags: `answer` is then that text and `strict` is False.
+    """
+    how = style(name)
+    form = "text" if example.open else how.form
+    parsed = parse(text, example.options, form)
+    if how.parser == PARSER:
+        return parsed
+    said = text.rpartition("</think>")[2].strip()
+    option = PARSERS[how.parser](said, example.options)
+    return Parsed(parsed.think, said, option, False, parsed.closed)
+
+
+_REFUSALS = (
+    "Failed to obtain answer via API",
+    "Sorry, I can't help with images of people yet.",
+    "I can't process this file.",
+    "I'm sorry, but without the image provided",
+    "Cannot determine the answer",
+)
+
+
+def _vlmevalkit(said: str, options: tuple[str, ...]) -> int:
+    """The only option letter among its words, if among the last four; else the
+    only option whose text it contains, unless it is twice as long as all together."""
+    if any(refusal in said for refusal in _REFUSALS):
+        return -1
+    words = re.sub(r"[.()\[\],:;!*#{}]", " ", said).split()
+    named = [i for i, letter in enumerate(LETTERS[: len(options)]) if letter in words]
+    if len(named) == 1 and words.index(LETTERS[named[0]]) > len(words) - 5:
+        return named[0]
+    if len(said) > 2 * sum(map(len, options)):
+        return -1
+    held = [i for i, o in enumerate(options) if o.lower() in said.lower()]
+    return held[0] if len(held) == 1 else -1
+
+
+def _yes_no(said: str, options: tuple[str, ...]) -> int:
+    """yes and no as words, one of them only."""
+    words = re.sub(r"[^\w\s]", " ", said.lower()).split()
+    if ("yes" in words) == ("no" in words):
+        return -1
+    return _exact("yes" if "yes" in words else "no", options)
+
+
+def _exact(said: str, options: tuple[str, ...]) -> int:
+    lowered = [o.lower().strip() for o in options]
+    return (
+        lowered.index(said.lower().strip()) if said.lower().strip() in lowered else -1
+    )
+
+
+def _first_letter(said: str, options: tuple[str, ...]) -> int:
+    """A letter of either case that opens the answer, brackets aside, whatever follows:
+    `Because` is B."""
+    found = re.match(r"[(\s]*([A-Za-z])", said)
+    return _within(found[1], options) if found else -1
+
+
+def _vstar(said: str, options: tuple[str, ...]) -> int:
+    """In this order: an opening letter A to D, one after `answer` (is), in brackets,
+    before a full stop or bracket, alone between blanks, or the only such letter."""
+    said = said.upper()
+    patterns = (
+        r"^([A-D])",
+        r"(?:ANSWER|CHOICE|OPTION)(?:\s+IS)?[\s:]+([A-D])",
+        r"\(([A-D])\)",
+        r"([A-D])\s*[.)\]]",
+        r"(?:^|\s)([A-D])(?:\s|$)",
+    )
+    for pattern in patterns:
+        if found := re.search(pattern, said):
+            return _within(found[1], options)
+    letters = re.findall(r"[A-D]", said)
+    return _within(letters[0], options) if len(letters) == 1 else -1
+
+
+def _first_number(said: str, options: tuple[str, ...]) -> int:
+    found = re.search(r"\d+", said)
+    return _exact(str(int(found[0])), options) if found else -1
+
+
+def _within(letter: str, options: tuple[str, ...]) -> int:
+    index = LETTERS.index(letter.upper())
+    return index if index < len(options) else -1
+
+
+# Answer, options → index or -1, as the named tool reads it.
+PARSERS: dict[str, Callable[[str, tuple[str, ...]], int]] = {
+    PARSER: lambda said, options: parse(said, options).option,
+    "vlmevalkit-1": _vlmevalkit,
+    "vlmevalkit-yes-no-1": _yes_no,
+    "lmms-first-letter-1": _first_letter,
+    "lmms-vstar-1": _vstar,
+    "lmms-exact-1": _exact,
+    "lmms-first-number-1": _first_number,
+}

@@ -6,91 +6,46 @@ share, pads the shared prefix, the branches and the vision windows to a few stat
 shapes, and says with masks what is real.
 
 Axis letters as in `types.py`; M merged image tokens (one per merge × merge patches).
-All functions are pure numpy; the only state is the bounded cache of cut images.
+All functions are pure numpy. What a model's files say comes from `processor.py`.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from vlmrl.data.images import decode as decode_image
+# A processor belongs to the vocabulary of this module: tokens.load_processor.
+from vlmrl.processor import (
+    NEVER_SAMPLED,
+    Facts,
+    Picture,
+    Processor,
+    cut_all,
+    load_processor,
+)
 from vlmrl.types import Group, Prompt, Tokens, UserError, Vision
 
-# Special tokens that only a prompt may hold: sampled, they would ask for image
-# features that do not exist. Families that lack one simply do not have it.
-NEVER_SAMPLED = (
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-    "<|object_ref_start|>",
-    "<|object_ref_end|>",
-    "<|box_start|>",
-    "<|box_end|>",
-    "<|quad_start|>",
-    "<|quad_end|>",
-)
-
-
-class Facts(NamedTuple):
-    """What the host must know of a vision tower (sizes in pixels, merge in patches)."""
-
-    patch: int
-    merge: int
-    temporal: int
-    window: int
-
-    @property
-    def side(self) -> int:
-        """Merge units along one side of a window."""
-        return self.window // self.merge // self.patch
-
-
-class Picture(NamedTuple):
-    """One image, resized, normalised and cut.
-
-    `patches` float32[grid_h * grid_w, patch_dim], merge units contiguous, in raster
-    order; `grid` (1, rows, columns) in patches; `tokens` merged tokens; `key` the
-    sha256 of the file's bytes.
-    """
-
-    patches: np.ndarray
-    grid: tuple[int, int, int]
-    tokens: int
-    key: str
-
-
-class Processor(NamedTuple):
-    """All a model's directory says about text and images, loaded by `load_processor`.
-
-    `banned` bool[V] is True where a token must never be sampled: vision tokens, and
-    ids beyond the tokenizer's (vocabularies are padded). `token_bytes` has one entry
-    per id of the model's vocabulary: its decoded bytes, a special token's own text,
-    b"" beyond the tokenizer.
-    """
-
-    tokenizer: Any
-    cut: Callable[[bytes, str], Picture]  # (file's bytes, its name in errors) → Picture
-    facts: Facts
-    pixels: tuple[int, int]  # (min, max) pixels an image is resized into
-    image_id: int
-    end_ids: tuple[int, ...]  # the first is the one that closes an assistant turn
-    banned: np.ndarray
-    token_bytes: tuple[bytes, ...]
-
-    @property
-    def vocab_size(self) -> int:
-        return len(self.token_bytes)
+__all__ = [
+    "NEVER_SAMPLED",
+    "Buckets",
+    "Encoded",
+    "Facts",
+    "Picture",
+    "Processor",
+    "bucket",
+    "completion_rows",
+    "decode",
+    "encode",
+    "encode_all",
+    "group",
+    "load_processor",
+    "mrope",
+    "shared_length",
+    "windows",
+]
 
 
 class Encoded(NamedTuple):
@@ -117,7 +72,7 @@ class Buckets(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """Where each patch of an image goes when it is cut into attention windows.
+    """Where each patch of an image goes when it is cut into windows.
 
     `index` int32[W, P] patch of the raster order (0 on padding), `mask` bool[W, P]
     (valid patches come first in a window), `positions` int32[W, P, 2] row and column,
@@ -128,153 +83,6 @@ class Windows(NamedTuple):
     mask: np.ndarray
     positions: np.ndarray
     order: np.ndarray
-
-
-# -- loading ---------------------------------------------------------------------------
-
-
-def load_processor(
-    directory: str | Path,
-    *,
-    min_pixels: int | None = None,
-    max_pixels: int | None = None,
-    cache_bytes: int = 256 * 2**20,
-) -> Processor:
-    """Reads tokenizer, image settings and vision facts of a Hugging Face directory.
-
-    Args:
-      directory: holds config.json, tokenizer.json, preprocessor_config.json and,
-        usually, generation_config.json. Nothing is fetched.
-      min_pixels, max_pixels: replace the directory's limits.
-      cache_bytes: memory for cut images, least recently used out first.
-
-    Raises:
-      UserError: a file is missing or does not parse.
-    """
-    from transformers import AutoTokenizer
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
-        Qwen2VLImageProcessorPil,
-    )
-
-    directory = Path(directory)
-    config = _read_json(directory / "config.json")
-    for needed in ("tokenizer_config.json", "preprocessor_config.json"):
-        _read_json(directory / needed)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
-        limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-        resizer = Qwen2VLImageProcessorPil.from_pretrained(
-            str(directory), **{k: v for k, v in limits.items() if v is not None}
-        )
-        vision = config["vision_config"]
-        facts = Facts(
-            patch=vision["patch_size"],
-            merge=vision["spatial_merge_size"],
-            temporal=vision["temporal_patch_size"],
-            window=vision["window_size"],
-        )
-        text = config.get("text_config") or config
-        vocab_size = text["vocab_size"]
-        image_id = config["image_token_id"]
-    except KeyError as e:
-        raise UserError(f"{directory}/config.json: field {e} is missing") from e
-    except (ValueError, OSError) as e:
-        line = str(e).strip().splitlines()[0]
-        raise UserError(f"{directory}: cannot load the tokenizer: {line}") from e
-    if len(tokenizer) > vocab_size:
-        raise UserError(
-            f"{directory}: tokenizer has {len(tokenizer)} ids but config.json's "
-            f"vocab_size is {vocab_size}; they belong to different models"
-        )
-    if (resizer.patch_size, resizer.merge_size) != (facts.patch, facts.merge):
-        raise UserError(
-            f"{directory}/preprocessor_config.json: patch_size, merge_size are "
-            f"{resizer.patch_size}, {resizer.merge_size}; config.json says "
-            f"{facts.patch}, {facts.merge}"
-        )
-    token_bytes = _token_bytes(tokenizer, vocab_size)
-    generation = directory / "generation_config.json"
-    end = (_read_json(generation) if generation.exists() else config).get(
-        "eos_token_id", text.get("eos_token_id")
-    )
-    ends = end if isinstance(end, list) else [end]
-    end_ids = dict.fromkeys([tokenizer.eos_token_id, *(e for e in ends if e)])
-    banned = np.array([not b for b in token_bytes])
-    known = tokenizer.get_vocab()
-    banned[[known[t] for t in NEVER_SAMPLED if t in known]] = True
-    return Processor(
-        tokenizer=tokenizer,
-        cut=_cutter(resizer, facts, cache_bytes),
-        facts=facts,
-        pixels=(resizer.size["shortest_edge"], resizer.size["longest_edge"]),
-        image_id=image_id,
-        end_ids=tuple(end_ids),
-        banned=banned,
-        token_bytes=token_bytes,
-    )
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except OSError as e:
-        raise UserError(
-            f"{path}: cannot be read ({e.strerror}); a model directory in Hugging "
-            "Face format is needed"
-        ) from e
-    except json.JSONDecodeError as e:
-        raise UserError(f"{path}: is not JSON ({e})") from e
-
-
-def _token_bytes(tokenizer, vocab_size: int) -> tuple[bytes, ...]:
-    """Decoded bytes of every id of a byte-level BPE vocabulary."""
-    # Byte-level BPE writes each byte as one printable character: printable Latin-1
-    # stands for itself, the rest for code points from 256 on, in order.
-    same = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [b for b in range(256) if b not in same]
-    byte_of = {chr(b): b for b in same}
-    byte_of |= {chr(256 + i): b for i, b in enumerate(rest)}
-    added = {i: t.content.encode() for i, t in tokenizer.added_tokens_decoder.items()}
-    out = [b""] * vocab_size
-    for token, i in tokenizer.get_vocab().items():
-        if i not in added:
-            added[i] = bytes(byte_of[c] for c in token)
-    for i, b in added.items():
-        out[i] = b
-    return tuple(out)
-
-
-def _cutter(resizer, facts: Facts, cache_bytes: int) -> Callable[[bytes, str], Picture]:
-    """The image pipeline of one processor behind a bounded LRU keyed by content."""
-    cache: OrderedDict[str, Picture] = OrderedDict()
-    lock = threading.Lock()
-    held = 0
-
-    def cut(data: bytes, where: str) -> Picture:
-        nonlocal held
-        key = hashlib.sha256(data).hexdigest()
-        with lock:
-            if key in cache:
-                cache.move_to_end(key)
-                return cache[key]
-        image = decode_image(data, where)
-        try:
-            out = resizer(images=[image], return_tensors="np")
-        except ValueError as e:
-            raise UserError(f"{where}: the image cannot be resized: {e}") from e
-        patches = np.asarray(out["pixel_values"], np.float32)
-        patches.flags.writeable = False
-        grid = tuple(int(g) for g in out["image_grid_thw"][0])
-        picture = Picture(patches, grid, len(patches) // facts.merge**2, key)
-        with lock:
-            if key not in cache:
-                cache[key] = picture
-                held += patches.nbytes
-            while held > cache_bytes and len(cache) > 1:
-                held -= cache.popitem(last=False)[1].patches.nbytes
-        return picture
-
-    return cut
 
 
 # -- one prompt ------------------------------------------------------------------------
@@ -312,7 +120,8 @@ def encode(
 ) -> Encoded:
     """Tokenises a prompt whole and puts its images in.
 
-    Each image placeholder becomes one token per merged patch of its image.
+    Each image placeholder becomes one token per merged patch of its image, between
+    brackets where the family's processor writes them.
 
     Args:
       prompt: a Prompt, or (text, encoded images).
@@ -321,31 +130,79 @@ def encode(
     Raises:
       UserError: placeholders and images differ in number, or an image is bad.
     """
-    if isinstance(prompt, Prompt):
-        text, images, name = prompt.text, prompt.example.images, prompt.example.id
-    else:
-        text, images = prompt
-    ids = np.array(processor.tokenizer.encode(text, add_special_tokens=False), np.int32)
-    spots = np.flatnonzero(ids == processor.image_id)
-    if len(spots) != len(images):
-        raise UserError(
-            f"example {name}: prompt text has {len(spots)} image placeholders but "
-            f"there are {len(images)} images; one placeholder per image is needed"
-        )
+    text, images, name = _parts(prompt, name)
+    ids = _ids(processor, text, len(images), name)
     pictures = tuple(
-        processor.cut(data, f"example {name} image {i}")
+        processor.cut(data, _called(name, i), processor.pixels)
         for i, data in enumerate(images)
     )
-    merge = processor.facts.merge
-    grids = [(p.grid[1] // merge, p.grid[2] // merge) for p in pictures]
-    repeats = np.ones(len(ids), np.int64)
-    repeats[spots] = [p.tokens for p in pictures]
+    return _place(processor, ids, pictures, name)
+
+
+def encode_all(processor: Processor, prompts: Sequence[Prompt]) -> list[Encoded]:
+    """`encode` of many prompts, their images cut in a pool of threads."""
+    parts = [_parts(p) for p in prompts]
+    # The tokenizer is not for several threads, and it finds missing images first.
+    ids = [_ids(processor, text, len(images), name) for text, images, name in parts]
+    files = [
+        (data, _called(name, i))
+        for _, images, name in parts
+        for i, data in enumerate(images)
+    ]
+    cut = cut_all(processor, files)
+    return [
+        _place(processor, row, tuple(cut[data] for data in images), name)
+        for row, (_, images, name) in zip(ids, parts, strict=True)
+    ]
+
+
+def _parts(prompt, name: str = ""):
+    if isinstance(prompt, Prompt):
+        return prompt.text, prompt.example.images, prompt.example.id
+    return *prompt, name
+
+
+def _called(name: str, i: int) -> str:
+    return f"example {name} image {i}"
+
+
+def _ids(processor: Processor, text: str, images: int, name: str) -> np.ndarray:
+    """int32[S'] ids of a text with one placeholder per image."""
+    ids = np.array(processor.tokenizer.encode(text, add_special_tokens=False), np.int32)
+    spots = int((ids == processor.image_id).sum())
+    if spots != images:
+        raise UserError(
+            f"example {name}: prompt text has {spots} image placeholders but "
+            f"there are {images} images; one placeholder per image is needed"
+        )
+    return ids
+
+
+def _place(
+    processor: Processor, ids: np.ndarray, pictures: tuple[Picture, ...], name: str
+) -> Encoded:
+    """Puts images where their placeholders are."""
+    facts, brackets = processor.facts, processor.brackets
+    spots = np.flatnonzero(ids == processor.image_id)
     texts = np.diff(np.concatenate([[-1], spots, [len(ids)]])) - 1
+    counts = np.array([p.tokens for p in pictures], np.int64) + len(brackets)
+    repeats = np.ones(len(ids), np.int64)
+    repeats[spots] = counts
     ids = np.repeat(ids, repeats)
-    image = np.full(len(ids), -1, np.int32)
+    if brackets:
+        ends = np.cumsum(repeats)[spots]
+        ids[ends - counts], ids[ends - 1] = brackets
+        texts[:-1] += 1
+        texts[1:] += 1
     here = ids == processor.image_id
+    image = np.full(len(ids), -1, np.int32)
     image[here] = np.arange(here.sum())
-    return Encoded(ids, mrope(texts.tolist(), grids), image, pictures, name)
+    if facts.flat:
+        positions = mrope([len(ids)], [])
+    else:
+        grids = [(p.grid[1] // facts.merge, p.grid[2] // facts.merge) for p in pictures]
+        positions = mrope(texts.tolist(), grids)
+    return Encoded(ids, positions, image, pictures, name)
 
 
 def decode(processor: Processor, ids: Sequence[int]) -> str:
@@ -356,32 +213,31 @@ def decode(processor: Processor, ids: Sequence[int]) -> str:
 
 @functools.lru_cache(maxsize=512)
 def windows(grid: tuple[int, int, int], facts: Facts) -> Windows:
-    """Cuts a grid of patches into Qwen2.5-VL's attention windows.
+    """Cuts a grid of patches into windows: the rows that a vision tower attends within.
 
     A window holds side × side merge units (fewer at the right and lower edge), a unit
     its merge² patches in a row, so that patches of a unit stay neighbours and W * P
-    patches reshape to W * P / merge² merged tokens.
+    patches reshape to W * P / merge² merged tokens. The pieces of a grid (t of them)
+    are cut one by one: a tile as large as a window is one window.
     """
     t, rows, cols = grid
-    if t != 1:
-        raise UserError(f"image grid {grid}: only still images (time 1) are supported")
     side, unit = facts.side, facts.merge**2
     h, w = rows // facts.merge, cols // facts.merge
-    padded = np.full((-(-h // side) * side, -(-w // side) * side), -1)
-    padded[:h, :w] = np.arange(h * w).reshape(h, w)
-    cut = padded.reshape(padded.shape[0] // side, side, -1, side)
-    units = cut.transpose(0, 2, 1, 3).reshape(-1, side * side)
+    padded = np.full((t, -(-h // side) * side, -(-w // side) * side), -1)
+    padded[:, :h, :w] = np.arange(t * h * w).reshape(t, h, w)
+    cut = padded.reshape(t, padded.shape[1] // side, side, -1, side)
+    units = cut.transpose(0, 1, 3, 2, 4).reshape(-1, side * side)
     first = np.argsort(units < 0, axis=1, kind="stable")
     units = np.take_along_axis(units, first, axis=1)
     mask = np.repeat(units >= 0, unit, axis=1)
     units0 = np.maximum(units, 0)[:, :, None]
     inside = np.arange(unit)
     index = (units0 * unit + inside).reshape(mask.shape) * mask
-    row = units0 // w * facts.merge + inside // facts.merge
+    row = units0 % (h * w) // w * facts.merge + inside // facts.merge
     col = units0 % w * facts.merge + inside % facts.merge
     positions = np.stack([row, col], -1).reshape(*mask.shape, 2) * mask[..., None]
     flat = units.ravel()
-    order = np.empty(h * w, np.int32)
+    order = np.empty(t * h * w, np.int32)
     order[flat[flat >= 0]] = np.flatnonzero(flat >= 0)
     return Windows(index.astype(np.int32), mask, positions.astype(np.int32), order)
 
@@ -491,6 +347,15 @@ def _checked(rows: Sequence[Sequence[Encoded]]) -> Sequence[Sequence[Encoded]]:
                 raise UserError(
                     f"group of example {r[0].name}: row of example {row.name} has "
                     "other images; rows of a group share their images"
+                )
+            there, made = (
+                int((row.image >= 0).sum()),
+                sum(p.tokens for p in row.pictures),
+            )
+            if there != made:
+                raise UserError(
+                    f"example {row.name}: {there} image tokens but its images make "
+                    f"{made} features; each token needs its own"
                 )
     return rows
 

@@ -49,6 +49,7 @@ class Example(NamedTuple):
     thinks: tuple[str, ...] = ()  # per option: a CoT, without tags, concluding it
     trace: str = ""  # a reference CoT for supervised training, without tags
     meta: str = ""  # JSON of what only the source knows, e.g. the scene graph
+    open: bool = False  # asked without its options, which are then candidate answers
     # -- what a condition changed
     condition: str = "base"
     caption: str = ""  # sentence put before the question, in the user turn

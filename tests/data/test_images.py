@@ -38,7 +38,8 @@ def test_a_palette_gives_its_colours():
         ("LA", (0, 0), (255, 255, 255)),
         ("L", 77, (77, 77, 77)),
         ("1", 1, (255, 255, 255)),
-        ("I;16", 0xAB12, (0xAB, 0xAB, 0xAB)),
+        ("I;16", 0x00AB, (0xAB, 0xAB, 0xAB)),
+        ("I;16", 0xAB12, (255, 255, 255)),
     ],
 )
 def test_modes(mode, colour, seen):

@@ -9,7 +9,7 @@ import pytest
 
 from tests import kit
 from vlmrl.engine.attention import attend
-from vlmrl.models.api import Level
+from vlmrl.models.api import Level, Window
 
 K, R, H = 2, 3, 8
 
@@ -76,6 +76,40 @@ def test_one_softmax_over_all_links(name, dtype):
         ):  # q, every k and every v apart
             np.testing.assert_allclose(found, want, atol=20 * limit)
             assert kit.normwise(found, want) < 2 * limit or not np.any(want)
+
+
+@pytest.mark.parametrize("size", [1, 4, 7, 100])
+def test_a_window_counts_positions(size):
+    """A chain cut into links of unlike lengths, with padding between them, is one row
+    of queries that see `size` keys: their own and those just before."""
+    rng = np.random.default_rng(0)
+    b, pads, lengths = 2, (3, 0, 2), (5, 6, 4)
+    total = sum(lengths)
+    q = rng.normal(size=(b, total, K, R, H)).astype(np.float32)
+    k, v = rng.normal(size=(2, b, total, K, H)).astype(np.float32)
+    steps = np.arange(total)
+    seen = (steps[:, None] >= steps) & (steps[:, None] - steps < size)
+    scores = np.einsum("btkrh,bskh->btkrs", q, k) / np.sqrt(H)
+    weights = np.exp(scores) * seen[:, None, None]
+    weights /= weights.sum(-1, keepdims=True)
+    wanted = np.einsum("btkrs,bskh->btkrh", weights, v)
+
+    links, places, start = [], [], 0
+    for pad, length in zip(pads, lengths, strict=True):
+        here = slice(start, start + length)
+        stretch = [(0, 0), (0, pad)]
+        own = np.tile(steps[here], (b, 1))
+        mask = np.pad(np.ones((b, length), bool), stretch)
+        places.append(np.pad(own, stretch).astype(np.int32))
+        k1, v1 = (np.pad(x[:, here], [*stretch, (0, 0), (0, 0)]) for x in (k, v))
+        links.append((k1, v1, mask))
+        level = Level(None, None, mask)
+        mine = np.pad(q[:, here], [*stretch, *[(0, 0)] * 3])
+        window = Window(np.int32(size), tuple(places))
+        for function in (attend, kit.dense):
+            out = function(jnp.asarray(mine), level, links, window)[:, :length]
+            np.testing.assert_allclose(out, wanted[:, here], atol=2e-6)
+        start += length
 
 
 def test_keys_that_are_not_seen_do_not_count():

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from vlmrl import checkpoint
-from vlmrl.models import hf
+from vlmrl.models import hf, lora
 from vlmrl.rl import loop, update
 
 
@@ -63,7 +63,10 @@ def test_bfloat16_halves_the_weights_and_says_so(vlmrl, tmp_path, tiny):
     assert sizes[0] < 0.55 * sizes[1]
     rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny[1])
     same(hf.load(half, dtype=jnp.bfloat16)[1], rounded)
-    vlmrl("convert", f"--source={half}", f"--target={back}")
+    vlmrl("convert", f"--source={half}", f"--target={tmp_path / 'same'}")
+    config = json.loads((tmp_path / "same" / "config.json").read_text())
+    assert config["dtype"] == "bfloat16"  # unless asked for another, as it was
+    vlmrl("convert", f"--source={half}", f"--target={back}", "--dtype=float32")
     assert json.loads((back / "config.json").read_text())["dtype"] == "float32"
     same(hf.load(back)[1], jax.tree.map(lambda x: x.astype(jnp.float32), rounded))
 
@@ -84,6 +87,33 @@ def test_a_supervised_run_brings_its_own_start(vlmrl, tmp_path, tiny):
     (tmp_path / "start" / "model.safetensors").unlink()
     vlmrl("convert", "--source", tmp_path, "--target", tmp_path / "out")
     same(hf.load(tmp_path / "out")[1], tiny[1])
+
+
+def test_there_and_back_through_orbax(vlmrl, tmp_path, tiny):
+    orbax, back = tmp_path / "orbax", tmp_path / "back"
+    vlmrl("convert", "--source=tiny", "--target", orbax, "--format=orbax")
+    assert not list(orbax.glob("*.safetensors"))
+    same(hf.load(orbax)[1], tiny[1])
+    vlmrl("convert", "--source", orbax, "--target", back)
+    weights = [(d / "model.safetensors").read_bytes() for d in (back, hf.TINY)]
+    assert sorted(weights[0]) == sorted(weights[1])
+    same(hf.load(back)[1], tiny[1])
+    assert not [p for p in tmp_path.iterdir() if p.name.endswith(".partial")]
+
+
+def test_an_adapter_is_merged(vlmrl, tmp_path, tiny):
+    model, params = tiny
+    held = lora.Adapter(2, 4.0, ("vision.layers.o", "text.layers.q"))
+    both = lora.start(model, held, params, jax.random.key(0))
+    both = {n: x + 0.1 if n.endswith(".b") else x for n, x in both.items()}
+    lora.save(tmp_path / "adapter", model, held, both, "tiny")
+    words = ["convert", "--source=tiny", "--adapter", tmp_path / "adapter"]
+    vlmrl(*words, "--target", tmp_path / "merged")
+    found = hf.load(tmp_path / "merged")[1]
+    wanted = lora.merge(model, held, both)
+    same(found, wanted)
+    moved = {n for n, x in found.items() if not np.array_equal(x, params[n])}
+    assert moved == set(held.targets)
 
 
 @pytest.mark.slow
@@ -111,6 +141,10 @@ def test_refusals(refused, tmp_path, run):
     assert "--source: must be given" in refused("convert", f"--target={target}")
     said = refused(*to, "tiny", "--dtype=float16")
     assert said == "--dtype is 'float16', want float32 or bfloat16"
+    said = refused(*to, "tiny", "--format=bin")
+    assert said == "--format is 'bin', want hf or orbax"
+    said = refused(*to, "tiny", "--adapter", tmp_path / "nowhere")
+    assert "adapter_config.json: No such file" in said
     assert "no such directory" in refused(*to, tmp_path / "nowhere")
     assert "--step: tiny has no checkpoints/" in refused(*to, "tiny", "--step=2")
     said = refused(*to, run, "--step=3")

@@ -1,8 +1,12 @@
 """Checkpoints on disk: written and read back bit for bit; broken ones refused."""
 
+import importlib.util
 import json
 import re
+import shutil
 import stat
+import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +15,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests import kit
-from vlmrl import sharding
-from vlmrl.models import hf
+from vlmrl import checkpoint, sharding
+from vlmrl.models import assemble, files, hf, quant
+from vlmrl.models.api import linear
 from vlmrl.types import UserError
 
 
@@ -245,6 +250,146 @@ def test_no_weights_at_all(copy):
     complaint(path, "weights file model.safetensors is missing")
 
 
+def test_an_index_that_lacks_a_tensor(copy):
+    path, tensors = copy
+    index = sharded(path, tensors)
+    name = "visual.merger.ln_q.weight"
+    file = index["weight_map"].pop(name)
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    complaint(path, f"index.json: has no entry for tensor {name} of {file}")
+
+
+def test_an_index_that_names_a_tensor_in_the_wrong_file(copy):
+    path, tensors = copy
+    index = sharded(path, tensors)
+    name = "model.norm.weight"
+    assert index["weight_map"][name] == "part0.safetensors"
+    index["weight_map"][name] = "part1.safetensors"
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    complaint(path, f"index.json: tensor {name} is not in part1.safetensors as it says")
+
+
+def test_an_index_that_leads_out_of_the_directory(copy):
+    path, tensors = copy
+    index = sharded(path, tensors)
+    index["weight_map"]["model.norm.weight"] = "../part1.safetensors"
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    complaint(path, "index.json: must be a JSON object whose 'weight_map'")
+
+
+@pytest.mark.parametrize("cut", [1, 10_000])
+def test_a_truncated_shard_names_file_and_tensor(copy, cut):
+    path, tensors = copy
+    index = sharded(path, tensors)
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    file = path / "part1.safetensors"
+    file.write_bytes(file.read_bytes()[:-cut])
+    said = complaint(path, r"tensor [\w.]+ ends at byte \d+, the file at \d+")
+    assert str(file) in said
+
+
+def test_bytes_that_belong_to_nobody(copy):
+    path, _ = copy
+    file = path / "model.safetensors"
+    file.write_bytes(file.read_bytes() + b"xx")
+    complaint(path, "not a whole safetensors file: 2 bytes follow the last tensor")
+
+
+@pytest.mark.parametrize(
+    ("header", "match"),
+    [
+        ("{", "its header is not JSON"),
+        ('{"a": 3}', "no valid entry"),
+        ("[]", "no valid entry"),
+        (
+            '{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
+            "want 0 to 8",
+        ),
+        (
+            '{"a": {"dtype": "X", "shape": [2], "data_offsets": [0, 8]}}',
+            "no valid entry",
+        ),
+        ('{"a": {"dtype": "U8", "shape": [-1], "data_offsets": [0, 4]}}', "want 0 to"),
+        (
+            '{"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]},'
+            ' "b": {"dtype": "U8", "shape": [4], "data_offsets": [2, 6]}}',
+            "tensor b, .* lies at bytes 2 to 6 of its data, want 4 to 8",
+        ),
+        (
+            '{"a": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]},'
+            ' "a": {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]}}',
+            "tensor a is stored twice",
+        ),
+    ],
+)
+def test_headers_that_lie(copy, header, match):
+    path, _ = copy
+    text = header.encode()
+    (path / "model.safetensors").write_bytes(
+        len(text).to_bytes(8, "little") + text + b"\0" * 8
+    )
+    complaint(path, match)
+
+
+def test_weights_that_are_quantised_already(copy):
+    path, tensors = copy
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file(
+        tensors | {name: tensors[name].astype(np.int8)}, path / "model.safetensors"
+    )
+    said = complaint(path, f"tensor {name} is stored as I8, want F64, F32, F16, BF16")
+    assert "model.safetensors" in said
+
+
+def test_pickled_weights_are_refused_and_never_opened(copy, tmp_path):
+    path, _ = copy
+    (path / "model.safetensors").unlink()
+    (path / "pytorch_model.bin").write_bytes(
+        b"cbuiltins\nexec\n(V" + f"open('{tmp_path}/ran', 'w')".encode() + b"\ntR."
+    )
+    said = complaint(path, "pytorch_model.bin: pickled weights can run code")
+    kind = "Qwen2_5_VLForConditionalGeneration"
+    assert (
+        f'python -c "from transformers import {kind} as M; M.from_pretrained(' in said
+    )
+    assert str(path) in said and not (tmp_path / "ran").exists()
+
+
+def test_code_of_a_checkpoint_is_never_run(copy):
+    path, _ = copy
+    (path / "mine.py").write_text(f"open({str(path / 'ran')!r}, 'w')")
+    changed(path, auto_map={"AutoModel": "mine.Model", "AutoConfig": "mine.Config"})
+    equal(hf.load(path)[1], kit.params())
+    assert not (path / "ran").exists()
+
+
+def test_a_config_that_contradicts_the_weights(copy):
+    path, _ = copy
+    for fields, match in (
+        (
+            {"text_config.num_hidden_layers": 3},
+            r"missing: model.layers.2\..*unknown: no",
+        ),
+        ({"vision_config.depth": 1}, r"missing: none; unknown: visual.blocks.1\."),
+        ({"text_config.intermediate_size": 65}, "mlp.gate_proj.* has shape .*64, 48"),
+        (
+            {"text_config.vocab_size": 513},
+            "embed_tokens.weight has shape .*needs .*513",
+        ),
+        ({"tie_word_embeddings": False}, "missing: lm_head.weight; unknown: none"),
+    ):
+        changed(path, **fields)
+        complaint(path, match)
+
+
+def test_a_tied_head_that_differs_contradicts_the_config(copy):
+    path, tensors = copy
+    head = tensors["model.embed_tokens.weight"].copy()
+    head[-1, -1] += 1
+    save_file(tensors | {"lm_head.weight": head}, path / "model.safetensors")
+    complaint(path, "lm_head.weight differs from model.embed_tokens.weight, but tie_w")
+
+
 def changed(path, **fields):
     raw = kit.config()
     for name, value in fields.items():
@@ -263,15 +408,18 @@ def changed(path, **fields):
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
-        ({"model_type": "llava"}, "model_type 'llava' is not supported; supported: q"),
+        (
+            {"model_type": "llava"},
+            "model_type 'llava' is not supported; supported: .*qwen2_5_vl",
+        ),
         ({"model_type": None}, "model_type 'None' is not supported"),
         ({"text_config.hidden_size": None}, "field 'hidden_size' is missing"),
         ({"vision_config.depth": None}, r"field 'vision_config\.depth' is missing"),
         ({"vision_config": None}, r"field 'vision_config\.[a-z_]+' is missing"),
         ({"text_config.hidden_act": "gelu"}, "field 'hidden_act' must be 'silu'"),
         (
-            {"text_config.rope_parameters.rope_type": "yarn"},
-            "rope type 'yarn' is not 'default' or 'mrope'",
+            {"text_config.rope_parameters.rope_type": "longrope"},
+            "rope type 'longrope' is not supported; supported: default, mrope, dynamic",
         ),
         (
             {"text_config.rope_parameters.mrope_section": [2, 2, 3]},
@@ -298,6 +446,126 @@ def test_directories_that_are_none(tmp_path):
     complaint(tmp_path, "holds no config.json")
 
 
+# -- where models come from ------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(whole, tmp_path, monkeypatch):
+    """A cache of huggingface_hub that holds org/toy; the hub itself is out of reach."""
+    from huggingface_hub import constants
+
+    home = tmp_path / "models--org--toy"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text("a" * 40)
+    shutil.copytree(whole, home / "snapshots" / ("a" * 40))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return home
+
+
+def test_a_hub_id_is_read_from_the_cache(hub):
+    model, params = hf.load("org/toy")
+    equal(params, kit.params())
+    assert hf.read_model("org/toy").table == model.table
+    assert hf.resolve("org/toy").name == "a" * 40
+    equal(hf.load("org/toy@main")[1], kit.params())
+
+
+@pytest.mark.parametrize("name", ["org/other", "org/toy@" + "b" * 40])
+def test_a_hub_id_that_cannot_be_had_is_one_line(hub, name):
+    said = complaint(name, "no such directory, and not from the hub: ")
+    assert name.partition("@")[0] in said
+
+
+def test_parameters_in_orbax_format_load_sharded(source, tmp_path):
+    """What `vlmrl convert --format orbax` makes: side files and checkpoints/."""
+    path = shutil.copytree(source, tmp_path / "toy")
+    half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), kit.params())
+    checkpoint.save(path / "checkpoints", 0, {"params": half})()
+    assert hf.resolve(path) == path
+    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+    places = sharding.param_shardings(mesh, kit.model().table)
+    _, params = hf.load(path, dtype=None, shardings=places)
+    equal(params, half)
+    assert all(p.sharding == places[n] for n, p in params.items())
+    equal(hf.load(path)[1], {n: p.astype(jnp.float32) for n, p in half.items()})
+
+
+# -- every process reads its share -----------------------------------------------------
+
+
+def test_a_mesh_reads_every_byte_once(whole, monkeypatch):
+    """Rows are split over the devices, whatever the parameters' own sharding; what
+    doesn't divide is padded."""
+    monkeypatch.setattr(assemble, "SMALL", 0)
+    rows: dict = {}
+    plain = files.read
+
+    def spy(stored, start=0, stop=None):
+        found = plain(stored, start, stop)
+        rows.setdefault(stored.name, []).append(found.nbytes)
+        return found
+
+    monkeypatch.setattr(files, "read", spy)
+    mesh = sharding.make_mesh(data=1, fsdp=3, devices=jax.devices()[:3])
+    places = sharding.param_shardings(mesh, kit.model().table)
+    _, params = hf.load(whole, shardings=places)
+    monkeypatch.undo()
+    equal(params, kit.params())
+    sizes = {n: t.nbytes for n, t in files.tensors(whole).items()}
+    assert {n: sum(x) for n, x in rows.items()} == sizes
+    assert len(rows["model.layers.0.self_attn.k_proj.weight"]) == 3
+    split = [p for p in params.values() if not p.sharding.is_fully_replicated]
+    assert len(split) >= 10
+
+
+def test_rows_are_read_alone(whole):
+    t = files.tensors(whole)["model.layers.1.mlp.down_proj.weight"]
+    everything = load_file(t.file)[t.name]
+    np.testing.assert_array_equal(files.read(t), everything)
+    np.testing.assert_array_equal(files.read(t, 3, 7), everything[3:7])
+    assert files.read(t, 90, 96).shape == (0, everything.shape[1])
+
+
+def test_8_bits_need_an_extra(whole, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="'int8' needs qwix.*extra 'quant'"):
+        hf.load(whole, quantize="int8")
+    with pytest.raises(UserError, match="'int3' is not supported; supported: int8"):
+        hf.load(whole, quantize="int3")
+
+
+def test_8_bits_are_rounded_per_output(whole, monkeypatch):
+    """With qwix where it is installed, else with what its `quantize` is documented to
+    do: symmetric, by the largest magnitude."""
+    if importlib.util.find_spec("qwix") is None:
+        monkeypatch.setitem(sys.modules, "qwix", SimpleNamespace(quantize=absmax))
+        monkeypatch.setattr(quant, "check", lambda how: None)
+    mesh = sharding.make_mesh(data=1, fsdp=2, devices=jax.devices()[:2])
+    places = sharding.param_shardings(mesh, kit.model().table)
+    _, params = hf.load(whole, quantize="int8", shardings=places)
+    for name, p in kit.model().table.items():
+        exact = np.asarray(kit.params()[name])
+        if not linear(p):
+            np.testing.assert_array_equal(params[name], exact)
+            continue
+        small = params[name]
+        assert small.values.dtype == jnp.int8 and small.values.shape == p.shape
+        assert small.values.sharding == places[name]
+        kept = quant.outputs(p, layers=True)
+        axes = tuple(i for i in range(len(p.shape)) if i not in kept)
+        scale = np.abs(exact).max(axes, keepdims=True) / 127
+        np.testing.assert_allclose(small.scale, scale, rtol=0.01)
+        error = np.abs(np.asarray(small.astype(jnp.float32)) - exact)
+        assert (error <= 0.51 * np.asarray(small.scale)).all(), name
+
+
+def absmax(array, qtype, *, channelwise_axes):
+    axes = tuple(i for i in range(array.ndim) if i not in channelwise_axes)
+    scale = jnp.abs(array).max(axes, keepdims=True) / 127
+    return SimpleNamespace(qvalue=jnp.round(array / scale).astype(qtype), scale=scale)
+
+
 # -- no half-written directory ---------------------------------------------------------
 
 
@@ -308,7 +576,7 @@ def test_an_export_that_fails_leaves_nothing(source, tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(hf, "save_file", full)
+        patch.setattr(files, "write", full)
         with pytest.raises(OSError, match="No space"):
             hf.save(target, kit.model(), kit.params(), source)
     assert not target.exists()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import warnings
 
-import numpy as np
 from PIL import Image, ImageOps
 
 from vlmrl.types import UserError
@@ -14,17 +14,14 @@ MAX_PIXELS = 2**27  # 134 megapixels, 400 MB as RGB; benchmark photographs have 
 # starts a program).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
-# Pillow warns above its own limit while it opens a file and raises above twice that.
+# Pillow warns above its own limit while it opens a file and raises above twice that;
+# here both refuse the file.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey: its upper byte
-        grey = np.asarray(image)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise ValueError("its grey values are not 16-bit")
-        image = Image.fromarray((grey >> 8).astype(np.uint8))
-    elif image.mode == "F":
+    if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers")
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -34,8 +31,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def decode(data: bytes, where: str) -> Image.Image:
-    """RGB image of an encoded file: upright by its EXIF orientation, alpha over white,
-    16-bit grey by its upper byte, an animation's first frame.
+    """RGB image of an encoded file as transformers' processors read it: upright by its
+    EXIF orientation, alpha over white, 16-bit grey clipped to 255 (as Pillow converts
+    it, so everywhere a model is served), an animation's first frame.
 
     Args:
       data: the whole file.

@@ -123,6 +123,7 @@ def generate(
         hidden=jnp.repeat(chain.hidden, fold, axis=0),
         next=jnp.repeat(chain.next, fold),
     )
+    places = chain.next[:, None] + jnp.arange(max_tokens, dtype=jnp.int32)
 
     class State(NamedTuple):
         t: Array
@@ -164,7 +165,7 @@ def generate(
             r.stopped | (live & ended),
         )
         own_mask = jnp.broadcast_to(jnp.arange(max_tokens) < s.t, (rows, max_tokens))
-        links = (*chain.links, Segment(s.k, s.v, own_mask))
+        links = (*chain.links, Segment(s.k, s.v, own_mask, places))
         here = Chain(links, s.hidden, chain.next + s.t)
         one = jnp.ones((rows, 1), bool)
         _, after = extend(model, params, here, ids[:, None], one, **options)
@@ -201,6 +202,6 @@ def generate(
     last = jax.lax.while_loop(
         lambda s: (s.t < max_tokens) & ~jnp.all(s.done), step, first
     )
-    own = Segment(last.k, last.v, last.rollout.mask)
+    own = Segment(last.k, last.v, last.rollout.mask, places)
     after = chain.next + last.rollout.mask.sum(-1, dtype=jnp.int32)
     return last.rollout, Chain((*chain.links, own), last.hidden, after)

@@ -30,7 +30,8 @@ class Policy(NamedTuple):
 
     def write(self, examples: Sequence[Example]) -> list[Prompt]:
         """Prompts of examples, in this policy's style."""
-        return [prompts.build(e, self.style) for e in examples]
+        render = self.processor.render
+        return [prompts.build(e, self.style, render) for e in examples]
 
     def put(self, tree):
         """Host arrays on the mesh, groups split along the batch axes."""
@@ -49,7 +50,7 @@ def load(
     """Load a checkpoint onto a mesh (all devices on the data axis by default).
 
     Args:
-      name: 'tiny' or a directory in Hugging Face format.
+      name: 'tiny', a directory in Hugging Face format, a hub id, or a run.
       style: prompt style; by default 'tiny' for the tiny tokenizer, else 'r1v'.
       dtype: of the parameters.
       pixels: (min, max) pixels of an image, instead of the checkpoint's own.
@@ -58,7 +59,7 @@ def load(
     mesh = mesh or sharding.make_mesh()
     table = hf.read_model(path).table
     model, params = hf.load(
-        path, dtype=dtype, shardings=sharding.param_shardings(mesh, table)
+        name, dtype=dtype, shardings=sharding.param_shardings(mesh, table)
     )
     low, high = pixels or (None, None)
     processor = tokens.load_processor(path, min_pixels=low, max_pixels=high)
@@ -79,5 +80,5 @@ def load(
 
 def prefixes(policy: Policy, written: Sequence[Prompt]) -> Group:
     """Groups whose whole prompt is the prefix, as rollouts start from."""
-    rows = [[tokens.encode(policy.processor, p)] for p in written]
+    rows = [[row] for row in tokens.encode_all(policy.processor, written)]
     return tokens.group(rows, policy.processor.facts, policy.buckets)

@@ -1,36 +1,42 @@
-"""Write a model as a directory that Hugging Face transformers loads.
+"""Convert a model between formats, change its dtype, or merge an adapter into it.
 
-The source is 'tiny', a directory in that format already (to change its dtype), or a run
-directory with checkpoints/: WORKDIR/seed-N of `vlmrl train`, WORKDIR/RECIPE/seed-N of
-`vlmrl demo`, WORKDIR of a supervised run.
+The source is 'tiny', a directory in Hugging Face's format, a hub id (org/name), what
+`vlmrl convert --format=orbax` made, or a run directory with checkpoints/:
+WORKDIR/seed-N of `vlmrl train`, WORKDIR/RECIPE/seed-N of `vlmrl demo`, WORKDIR of a
+supervised run.
+
+The target holds config.json and the tokenizer, and the weights: as safetensors, which
+transformers and vLLM load (hf), or below checkpoints/ in Orbax's format, which loads
+fast onto many machines (orbax). `--adapter DIR` adds a LoRA adapter in peft's format to
+the weights, in float32.
+
+  vlmrl convert --source runs/a/seed-0 --target out
+  vlmrl convert --source Qwen/Qwen2.5-VL-7B-Instruct --target out --format orbax
+  vlmrl convert --source base --adapter adapter --target merged
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 
 from vlmrl import checkpoint
 from vlmrl.main import args
-from vlmrl.models import hf
+from vlmrl.models import hf, lora
 from vlmrl.types import UserError
 
-HELP = "a checkpoint or model directory → a Hugging Face directory"
+HELP = "a model between formats and dtypes; adapters merged"
 FLAGS = {
-    "source": (None, "'tiny', a Hugging Face directory, or a run with checkpoints/"),
+    "source": (None, "'tiny', a directory, a hub id, or a run with checkpoints/"),
     "target": (None, "directory to make; it must not exist"),
-    "dtype": ("float32", "of the weights written: float32 or bfloat16"),
+    "format": ("hf", "of the weights written: hf (safetensors) or orbax"),
+    "dtype": ("", "of the weights written: float32 or bfloat16; as they are if unset"),
+    "adapter": ("", "directory of a LoRA adapter, merged into the weights"),
     "step": (0, "checkpoint of a run to convert; 0 is its newest"),
 }
-DTYPES = ("float32", "bfloat16")
-# Where checkpoints hold parameters: those of RL, those of the supervised warm start.
-PLACES = (("state", "params"), ("params",))
-FLOAT = checkpoint.Leaf("array", (), "float32")
+DTYPES = ("", "float32", "bfloat16")
+FORMATS = ("hf", "orbax")
 
 
 def main(argv):
@@ -38,83 +44,58 @@ def main(argv):
     for flag in ("source", "target"):
         if not getattr(other, flag):
             raise UserError(f"--{flag}: must be given; see --help")
-    if other.dtype not in DTYPES:
-        raise UserError(f"--dtype is '{other.dtype}', want {' or '.join(DTYPES)}")
-    print(convert(other.source, other.target, other.dtype, other.step))
-
-
-def convert(source: str, target: str, dtype: str = "float32", step: int = 0) -> Path:
-    """Writes the directory; `step` as in FLAGS.
-
-    Raises:
-      UserError: `source` is none of the three, has no such step, or holds other tensors
-        than its config.json says; `target` exists or cannot be written.
-    """
-    points = Path(source) / "checkpoints"
-    if points.is_dir():
-        origin = start_of(Path(source))
-        model = hf.read_model(origin)
-        params = read_params(points, step, model)
-    elif step:
-        raise UserError(f"--step: {source} has no checkpoints/ to choose from")
-    elif runs := sorted(str(p.parent) for p in Path(source).glob("**/checkpoints")):
-        raise UserError(f"--source {source}: holds runs; give one: {', '.join(runs)}")
-    else:
-        origin = hf.resolve(source)
-        model, params = hf.load(origin)
-    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
-    try:
-        with tempfile.TemporaryDirectory() as beside:
-            side_files(origin, Path(beside), dtype)
-            return hf.save(target, model, params, beside)
-    except OSError as error:
-        raise UserError(f"--target {target}: {error.strerror or error}") from error
-
-
-def start_of(run: Path) -> Path:
-    """The model directory a run began with: its config.json and tokenizer are those of
-    every checkpoint of the run."""
-    begun = run / "start"  # a supervised run from random weights made its own
-    if begun.is_dir():
-        return hf.resolve(begun)
-    for directory in (run, *run.absolute().parents[:2]):
-        path = directory / "config.json"
-        config = json.loads(path.read_text()) if path.is_file() else {}
-        if config.get("model"):
-            return hf.resolve(config["model"])
-    raise UserError(
-        f"{run}: no config.json of the run here or above says what model it began with"
+    for flag, known in (("dtype", DTYPES[1:]), ("format", FORMATS)):
+        value = getattr(other, flag)
+        if value not in (*known, FLAGS[flag][0]):
+            raise UserError(f"--{flag} is '{value}', want {' or '.join(known)}")
+    print(
+        convert(
+            other.source,
+            other.target,
+            other.dtype,
+            other.step,
+            other.format,
+            other.adapter,
+        )
     )
 
 
-def read_params(points: Path, step: int, model) -> dict:
-    """Parameters alone out of a checkpoint of a whole training state."""
-    step = step or checkpoint.latest(points)
-    if step is None:
-        raise UserError(f"{points}: holds no complete checkpoint")
-    held = checkpoint.leaves(points, step)
-    first = next(iter(model.table))
-    path = next((p for p in PLACES if "/".join([*p, first]) in held), PLACES[0])
-    prefix = "/".join(path)
-    like = {
-        name: jax.ShapeDtypeStruct(p.shape, held.get(f"{prefix}/{name}", FLOAT).dtype)
-        for name, p in model.table.items()
-    }
-    for part in reversed(path):
-        like = {part: like}
-    tree, _ = checkpoint.restore(points, step, like, partial=True)
-    for part in path:
-        tree = tree[part]
-    return tree
+def convert(
+    source: str,
+    target: str,
+    dtype: str = "",
+    step: int = 0,
+    format: str = "hf",
+    adapter: str = "",
+) -> Path:
+    """Writes the directory; arguments as in FLAGS.
 
-
-def side_files(origin: Path, target: Path, dtype: str) -> None:
-    """What a model directory holds beside weights, with the dtype that is written."""
-    for name in hf.SIDE_FILES:
-        if (origin / name).is_file():
-            shutil.copy(origin / name, target)
-    path = target / "config.json"
-    config = json.loads(path.read_text())
-    config.pop("torch_dtype", None)  # what older transformers called it
-    config["dtype"] = dtype
-    path.write_text(json.dumps(config, indent=1) + "\n")
+    Raises:
+      UserError: `source` is no model, has no such step, or holds other tensors than its
+        config.json says; `target` exists or cannot be written.
+    """
+    if Path(target).exists():
+        raise UserError(f"--target {target}: exists already; choose a new directory")
+    if not (Path(source) / hf.POINTS).is_dir():
+        runs = sorted(str(p.parent) for p in Path(source).glob(f"**/{hf.POINTS}"))
+        if runs:
+            raise UserError(f"--source {source}: holds runs; give one: "
+                            f"{', '.join(runs)}")  # fmt: skip
+        if step:
+            raise UserError(f"--step: {source} has no {hf.POINTS}/ to choose from")
+    origin = hf.resolve(source)
+    model, params = hf.load(source, dtype=dtype or None, step=step)
+    if adapter:
+        held, both = lora.load(adapter, model, params)
+        params = lora.merge(model, held, both)
+    # What most of the numbers are: norms may be kept wider.
+    kind = dtype or np.dtype(max(params.values(), key=lambda x: x.size).dtype)
+    try:
+        if format == "hf":
+            return hf.save(target, model, params, origin, kind)
+        with hf.renamed(Path(target)) as beside:
+            hf.copy_side_files(origin, beside, kind)
+            checkpoint.save(beside / hf.POINTS, 0, {"params": params})()
+        return Path(target)
+    except OSError as error:
+        raise UserError(f"--target {target}: {error.strerror or error}") from error

@@ -10,6 +10,7 @@ the earlier new links, and causally to themselves.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -40,7 +41,7 @@ class Param(NamedTuple):
 class Level(NamedTuple):
     """New tokens: one link of a chain, its B rows being branches of earlier links."""
 
-    x: Array  # dtype[B, T, D]: embedded
+    x: Array  # dtype[B, T, D]: embedded, as `Model.embed` gives it
     positions: Array  # int32[3, B, T]
     mask: Array  # bool[B, T]
     limits: tuple[Array | None, ...] = ()  # per earlier link (cached, then new):
@@ -53,16 +54,28 @@ class Segment(NamedTuple):
     k: Array  # dtype[L, B, S, K, H]
     v: Array  # dtype[L, B, S, K, H]
     mask: Array  # bool[B, S]
+    positions: Array  # int32[B, S]: on the time axis; sliding windows count them
+
+
+class Window(NamedTuple):
+    """A sliding window: a query at position p sees keys at p − size + 1 … p. Positions
+    are logical, so that branches, padding and cut links don't change what is seen."""
+
+    size: Array  # int32[]
+    positions: tuple[Array, ...]  # int32[b, S] per link, the queries' own last
 
 
 class Model(NamedTuple):
     """A family with its config bound. D is the text width.
 
     init(key, dtype) -> params
-    encode_image(params, vision) -> dtype[N, I * M, D]: merged tokens in raster order
-    embed(params, tokens, features | None) -> dtype[B, S, D]
+    encode_image(params, vision) -> dtype[N, I * M, D]: merged tokens in raster order;
+        D * (1 + J) for a family that adds features to its first J layers as well
+    embed(params, tokens, features | None) -> dtype[B, S, D], as wide as the features
     layers(params, levels, cached, attend, **options) -> (hidden per level, after the
-        final norm, [B, T, D]; Segment per level)
+        final norm, [B, T, D]; Segment per level). attend(q, level, links, window)
+        mixes: q dtype[B, T, K, R, H]; links, in chain order and ending with the level
+        itself, are (k, v, mask) with k, v dtype[b, S, K, H]; window None or a Window
     head(params) -> dtype[V, D]: rows of the output matrix
     """
 
@@ -79,6 +92,65 @@ class Model(NamedTuple):
     def size(self) -> int:
         """Number of parameters."""
         return sum(_count(p) for p in self.table.values())
+
+
+def linear(p: Param) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """Names of the axes that a linear layer writes and reads, in the order they are
+    stored in; None for what is none (embeddings, norms, biases, convolutions)."""
+    left, right = (side.strip() for side in p.layout.split("->"))
+    groups = re.findall(r"\([^)]*\)|[^\s()]+", left)
+    if len(groups) != 2 or "..." in left or "(" in right:
+        return None
+    outputs, inputs = (tuple(g.strip("()").split()) for g in groups)
+    return outputs, inputs
+
+
+def linear_rows(
+    name, stored, layers, inputs, outputs, axes, *, bias: bool, adds: bool = False
+) -> dict[str, Param]:
+    """Rows of a linear layer [inputs, outputs] (stored the other way round), stacked if
+    `layers` is not 0.
+
+    Random weights (tests, a tiny model's start) keep activations at unit scale: 1 / √
+    of the inputs' number, less where a layer `adds` to the residual stream.
+    """
+    lead, pre = ((layers,), (None,)) if layers else ((), ())
+    std = (inputs * (2 * layers if adds else 1)) ** -0.5
+    shape = (*lead, inputs, outputs)
+    rows = {
+        name: Param(shape, (*pre, *axes), std, stored + ".weight", "o i -> i o", {})
+    }
+    if bias:
+        shape, last = (*lead, outputs), (*pre, axes[1])
+        rows[name + "_bias"] = Param(shape, last, 0, stored + ".bias", "... -> ...", {})
+    return rows
+
+
+def qkv_rows(name, stored, layers, width, heads) -> dict[str, Param]:
+    """Rows of stacked queries, keys and values stored as one linear layer with bias:
+    [width, 3, heads, width / heads]."""
+    shape, axes = (3, heads, width // heads), (None, "kv_heads", None)
+    sizes = {"q": 3, "a": heads}
+    weight, bias = "(q a h) e -> e q a h", "(q a h) -> q a h"
+    return {
+        name: Param(
+            (layers, width, *shape), (None, "embed", *axes), width**-0.5,
+            stored + ".weight", weight, sizes,
+        ),
+        name + "_bias": Param(
+            (layers, *shape), (None, *axes), 0, stored + ".bias", bias, sizes
+        ),
+    }  # fmt: skip
+
+
+def norm_rows(name, stored, layers, size, *, bias: bool = False) -> dict[str, Param]:
+    """Rows of a norm over `size` channels, stacked if `layers` is not 0."""
+    lead, pre = ((layers,), (None,)) if layers else ((), ())
+    shape, axes = (*lead, size), (*pre, None)
+    rows = {name: Param(shape, axes, -1, stored + ".weight", "... -> ...", {})}
+    if bias:
+        rows[name + "_bias"] = Param(shape, axes, 0, stored + ".bias", "... -> ...", {})
+    return rows
 
 
 def declare(module: nn.Module, table: dict[str, Param]) -> dict[str, jax.Array]:

@@ -23,28 +23,31 @@ def rms_norm(x, weight, eps: float):
     return weight.astype(x.dtype) * y.astype(x.dtype)
 
 
-def mrope(positions, head_dim: int, theta: float, sections: tuple[int, ...], dtype):
-    """Cosine and sine of multimodal rotary angles (Qwen2-VL,
-    https://arxiv.org/abs/2409.12191).
+def layer_norm(x, weight, bias, eps: float):
+    """weight · (x − mean) / √(variance + eps) + bias; x dtype[..., D]."""
+    y = wide(x)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+    return (y * wide(weight) + wide(bias)).astype(x.dtype)
 
-    The head_dim / 2 frequencies are cut into sections; section i turns by the position
-    on axis i mod 3 (time, height, width). Text has equal positions on all three.
+
+def rope(positions, frequencies, axes, scale: float, dtype):
+    """Cosine and sine of rotary angles; angle i is the position on axis `axes[i]`
+    (time, height, width) times `frequencies[i]`. Text has equal positions on all three
+    axes, so that this is plain rotary embedding there (https://arxiv.org/abs/2104.09864)
+    and multimodal at images (https://arxiv.org/abs/2409.12191).
 
     Args:
       positions: int32[3, B, T].
+      frequencies, axes: H / 2 numbers each; scale multiplies cosine and sine.
     Returns:
-      (cos, sin), each dtype[B, T, head_dim / 2].
+      (cos, sin), each dtype[B, T, H / 2].
     """
     kind = jnp.promote_types(dtype, jnp.float32)
-    inverse = theta ** (-jnp.arange(0, head_dim, 2, dtype=kind) / head_dim)
-    angle = positions[..., None].astype(kind) * inverse
-    ends = [sum(sections[: i + 1]) for i in range(len(sections))]
-    parts = [
-        angle[i % 3, ..., end - size : end]
-        for i, (size, end) in enumerate(zip(sections, ends, strict=True))
-    ]
-    angle = jnp.concatenate(parts, axis=-1)
-    return jnp.cos(angle).astype(dtype), jnp.sin(angle).astype(dtype)
+    at = jnp.moveaxis(jnp.asarray(positions)[jnp.asarray(axes)], 0, -1).astype(kind)
+    angle = at * jnp.asarray(frequencies, kind)
+    cos, sin = jnp.cos(angle) * scale, jnp.sin(angle) * scale
+    return cos.astype(dtype), sin.astype(dtype)
 
 
 def axial_rope(positions, head_dim: int, theta: float, dtype):
@@ -94,7 +97,9 @@ def full_attention(q, k, v, mask):
     Returns:
       dtype[B, S, heads, H].
     """
-    scores = wide(jnp.einsum("bqnh,bknh->bnqk", q, k)) * q.shape[-1] ** -0.5
+    kind = jnp.promote_types(q.dtype, jnp.float32)
+    scores = jnp.einsum("bqnh,bknh->bnqk", q, k, preferred_element_type=kind)
+    scores = scores * q.shape[-1] ** -0.5
     scores = jnp.where(mask[:, None, None, :], scores, -1e30)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("bnqk,bknh->bqnh", weights, v)
@@ -104,7 +109,8 @@ def scan_layers(body, carry, stacked, flags=None, *, unroll: bool, remat):
     """Run body(carry, params of one layer, flag) over the leading axis of `stacked`.
 
     Args:
-      flags: static tuple of bools, one per layer (which kind of layer it is).
+      flags: static tuple, one per layer: what kind it is, or which one. Static where
+        layers are unrolled, traced in the scan.
       unroll: a Python loop, for exact FLOP counts (XLA counts a scan's body once).
       remat: None or a `jax.checkpoint_policies` policy name: rematerialise each layer.
     Returns:

@@ -1,0 +1,127 @@
+"""Say what a model is, without reading its weights: family, number of parameters,
+memory by dtype, prompt style, and on how many chips it fits.
+
+MODEL is 'tiny', a directory with a config.json, a run, or a hub id (org/name); those in
+the list below are known without the hub.
+
+What fits where counts parameters and what training keeps beside them, and leaves a
+fifth of a chip's memory to activations and caches; spread evenly over chips.
+
+  inference      bfloat16: 2 bytes per parameter
+  LoRA           base in bfloat16, 2 bytes; adapters with gradients and AdamW moments in
+                 float32, 16 bytes per adapter parameter
+  full training  float32 parameters and gradients, AdamW moments: 16 bytes
+
+  vlmrl inspect Qwen/Qwen2.5-VL-7B-Instruct
+  vlmrl inspect runs/a/seed-0
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import jax
+
+from vlmrl.main import args
+from vlmrl.models import hf, lora, quant
+from vlmrl.models.api import Model, linear
+from vlmrl.types import UserError
+
+HELP = "what a model is, its memory, and what fits where"
+FLAGS = {
+    "args": ("MODEL", "'tiny', a directory, a run, or a hub id"),
+    "rank": (16, "of the LoRA adapters that are counted, on every linear text layer"),
+}
+GB = 1e9  # as vendors count
+# Memory of a chip, GB: https://cloud.google.com/tpu/docs/system-architecture-tpu-vm and
+# NVIDIA's data sheets.
+CHIPS = {"v5e": 16, "v5p": 95, "v6e": 32, "A100": 80, "H100": 80, "H200": 141}
+USED = 0.8  # share of a chip's memory given to what is counted
+
+
+def main(argv):
+    _, _, other = args.parse(argv, FLAGS)
+    if len(other.args) != 1:
+        known = ", ".join(hf.published())
+        raise UserError(f"vlmrl inspect takes one MODEL, as one of: {known}")
+    if other.rank < 1:
+        raise UserError(f"--rank is {other.rank}, want 1 or more")
+    print(describe(other.args[0], other.rank))
+
+
+def describe(name: str, rank: int = 16) -> str:
+    """The text that the command prints."""
+    known = hf.published()
+    if name in known and not Path(name).is_dir():
+        _, model = hf.family_of(known[name], name)
+    else:
+        model = hf.read_model(name)
+    sizes = count(model)
+    parts = "; ".join(f"{part} {n:,}" for part, n in sizes.items())
+    added = adapters(model, rank)
+    memory = ", ".join(f"{d} {_gb(n)}" for d, n in weights(model).items())
+    lines = [
+        name,
+        f"family        {model.family}",
+        f"parameters    {model.size:,} ({parts})",
+        f"weights       {memory}",
+        f"prompt style  {style(model)}",
+        f"LoRA          {added:,} parameters at rank {rank} on linear text layers",
+        "",
+        f"{'chips needed':15}{'bytes':>10}"
+        + "".join(f"{f'{c} {gb}':>10}" for c, gb in CHIPS.items()),
+    ]
+    for use, size in uses(model, added).items():
+        cells = "".join(f"{chips(size, gb):>10}" for gb in CHIPS.values())
+        lines.append(f"{use:15}{_gb(size):>10}{cells}")
+    return "\n".join(lines)
+
+
+def count(model: Model) -> dict[str, int]:
+    """Parameters by part: vision (tower and merger; none in text models), text."""
+    parts: dict[str, int] = {}
+    for name, p in model.table.items():
+        part = name.partition(".")[0]
+        parts[part] = parts.get(part, 0) + math.prod(p.shape)
+    return parts
+
+
+def weights(model: Model) -> dict[str, int]:
+    """Bytes of the weights by dtype; int8 holds linear layers in 8 bits with float32
+    scales, the rest in bfloat16."""
+    small = 0
+    for p in model.table.values():
+        leaves = jax.tree.leaves(quant.like(p)) if linear(p) else []
+        held = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
+        small += held or 2 * math.prod(p.shape)
+    return {"float32": 4 * model.size, "bfloat16": 2 * model.size, "int8": small}
+
+
+def adapters(model: Model, rank: int) -> int:
+    """Parameters of LoRA adapters on every linear layer of the decoder."""
+    rows = lora.rows(model, lora.Adapter(rank, rank))
+    return sum(math.prod(p.shape) for p in rows.values())
+
+
+def uses(model: Model, added: int) -> dict[str, int]:
+    """Bytes by use; see the module's docstring."""
+    return {
+        "inference": 2 * model.size,
+        "LoRA": 2 * model.size + 16 * added,
+        "full training": 16 * model.size,
+    }
+
+
+def chips(size: int, gb: float) -> int:
+    """How many chips of `gb` GB hold `size` bytes."""
+    return max(1, math.ceil(size / (USED * gb * GB)))
+
+
+def style(model: Model) -> str:
+    """The prompt style a model is asked in unless told otherwise."""
+    return "tiny" if model.table["text.embed"].shape[0] <= 512 else "r1v"
+
+
+def _gb(size: float) -> str:
+    return f"{size / GB:.1f} GB" if size >= GB / 10 else f"{size / 1e6:.1f} MB"

@@ -1,0 +1,324 @@
+"""InternVL3 in transformers' layout (https://arxiv.org/abs/2504.10479): a plain vision
+transformer over tiles of one size, pixel shuffle, a projector, a Qwen2 decoder.
+
+Equal to transformers' `InternVLForConditionalGeneration`. A tile is one window of
+`types.Vision`; tiles never attend to each other. Axis letters: N groups, I images,
+W tiles of an image, P patches of a tile, E vision width, A vision heads, H head width,
+D text width.
+"""
+
+from __future__ import annotations
+
+from math import isqrt
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vlmrl.models import decoder
+from vlmrl.models import layers as fn
+from vlmrl.models import text as texts
+from vlmrl.models.api import Model, Param, linear_rows, norm_rows
+from vlmrl.types import UserError, Vision
+
+FAMILY = "internvl"
+ACTIVATIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_pytorch_tanh": jax.nn.gelu,
+    "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
+}
+QK_NORM_EPS = 1e-6  # fixed in transformers, whatever the config's layer_norm_eps
+MERGER_EPS = 1e-5
+
+
+class Config(NamedTuple):
+    text: decoder.Config
+    vision_width: int
+    vision_layers: int
+    vision_heads: int
+    vision_mlp: int
+    vision_act: str
+    vision_eps: float
+    vision_norm: str  # 'layer_norm' or 'rms_norm', of the layers
+    vision_bias: bool  # of queries, keys and values
+    qk_norm: bool  # of queries and keys over all heads at once
+    final_norm: bool
+    positions: bool  # learned absolute ones
+    mask_token: bool  # stored, never used
+    feature: int  # hidden state that is taken: 0 the embeddings, −1 the last, normed
+    patch: int
+    channels: int
+    grid: int  # patches a side that positions were learned for
+    merge: int
+    merger_act: str
+
+    @property
+    def patch_dim(self) -> int:
+        return self.channels * self.patch**2
+
+
+def read_config(raw: dict, where: str) -> Config:
+    """Config of a `config.json`.
+
+    Raises:
+      UserError: a field is missing, or asks for something this family does not do.
+    """
+    text, vision = raw.get("text_config") or {}, raw.get("vision_config") or {}
+
+    def get(key):
+        return decoder.need(vision, key, where, "vision_config.")
+
+    def one_of(part, prefix, key, known, default):
+        found = part.get(key, default)
+        if found not in known:
+            raise UserError(
+                f"{where}: field '{prefix}{key}' is {found!r}; supported: "
+                + ", ".join(map(repr, known))
+            )
+        return found
+
+    def side(key):
+        sizes = get(key)
+        sizes = [sizes] if isinstance(sizes, int) else list(sizes)
+        if len(set(sizes)) != 1:
+            raise UserError(
+                f"{where}: field 'vision_config.{key}' is {sizes}; must be square"
+            )
+        return sizes[0]
+
+    kind = one_of(text, "text_config.", "model_type", texts.FAMILIES, "qwen2")
+    one_of(raw, "", "vision_feature_select_strategy", ("default",), "default")
+    ratio = raw.get("downsample_ratio", 0.5)
+    layers, last = get("num_hidden_layers"), raw.get("vision_feature_layer", -1)
+    if not isinstance(last, int) or not -layers - 1 <= last <= layers:
+        raise UserError(
+            f"{where}: field 'vision_feature_layer' is {last}; must be one of the "
+            f"{layers} layers"
+        )
+    return Config(
+        text=decoder.read_config(
+            text,
+            where,
+            "text_config.",
+            tied=raw.get("tie_word_embeddings"),
+            **texts.FAMILIES[kind],
+        ),
+        vision_width=get("hidden_size"),
+        vision_layers=layers,
+        vision_heads=get("num_attention_heads"),
+        vision_mlp=get("intermediate_size"),
+        vision_act=one_of(vision, "vision_config.", "hidden_act", ACTIVATIONS, "gelu"),
+        vision_eps=vision.get("layer_norm_eps", 1e-6),
+        vision_norm=one_of(
+            vision,
+            "vision_config.",
+            "norm_type",
+            ("layer_norm", "rms_norm"),
+            "layer_norm",
+        ),
+        vision_bias=bool(vision.get("attention_bias", False)),
+        qk_norm=bool(vision.get("use_qk_norm", False)),
+        final_norm=not vision.get("use_mean_pooling", True),
+        positions=bool(vision.get("use_absolute_position_embeddings", True)),
+        mask_token=bool(vision.get("use_mask_token", False)),
+        feature=last,
+        patch=side("patch_size"),
+        channels=vision.get("num_channels", 3),
+        grid=side("image_size") // side("patch_size"),
+        merge=round(1 / ratio),
+        merger_act=one_of(raw, "", "projector_hidden_act", ACTIVATIONS, "gelu"),
+    )
+
+
+def table(c: Config) -> dict[str, Param]:
+    """The parameter table. Stacked rows carry the layer axis first."""
+    e, a, n, m = c.vision_width, c.vision_heads, c.vision_layers, c.vision_mlp
+    at, plain = "vision_tower.embeddings.", "... -> ..."
+    bias = c.vision_norm == "layer_norm"
+    heads = ("kv_heads", None)
+
+    def token(name, stored):
+        rows[name] = Param((e,), ("embed",), 0.02, at + stored, "1 1 e -> e", {})
+
+    rows: dict[str, Param] = {}
+    token("vision.cls", "cls_token")
+    if c.mask_token:
+        token("vision.mask", "mask_token")
+    if c.positions:
+        shape, name = (c.grid**2 + 1, e), at + "position_embeddings"
+        rows["vision.positions"] = Param(
+            shape, (None, "embed"), 0.02, name, "1 p e -> p e", {}
+        )
+    rows["vision.patch"] = Param(
+        (c.patch_dim, e),
+        (None, "embed"),
+        c.patch_dim**-0.5,
+        at + "patch_embeddings.projection.weight",
+        "e c y x -> (c y x) e",
+        dict(c=c.channels, y=c.patch, x=c.patch),
+    )
+    rows["vision.patch_bias"] = Param(
+        (e,), ("embed",), 0, at + "patch_embeddings.projection.bias", plain, {}
+    )
+    at = "vision_tower.encoder.layer.{}."
+    rows |= norm_rows("vision.layers.norm1", at + "layernorm_before", n, e, bias=bias)
+    for name in ("q", "k", "v"):
+        stored = at + f"attention.{name}_proj"
+        rows["vision.layers." + name] = Param(
+            (n, e, a, e // a),
+            (None, "embed", *heads),
+            e**-0.5,
+            stored + ".weight",
+            "(a h) e -> e a h",
+            {"a": a},
+        )
+        if c.vision_bias:
+            rows[f"vision.layers.{name}_bias"] = Param(
+                (n, a, e // a),
+                (None, *heads),
+                0,
+                stored + ".bias",
+                "(a h) -> a h",
+                {"a": a},
+            )
+        if c.qk_norm and name != "v":
+            stored = at + f"attention.{name}_norm"
+            rows |= norm_rows(f"vision.layers.{name}_norm", stored, n, e)
+    for name, stored, i, o, axes in (
+        ("o", "attention.projection_layer", e, e, (None, "embed")),
+        ("in", "mlp.fc1", e, m, ("embed", "mlp")),
+        ("out", "mlp.fc2", m, e, ("mlp", "embed")),
+    ):
+        adds = name != "in"
+        rows |= linear_rows(
+            "vision.layers." + name, at + stored, n, i, o, axes, bias=True, adds=adds
+        )
+    rows |= norm_rows("vision.layers.norm2", at + "layernorm_after", n, e, bias=bias)
+    for i in (1, 2):
+        rows[f"vision.layers.scale{i}"] = Param(
+            (n, e), (None, None), -1, at + f"lambda_{i}", plain, {}
+        )
+    if c.final_norm:
+        rows |= norm_rows("vision.norm", "vision_tower.layernorm", 0, e, bias=True)
+    at, u, d = "multi_modal_projector.", c.merge**2 * e, c.text.width
+    rows |= norm_rows("vision.merger.norm", at + "layer_norm", 0, u, bias=True)
+    for name, stored, i, axes in (
+        ("in", "linear_1", u, ("embed", "mlp")),
+        ("out", "linear_2", d, ("mlp", "embed")),
+    ):
+        rows |= linear_rows(
+            "vision.merger." + name, at + stored, 0, i, d, axes, bias=True
+        )
+    return rows | decoder.rows(
+        c.text, "language_model.model.", "language_model.lm_head.weight"
+    )
+
+
+# transformers 5 names modules, and some files, differently from the hub's checkpoints.
+RENAMES = (
+    ("model.vision_tower.", "vision_tower."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+    ("model.language_model.", "language_model.model."),
+    ("lm_head.", "language_model.lm_head."),
+)
+
+
+def stretch(size: int, to: int) -> np.ndarray:
+    """float32[to, size]: bicubic interpolation along one axis as torch does it (cubic
+    of −0.75, edges repeated, pixels at the centres of their cells)."""
+    a = -0.75
+    at = (np.arange(to) + 0.5) * size / to - 0.5
+    first = np.floor(at)
+    out = np.zeros((to, size))
+    for tap in range(-1, 3):
+        far = np.abs(at - first - tap)
+        near = ((a + 2) * far - (a + 3)) * far**2 + 1
+        tail = ((far - 5) * far + 8) * far * a - 4 * a
+        index = np.clip(first + tap, 0, size - 1).astype(int)
+        np.add.at(out, (np.arange(to), index), np.where(far <= 1, near, tail))
+    return out.astype(np.float32)
+
+
+def place(c: Config, positions, p: int):
+    """[P, E] learned positions of a tile's patches, merge units contiguous."""
+    side = isqrt(p)
+    if side**2 != p or side % c.merge:
+        raise UserError(f"tiles of {p} patches; must be square, of whole merge units")
+    grid = positions[1:].reshape(c.grid, c.grid, -1)
+    if side != c.grid:
+        rows = jnp.asarray(stretch(c.grid, side), fn.wide(grid).dtype)
+        wide = jnp.einsum("ys,xt,ste->yxe", rows, rows, fn.wide(grid))
+        grid = wide.astype(positions.dtype)
+    units = grid.reshape(side // c.merge, c.merge, side // c.merge, c.merge, -1)
+    return units.transpose(0, 2, 1, 3, 4).reshape(p, -1)
+
+
+def encode_image(
+    c: Config, w: dict, vision: Vision, *, dtype=None, unroll=False, remat=None
+):
+    """Merged image tokens dtype[N, I * M, D], tile after tile, in raster order."""
+    dtype = dtype or w["vision.patch"].dtype
+    n, i, tiles, p, _ = vision.patches.shape
+    rows, e = n * i * tiles, c.vision_width
+
+    patches = vision.patches.reshape(rows, p, -1).astype(dtype)
+    x = jnp.einsum("rpc,ce->rpe", patches, w["vision.patch"].astype(dtype))
+    x = x + w["vision.patch_bias"].astype(dtype)
+    first = w["vision.cls"].astype(dtype)
+    if c.positions:
+        x = x + place(c, w["vision.positions"], p).astype(dtype)
+        first = first + w["vision.positions"][0].astype(dtype)
+    x = jnp.concatenate([jnp.broadcast_to(first, (rows, 1, e)), x], axis=1)
+    mask = jnp.pad(vision.mask.reshape(rows, p), ((0, 0), (1, 0)), constant_values=True)
+
+    def norm(x, w, name):
+        if c.vision_norm == "rms_norm":
+            return fn.rms_norm(x, w[name], c.vision_eps)
+        return fn.layer_norm(x, w[name], w[name + "_bias"], c.vision_eps)
+
+    def heads(x, w, name):
+        y = jnp.einsum("rpe,eah->rpah", x, w[name].astype(dtype))
+        if c.vision_bias:
+            y = y + w[name + "_bias"].astype(dtype)
+        if c.qk_norm and name != "v":
+            flat = y.reshape(x.shape)
+            y = fn.rms_norm(flat, w[name + "_norm"], QK_NORM_EPS).reshape(y.shape)
+        return y
+
+    def linear(x, w, name):
+        y = jnp.einsum("rpd,df->rpf", x, w[name].astype(dtype))
+        return y + w[name + "_bias"].astype(dtype)
+
+    def layer(x, w, _):
+        y = norm(x, w, "norm1")
+        y = fn.full_attention(*(heads(y, w, name) for name in "qkv"), mask)
+        y = linear(y.reshape(x.shape), w, "o")
+        x = x + w["scale1"].astype(dtype) * y
+        y = ACTIVATIONS[c.vision_act](linear(norm(x, w, "norm2"), w, "in"))
+        return x + w["scale2"].astype(dtype) * linear(y, w, "out"), None
+
+    depth = c.feature % (c.vision_layers + 1)
+    if depth:
+        stacked = decoder.below(w, "vision.layers.")
+        if depth < c.vision_layers:
+            stacked = jax.tree.map(lambda stack: stack[:depth], stacked)
+        x, _ = fn.scan_layers(layer, x, stacked, unroll=unroll, remat=remat)
+    x, merger = x[:, 1:], decoder.below(w, "vision.merger.")
+    if c.final_norm and c.feature == -1:
+        x = fn.layer_norm(x, w["vision.norm"], w["vision.norm_bias"], c.vision_eps)
+    # Pixel shuffle: the patches of a merge unit, already neighbours, become one token.
+    x = x.reshape(rows, p // c.merge**2, c.merge**2 * e)
+    x = fn.layer_norm(x, merger["norm"], merger["norm_bias"], MERGER_EPS)
+    x = linear(ACTIVATIONS[c.merger_act](linear(x, merger, "in")), merger, "out")
+    x = x.reshape(n * i, -1, c.text.width)
+    order = vision.order.reshape(n * i, -1)
+    x = jnp.take_along_axis(x, order[..., None], axis=1)
+    return x.reshape(n, -1, c.text.width)
+
+
+def model(raw: dict, where: str = "config.json") -> Model:
+    """The family's `api.Model` of a parsed `config.json`."""
+    config = read_config(raw, where)
+    return decoder.model(FAMILY, config, table(config), encode_image)

@@ -1,0 +1,324 @@
+"""Low-rank adapters (LoRA, https://arxiv.org/abs/2106.09685) on any linear layer, the
+vision tower's included.
+
+A linear layer W gets a sum W + α/rank · A B. Shapes and axes come from the family's
+parameter table, so that an adapter is sharded like the weights it belongs to. Adapted
+parameters are the base's and, under 'lora.<name>.a' and '.b', the adapters'; the sum is
+formed in float32 one layer at a time, inside the layer scan, and the base takes no
+gradients. Adapters leave in the format of peft, or merged into the base.
+
+    adapter = lora.Adapter(rank=16, alpha=32.0, targets=("text.*",))
+    adapted = lora.attach(model, adapter)
+    params = lora.start(model, adapter, params, key)
+    tx = update.optimizer(rate, freeze=tuple(model.table))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import re
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import einops
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vlmrl.models import files, hf
+from vlmrl.models.api import Model, Param, linear
+from vlmrl.types import UserError
+
+PREFIX = "lora."
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's names
+ROOT = "base_model.model."  # what peft puts before the path of a module
+ADDED = "lora"  # name of the rank's axis in layouts
+
+
+class Adapter(NamedTuple):
+    """Which layers are adapted, and how."""
+
+    rank: int
+    alpha: float  # the sum is scaled by alpha / rank
+    targets: tuple[str, ...] = ("text.*",)  # patterns of names in the parameter table
+
+
+def attach(model: Model, adapter: Adapter) -> Model:
+    """The model with adapters: the same functions of params that hold adapters too.
+
+    Raises:
+      UserError: a target matches no linear layer, or the rank is not positive.
+    """
+    added = rows(model, adapter)
+    specs = {n: _spec(model.table[n]) for n in targets(model, adapter)}
+    scale = adapter.alpha / adapter.rank
+
+    def adapted(params):
+        # The base is frozen: its gradients are never computed.
+        held = {n: jax.lax.stop_gradient(params[n]) for n in model.table}
+        for name, spec in specs.items():
+            a, b = (params[f"{PREFIX}{name}.{x}"] for x in "ab")
+            held[name] = Sum(held[name], a, b, spec, scale)
+        return held
+
+    def over(function):
+        def call(params, *args, **kwargs):
+            return function(adapted(params), *args, **kwargs)
+
+        return call
+
+    def init(key, dtype=jnp.float32):
+        first, second = jax.random.split(key)
+        return start(model, adapter, model.init(first, dtype), second, dtype)
+
+    return model._replace(
+        table=model.table | added,
+        init=init,
+        encode_image=over(model.encode_image),
+        embed=over(model.embed),
+        layers=over(model.layers),
+        head=over(model.head),
+    )
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["base", "a", "b"],
+    meta_fields=["spec", "scale"],
+)
+@dataclasses.dataclass(frozen=True)
+class Sum:
+    """An adapted weight, which is formed where a layer asks for it by `astype`."""
+
+    base: Any  # dtype[...], or `quant.Int8`
+    a: Any  # [rank, inputs...]
+    b: Any  # [rank, outputs...]
+    spec: str
+    scale: float
+
+    def astype(self, dtype):
+        kind = jnp.promote_types(self.a.dtype, jnp.float32)
+        a, b = self.a.astype(kind), self.b.astype(kind)
+        delta = einops.einsum(a, b, self.spec)
+        return (self.base.astype(kind) + self.scale * delta).astype(dtype)
+
+    @property
+    def shape(self):
+        return self.base.shape
+
+    @property
+    def ndim(self):
+        return self.base.ndim
+
+    @property
+    def dtype(self):
+        return self.base.dtype
+
+
+def targets(model: Model, adapter: Adapter) -> tuple[str, ...]:
+    """Names of the adapted parameters."""
+    known = [n for n, p in model.table.items() if linear(p)]
+    for pattern in adapter.targets:
+        if not any(fnmatchcase(n, pattern) for n in known):
+            raise UserError(
+                f"adapter target '{pattern}' is no linear layer of {model.family}; "
+                f"these are: {', '.join(known)}"
+            )
+    if adapter.rank < 1:
+        raise UserError(f"adapter rank is {adapter.rank}, want 1 or more")
+    return tuple(n for n in known if any(fnmatchcase(n, t) for t in adapter.targets))
+
+
+def rows(model: Model, adapter: Adapter) -> dict[str, Param]:
+    """The adapters' rows of the parameter table, named as peft names the tensors.
+
+    A begins as noise of the variance that peft's Kaiming start has, B at zero, so that
+    the adapted model begins as the base.
+    """
+    out = {}
+    for name in targets(model, adapter):
+        p = model.table[name]
+        left, right = (side.strip() for side in p.layout.split("->"))
+        letters = right.split()
+        lead = p.shape[: len(p.shape) - len(letters)]
+        size = dict(zip(letters, p.shape[len(lead) :], strict=True))
+        axis = dict(zip(letters, p.axes[len(lead) :], strict=True))
+        groups = re.findall(r"\([^)]*\)|[^\s()]+", left)
+        module = ROOT + _module(model, p.name.removesuffix(".weight"))
+        for letter, names, group in zip("ba", linear(p), groups, strict=True):
+            theirs = f"{group} {ADDED}" if letter == "b" else f"{ADDED} {group}"
+            width = math.prod(size[x] for x in names)
+            out[f"{PREFIX}{name}.{letter}"] = Param(
+                (*lead, adapter.rank, *(size[x] for x in names)),
+                (*(None for _ in lead), None, *(axis[x] for x in names)),
+                0 if letter == "b" else (3 * width) ** -0.5,
+                f"{module}.lora_{letter.upper()}.weight",
+                f"{theirs} -> {ADDED} {' '.join(names)}",
+                {x: n for x, n in p.sizes.items() if x in names},
+            )
+    return out
+
+
+def start(model: Model, adapter: Adapter, params, key, dtype=jnp.float32) -> dict:
+    """The base's params and fresh adapters, placed on the same devices."""
+    added = rows(model, adapter)
+    keys = jax.random.split(key, len(added))
+
+    def make(p, k):
+        return p.init * jax.random.normal(k, p.shape, dtype)
+
+    fresh = {n: make(p, k) for (n, p), k in zip(added.items(), keys, strict=True)}
+    return params | _placed(params, added, fresh)
+
+
+def merge(model: Model, adapter: Adapter, params, dtype=None) -> dict:
+    """Params of the base with the adapters added to it in float32.
+
+    Args:
+      model: the base. dtype: of the merged parameters; None: as the base's.
+    """
+    specs = {n: _spec(model.table[n]) for n in targets(model, adapter)}
+    scale = adapter.alpha / adapter.rank
+
+    @functools.partial(jax.jit, static_argnames=("spec", "stacked", "kind"))
+    def add(base, a, b, spec, stacked, kind):
+        def one(parts):
+            return Sum(*parts, spec, scale).astype(kind)
+
+        # Layer by layer: the stacked difference never exists.
+        return jax.lax.map(one, (base, a, b)) if stacked else one((base, a, b))
+
+    merged = {}
+    for name, p in model.table.items():
+        x = params[name]
+        kind = np.dtype(dtype or x.dtype)
+        if name in specs:
+            a, b = (params[f"{PREFIX}{name}.{y}"] for y in "ab")
+            merged[name] = add(x, a, b, specs[name], "{}" in p.name, kind)
+        else:
+            merged[name] = x.astype(kind)
+    return merged
+
+
+# -- peft's format ---------------------------------------------------------------------
+
+
+def save(
+    directory: str | os.PathLike, model: Model, adapter: Adapter, params, base: str
+) -> Path:
+    """Write the adapters as a directory that peft loads onto `base`, a model's path or
+    hub id.
+
+    Raises:
+      UserError: the directory exists already.
+    """
+    target = Path(directory)
+    if target.exists():
+        raise UserError(f"{target}: exists already; export to a new directory")
+    added = rows(model, adapter)
+    plans = [x for n, p in added.items() for x in hf.plans_of(p, params[n])]
+    modules = {
+        p.name.removeprefix(ROOT).rpartition(".lora_")[0]: p for p in added.values()
+    }
+    config = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": str(base),
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "lora_dropout": 0.0,
+        "target_modules": sorted(
+            m.format(i) for m, p in modules.items() for i in range(len(hf.names_of(p)))
+        ),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "use_rslora": False,
+        "use_dora": False,
+    }
+    with hf.renamed(target) as beside:
+        files.write(beside / WEIGHTS, sorted(plans, key=hf.natural))
+        if jax.process_index() == 0:
+            (beside / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    return target
+
+
+def load(
+    directory: str | os.PathLike, model: Model, params, dtype=jnp.float32
+) -> tuple[Adapter, dict]:
+    """(Adapter, params with it) of a directory that peft or `save` wrote.
+
+    Raises:
+      UserError: a kind of adapter that is not supported, or tensors that do not belong
+        to the model.
+    """
+    path = Path(directory)
+    config = hf.read_json(path / CONFIG)
+    wanted = {"peft_type": "LORA", "use_dora": False, "bias": "none",
+              "rank_pattern": {}, "alpha_pattern": {}, "fan_in_fan_out": False,
+              "modules_to_save": None, "lora_bias": False}  # fmt: skip
+    for field, value in wanted.items():
+        if (config.get(field) or value) != value:
+            raise UserError(
+                f"{path / CONFIG}: field '{field}' is {config[field]!r}; only "
+                f"{value!r} is supported"
+            )
+    rank, alpha = (config.get(x) for x in ("r", "lora_alpha"))
+    if not isinstance(rank, int) or not isinstance(alpha, int | float):
+        raise UserError(f"{path / CONFIG}: fields 'r' and 'lora_alpha' must be numbers")
+    if config.get("use_rslora"):  # scaled by alpha / √rank
+        alpha *= math.sqrt(rank)
+    stored = {_tensor(model, n): t for n, t in files.contents(path / WEIGHTS).items()}
+    every = rows(model, Adapter(rank, alpha, ("*",)))
+    found = {n: p for n, p in every.items() if stored.keys() & set(hf.names_of(p))}
+    names = tuple({n[len(PREFIX) : -2]: 0 for n in found})
+    if not names:
+        raise UserError(f"{path / WEIGHTS}: holds no adapter of a {model.family} layer")
+    adapter = Adapter(rank, alpha, names)
+    added = rows(model, adapter)
+    tensors = hf.match(path / WEIGHTS, f"adapters of {model.family}", added, stored)
+    host = {}
+    for name, p in added.items():
+        parts = [einops.rearrange(files.read(t), p.layout, **p.sizes)
+                 for t in tensors[name]]  # fmt: skip
+        host[name] = (np.stack(parts) if "{}" in p.name else parts[0]).astype(dtype)
+    return adapter, params | _placed(params, added, host)
+
+
+def _spec(p: Param) -> str:
+    outputs, inputs = (" ".join(x) for x in linear(p))
+    return f"{ADDED} {inputs}, {ADDED} {outputs} -> {p.layout.split('->')[1].strip()}"
+
+
+def _placed(params, table, values) -> dict:
+    """Values of a table's rows on the devices that params lie on, sharded by axes."""
+    from vlmrl.sharding import param_shardings
+
+    leaf = jax.tree.leaves(params)[0]
+    mesh = getattr(getattr(leaf, "sharding", None), "mesh", None)
+    if mesh is None:
+        return {n: jnp.asarray(x) for n, x in values.items()}
+    places = param_shardings(mesh, table)
+    return {n: jax.device_put(x, places[n]) for n, x in values.items()}
+
+
+def _module(model: Model, name: str) -> str:
+    """A module's path in transformers, from the hub's name of its tensors."""
+    for path, hub in hf.renames(model):
+        if name.startswith(hub):
+            return path + name[len(hub) :]
+    return name
+
+
+def _tensor(model: Model, name: str) -> str:
+    """As `rows` calls a tensor, whichever transformers the adapter was made with."""
+    return ROOT + _module(model, hf.plain(name.removeprefix(ROOT), hf.renames(model)))
