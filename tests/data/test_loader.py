@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from vlmrl.data import images, loader, scenes
+from tests.data import published
+from vlmrl.data import build, images, loader, scenes, sets
 from vlmrl.types import Example, UserError
 
 ODD = Example(
@@ -175,6 +176,54 @@ def test_batches_of_stored_examples(stored):
 def test_sizes_that_do_not_fit(settings, why):
     with pytest.raises(UserError, match=why):
         next(loader.batches(range(10), seed=0, **settings))
+
+
+def test_a_mixture_follows_its_weights_and_continues():
+    parts = [range(50), range(100, 107)]
+    settings = dict(seed=3, batch=4, weights=[3, 1])
+    whole = _take(50, parts, **settings)
+    flat = [x for _, part in whole for x in part]
+    assert sum(x < 100 for x in flat) == 150
+    assert {x for x in flat if x >= 100} == set(parts[1])
+    assert _take(20, parts, start=whole[29][0], **settings) == whole[30:]
+    halves = [
+        _take(50, parts, process_index=i, process_count=2, **settings) for i in (0, 1)
+    ]
+    for step, (_, batch) in enumerate(whole):
+        merged = zip(*(half[step][1] for half in halves), strict=True)
+        assert [x for row in merged for x in row] == batch
+    for wrong, why in [
+        (dict(weights=[1]), "need one above 0 for each of the 2 sources"),
+        (dict(weights=[1, 0]), "need one above 0"),
+        (dict(weights=[1, 1], epochs=1), "epochs must be None"),
+    ]:
+        with pytest.raises(UserError, match=why):
+            next(loader.batches(parts, seed=0, batch=2, **wrong))
+
+
+def test_prefetch_changes_nothing():
+    plain = _take(9, range(21), seed=5, batch=8)
+    assert plain == _take(9, range(21), seed=5, batch=8, threads=4, ahead=8)
+
+
+def test_time_waited_is_counted():
+    waited = loader.Waited(iter([1, 2]))
+    assert list(waited) == [1, 2] and 0 <= waited.seconds < 5
+
+
+def test_prepared_sets_are_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = published.write("cv_bench", tmp_path / "in")
+    build.build(sets.SETS["cv_bench"], "3D", root, tmp_path / "shared")
+    with pytest.raises(UserError, match="run `vlmrl data prepare cv_bench` first"):
+        loader.examples_of("cv_bench", "3D", 0, tmp_path / "data")
+    monkeypatch.setenv(loader.ROOT_VARIABLE, str(tmp_path / "shared"))
+    assert len(loader.examples_of("cv_bench", "3D", 0, tmp_path / "data")) == 2
+    (one,) = loader.examples_of("cv_bench", "3D", 1, tmp_path / "data")
+    assert one.id == "3D/0" and loader.splits_of("cv_bench", tmp_path) == ["3D"]
+    with pytest.raises(UserError, match="split 3D has 2 examples, not 3"):
+        loader.examples_of("cv_bench", "3D", 3, tmp_path / "data")
+    assert len(loader.examples_of("scenes", "test", 2, tmp_path / "data")) == 2
 
 
 def test_nothing_imports_tensorflow(stored):

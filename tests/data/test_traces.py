@@ -92,3 +92,43 @@ def test_the_description_item():
     assert example.options == () and example.answer == example.suggested == -1
     assert example.question == "Describe the picture." and example.task == "describe"
     assert target == traces.describe(scene)
+
+
+def test_reciting_is_the_words_again_or_backwards():
+    scene = drawing.make_scene("train", 0)
+    for backwards in (False, True):
+        example, text = traces.recited(scene, np.random.default_rng(1), backwards)
+        asked, _, words = example.question.partition(": ")
+        assert asked == ("Backwards" if backwards else "Repeat")
+        said = text.split()[::-1] if backwards else text.split()
+        assert said == words.split() and len(set(said)) == 20 and text[0] == " "
+        assert not example.options
+
+
+def test_every_drilled_line_ties_an_option_to_its_letter():
+    forms = collections.Counter()
+    for i, example in enumerate(SUITE[:60]):
+        asked, text = traces.drilled(example, np.random.default_rng(i))
+        assert asked.options == example.options
+        pairs = dict(zip(example.options, "ABCDE", strict=False))
+        ends = {
+            f"So it is {option}.</think>\n<answer>{letter}</answer>": "end"
+            for option, letter in pairs.items()
+        }
+        lines = {f"- {option} {letter}": "line" for option, letter in pairs.items()}
+        found = text.replace("</think>\n", "</think>@").split("\n")
+        assert len(found) == 5
+        for line in found:
+            forms[(ends | lines)[line.replace("@", "\n")]] += 1
+    assert forms["end"] > 100 and forms["line"] > 100
+
+
+def test_where_everything_is_names_each_object_once():
+    for index in range(40):
+        scene = drawing.make_scene("train", index)
+        example, text = traces.located(scene, np.random.default_rng(index))
+        said = text.split(". ")
+        assert len(said) == len(scene.objects) + bool(scene.overlap)
+        for o in scene.objects:
+            assert sum(s.lower().startswith(f"{scenes.name(o)} is") for s in said) >= 1
+        assert not example.options

@@ -224,3 +224,74 @@ def test_spread_ratio_recovers_the_truth_and_covers():
     assert 0.92 < _coverage(interval, 2.0, 600) < 0.98
     assert np.isnan(stats.spread_ratio([[1.0, 2.0]]).value)
     assert np.isnan(stats.spread_ratio([[1.0], [2.0]]).value)
+
+
+def test_mcnemar_by_hand_and_by_scipy():
+    assert stats.mcnemar(0, 0) == 1 and stats.mcnemar(3, 3) == 1
+    assert stats.mcnemar(1, 8) == pytest.approx(2 * (1 + 9) / 2**9)
+    for b, c in [(0, 5), (5, 0), (12, 30), (100, 140), (7, 8)]:
+        wanted = sps.binomtest(b, b + c, 0.5).pvalue
+        assert stats.mcnemar(b, c) == pytest.approx(wanted, rel=1e-12)
+    with pytest.raises(ValueError, match="counts >= 0"):
+        stats.mcnemar(-1, 2)
+
+
+def _cells(x, y, clusters=None):
+    ids = np.array([f"e{i}" for i in range(len(x))])
+    clusters = ids if clusters is None else np.array(clusters).astype(str)
+    return [stats.Cell(ids, np.array(v, float), clusters) for v in (x, y)]
+
+
+def test_paired_test_of_single_rows_is_mcnemars():
+    a, b = _cells([1, 1, 0, 0, 1, 1, 1, 1, 1, 1], [1, 0, 1, 0, 0, 0, 0, 0, 0, 0])
+    found = stats.paired_test(a, b)
+    assert found.method == "mcnemar" and found.p == stats.mcnemar(1, 7)
+    assert found.difference.value == pytest.approx(-0.6)
+    # rows of one cell only, and the order, change nothing
+    order = RNG(0).permutation(10)
+    more = stats.Cell(
+        *(np.append(f[order], f[:1] if k else "new") for k, f in enumerate(b))
+    )
+    assert stats.paired_test(a, more).p == found.p
+
+
+def test_paired_bootstrap_is_uniform_under_no_difference_and_sees_one():
+    def p_value(run, shift):
+        rng = RNG([31, run])
+        clusters = np.repeat(np.arange(40), 3)
+        base = rng.normal(size=40)[clusters]
+        x = base + rng.normal(size=120)
+        y = base + rng.normal(size=40)[clusters] + shift + rng.normal(size=120)
+        return stats.paired_test(*_cells(x, y, clusters), draws=400, seed=run)
+
+    null = np.array([p_value(run, 0.0).p for run in range(300)])
+    assert 0.02 < (null < 0.05).mean() < 0.10
+    assert 0.4 < np.median(null) < 0.6
+    seen = [p_value(run, 1.0) for run in range(20)]
+    assert all(t.method == "bootstrap" for t in seen)
+    assert np.mean([t.p < 0.05 for t in seen]) > 0.9
+
+
+def test_paired_test_where_it_cannot_be_told():
+    one = _cells([1, 0, 1], [0, 0, 1], ["c", "c", "c"])
+    assert np.isnan(stats.paired_test(*one).p)
+    same = stats.paired_test(*_cells([1, 0, 1, 1], [1, 0, 1, 1], [0, 0, 1, 1]))
+    assert same.p == 1 and same.difference.value == 0
+    nothing = _cells([np.nan], [1.0])
+    assert np.isnan(stats.paired_test(*nothing).p)
+
+
+def test_holm_by_hand():
+    got = stats.holm([0.01, 0.04, 0.03, 0.005])
+    np.testing.assert_allclose(got, [0.03, 0.06, 0.06, 0.02])
+    got = stats.holm([0.5, np.nan, 0.9, 0.01])
+    np.testing.assert_allclose(got, [1.0, np.nan, 1.0, 0.03])
+    assert stats.holm([]).shape == (0,) and stats.holm([0.2]) == [0.2]
+    with pytest.raises(ValueError, match=r"lie in \[0, 1\]"):
+        stats.holm([1.2])
+
+
+def test_holm_keeps_the_family_wise_error():
+    rng = RNG(5)
+    wrong = [(stats.holm(rng.uniform(size=10)) < 0.05).any() for _ in range(4000)]
+    assert 0.04 < np.mean(wrong) < 0.06

@@ -1,14 +1,17 @@
 """`vlmrl data`: what there is, what it looks like, and where it is put."""
 
 import io
+import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests import kit
+from tests.data import published
 from vlmrl import perturb, prompts
 from vlmrl.data import drawing, loader, scenes
+from vlmrl.data.sets import SETS
 from vlmrl.main import data
 from vlmrl.types import UserError
 
@@ -17,7 +20,14 @@ def test_list_names_every_source_with_its_splits_and_tasks(vlmrl, capsys, tmp_pa
     vlmrl("data", "list")
     said = capsys.readouterr().out
     assert set(data.ABOUT) == set(loader.SOURCES)
-    for word in ("scenes", *drawing.SPLITS, *scenes.TASKS):
+    for word in (
+        *SETS,
+        "nyu-visionx/CV-Bench",
+        "ODC-BY-1.0",
+        "scenes",
+        *drawing.SPLITS,
+        *scenes.TASKS,
+    ):
         assert word in said
 
 
@@ -98,6 +108,59 @@ def test_prepare_writes_what_a_run_in_the_same_place_reads(vlmrl, capsys, tmp_pa
     assert len(loader.load(where, "train")) == 7
 
 
+def test_published_sets_are_prepared_shown_checked(vlmrl, capsys, tmp_path):
+    root = published.write("cv_bench", tmp_path / "in")
+    at = ["--workdir", tmp_path / "w"]
+    vlmrl("data", "prepare", "cv_bench", "--source", root, *at)
+    said = capsys.readouterr().out
+    assert "cv_bench 2D: 9 rows: 3 examples kept, 0 of them repaired, 6 rows" in said
+    vlmrl("data", "show", "cv_bench", "--n=2", "--conditions=wrong_caption", *at)
+    said = capsys.readouterr().out
+    assert "«The number of organs in the image is " in said
+    assert "statement rules of the split: number 2, where 1" in said
+    assert (tmp_path / "w/cv_bench-2D.png").is_file()
+    vlmrl("data", "check", "cv_bench", *at)
+    said = capsys.readouterr().out
+    assert "cv_bench 2D: 3 examples (published are 1438)" in said
+    assert "test_2d.parquet row 3: option C is missing, D is not" in said
+    assert "right letters: A 1 (33%), B 1 (33%), C 1 (33%)" in said
+    vlmrl("data", "texts", "cv_bench", "--split=2D", *at)
+    path = capsys.readouterr().out.strip()
+    again = ["data", "show", "cv_bench", "--texts", path, "--split=2D", *at]
+    vlmrl(*again)
+
+
+def test_open_questions_show_their_candidates(vlmrl, capsys, tmp_path):
+    root = published.write("pixmo_count", tmp_path / "in")
+    at = ["--workdir", tmp_path]
+    vlmrl("data", "prepare", "pixmo_count", "--source", root, *at)
+    names = "--conditions=wrong_caption,abstain+base"
+    capsys.readouterr()
+    vlmrl("data", "show", "pixmo_count", names, *at)
+    said = capsys.readouterr().out
+    assert "  - 3  (answer)" in said and "«The number of chairs in the image is" in said
+    assert "abstain+base does not apply" in said
+
+
+def test_data_of_ones_own_needs_no_code(vlmrl, capsys, tmp_path):
+    row = {"question": "Which is it?", "options": ["cup", "mug"], "answer": 1}
+    published.text(tmp_path / "in/dev.jsonl", json.dumps(row))
+    at = ["--workdir", tmp_path]
+    vlmrl("data", "prepare", "kitchen", "--source", tmp_path / "in", *at)
+    vlmrl("data", "show", "kitchen", *at)
+    assert "B. mug  (answer)" in capsys.readouterr().out
+
+
+def test_what_is_left_by_hand_is_told(refused, tmp_path):
+    (tmp_path / "in").mkdir()
+    said = refused("data", "prepare", "whatsup", "--source", tmp_path / "in")
+    assert f"put it at {tmp_path / 'in/controlled_images_dataset.json'}" in said
+    said = refused("data", "prepare", "whatsup", "--source", tmp_path / "no")
+    assert "--source: no directory" in said
+    said = refused("data", "show", "mmvp", workdir=tmp_path)
+    assert "mmvp is not prepared; run `vlmrl data prepare mmvp` first" in said
+
+
 def test_sizes():
     assert data.sizes(["train=7", "test=3"]) == {"train": 7, "test": 3}
     for bad in ("train", "train=", "=3", "train=-1", "train=x", "train=1.5"):
@@ -108,12 +171,12 @@ def test_sizes():
 @pytest.mark.parametrize(
     "words, complaint",
     [
-        ([], "data: '' is not one of list, show, prepare"),
-        (["lst"], "data: 'lst' is not one of list, show, prepare"),
+        ([], "data: '' is not one of list, prepare, show"),
+        (["lst"], "data: 'lst' is not one of list, prepare, show"),
         (["list", "scenes"], "data list: takes no name, not 'scenes'"),
         (["show"], "takes the name of one data set"),
         (["show", "scenes", "more"], "takes the name of one data set"),
-        (["show", "scene"], "data show: 'scene' is not one of scenes"),
+        (["show", "scene"], "data: 'scene' is not one of scenes"),
         (["show", "scenes", "--split=x"], "split 'x' is not one of train, validation"),
         (["show", "scenes", "--n=0"], "--n is 0, want at least 1"),
         (["show", "scenes", "--n=few"], "--n must be of type int, not 'few'"),

@@ -1,6 +1,15 @@
-"""Sources of Examples, one file per data set, and the loader that stores them.
+"""Sources of Examples, one file per data set, and how they are stored and read.
 
-`drawing` makes pictures, `scenes` asks about them, `traces` writes their supervised
-targets; `images` is the one decoder of image files; `loader` stores Examples as a TFDS
-data set and reads them back through grain.
+drawing, scenes, traces   the procedural source: pictures, questions, targets
+sets                      the published sets by name; each file says how its rows read
+reading                   what those files share: rows, cells, options, image cells
+own                       your own data, with no code
+fetch                     published files onto this machine
+build                     rows → Examples on disk, repaired or refused with a reason
+sentences, statements     question and option → a sentence asserting it
+distractors               wrong answers to questions that come without options
+texts                     those sentences in a file, released or rewritten by a model
+check                     counts, balance, duplicates, label noise of a prepared set
+features, loader          Examples as a TFDS data set, and the stream training reads
+images                    the one decoder of image files
 """

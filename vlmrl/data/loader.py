@@ -12,38 +12,25 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import get_type_hints
 
 import grain.python as grain
-import numpy as np
 import tensorflow_datasets as tfds
 
-from vlmrl.data import scenes
+from vlmrl.data import build, features, scenes
 from vlmrl.types import Example, UserError
 
 # Source → (split, n) → its first n examples.
 SOURCES: dict[str, Callable[[str, int], Iterable[Example]]] = {"scenes": scenes.suite}
 
-_HASHED = 12  # examples that a data set is recognised by
+# Where prepared sets are looked for after a run's own directory: the root named by this
+# variable, then that of `vlmrl data prepare` run from here.
+ROOT_VARIABLE = "VLMRL_DATA"
+ROOT = Path("runs/data/data")
 
-_text = tfds.features.Text
-# Type of a field of Example → (feature, how it reads back).
-_KINDS = {
-    str: (_text(), lambda v: v.decode()),
-    int: (tfds.features.Scalar(np.int32), int),
-    bool: (tfds.features.Scalar(np.bool_), bool),
-    tuple[str, ...]: (
-        tfds.features.Sequence(_text()),
-        lambda v: tuple(item.decode() for item in v),
-    ),
-    tuple[bytes, ...]: (
-        tfds.features.Sequence(_text()),
-        lambda v: tuple(bytes(item) for item in v),
-    ),
-}
-_FIELDS = {field: _KINDS[kind] for field, kind in get_type_hints(Example).items()}
+_HASHED = 12  # examples that a data set is recognised by
 
 
 class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -60,9 +47,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return tfds.core.DatasetInfo(
             builder=self,
             disable_shuffling=True,
-            features=tfds.features.FeaturesDict(
-                {field: feature for field, (feature, _) in _FIELDS.items()}
-            ),
+            features=features.FEATURES,
         )
 
     def _split_generators(self, dl_manager):
@@ -144,8 +129,7 @@ class Source(Sequence):
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
-        row = self._records[range(len(self))[index]]
-        return Example(**{f: read(row[f]) for f, (_, read) in _FIELDS.items()})
+        return features.example(self._records[range(len(self))[index]])
 
     def __repr__(self) -> str:
         return f"Source({self._where}, {len(self)} examples)"
@@ -163,7 +147,7 @@ def load(directory: str | os.PathLike, split: str) -> Source:
     if split not in builder.info.splits:
         known = ", ".join(builder.info.splits)
         raise UserError(f"{directory}: split {split!r} is not one of {known}")
-    missing = sorted(set(_FIELDS) ^ set(builder.info.features))
+    missing = sorted(set(features.FIELDS) ^ set(builder.info.features))
     if missing:
         raise UserError(
             f"{directory}: fields {', '.join(missing)} differ from today's Example; "
@@ -172,8 +156,82 @@ def load(directory: str | os.PathLike, split: str) -> Source:
     return Source(builder.as_data_source(split=split), f"{directory} {split}")
 
 
+def examples_of(
+    source: str, split: str, n: int, data_dir: str | os.PathLike
+) -> Sequence[Example]:
+    """The first n examples of a source's split, all of them for n = 0.
+
+    A procedural source is written under `data_dir` if it is not there yet. Any other is
+    one that `vlmrl data prepare` has left under `data_dir`, $VLMRL_DATA or
+    runs/data/data; under its name there may be a published set or one of your own.
+    """
+    if source in SOURCES:
+        return load(prepare(source, {split: n}, data_dir), split)
+    found = load(where(source, split, data_dir), split)
+    if n > len(found):
+        raise UserError(
+            f"data source {source}: split {split} has {len(found)} examples, not {n}"
+        )
+    return found if n == 0 else Part(found, n)
+
+
+def where(source: str, split: str, data_dir: str | os.PathLike) -> Path:
+    """The directory of a prepared split. Raises UserError where there is none."""
+    for root in _roots(data_dir):
+        if (found := build.directory(root, source, split)).exists():
+            return found
+    raise UserError(
+        f"data source {source!r} is not one of {', '.join(SOURCES)}, and no prepared"
+        f" {source}/{split} lies under {data_dir}, ${ROOT_VARIABLE} or {ROOT}: run"
+        f" `vlmrl data prepare {source}` first"
+    )
+
+
+def splits_of(source: str, data_dir: str | os.PathLike) -> list[str]:
+    """The prepared splits of a source, by name."""
+    return sorted(
+        {
+            path.parent.name
+            for root in _roots(data_dir)
+            for path in (root / source).glob(f"*/{build.VERSION}")
+        }
+    )
+
+
+def _roots(data_dir: str | os.PathLike) -> list[Path]:
+    named = os.environ.get(ROOT_VARIABLE)
+    return [Path(data_dir), *([Path(named)] if named else []), ROOT]
+
+
+class Part(Sequence):
+    """The first n of a sequence, read as they are asked for."""
+
+    def __init__(self, whole: Sequence, n: int):
+        self._whole, self._n = whole, n
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __getitem__(self, index: int):
+        return self._whole[range(self._n)[index]]
+
+
+class Waited(Iterator):
+    """An iterator that adds up the seconds its caller has waited for it."""
+
+    def __init__(self, stream: Iterator):
+        self._stream, self.seconds = stream, 0.0
+
+    def __next__(self):
+        began = time.monotonic()
+        try:
+            return next(self._stream)
+        finally:
+            self.seconds += time.monotonic() - began
+
+
 def batches(
-    source: Sequence[Example],
+    source: Sequence[Example] | Sequence[Sequence[Example]],
     *,
     seed: int,
     batch: int,
@@ -181,6 +239,9 @@ def batches(
     start: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    threads: int = 1,
+    ahead: int = 2,
+    weights: Sequence[float] | None = None,
 ) -> Iterator[tuple[int, list[Example]]]:
     """Yields (position, this process's part of one global batch).
 
@@ -190,7 +251,7 @@ def batches(
     batch included: the one number to save, and the `start` that continues after it.
 
     Args:
-      source: examples by index.
+      source: examples by index; with `weights` several such, mixed.
       seed: of the order.
       batch: examples of the global batch.
       epochs: passes over the source, None for no end. The examples left over at the
@@ -198,6 +259,9 @@ def batches(
       start: position to continue from.
       process_index, process_count: this process takes every `process_count`-th example
         of a batch, from `process_index` on.
+      threads, ahead: that read, and batches they hold ready at most.
+      weights: share of each source in the stream, in any unit. Each is shuffled and
+        repeated by itself, without end.
 
     Raises UserError where the sizes don't fit each other.
     """
@@ -211,15 +275,36 @@ def batches(
         )
     if start < 0:
         raise UserError(f"start is {start}, needs >= 0")
-    if not len(source) or (epochs is not None and epochs * len(source) < batch):
+    if weights is not None:
+        _check_mixture(source, weights, epochs)
+    elif not len(source) or (epochs is not None and epochs * len(source) < batch):
         raise UserError(
             f"batch is {batch}, more than the {len(source)} examples"
             + (f" × {epochs} epochs" if epochs is not None else "")
         )
-    stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat(epochs)
+    if weights is None:
+        stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat(epochs)
+    else:
+        parts = [
+            grain.MapDataset.source(part).seed(seed + i).shuffle().repeat()
+            for i, part in enumerate(source)
+        ]
+        stream = grain.MapDataset.mix(parts, [w / sum(weights) for w in weights])
     end = start + max(0, len(stream) - start) // batch * batch
     mine = stream[start + process_index : end : process_count]
     part = mine.batch(batch // process_count, drop_remainder=True, batch_fn=list)
-    reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+    reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     for i, examples in enumerate(part.to_iter_dataset(reading)):
         yield start + (i + 1) * batch, examples
+
+
+def _check_mixture(sources, weights, epochs) -> None:
+    if len(sources) != len(weights) or not all(w > 0 for w in weights):
+        raise UserError(
+            f"weights are {list(weights)}, need one above 0 for each of the"
+            f" {len(sources)} sources"
+        )
+    if epochs is not None:
+        raise UserError("epochs must be None for a mixture, which has no end")
+    if not all(len(part) for part in sources):
+        raise UserError("a source of the mixture is empty")

@@ -56,14 +56,39 @@ def located(scene: scenes.Scene, rng: np.random.Generator) -> tuple[Example, str
 
 
 def drilled(example: Example, rng: np.random.Generator) -> tuple[Example, str]:
-    """The auxiliary item 'Name every letter.': for up to four options, drawn, the end
-    of a think that concludes it and the letter that follows. Finding an option's letter
-    takes two steps of looking up, which one answer per example teaches only slowly."""
-    ends = [
-        f"So it is {example.options[i]}.</think>\n<answer>{chr(ord('A') + i)}</answer>"
-        for i in rng.permutation(len(example.options))[:4]
-    ]
-    return example._replace(question="Name every letter."), "\n".join(ends)
+    """The auxiliary item 'Name every letter.': five lines that tie options, drawn with
+    replacement, to letters: the line of the list again, or the end of a think with its
+    answer. Only looking up tells which letter, and a question holds but one."""
+    lines = []
+    for i in rng.integers(len(example.options), size=5):
+        letter, option = chr(ord("A") + i), example.options[i]
+        if rng.random() < 0.5:
+            lines.append(f"So it is {option}.</think>\n<answer>{letter}</answer>")
+        else:
+            lines.append(f"- {option} {letter}")
+    return example._replace(question="Name every letter."), "\n".join(lines)
+
+
+WORDS = (
+    "left right above below red green blue yellow purple black circle square triangle "
+    "star cross small large one two three four five row column front neither size same "
+    "picture shape larger answer more less they overlap other colour what which"
+).split()
+
+
+def recited(
+    scene: Scene, rng: np.random.Generator, backwards: bool
+) -> tuple[Example, str]:
+    """The auxiliary item of twenty distinct words to be said again, in the same order
+    or backwards.
+
+    Every word is a look at where the last one stood and at its neighbour, the skill
+    that naming an option's letter takes. So dense a signal brings it within 400 steps;
+    one letter per question did not in 2,000."""
+    words = [WORDS[i] for i in rng.permutation(len(WORDS))[:20]]
+    said = ("Backwards: " if backwards else "Repeat: ") + " ".join(words)
+    example = scenes.picture(scene, "recite", said)
+    return example, " " + " ".join(words[::-1] if backwards else words)
 
 
 def _sentences(text: str) -> list[str]:

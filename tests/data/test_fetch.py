@@ -1,0 +1,149 @@
+"""Downloads: from a hub that is made up, and from a server on this machine."""
+
+import hashlib
+import http.server
+import json
+import threading
+
+import pytest
+
+from tests.data import published
+from vlmrl.data import fetch
+from vlmrl.data.sets import SETS
+from vlmrl.types import UserError
+
+
+def test_the_pins_cover_every_set():
+    pins = fetch.pins(published.Path("third_party/datasets.json"))
+    assert list(pins) == list(SETS)
+    for name, pin in pins.items():
+        assert pin.licence and pin.citation
+        assert pin.repo or pin.manual or pin.urls, name
+
+
+def test_broken_pins(tmp_path):
+    (tmp_path / "pins.json").write_text('{"x": {"repos": "a/b"}}')
+    with pytest.raises(UserError, match="not a file of pinned data sets"):
+        fetch.pins(tmp_path / "pins.json")
+
+
+@pytest.mark.parametrize("name", ["cv_bench", "vstar", "blink", "3dsrbench"])
+def test_the_files_of_a_split_come_from_the_hub(name, tmp_path):
+    hub = published.write(name, tmp_path / "hub")
+    there = [str(p.relative_to(hub)) for p in hub.rglob("*") if p.is_file()]
+    there += ["README.md", "data/nested/test_2d.parquet", "test.jsonl"]
+    asked = []
+
+    def download(repo, revision, file, root):
+        asked.append(file)
+        published.text(root / file, (hub / file).read_bytes())
+
+    pin = fetch.Pin("a/b", "r")
+    for _ in range(2):
+        fetch.from_hub(
+            SETS[name],
+            list(SETS[name].files),
+            pin,
+            tmp_path / "here",
+            listing=lambda repo, revision: there,
+            download=download,
+        )
+    got = {str(p.relative_to(tmp_path / "here")) for p in tmp_path.glob("here/**/*.*")}
+    assert set(asked) <= set(there) - {"README.md"} and set(asked) == got
+    assert any(file.startswith(("test", "3dsr", "Spatial")) for file in asked)
+
+
+def test_a_hub_that_is_away(tmp_path):
+    def away(repo, revision):
+        raise OSError("no route\nto host")
+
+    with pytest.raises(
+        UserError, match="a/b at r: not to be had .no route to host.*DIR"
+    ):
+        fetch.from_hub(
+            SETS["vstar"], ["test"], fetch.Pin("a/b", "r"), tmp_path, listing=away
+        )
+    with pytest.raises(UserError, match="holds none of test_questions"):
+        fetch.from_hub(
+            SETS["vstar"],
+            ["test"],
+            fetch.Pin("a/b", "r"),
+            tmp_path,
+            listing=lambda *_: ["README.md"],
+        )
+
+
+def test_sums_and_what_is_left_by_hand(tmp_path):
+    published.text(tmp_path / "a.tsv", b"abc")
+    pin = fetch.Pin(md5={"a.tsv": hashlib.md5(b"abc").hexdigest()})
+    assert fetch.check_sums(pin, [tmp_path / "a.tsv"]) == 1
+    with pytest.raises(UserError, match=r"a\.tsv: md5 is .*, 0 is published"):
+        fetch.check_sums(pin._replace(md5={"a.tsv": "0"}), [tmp_path / "a.tsv"])
+    pin = fetch.Pin(manual=[{"what": "photos", "from": "there", "to": "images"}])
+    (told,) = fetch.by_hand(pin, tmp_path)
+    assert told == f"get photos from there and put it at {tmp_path / 'images'}"
+    (tmp_path / "images").mkdir()
+    assert fetch.by_hand(pin, tmp_path) == []
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """(address, answers: path → bytes or status, log of paths asked)."""
+    answers, log = {}, []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            log.append(self.path)
+            found = answers.get(self.path, 404)
+            if isinstance(found, list):
+                found = found.pop(0)
+            self.send_response(found if isinstance(found, int) else 200)
+            self.end_headers()
+            if isinstance(found, bytes):
+                self.wfile.write(found)
+
+        def log_message(self, *words):
+            pass
+
+    monkeypatch.setattr(fetch, "WAIT", 0.01)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.02}
+    )
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", answers, log
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_images_by_address_with_a_manifest(server, tmp_path):
+    address, answers, log = server
+    data = [published.picture("JPEG", side=10 + i) for i in range(6)]
+    sums = [hashlib.sha256(d).hexdigest() for d in data]
+    answers |= {f"/{i}": d for i, d in enumerate(data[:3])}
+    answers |= {"/3": [503, data[3]], "/4": b"another", "/6": [500, 500, 500, data[5]]}
+    pairs = [(f"{address}/{i}", s) for i, s in enumerate(sums[:5])]
+    pairs += [(f"{address}/gone", "0" * 64), (f"{address}/6", sums[5]), pairs[0]]
+    found = fetch.images(pairs, tmp_path)
+    assert found == {"ok": 4, "changed": 1, "dead": 1, "failed": 1}
+    manifest = tmp_path / "images/manifest.jsonl"
+    entries = [json.loads(line) for line in manifest.read_text().splitlines()]
+    assert [e["sha256"] for e in entries] == sorted({s for _, s in pairs})
+    assert (tmp_path / "images" / sums[3]).read_bytes() == data[3]
+    log.clear()
+    with open(manifest, "a") as file:
+        file.write('{"sha256": "cut o')
+    assert fetch.images(pairs, tmp_path) == {"ok": 5, "changed": 1, "dead": 1}
+    assert log == ["/6"]  # nothing else is asked for again
+
+
+def test_plain_files_by_address(server, tmp_path):
+    address, answers, log = server
+    answers["/a"] = b"[1]"
+    pin = fetch.Pin(urls={"data/a.json": f"{address}/a"})
+    fetch.from_urls(pin, tmp_path)
+    fetch.from_urls(pin, tmp_path)
+    assert (tmp_path / "data/a.json").read_bytes() == b"[1]" and log == ["/a"]
+    with pytest.raises(UserError, match="/b: not to be had .*404"):
+        fetch.from_urls(fetch.Pin(urls={"b": f"{address}/b"}), tmp_path)

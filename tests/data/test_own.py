@@ -1,0 +1,141 @@
+"""Data of one's own, and the texts of conditions in a file."""
+
+import json
+
+import pytest
+
+from tests.data import published
+from vlmrl import perturb, prompts
+from vlmrl.data import build, loader, own, texts
+from vlmrl.types import UserError
+
+
+def write(root, rows, name="test.jsonl"):
+    published.text(root / "a.png", published.picture("palette"))
+    published.text(root / name, "\n".join(map(json.dumps, rows)))
+    return own.bench("mine", root)
+
+
+FULL = dict(
+    id="x",
+    question="Which is it?",
+    options=["cup", "mug"],
+    answer="B",
+    image="a.png",
+    task="t/u",
+    group="g",
+    cluster="c",
+    statements=["It is a cup", "It is a mug"],
+    thinks=["I see a cup.", "I see a mug."],
+    suggested=0,
+    trace="A mug.",
+    hint="Look.",
+    meta={"k": 1},
+)
+
+
+def built(bench, root, split="test"):
+    where, report = build.build(bench, split, root, root / "out")
+    return list(loader.load(where, split)), report
+
+
+def test_a_full_row_goes_through_evaluation_unchanged(tmp_path):
+    (e,), _ = built(write(tmp_path, [FULL]), tmp_path)
+    assert (e.id, e.task, e.cluster, e.answer, e.suggested) == ("x", "t/u", "c", 1, 0)
+    assert e.statements == tuple(FULL["statements"]) and e.trace == "A mug."
+    assert json.loads(e.meta)["k"] == 1 and json.loads(e.meta)["group"] == "g"
+    text = prompts.build(perturb.apply(e, "wrong_caption"), "vlmevalkit").text
+    assert "It is a cup.\nHint: Look.\nQuestion: Which is it?\nOptions:\nA. cup" in text
+
+
+def test_little_is_needed(tmp_path):
+    rows = [
+        dict(question="How many dogs are there?", answer=3),
+        dict(question="Which is it?", options=["cup", "mug"], answer=0, image="a.png"),
+        dict(question="Which is it?", options=["cup", "mug"], answer="mug"),
+    ]
+    found, report = built(write(tmp_path, rows), tmp_path)
+    assert [e.id for e in found] == ["test/0", "test/1", "test/2"]
+    assert found[0].open and found[0].options[0] == "3" and not found[0].images
+    assert [e.answer for e in found] == [0, 0, 1] and not report.refused
+
+
+@pytest.mark.parametrize(
+    "change, why",
+    [
+        ({"anwser": 1}, "field 'anwser' is not one of question, answer"),
+        ({"answer": 2}, "answer 2 is not an index of its 2 options"),
+        ({"answer": "C"}, "answer C is not one of its 2 options"),
+        ({"answer": "jug"}, "answer 'jug' is not one of its options"),
+        ({"answer": None}, "answer is missing"),
+        ({"options": "cup"}, "options are not a list"),
+        ({"options": ["cup"]}, "it has 1 options"),
+        ({"statements": ["a"]}, "1 statements for 2 options"),
+        ({"suggested": 1}, "suggested is the right option"),
+        ({"suggested": 5}, "suggested 5 is not the index"),
+        ({"image": "b.png"}, "b.png is not below"),
+        ({"question": "nan"}, "question is missing"),
+        ({"meta": 3}, "meta is not an object"),
+    ],
+)
+def test_rows_that_cannot_be_meant_are_refused(tmp_path, change, why):
+    fine = {**FULL, "id": "fine"}
+    _, report = built(write(tmp_path, [fine, {**FULL, **change}]), tmp_path)
+    assert report.kept == 1 and why in report.refused[0]["why"]
+
+
+def test_a_vlmevalkit_table(tmp_path):
+    names = "index image question A B C answer category split"
+    big = published.b64(side=40)
+    rows = [
+        ["0", big, "Which?", "cup", "mug", "", "B", "c", "dev"],
+        ["1", "0", "Is it a cup?", "", "", "", "Yes", "c", "dev"],
+        ["2", "0", "What is it?", "", "", "", "a cup", "c", "dev"],
+    ]
+    published.tsv(tmp_path / "dev.tsv", names, rows)
+    found, _ = built(own.bench("mine", tmp_path), tmp_path, "dev")
+    assert [e.options for e in found[:2]] == [("cup", "mug"), ("Yes", "No")]
+    assert found[0].images == found[2].images and found[2].open
+
+
+def test_an_empty_directory(tmp_path):
+    with pytest.raises(UserError, match=r"holds no SPLIT\.jsonl"):
+        own.bench("mine", tmp_path)
+
+
+def test_texts_go_into_a_file_and_come_back(tmp_path):
+    found, _ = built(write(tmp_path, [FULL]), tmp_path)
+    path = tmp_path / "t.jsonl"
+    texts.write(path, map(texts.entry, found))
+    assert list(texts.apply(found, texts.read(path))) == found
+    other = found[0]._replace(question="Which was it?")
+    with pytest.raises(UserError, match="mine/x: written for another question"):
+        list(texts.apply([other], texts.read(path)))
+    with pytest.raises(UserError, match="no entry of mine/y"):
+        list(texts.apply([found[0]._replace(id="y")], texts.read(path)))
+    path.write_text(path.read_text() * 2)
+    with pytest.raises(UserError, match="line 2: mine/x: given twice"):
+        texts.read(path)
+
+
+def test_a_model_rewrites_once_and_goes_on(tmp_path):
+    rows = [{**FULL, "id": str(i)} for i in range(3)]
+    found, _ = built(write(tmp_path, rows), tmp_path)
+    path, asked = tmp_path / "t.jsonl", []
+
+    def ask(prompt, until=3):
+        if len(asked) == until:
+            raise KeyboardInterrupt
+        asked.append(prompt)
+        return "Two\nlines" if "Answer: cup" in prompt else '"There is a mug"'
+
+    with pytest.raises(KeyboardInterrupt):
+        texts.rewrite(found, ask, "m", path)
+    assert not path.exists()
+    with open(path.with_name("t.jsonl.unfinished"), "a") as file:
+        file.write('{"source": "mi')
+    texts.rewrite(found, lambda p: ask(p, 99), "m", path)
+    assert len(asked) == 3 + 4  # the second example again, the first one not
+    (first, *_) = texts.apply(found, texts.read(path))
+    assert first.statements == ("It is a cup", "There is a mug")
+    texts.rewrite(found, lambda p: ask(p, 0), "m", path)  # nothing left to ask

@@ -1,0 +1,221 @@
+"""A scripted chat endpoint as the policy under test: what is sent, what is read."""
+
+import base64
+import json
+import math
+
+import pytest
+
+from tests import kit
+from tests.judges.server import body_of, serve
+from vlmrl.eval import records, served
+from vlmrl.judges.http import Client, Endpoint, Reply
+from vlmrl.judges.ledger import Budget
+from vlmrl.perturb import ORDER, apply
+from vlmrl.types import UserError
+
+GOOD = "<think>The dog is left. So the answer is B.</think><answer>B</answer>"
+
+
+def token(text, *others, p=0.6):
+    """A served token with its alternatives [(text, probability)]."""
+
+    def one(text, p):
+        return {"token": text, "bytes": list(text.encode()), "logprob": math.log(p)}
+
+    return one(text, p) | {"top_logprobs": [one(t, q) for t, q in [(text, p), *others]]}
+
+
+def client(server, **fields):
+    return Client(Endpoint(server.url, "m", backoff_seconds=0.001, **fields))
+
+
+def ask(answer, conditions, count=2, **settings):
+    with serve(answer) as server, client(server) as c:
+        found = served.evaluate(c, kit.examples(count), conditions, **settings)
+        return found, [json.loads(b) for b in server.bodies]
+
+
+def test_every_condition_gives_one_record_of_the_usual_kind(tmp_path):
+    found, bodies = ask(lambda r: body_of(GOOD), ORDER)
+    names = [(e.id, c) for e in kit.examples(2) for c in ORDER]
+    assert [(r.example, r.condition) for r in found] == names
+    assert len(bodies) == len({json.dumps(b) for b in bodies}) == len(found)
+    records.write(tmp_path / "r.parquet", found)
+    rows = records.summarise(records.read(tmp_path / "r.parquet"))
+    assert len(rows) == len(ORDER)
+    for row in rows:
+        assert row["entropy"] is None and row["consistent_probe"] is None
+        assert row["think_tokens"] is None
+    for r in found:
+        for start, end in r.spans:
+            assert 0 <= start < end <= len(r.prompt)
+        if r.condition == "base":
+            assert r.predicted == 1 and r.verdict == "consistent" and r.judge == "rule"
+            assert r.engine == "chat m letters=absent prefill=none"
+            assert r.format and r.finish == "stop" and not r.truncated
+
+
+def test_images_are_sent_as_they_are():
+    (found,), (body,) = ask(lambda r: body_of(GOOD), ["base"], count=1)
+    example = kit.examples(1)[0]
+    image, text = body["messages"][-1]["content"]
+    data = image["image_url"]["url"].removeprefix("data:image/png;base64,")
+    assert base64.b64decode(data) == example.images[0]
+    assert example.question in text["text"] and text["text"] in found.prompt
+    broken = example._replace(images=(b"BM",))
+    with pytest.raises(UserError, match="is not PNG, JPEG, GIF or WebP"):
+        served._sent(served.turns(broken, "r1v", "user")[0], broken)
+
+
+@pytest.mark.parametrize("way", served.PREFILLS)
+def test_a_wrong_think_reaches_the_model_and_the_record_says_how(way):
+    rest = " No, wait. So the answer is A.</think><answer>A</answer>"
+    (found,), (body,) = ask(lambda r: body_of(rest), ["wrong_think"], 1, prefill=way)
+    given = apply(kit.examples(1)[0], "wrong_think").prefill
+    last = body["messages"][-1]
+    if way == "user":
+        assert last["role"] == "user" and last["content"][-1]["text"].endswith(given)
+    else:
+        assert last == {"role": "assistant", "content": given}
+    assert body.get("continue_final_message", False) == (way == "continue")
+    assert found.engine.endswith(f"prefill={way}")
+    assert found.completion == rest and found.predicted == 0
+    assert found.think == (given + rest).split("</think>")[0].removeprefix("<think>")
+    assert found.think_sampled == " No, wait. So the answer is A."
+    assert found.conclusion == 0 and found.verdict_sampled == "consistent"
+    (start, end) = found.spans[-1]
+    assert found.prompt[start:end] == given
+
+
+def test_a_prefill_that_is_repeated_is_taken_off():
+    example = apply(kit.examples(1)[0], "wrong_think")
+    reply = Reply(example.prefill + " So B.</think><answer>B</answer>", "", True)
+    assert served.completion(example, reply) == " So B.</think><answer>B</answer>"
+
+
+def test_reasoning_that_is_given_apart_is_the_think():
+    example = kit.examples(1)[0]
+    reply = Reply("<answer>B</answer>", "", True, reasoning="So the answer is B.")
+    found = served.completion(example, reply)
+    assert found == "<think>So the answer is B.</think><answer>B</answer>"
+
+
+@pytest.mark.parametrize("said", ["B", " B\n", ">B</answer>", "<answer>B</answer>"])
+@pytest.mark.parametrize("way", ["user", "continue"])
+def test_an_answer_without_a_think_is_read(said, way):
+    (found,), _ = ask(lambda r: body_of(said), ["no_cot"], 1, prefill=way)
+    if said.startswith("<answer>"):  # said again after the opening: two openings
+        found_option = found.predicted
+        assert found_option in (1, -1)
+        return
+    assert found.predicted == 1 and found.verdict == "not_applicable"
+
+
+def test_letters_from_logprobs():
+    tokens = [token("<think>Hm.</think>"), token("<"), token("answer")]
+    tokens += [
+        token(">A", (">B", 0.3), ("A", 0.05), (">Apple", 0.05)),
+        token("</answer>"),
+    ]
+    text = "".join(t["token"] for t in tokens)
+
+    def answer(request):
+        assert request["logprobs"] is True and request["top_logprobs"] == 20
+        return body_of(text, logprobs={"content": tokens})
+
+    (found,), _ = ask(answer, ["base"], 1, logprobs=True)
+    options = len(found.options)
+    assert found.letters == pytest.approx([2 / 3, 1 / 3, *[0] * (options - 2)])
+    assert found.option_mass == pytest.approx(0.9)
+    assert found.engine == "chat m letters=logprobs prefill=none"
+    wanted = -(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3))
+    assert found.entropy == pytest.approx(wanted)
+    assert found.p_correct == found.letters[found.answer]
+    assert served.letter_intervals(found) == []
+
+
+@pytest.mark.parametrize(
+    "prefill, tokens, wanted",
+    [
+        ("", [token("<answer>"), token("B", ("A", 0.2))], [0.25, 0.75]),
+        ("", [token("<answer>"), token(" B", (" A", 0.2), ("A", 0.2))], [0.4, 0.6]),
+        ("", [token("<answer>("), token("B)", ("A)", 0.2))], [0.25, 0.75]),
+        ("<answer", [token(">B", (">A", 0.2))], [0.25, 0.75]),
+        ("<answer", [token(">"), token("B", ("A", 0.2))], [0.25, 0.75]),
+        ("", [token("B", ("A", 0.2), ("The", 0.1))], [0.25, 0.75]),
+        # the last answer counts, not one inside the think
+        ("", [token("<answer>A</answer> <answer>"), token("B")], [0, 1]),
+        ("", [token("no answer at all")], None),
+        ("", [token("<answer>"), token("red")], None),
+        ("", [], None),
+        ("<answer>A</answer>", [token(" indeed")], None),
+    ],
+)
+def test_where_the_letter_stands(prefill, tokens, wanted):
+    found = served.letter_probabilities(tokens, prefill, 2)
+    assert found is None if wanted is None else found[0] == pytest.approx(wanted)
+
+
+def test_broken_logprobs_are_absent_not_an_error():
+    for bad in [[{}], [{"token": 5}], [{"token": "<answer>A", "logprob": "x"}]]:
+        assert served.letter_probabilities(bad, "", 2) is None
+
+
+def test_letters_from_samples_with_their_interval():
+    said = iter(["A", "B", "B", "?"])
+
+    def answer(request):
+        return body_of(f"<think>Hm.</think><answer>{next(said)}</answer>")
+
+    found, bodies = ask(answer, ["base"], 1, samples=4, temperature=1.0)
+    assert [r.sample for r in found] == [0, 1, 2, 3] and len(bodies) == 4
+    for r in found:
+        assert r.letters[:2] == pytest.approx([1 / 3, 2 / 3])
+        assert r.option_mass == 0.75
+        assert r.engine == "chat m letters=samples:3 prefill=none"
+        low = served.letter_intervals(r)[1]
+        assert (low.value, low.n) == (pytest.approx(2 / 3), 3)
+        assert low.lo < 0.3 and low.hi > 0.9
+
+
+def test_a_failed_call_is_a_record_that_says_so():
+    with (
+        serve(lambda r: body_of(GOOD), lambda b, n: "500") as server,
+        client(server, attempts=2) as c,
+    ):
+        (found,) = served.evaluate(c, kit.examples(1), ["base"])
+    assert found.finish == "error: status 500 (attempt 2)"
+    assert found.predicted == -1 and not found.correct and not found.followed
+    assert found.verdict == "undecided"
+
+
+def test_a_second_run_sends_nothing_and_a_spent_budget_leaves_no_records(tmp_path):
+    usage = {"prompt_tokens": 15_000, "completion_tokens": 50}
+    with serve(lambda r: body_of(GOOD) | {"usage": usage}) as server:
+        e, cache = Endpoint(server.url, "m", concurrency=1), tmp_path / "c"
+        with (
+            Client(e, cache=cache, budget=Budget(tokens=40_000)) as c,
+            pytest.raises(UserError, match="were not asked for: the budget is spent"),
+        ):
+            served.evaluate(c, kit.examples(4), ["base"], max_tokens=100, style="tiny")
+        spent = len(server.bodies)
+        for _ in range(2):
+            with Client(e, cache=cache) as c:
+                found = served.evaluate(
+                    c, kit.examples(4), ["base"], max_tokens=100, style="tiny"
+                )
+        assert len(found) == len(server.bodies) == 4 and spent == 2
+
+
+@pytest.mark.parametrize(
+    "settings, complaint",
+    [
+        ({"prefill": "both"}, "prefill 'both' is none of continue, assistant, user"),
+        ({"samples": 3}, "samples is 3 but temperature is 0"),
+        ({"style": "x"}, "unknown prompt style 'x'"),
+    ],
+)
+def test_bad_settings_are_named(settings, complaint):
+    with pytest.raises(UserError, match=complaint):
+        ask(lambda r: body_of(GOOD), ["base"], **settings)

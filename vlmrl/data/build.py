@@ -1,0 +1,362 @@
+"""A published set → Examples on disk: one TFDS data set (array_record) per split.
+
+Each row becomes examples, some of them repaired, or is refused with a reason; a build
+ends with these counts, in `report.json` beside the data. Rows go into shards of `ROWS`
+rows each. A shard stands under its name once it is whole, so a build that is cut off
+anywhere goes on after its last whole shard, to the same files.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+
+from vlmrl.data import distractors, images, reading, statements
+from vlmrl.data.features import FEATURES, serialised
+from vlmrl.data.reading import Item, Place, Refused, Set, draw, normal
+from vlmrl.types import Example, UserError
+
+VERSION = "1.0.0"  # of what readers make of the same files; raise it with any change
+ROWS = 256  # source rows per shard
+THREADS = 2  # rows decoded at a time; Pillow lets other threads run
+AHEAD = 8  # rows read ahead per thread
+
+# Images are compressed already.
+_WRITER = "group_size:1,uncompressed"
+
+
+class Report(NamedTuple):
+    """What became of the rows of one split."""
+
+    rows: int
+    kept: int  # examples; a row may hold several
+    repaired: list[dict]  # {"id", "where", "why"}
+    refused: list[dict]  # {"where", "why"}
+    rules: dict[str, int]  # statement rule → examples; 'fallback' among them
+
+    @property
+    def line(self) -> str:
+        fell = self.rules.get("fallback", 0)
+        return (
+            f"{self.rows} rows: {self.kept} examples kept, {len(self.repaired)} of them"
+            f" repaired, {len(self.refused)} rows refused; statements by template"
+            f" {self.kept - fell}, by fallback {fell}"
+        )
+
+
+def directory(data_dir: str | os.PathLike, name: str, split: str) -> Path:
+    return Path(data_dir) / name / split / VERSION
+
+
+def build(
+    bench: Set,
+    split: str,
+    root: Path,
+    data_dir: str | os.PathLike,
+    *,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda n: None,
+) -> tuple[Path, Report]:
+    """Writes a split and returns its directory and report; what is there stays.
+
+    Args:
+      bench: the set.
+      split: one of its splits.
+      root: directory of the published files.
+      data_dir: root of the prepared data.
+      seed: of everything drawn: option order, suggested options, wrong answers.
+      progress: called with rows as they are done.
+
+    Raises UserError on an unknown split, missing files, files other than those a
+    finished or unfinished build was made of, and where no row can be kept.
+    """
+    if split not in bench.files:
+        raise UserError(
+            f"{bench.name}: split {split!r} is not one of {', '.join(bench.files)}"
+        )
+    files = reading.find(bench, split, root)
+    if not files:
+        wanted = " or ".join(bench.files[split])
+        raise UserError(f"{bench.name}: {root} holds no {wanted} for split {split}")
+    made_of = {
+        "set": bench.name,
+        "split": split,
+        "seed": seed,
+        "version": VERSION,
+        "fields": list(Example._fields),
+        "files": [[str(f.relative_to(root)), f.stat().st_size] for f in files],
+    }
+    final = directory(data_dir, bench.name, split)
+    if final.exists():
+        if json.loads((final / "made_of.json").read_text()) != made_of:
+            raise UserError(
+                f"{final}: was made of other files or another seed; remove it to "
+                "prepare it again"
+            )
+        return final, report(final)
+    work = final.with_name(f".unfinished-{VERSION}")
+    _claim(work, made_of)
+    if not (work / "report.json").is_file():
+        _shards(bench, split, root, files, work, seed, progress)
+        _finish(bench, split, work)
+    for path in [*work.glob("shard-*"), *work.glob("*.partial")]:
+        path.unlink()
+    os.rename(work, final)
+    return final, report(final)
+
+
+def report(directory: Path) -> Report:
+    """The report of a finished build."""
+    return Report(**json.loads((Path(directory) / "report.json").read_text()))
+
+
+def _claim(work: Path, made_of: dict) -> None:
+    """Makes the work directory, or takes up one made of the same files."""
+    stamp = work / "made_of.json"
+    text = json.dumps(made_of)
+    if stamp.is_file() and stamp.read_text() != text:
+        shutil.rmtree(work)  # another attempt, of other files
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        _write(stamp, text)
+    except OSError as error:
+        raise UserError(f"{work.parent}: not writable: {error.strerror}") from error
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".partial")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+# -- shards ----------------------------------------------------------------------------
+
+
+def _shards(bench, split, root, files, work, seed, progress) -> None:
+    """Writes what is missing of `shard-00000`, its `.json` after it, and so on."""
+    pool = _pool(bench, files)
+    stream = _numbered(files, root, split, seed)
+    seen: set[str] = set()
+    with ThreadPoolExecutor(THREADS) as threads:
+        for number in itertools.count():
+            done = work / f"shard-{number:05d}.json"
+            rows = itertools.islice(stream, ROWS)
+            if done.is_file():
+                held = json.loads(done.read_text())
+                seen.update(held["ids"])
+                progress(sum(1 for _ in rows))
+                if held["rows"] < ROWS:
+                    return
+                continue
+            made = _ahead(threads, rows, lambda row: _made(bench, *row, pool))
+            held = _shard(work / f"shard-{number:05d}", made, seen, progress)
+            _write(done, json.dumps(held))
+            if held["rows"] < ROWS:
+                return
+
+
+def _numbered(files, root, split, seed) -> Iterator[tuple[dict, Place]]:
+    count = itertools.count()
+    for path in files:
+        name = str(path.relative_to(root))
+        for row in reading.rows(path):
+            yield row, Place(root, split, name, next(count), seed)
+
+
+def _pool(bench: Set, files: list[Path]) -> tuple[str, ...]:
+    """What other rows answer, for wrong answers of the same kind."""
+    if not bench.pool:
+        return ()
+    found = {str(row.get(bench.pool)) for path in files for row in reading.rows(path)}
+    return tuple(sorted(t for t in found if not reading.missing(t)))
+
+
+def _ahead(threads, rows: Iterable, make: Callable) -> Iterator:
+    """make(row) in order, a bounded number of them at work or waiting."""
+    waiting: collections.deque = collections.deque()
+    for row in rows:
+        waiting.append(threads.submit(make, row))
+        if len(waiting) >= THREADS * AHEAD:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _made(bench, row, place, pool):
+    """(where, [(id, repairs, rule, record)]) or (where, why it is refused)."""
+    where = f"{place.file} row {place.row}"
+    try:
+        items = bench.items(row, place)
+        out = []
+        for item in items:
+            example, rule = example_of(item, bench.name, place, pool)
+            out.append((example.id, item.repairs, rule, serialised(example)))
+        return where, out
+    except Refused as reason:
+        return where, str(reason)
+
+
+def _shard(path: Path, made: Iterable, seen, progress) -> dict[str, Any]:
+    held: dict[str, Any] = dict(
+        rows=0, kept=0, bytes=0, ids=[], repaired=[], refused=[], rules={}
+    )
+    part = path.with_name(path.name + ".partial")
+    writer = array_record_module.ArrayRecordWriter(os.fspath(part), _WRITER)
+    try:
+        for where, found in made:
+            held["rows"] += 1
+            progress(1)
+            if isinstance(found, str):
+                held["refused"].append({"where": where, "why": found})
+                continue
+            if again := [id for id, *_ in found if id in seen]:
+                why = f"the id {again[0]} occurs twice"
+                held["refused"].append({"where": where, "why": why})
+                continue
+            for id, repairs, rule, record in found:
+                seen.add(id)
+                held["ids"].append(id)
+                held["kept"] += 1
+                held["bytes"] += len(record)
+                held["rules"][rule] = held["rules"].get(rule, 0) + 1
+                writer.write(record)
+                if repairs:
+                    why = "; ".join(repairs)
+                    held["repaired"].append({"id": id, "where": where, "why": why})
+    finally:
+        writer.close()
+    os.replace(part, path)
+    return held
+
+
+def _finish(bench, split, work) -> None:
+    """Shards get their TFDS names, then the metadata and the report are written."""
+    parts = [json.loads(p.read_text()) for p in sorted(work.glob("shard-*.json"))]
+    rules = collections.Counter()
+    for part in parts:
+        rules.update(part["rules"])
+    held = dict(
+        rows=sum(p["rows"] for p in parts),
+        kept=sum(p["kept"] for p in parts),
+        repaired=[r for p in parts for r in p["repaired"]],
+        refused=[r for p in parts for r in p["refused"]],
+        rules=dict(sorted(rules.items())),
+    )
+    if not held["kept"]:
+        first = held["refused"][0] if held["refused"] else None
+        why = f"the first, {first['where']}: {first['why']}" if first else "it is empty"
+        shutil.rmtree(work)
+        raise UserError(f"{bench.name}, split {split}: none of its rows is kept; {why}")
+    whole = [i for i, p in enumerate(parts) if p["kept"]]
+    template = tfds.core.ShardedFileTemplate(
+        dataset_name=tfds_name(bench.name),
+        split=split,
+        filetype_suffix="array_record",
+        data_dir=work,
+        template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+    )
+    for new, old in enumerate(whole):
+        name = template.sharded_filepath(shard_index=new, num_shards=len(whole))
+        if not Path(name).exists():  # cut off between two renames
+            os.replace(work / f"shard-{old:05d}", name)
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.dataset_info.DatasetIdentity(
+            name=tfds_name(bench.name),
+            version=tfds.core.Version(VERSION),
+            data_dir=os.fspath(work),
+            module_name="",
+        ),
+        description=bench.about,
+        features=FEATURES,
+        disable_shuffling=True,
+    )
+    info.set_file_format("array_record")
+    split_info = tfds.core.SplitInfo(
+        name=split,
+        shard_lengths=[parts[i]["kept"] for i in whole],
+        num_bytes=sum(parts[i]["bytes"] for i in whole),
+        filename_template=template,
+    )
+    info.set_splits(tfds.core.splits.SplitDict([split_info]))
+    info.write_to_directory(work)
+    _write(work / "report.json", json.dumps(held, indent=1) + "\n")
+
+
+def tfds_name(name: str) -> str:
+    """TFDS wants names that begin with a letter."""
+    return name if name[0].isalpha() else f"set_{name}"
+
+
+# -- one example -----------------------------------------------------------------------
+
+
+def example_of(
+    item: Item, source: str, place: Place, pool: tuple[str, ...] = ()
+) -> tuple[Example, str]:
+    """(Example, rule of its statements). Raises Refused where the item won't do."""
+    if not item.question.strip():
+        raise Refused("its question is empty")
+    sizes = []
+    for i, data in enumerate(item.images):
+        try:
+            sizes.append(list(images.decode(data, f"image {i}").size))
+        except UserError as error:
+            raise Refused(str(error)) from None
+    options = item.options
+    if not 0 <= item.answer < len(options):
+        raise Refused(f"answer {item.answer} is not one of its {len(options)} options")
+    right = options[item.answer]
+    if item.open and len(options) == 1:
+        options += distractors.wrong(right, place.seed, source, item.id, pool=pool)
+    group = item.group or item.id
+    said, rule = item.statements, "own"
+    if not said:
+        said, rule = statements.states(item.question, options)
+    meta = {
+        "group": group,
+        "row": place.row,
+        "file": place.file,
+        "sizes": sizes,
+        "rule": rule,
+        **({"repairs": list(item.repairs)} if item.repairs else {}),
+        **{k: v for k, v in item.meta.items() if v not in ("", None, [])},
+    }
+    chosen = item.suggested
+    if chosen == -1:
+        chosen = suggested(options, item.answer, place.seed, source, group)
+    first = item.images[0] if item.images else item.id.encode()
+    return Example(
+        id=item.id,
+        images=item.images,
+        question=item.question,
+        options=options,
+        answer=item.answer,
+        suggested=chosen,
+        source=source,
+        task=item.task,
+        cluster=item.cluster or hashlib.sha256(first).hexdigest()[:16],
+        statements=said,
+        thinks=item.thinks,
+        trace=item.trace,
+        meta=json.dumps(meta),
+        open=item.open,
+    ), rule
+
+
+def suggested(options: tuple[str, ...], answer: int, *words: object) -> int:
+    """The wrong option that misleading texts suggest: drawn by its text, so that
+    rotated copies of a question suggest the same. -1 if no option is wrong."""
+    right = normal(options[answer])
+    wrong = [i for i, o in enumerate(options) if normal(o) != right]
+    return min(wrong, key=lambda i: draw("suggest", *words, options[i]), default=-1)

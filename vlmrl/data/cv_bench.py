@@ -1,0 +1,64 @@
+"""CV-Bench: counting and relations in 2D, depth and distance in 3D
+(https://arxiv.org/abs/2406.16860).
+
+The last part of a task is the photographs' source, which the official score averages
+over. Letters follow the order of `choices`.
+"""
+
+from __future__ import annotations
+
+from vlmrl.data.reading import (
+    Item,
+    Place,
+    Refused,
+    Set,
+    columns,
+    letter,
+    one,
+    options,
+    text,
+)
+
+SOURCES = ("ADE20K", "COCO", "Omni3D")
+
+
+def items(row: dict, place: Place) -> list[Item]:
+    if "choices" in row:
+        texts, repairs = options(row["choices"] or ()), ()
+    else:  # the TSV form
+        texts, repairs = columns(row, "ABCDEF")
+    source = text(row, "source")
+    if source not in SOURCES:
+        raise Refused(f"source {source!r} is not one of {', '.join(SOURCES)}")
+    kind = text(row, "type", needed=False) or ("3D" if source == "Omni3D" else "2D")
+    task = text(row, "task", "category")
+    number = text(row, "idx", "index")
+    return [
+        Item(
+            id=f"{kind}/{number}",
+            images=one(row.get("image"), place=place),
+            question=text(row, "question"),
+            options=texts,
+            answer=letter(row.get("answer"), len(texts)),
+            task=f"{kind}/{task}/{source}",
+            meta={
+                "prompt": text(row, "prompt", needed=False),
+                "filename": text(row, "filename", needed=False),
+                "source_filename": text(row, "source_filename", needed=False),
+            },
+            repairs=repairs,
+        )
+    ]
+
+
+SET = Set(
+    name="cv_bench",
+    about="counting, relations, depth and distance in photographs",
+    splits={"2D": 1438, "3D": 1200},
+    tasks=("2D", "3D"),
+    files={
+        "2D": ("test_2d*.parquet", "CV-Bench-2D.tsv"),
+        "3D": ("test_3d*.parquet", "CV-Bench-3D.tsv"),
+    },
+    items=items,
+)

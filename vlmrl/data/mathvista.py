@@ -1,0 +1,83 @@
+"""MathVista testmini: mathematics on charts, figures and photographs
+(https://arxiv.org/abs/2310.02255).
+
+Answers of multiple-choice rows are the text of a choice. Free answers are written as
+the official scoring compares them: whole numbers without a fraction, other numbers
+rounded to the row's `precision`.
+"""
+
+from __future__ import annotations
+
+from vlmrl.data.reading import (
+    Item,
+    Place,
+    Refused,
+    Set,
+    index_of,
+    missing,
+    one,
+    options,
+    text,
+)
+
+
+def items(row: dict, place: Place) -> list[Item]:
+    facts = row.get("metadata") or {}
+    kind = text(row, "question_type")
+    said = text(row, "answer")
+    if kind == "multi_choice":
+        texts = options(row.get("choices") or ())
+        answer = index_of(said, texts)
+    elif kind == "free_form":
+        texts, answer = (canonical(said, row),), 0
+    else:
+        raise Refused(f"question_type {kind!r} is not multi_choice or free_form")
+    return [
+        Item(
+            id=text(row, "pid"),
+            images=one(row.get("decoded_image"), place=place),
+            question=text(row, "question"),
+            options=texts,
+            answer=answer,
+            open=kind == "free_form",
+            task="/".join(
+                text(facts, name, needed=False) or "none" for name in ("task", "source")
+            ),
+            meta={
+                "unit": text(row, "unit", needed=False),
+                "answer_type": text(row, "answer_type"),
+                "skills": list(facts.get("skills") or ()),
+                "category": text(facts, "category", needed=False),
+                "query": text(row, "query", needed=False),
+            },
+        )
+    ]
+
+
+def canonical(said: str, row: dict) -> str:
+    kind, precision = text(row, "answer_type"), row.get("precision")
+    try:
+        if kind == "integer":
+            return str(int(float(said)))
+        if kind == "float":
+            return f"{float(said):.{0 if missing(precision) else int(precision)}f}"
+    except ValueError:
+        raise Refused(f"answer {said!r} is not a number, answer_type {kind}") from None
+    return said
+
+
+SET = Set(
+    name="mathvista",
+    about="mathematics on charts, figures and photographs",
+    splits={"testmini": 1000},
+    tasks=(
+        "figure question answering",
+        "geometry problem solving",
+        "math word problem",
+        "textbook question answering",
+        "visual question answering",
+    ),
+    files={"testmini": ("data/testmini-*.parquet",)},
+    items=items,
+    pool="answer",
+)

@@ -1,0 +1,60 @@
+"""MMBench (English): twenty abilities, each question in every rotation of its options
+(https://arxiv.org/abs/2307.06281).
+
+Ids are the published indices: rotation k of question b is k · 10⁶ + b, and the question
+counts as right if all of its rotations are. Answers of the test split are hidden, so
+its rows are refused.
+"""
+
+from __future__ import annotations
+
+from vlmrl.data.reading import Item, Place, Refused, Set, columns, letter, one, text
+
+ROTATION = 1_000_000
+
+
+def items(row: dict, place: Place) -> list[Item]:
+    index = text(row, "index")
+    if not index.isdecimal():
+        raise Refused(f"index {index!r} is not a number")
+    options, repairs = columns(row, "ABCD")
+    hint = text(row, "hint", needed=False)
+    group = str(int(index) % ROTATION)
+    level = text(row, "l2-category", "L2-category", needed=False)
+    return [
+        Item(
+            id=str(int(index)),
+            images=one(row.get("image"), place=place),
+            question=text(row, "question"),
+            options=options,
+            answer=letter(row.get("answer"), len(options)),
+            task="/".join(filter(None, [level, text(row, "category")])),
+            group=group,
+            meta={"hint": hint} if hint else {},
+            repairs=repairs,
+        )
+    ]
+
+
+SET = Set(
+    name="mmbench",
+    about="twenty abilities, with every rotation of the options",
+    splits={"dev": None},
+    tasks=(
+        "coarse_perception",
+        "finegrained_perception (instance-level)",
+        "finegrained_perception (cross-instance)",
+        "logic_reasoning",
+        "relation_reasoning",
+        "attribute_reasoning",
+    ),
+    files={
+        "dev": (
+            "en/dev-*.parquet",
+            "data/dev-*.parquet",
+            "data/validation-*.parquet",
+            "MMBench_DEV_EN.tsv",
+        )
+    },
+    items=items,
+)

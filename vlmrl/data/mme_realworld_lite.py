@@ -1,0 +1,71 @@
+"""MME-RealWorld-Lite: large real photographs, charts and maps
+(https://arxiv.org/abs/2408.13257).
+
+Option E means "none of these" and can be right. Tasks are Task/Subtask/L2, the L2
+types that name an attribute merged as the published script does.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+
+from vlmrl.data.reading import Item, Place, Refused, Set, letter, one, options, text
+
+_OPTION = re.compile(r"\(?([A-Z])[).]\s*(.*)", re.DOTALL)
+
+
+def items(row: dict, place: Place) -> list[Item]:
+    texts = offered(row)
+    if "Subtask" in row:
+        task = "/".join(text(row, part) for part in ("Task", "Subtask"))
+        deeper = text(row, "Category", needed=False)
+    else:
+        task = text(row, "category")
+        deeper = text(row, "l2-category", needed=False)
+    if "attribute" in deeper.lower():
+        deeper = f"{deeper.split('/')[0]}/attribute" if "/" in deeper else "attribute"
+    cell = row.get("bytes", row.get("image", row.get("Image")))
+    return [
+        Item(
+            id=text(row, "index", "Question_id"),
+            images=one(cell, place=place),
+            question=text(row, "question", "Text"),
+            options=texts,
+            answer=letter(row.get("answer", row.get("Ground truth")), len(texts)),
+            task=f"{task}/{deeper.lower()}".rstrip("/"),
+        )
+    ]
+
+
+def offered(row: dict) -> tuple[str, ...]:
+    """Texts of `(A) …` to `(E) …`, from a list or the text of one."""
+    listed = row.get("multi-choice options", row.get("Answer choices"))
+    if isinstance(listed, str):
+        try:
+            listed = ast.literal_eval(listed)
+        except (ValueError, SyntaxError):
+            raise Refused("its options are not a list") from None
+    texts = []
+    for i, cell in enumerate(listed or ()):
+        found = _OPTION.fullmatch(str(cell).strip())
+        if not found or ord(found[1]) - ord("A") != i:
+            raise Refused(f"option {cell!r} does not begin with ({chr(65 + i)})")
+        texts.append(found[2])
+    return options(texts)
+
+
+SET = Set(
+    name="mme_realworld_lite",
+    about="large real photographs, charts, maps and road scenes",
+    splits={"test": 1919},
+    tasks=("Perception", "Reasoning"),
+    files={
+        "test": (
+            "data/train-*.parquet",
+            "mme_realworld_lite.tsv",
+            "MME_RealWorld_Lite*.json",
+        )
+    },
+    items=items,
+)

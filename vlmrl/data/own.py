@@ -1,0 +1,165 @@
+"""Your own data, with no code: a directory with one file per split.
+
+SPLIT.jsonl (one JSON object per line, images beside it) or SPLIT.parquet, with
+
+  question    text, without options
+  answer      index from 0, letter, or text of the right option; of a question without
+              options the answer itself
+  options     list of texts; leave it out for an open question
+  image(s)    file name below the directory, base64, bytes, the {bytes, path} of a
+              Hugging Face image, or a list of these; leave it out for none
+  id          unique text; the row number by default
+  task        category path, 'level1/level2'; 'own' by default
+  group       of copies of one question (rotated, mirrored)
+  cluster     of rows that are not independent; those with the same first image, by
+              default
+  statements  a sentence per option, without a full stop; by template by default
+  thinks      a chain of thought per option
+  suggested   index of the wrong option that misleading texts suggest; drawn by default
+  trace       a reference chain of thought
+  hint        a line put before the question
+  meta        anything else, as an object
+
+or SPLIT.tsv in VLMEvalKit's layout (index, image, question, hint, A, B, …, answer,
+category, l2-category). Unknown names are refused, since they may be misspelt.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vlmrl.data.reading import (
+    LETTERS,
+    Item,
+    Place,
+    Refused,
+    Set,
+    columns,
+    index_of,
+    letter,
+    missing,
+    options,
+    pictures,
+    text,
+)
+from vlmrl.types import UserError
+
+KNOWN = (
+    *"question answer options image images id task group cluster statements".split(),
+    *"thinks suggested trace hint meta".split(),
+)
+
+
+def bench(name: str, root: Path) -> Set:
+    """The set that a directory holds. Raises UserError where it holds none."""
+    splits = sorted(
+        {
+            path.stem
+            for suffix in (".jsonl", ".parquet", ".tsv")
+            for path in root.glob(f"*{suffix}")
+        }
+    )
+    if not splits:
+        raise UserError(
+            f"{root}: holds no SPLIT.jsonl, SPLIT.parquet or SPLIT.tsv; see"
+            " vlmrl/data/own.py for what is in them"
+        )
+    return Set(
+        name=name,
+        about=f"your own, from {root.name}/",
+        splits=dict.fromkeys(splits),
+        tasks=(),
+        files={s: (f"{s}.jsonl", f"{s}.parquet", f"{s}.tsv") for s in splits},
+        items=items,
+    )
+
+
+def items(row: dict, place: Place) -> list[Item]:
+    return [_tsv(row, place) if place.file.endswith(".tsv") else _own(row, place)]
+
+
+def _own(row: dict, place: Place) -> Item:
+    row = {k: v for k, v in row.items() if v is not None}
+    if unknown := [k for k in row if k not in KNOWN]:
+        raise Refused(f"field {unknown[0]!r} is not one of {', '.join(KNOWN)}")
+    shown = row.get("options")
+    if shown is not None and not isinstance(shown, list | tuple):
+        raise Refused("options are not a list")
+    said = row.get("answer")
+    if shown:
+        texts = options(shown)
+        answer = _index(said, texts)
+    elif missing(said):
+        raise Refused("answer is missing")
+    else:
+        texts, answer = (str(said).strip(),), 0
+    lists = {}
+    for name in ("statements", "thinks"):
+        lists[name] = tuple(row.get(name) or ())
+        if lists[name] and len(lists[name]) != len(texts):
+            raise Refused(f"{len(lists[name])} {name} for {len(texts)} options")
+    suggested = row.get("suggested", -1)
+    if not isinstance(suggested, int) or not -1 <= suggested < len(texts):
+        raise Refused(f"suggested {suggested!r} is not the index of an option")
+    if suggested == answer:
+        raise Refused("suggested is the right option")
+    meta = row.get("meta") or {}
+    if not isinstance(meta, dict):
+        raise Refused("meta is not an object")
+    hint = text(row, "hint", needed=False)
+    return Item(
+        id=text(row, "id", needed=False) or f"{place.split}/{place.row}",
+        images=pictures(row.get("images", row.get("image")), place=place),
+        question=text(row, "question"),
+        options=texts,
+        answer=answer,
+        task=text(row, "task", needed=False) or "own",
+        group=text(row, "group", needed=False),
+        cluster=text(row, "cluster", needed=False),
+        open=not shown,
+        suggested=suggested,
+        trace=text(row, "trace", needed=False),
+        meta={**meta, **({"hint": hint} if hint else {})},
+        **lists,
+    )
+
+
+def _index(said, texts: tuple[str, ...]) -> int:
+    if isinstance(said, int) and not isinstance(said, bool):
+        if not 0 <= said < len(texts):
+            raise Refused(f"answer {said} is not an index of its {len(texts)} options")
+        return said
+    if isinstance(said, str) and said.strip() not in texts and len(said.strip()) == 1:
+        return letter(said, len(texts))
+    if missing(said):
+        raise Refused("answer is missing")
+    return index_of(str(said).strip(), texts)
+
+
+def _tsv(row: dict, place: Place) -> Item:
+    letters = [name for name in LETTERS if name in row]
+    said = text(row, "answer")
+    hint = text(row, "hint", needed=False)
+    level = text(row, "l2-category", "L2-category", needed=False)
+    category = text(row, "category", needed=False)
+    repairs: tuple[str, ...] = ()
+    if letters and not all(missing(row[name]) for name in letters):
+        texts, repairs = columns(row, letters)
+        answer, is_open = letter(said, len(texts)), False
+    elif said.casefold() in ("yes", "no"):
+        texts, answer, is_open = ("Yes", "No"), int(said.casefold() == "no"), False
+    else:
+        texts, answer, is_open = (said,), 0, True
+    used = {"index", "question", "hint", "answer", "image", "category", *letters}
+    rest = {k: v for k, v in row.items() if k not in used and not missing(v)}
+    return Item(
+        id=text(row, "index"),
+        images=pictures(row.get("image"), place=place),
+        question=text(row, "question"),
+        options=texts,
+        answer=answer,
+        task="/".join(filter(None, [level, category])) or "own",
+        open=is_open,
+        meta={**rest, **({"hint": hint} if hint else {})},
+        repairs=repairs,
+    )

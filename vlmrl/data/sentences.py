@@ -1,0 +1,510 @@
+"""The forms of questions, and the sentence that each becomes with its answer.
+
+A rule is (question without its mark, option, all options) → sentence, or '' where the
+question does not have the form the rule was written for. `statements` asks them in the
+order of `RULES`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+_DET = (
+    r"(?:the|a|an|this|that|these|those|it|he|she|they|we|you|i|his|her|their|its|my"
+    r"|your|each|both|all|some|any|one|someone|point|line|angle|person|[A-Z][\w'’-]*)"
+)
+_BE = r"(?:is|are|was|were)"
+AUX = r"(?:is|are|was|were|has|have|had|can|could|will|would|may|might|should|must)"
+# Words that begin what is said of a subject.
+_PREDICATE = (
+    r"(?:on|in|at|under|underneath|above|below|behind|beneath|beside|besides|near|next"
+    r"|directly|far|together|to|left|right|inside|outside|between|among|from|of|with|against|toward|towards"
+    r"|around|across|along|over|by|for|like|not|more|less|most|least|visible|present"
+    r"|located|placed|positioned|able|closer|nearer|farther|further|higher|lower|larger"
+    r"|smaller|bigger|taller|shorter|longer|wider|thinner|older|younger|brighter|darker"
+    r"|parallel|perpendicular|open|closed|empty|full|equal|the same|true|correct|red"
+    r"|blue|green|yellow|black|white|brown|orange|purple|pink|gray|grey|\d[\w.,%]*"
+    r"|an?|the|also|still|currently|mainly|taken|made|shown|seen|drawn|similar|different"
+    r"|identical|as|straight|curved|round|square|healthy|happy|sad|sitting|standing"
+    r"|\w+ing|\w+ed)"
+)
+# Nouns in -ing, which begin nothing.
+_NOUNS = {
+    *"building ceiling painting drawing string ring king thing wing morning".split(),
+    *"evening clothing railing meaning ending beginning heading spring sibling".split(),
+    *"something anything nothing everything swing wedding lightning crossing".split(),
+    *"parking shopping swimming dining living earring awning bed red hundred".split(),
+}
+_VERBS = (
+    r"(?:say|show|mean|represent|depict|indicate|contain|have|look|hold|wear|use|want"
+    r"|need|point|belong|refer|describe|suggest|express|convey|feel|eat|live|appear"
+    r"|face|move|turn|see|know|expect|do|go|come|cost|exceed|increase|decrease|cross"
+    r"|touch|reach|match|intersect|follow|lead|equal|include|play|ride|carry|exist"
+    r"|stand|sit|lie|overlap|support)"
+)
+_ATTRIBUTES = {
+    *"color colour shape material size type kind brand number name direction".split(),
+    *"position location orientation texture pattern age gender height weight".split(),
+    *"length width style season weather time year day month date title".split(),
+    *"term statement phrase sentence claim description option caption".split(),
+    *"value letter word text relationship relation mood emotion state".split(),
+}
+_PLACES = {
+    "left": "on the left",
+    "right": "on the right",
+    "top": "at the top",
+    "bottom": "at the bottom",
+    "middle": "in the middle",
+    "center": "in the center",
+    "centre": "in the centre",
+    "front": "in front",
+    "back": "at the back",
+    "top left": "at the top left",
+    "top right": "at the top right",
+    "bottom left": "at the bottom left",
+    "bottom right": "at the bottom right",
+}
+_RELATIONS = {
+    "left": "to the left of",
+    "right": "to the right of",
+    "front": "in front of",
+    "in front": "in front of",
+    "top": "on top of",
+    "bottom": "at the bottom of",
+    "next": "next to",
+    "back": "behind",
+    "middle": "in the middle of",
+    "center": "in the center of",
+    "to the left": "to the left of",
+    "to the right": "to the right of",
+    "on the left": "on the left of",
+    "on the right": "on the right of",
+    **{w: w for w in "on under above below behind beside near inside in".split()},
+    **{w: w for w in "over beneath underneath between outside facing".split()},
+}
+_PREPOSITION = re.compile(
+    r"(?:on|in|at|under|above|below|behind|beside|near|next|to|inside|outside|between"
+    r"|among|from|over|beneath|underneath|along|against|across|around|by|off|within)\b",
+    re.I,
+)
+SENTENCE = re.compile(
+    r"(?:The|A|An|It|They|There|He|She|This|These|That|Both|Some|All|No|One|People|I|We"
+    r"|You|[A-Z][\w'-]+) .*\b(?:is|are|was|were|has|have|had|can|will|does|do|did"
+    r"|cannot|isn't|aren't|moved|rotated|contains|shows)\b.*"
+)
+LOWER = {
+    *"The A An To On In At Under Above Below Behind Near Next Left Right Top".split(),
+    *"Bottom Front Yes No None Both From Between It They There This That These".split(),
+    *"Open Closed Above Inside Outside Red Blue Green Yellow Black White".split(),
+}
+
+
+# -- rules: (core, option, options) → sentence or '' -----------------------------------
+
+
+def _m(pattern: str, text: str):
+    return re.fullmatch(pattern, text, re.I)
+
+
+_IN_VIEW = re.compile(r"in (?:the|this) (?:image|picture|photo)\b(?=.)", re.I)
+
+
+def _subject(rest: str) -> tuple[str, str] | None:
+    """(subject, predicate) of what follows a form of `be`; None if not to be told."""
+    for found in re.finditer(rf"(?<=\s){_PREDICATE}\b", rest, re.I):
+        subject = rest[: found.start()].strip()
+        words = subject.split()
+        if found[0].lower() in _NOUNS or not words:
+            continue
+        articles = ("the", "a", "an", "this", "these", "those", "his", "her", "their")
+        if words[-1] in (*articles, "of", "its", "and", "or", "than", "in"):
+            continue
+        if found[0].lower() in ("of", "the", "a", "an") and len(words) < 2:
+            continue
+        if found[0].lower() == "of" or _IN_VIEW.match(rest, found.start()):
+            continue
+        return subject, rest[found.start() :]
+    return None
+
+
+def _claim(core: str, true: bool) -> str:
+    """A yes-or-no question as the claim it asks about, or as its denial."""
+    no = "" if true else " not"
+    if m := _m(rf"({_BE}) there (?:(any|an?|some) )?(.+)", core):
+        if true:
+            article = "" if m[2] in (None, "any") else f"{m[2]} "
+            return f"There {m[1].lower()} {article}{m[3]}"
+        return f"There {m[1].lower()} no {m[3]}"
+    if m := _m(rf"({_BE}) ((?:it|this|that|they|these|those|he|she)) (.+)", core):
+        return f"{m[2]} {m[1].lower()}{no} {m[3]}"
+    if (m := _m(rf"({_BE}) (.+)", core)) and (parts := _subject(m[2])):
+        return f"{parts[0]} {m[1].lower()}{no} {parts[1]}"
+    modal = r"(does|do|did|can|could|will|would|should|has|have)"
+    if m := _m(rf"{modal} (\S.*?\S) ({_VERBS}|be|been|\w+ed)\b(.*)", core):
+        aux, verb = m[1].lower(), m[3]
+        if true and aux in ("does", "do"):
+            return f"{m[2]} {_third(verb) if aux == 'does' else verb}{m[4]}"
+        return f"{m[2]} {aux}{no} {verb}{m[4]}"
+    return ""
+
+
+def _third(verb: str) -> str:
+    known = {"have": "has", "do": "does", "go": "goes"}
+    ending = "es" if verb.endswith(("s", "sh", "ch", "x")) else "s"
+    if verb.endswith("y") and verb[-2] not in "aeiou":
+        return verb[:-1] + "ies"
+    return known.get(verb, verb + ending)
+
+
+def _yes_no(core, option, options):
+    words = {"yes": True, "no": False, "true": True, "false": False}
+    truth = words.get(option.casefold())
+    return "" if truth is None else _claim(core, truth)
+
+
+def _or(core, option, options):
+    """Is it A or B? → it is A. Both stand in the question, in either order."""
+    if len(options) != 2 or not re.match(rf"(?i)(?:{AUX}|do|does|did) ", core):
+        return ""
+    low = [o.casefold().rstrip(".") for o in options]
+    for first, second in (low, low[::-1]):
+        for a, b in ((first, second), *_shared(first, second)):
+            joined = rf"(?<!\w){re.escape(a)}\b(\W[^?]{{0,24}}?)??,? or (?:to )?"
+            joined += rf"(?:the |a |an |on )?{re.escape(b)}\b"
+            if not (m := re.search(joined, core, re.I)):
+                continue
+            between, after = m[1] or "", core[m.end() :]
+            if between and after.startswith(between):
+                between = ""
+            chosen = core[: m.start()] + option + between + after
+            chosen = re.sub(r"\b(the|a|an) (?:the|an?)\b", r"\1", chosen)
+            return _claim(chosen, True)
+    return ""
+
+
+def _shared(first: str, second: str):
+    """`on the left`, `on the right` may be asked as `on the left or right`; `towards
+    the camera`, `away from the camera` as `towards or away from the camera`."""
+    a, b = first.split(), second.split()
+    for n in range(min(len(a), len(b)) - 1, 0, -1):
+        if a[:n] == b[:n]:
+            yield first, " ".join(b[n:])
+        if a[-n:] == b[-n:]:
+            yield " ".join(a[:-n]), second
+
+
+def _number(core, option, options):
+    m = _m(rf"how many (.+?) ({AUX})(?: there| visible)?(?: (.+))?", core)
+    if m:
+        noun, aux, rest = m[1], m[2].lower(), m[3] or ""
+        if rest and re.match(rf"(?-i:{_DET})\b", rest) and aux in ("has", "have"):
+            return f"The number of {noun} that {rest} {aux} is {option}"
+        if rest and re.match(r"(?:you|we|i|they|he|she|it)\b", rest, re.I):
+            who, _, what = rest.partition(" ")
+            return f"The number of {noun} that {who} {aux} {what} is {option}"
+        if re.search(r"(?i)\bthere\b", core) or _PREPOSITION.match(rest) or not rest:
+            return f"The number of {noun} {rest} is {option}"
+        if re.match(rf"(?-i:{_DET})\b", rest) and aux not in ("is", "are"):
+            return ""
+        return f"The number of {noun} that {aux} {rest} is {option}"
+    if m := _m(rf"how many (.+?) (?:do|does|did) (.+?) ({_VERBS})\b(.*)", core):
+        verb = _third(m[3]) if " does " in f" {core.lower()} " else m[3]
+        return f"The number of {m[1]} that {m[2]} {verb}{m[4]} is {option}"
+    m = _m(r"how many (.+?) ((?:in|on|at|under|behind|above|below) .+)", core)
+    return f"The number of {m[1]} {m[2]} is {option}" if m else ""
+
+
+def _side(core, option, options):
+    m = _m(rf"(?:which|what) side of (.+?) ({AUX} .+|faces? .+)", core)
+    if not m:
+        return ""
+    bare = re.sub(r"(?i)^the | side(?: of .*)?$", "", option)
+    return f"The {bare} side of {m[1]} {m[2]}"
+
+
+def _caption(core, option, options):
+    if not re.search(
+        r"(?i)caption|best describes|describes? the (?:image|picture)", core
+    ):
+        return ""
+    small = option[:1].lower() + option[1:] if re.match(r"An? ", option) else option
+    if re.match(r"a(?:n image| photo| picture)\b", small):
+        return f"This is {small}"
+    return f"The image shows {small}" if re.match(r"an? ", small) else ""
+
+
+_ASIDE = re.compile(
+    r"(.+?)((?: from| relative| as seen| when| if| in the (?:image|photo|picture)).*)"
+)
+
+
+def _where(core, option, options):
+    against = (
+        r"in relation to|with respect to|relative to|in reference to|compared to"
+        r"|in comparison to"
+    )
+    placed = (
+        r"(?:located|placed|positioned|situated|taken|sitting|standing|lying|parked"
+        r"|hanging) "
+    )
+    m = _m(rf"where ({_BE}) (.+?) ({placed})?(?:{against}) (.+)", core)
+    if m:
+        relation = _RELATIONS.get(option.casefold())
+        where = f"{relation} {m[4]}" if relation else option
+        if not relation and not _PREPOSITION.match(option):
+            return ""
+        return f"{m[2]} {m[1].lower()} {m[3] or ''}{where}"
+    m = _m(rf"where ({_BE}) (.+?)(?: ({placed.strip()}))?", core)
+    tail = ""
+    if m and not m[3] and (split := _ASIDE.fullmatch(m[2])):
+        inner = _m(rf"(.+?) ({placed.strip()})", split[1])
+        subject, verb = (inner[1], inner[2]) if inner else (split[1], "")
+        tail = split[2]
+    elif m:
+        subject, verb = m[2], m[3] or ""
+        deep = _m(rf"(.+?) ({placed.strip()}) (.+)", subject)
+        if deep:
+            subject, verb, tail = deep[1], deep[2], f" {deep[3]}"
+    if not m:
+        return ""
+    place = _PLACES.get(option.casefold(), option)
+    if place == option and not _PREPOSITION.match(option):
+        if not re.match(r"(?:the|an?) ", option):
+            named = f"{subject} {m[1].lower()} {verb}{tail}"
+            return f"The place where {named} is {option}"
+        place = f"in {option}"
+    return f"{subject} {m[1].lower()} {verb} {place}{tail}"
+
+
+def _one_of(core, option, options):
+    m = _m(
+        rf"which (?:one )?of (?:the following|these)(?: (.+?))?,? ({AUX}) (.+)", core
+    )
+    if not m:
+        return ""
+    noun = re.sub(r"(?i)^(?:two|three|four) ", "", m[1] or "option")
+    noun = noun[:-1] if noun.endswith("s") and not noun.endswith("ss") else noun
+    aux = {"are": "is", "were": "was", "have": "has"}.get(m[2].lower(), m[2].lower())
+    return f"The {noun} that {aux} {m[3]} is {option}"
+
+
+def _which(core, option, options):
+    m = _m(rf"(?:which|what) (?!{AUX}\b|do\b|does\b|did\b)(.+?) ({AUX}) (.+)", core)
+    if not m:
+        return _which_does(core, option)
+    noun, aux, rest = m[1], m[2].lower(), m[3]
+    be = "are" if aux in ("are", "were", "have") and not noun.endswith("ss") else "is"
+    head = noun.split()[-1].lower()
+    plain = head in _ATTRIBUTES or head in option.lower().split()
+    said = option if plain else _definite(option)
+    if rest.lower() in ("this", "it", "that", "these", "those"):
+        return f"The {noun} in the image {be} {said}"
+    if who := _m(r"(i|we|you|they|he|she|it|one) (\S.*)", rest):
+        return f"The {noun} that {who[1]} {aux} {who[2]} {be} {option}"
+    if aux in ("has", "have", "had"):
+        return f"The {noun} that {aux} {rest} {be} {said}"
+    if rest.startswith("there"):
+        return f"The {noun}{rest[5:]} {be} {option}"
+    if not re.match(rf"(?-i:{_DET}) ", rest) and not re.match(r"(?i)it\b", rest):
+        return f"The {noun} that {aux} {rest} {be} {said}"
+    if re.match(
+        r"(?:the|a|an) (?:most|least|same|\w+est|only|best|first|last)\b", rest
+    ):
+        return f"The {noun} that {aux} {rest} {be} {said}"
+    if parts := _acting(rest):
+        return f"The {noun} that {parts[0]} {aux} {parts[1]} is {said}"
+    if aux in ("is", "are", "was", "were") and (
+        head in _ATTRIBUTES or noun.split()[0].lower() in _ATTRIBUTES
+    ):
+        return f"The {noun} of {rest} is {option}"
+    return ""
+
+
+def _which_does(core: str, option: str) -> str:
+    aux = r"(does|do|did)"
+    m = _m(rf"(?:which|what) (.+?) {aux} (.+?) ({_VERBS})\b(.*)", core)
+    if m:
+        verb = {"does": _third(m[4]), "do": m[4]}.get(m[2].lower(), f"did {m[4]}")
+        return f"The {m[1]} that {m[3]} {verb}{m[5]} is {option}"
+    m = _m(rf"(?:which|what) (\w+(?: \w+)?) ({_third_any()})\b(.*)", core)
+    return f"The {m[1]} that {m[2]}{m[3]} is {_definite(option)}" if m else ""
+
+
+def _third_any() -> str:
+    verbs = _VERBS.removeprefix("(?:").removesuffix(")").split("|")
+    return "|".join(sorted({_third(v) for v in verbs}, key=len, reverse=True))
+
+
+def _acting(rest: str) -> tuple[str, str] | None:
+    """(subject, gerund …) of `the man holding`."""
+    for found in re.finditer(r"(?<=\s)\w+ing\b.*", rest):
+        subject = rest[: found.start()].strip()
+        gerund = found[0].split()[0].lower()
+        if gerund in _NOUNS or re.fullmatch(r"(?i)the|an?|this|that|these", subject):
+            continue
+        if subject:
+            return subject, found[0]
+    return None
+
+
+def _definite(option: str) -> str:
+    words = option.split()
+    if not words or len(words) > 4 or not re.fullmatch(r"[a-z][a-z '-]*", option):
+        return option
+    first = words[0]
+    if _PREPOSITION.match(option) or first.endswith(("ing", "ly")):
+        return option
+    if re.match(rf"{_DET}\b|none|both|neither|yes|no|not|option|left|right", first):
+        return option
+    return f"the {option}"
+
+
+def _what_is(core, option, options):
+    m = _m(rf"what ({_BE}) (.+)", core)
+    if not m:
+        return ""
+    be, rest = m[1].lower(), m[2]
+    if doing := _m(r"(.+?) doing(.*)", rest):
+        if option.split()[0].endswith("ing"):
+            return f"{doing[1]} {be} {option}{doing[2]}"
+        return f"What {doing[1]} {be} doing{doing[2]} is {option}"
+    if re.match(rf"(?-i:{_DET}) ", rest):
+        if parts := _acting(rest):
+            between = re.search(r"\b(?:of|in|on|with|for|by)$", parts[0])
+            if not between and not re.search(r" (?:of|in|for) ", parts[0]):
+                return f"What {parts[0]} {be} {parts[1]} is {option}"
+        if called := _m(r"(.+?) (called|made of|used for|about|for)", rest):
+            return f"{called[1]} {be} {called[2]} {option}"
+        return f"{rest} {be} {option}"
+    return f"What {be} {rest} is {option}"
+
+
+def _what_does(core, option, options):
+    if m := _m(rf"what (does|do|did) (.+?) ({_VERBS})\b(.*)", core):
+        verb = {"does": _third(m[3]), "do": m[3]}.get(m[1].lower(), f"did {m[3]}")
+        if m[3] == "look" and m[4] == " like":
+            return f"{m[2]} {verb} like {option}"
+        return f"What {m[2]} {verb}{m[4]} is {option}"
+    modal = r"(can|could|will|would|should|might|may|must)"
+    if m := _m(rf"what {modal} (we|you|i|they|he|she|it|one) (.+)", core):
+        return f"What {m[2]} {m[1].lower()} {m[3]} is {option}"
+    if m := _m(rf"what {modal} (be .+)", core):
+        return f"What {m[1].lower()} {m[2]} is {option}"
+    m = _m(r"what (happened|happens|causes|caused|makes|has) (.+)", core)
+    return f"What {m[1].lower()} {m[2]} is {option}" if m else ""
+
+
+def _who(core, option, options):
+    m = _m(rf"who ({AUX}) (.+)", core)
+    if not m:
+        return ""
+    if re.match(rf"(?-i:{_DET}) ", m[2]) and m[1].lower() in ("is", "are", "was"):
+        return f"{m[2]} {m[1].lower()} {option}"
+    return f"The person who {m[1].lower()} {m[2]} is {_definite(option)}"
+
+
+def _how(core, option, options):
+    if m := _m(r"how did (.+?) (likely )?(?:move|rotate|change)\b(.*)", core):
+        past = r"(?:moved|rotated|turned|stayed|did|went|was|shifted|panned|tilted)\b"
+        if re.match(past, option):
+            return f"{m[1]} {m[2] or ''}{option}{m[3]}"
+        return ""
+    if m := _m(rf"how ({_BE}) (.+)", core):
+        if parts := _acting(m[2]):
+            return f"{parts[0]} {m[1].lower()} {parts[1]} {option}"
+        return f"{m[2]} {m[1].lower()} {option}"
+    if m := _m(rf"how (\w+) ({_BE}) (.+)", core):
+        aside = " (?:from|to|away) .+"
+        if m[1] == "far" and (f := _m(rf"(.+?)({aside})", m[3])):
+            return f"{f[1]} {m[2].lower()} {option}{f[2]}"
+        measured = option[:1].isdigit() and m[1] in (
+            "tall",
+            "long",
+            "wide",
+            "old",
+            "deep",
+        )
+        return f"{m[3]} {m[2].lower()} {option}{f' {m[1]}' if measured else ''}"
+    return ""
+
+
+def _which_is(core, option, options):
+    m = _m(rf"which(?: one)? ({AUX}) (.+)", core)
+    if not m:
+        return ""
+    if re.match(r"(?:the|an?) ", m[2], re.I) and m[1].lower() in ("is", "are"):
+        return f"{m[2]} {m[1].lower()} {_definite(option)}"
+    return f"The one that {m[1].lower()} {m[2]} is {_definite(option)}"
+
+
+def _on_which(core, option, options):
+    m = _m(
+        rf"(on|in|from|to|at) (?:which|what) (side|direction|position|part) (of .+? )?"
+        rf"({_BE}) (.+)",
+        core,
+    )
+    if not m:
+        return ""
+    parts = _subject(m[5]) if not m[5].startswith("the ") else _acting(m[5])
+    subject, rest = parts or (m[5], "")
+    bare = re.sub(rf"(?i)^the | {m[2]}$", "", option)
+    where = f"{m[1].lower()} the {bare} {m[2]} {m[3] or ''}"
+    return f"{subject} {m[4].lower()} {rest} {where}"
+
+
+ORDER = re.compile(
+    r"(?:Please )?(?:find|determine|calculate|compute|evaluate|solve for|identify"
+    r"|select|choose|name|guess|point out|tell|give|estimate|what is|write"
+    r"|express|state)\b",
+    re.I,
+)
+
+
+def _order(core, option, options):
+    found = ORDER.match(core)
+    if not found or found[0].lower() == "what is":
+        return ""
+    what = core[found.end() :].strip()
+    what, _, after = what.partition(" if ")
+    after = f" if {after}" if after else ""
+    what = re.split(r"(?i)[,.;] (?:round|write|to the nearest|leave)", what)[0]
+    if not what:
+        return ""
+    if re.match(r"(?:the|an?|this|these|each) ", what):
+        return f"{what} is {option}{after}"
+    return f"The value of {what} is {option}{after}"
+
+
+def _blank(core, option, options):
+    if re.search(r"_{2,}|\(\s*\)", core):
+        return re.sub(r"_{2,}|\(\s*\)", lambda m: option, core, count=1)
+    verb = re.match(rf"(?:{AUX})\b", option, re.I)
+    if verb and re.match(r"(?:The|This|These) ", core):
+        return f"{core} {option[:1].lower()}{option[1:]}"
+    open_end = r"(.+ (?:is|are|was|were|an?|the|of|in|to|by|on|as|be|called))"
+    if m := _m(open_end, core):
+        return f"{m[1]} {option}"
+    if re.match(r"The \w+ (?:shown|depicted|marked|seen|pictured) \w+ [\w ]+$", core):
+        return f"{core} is {option}"
+    return ""
+
+
+RULES: dict[str, Callable[[str, str, Sequence[str]], str]] = {
+    "blank": _blank,
+    "caption": _caption,
+    "yes_no": _yes_no,
+    "or": _or,
+    "number": _number,
+    "side": _side,
+    "where": _where,
+    "on_which": _on_which,
+    "one_of": _one_of,
+    "which_is": _which_is,
+    "what_is": _what_is,
+    "what_does": _what_does,
+    "which": _which,
+    "who": _who,
+    "how": _how,
+    "order": _order,
+}

@@ -1,0 +1,116 @@
+"""Spatial-MM: where things are in photographs, and questions of several hops
+(https://arxiv.org/abs/2411.06048).
+
+Options stand inside the question, one per line. Where the answer's text contradicts its
+letter the text counts if it is an option. Multihop questions have free answers.
+"""
+
+from __future__ import annotations
+
+import re
+
+from vlmrl.data.reading import (
+    LETTERS,
+    Item,
+    Place,
+    Refused,
+    Set,
+    beside,
+    index_of,
+    normal,
+    options,
+    text,
+)
+
+FOLDERS = ("images", "data", "data/images", "Spatial_MM_Obj", "Spatial_MM_CoT")
+_OPTION = re.compile(r"\s*([A-Z])\s*[.)]\s*(.*)")
+
+
+def items(row: dict, place: Place) -> list[Item]:
+    image = text(row, "image_name")
+    common = dict(
+        id=f"{place.split}/{place.row}",
+        images=(beside(image, place, *FOLDERS),),
+        cluster=image,
+    )
+    if place.split == "multihop":
+        hop = text(row, "hop")
+        return [
+            Item(
+                **common,
+                question=text(row, "question"),
+                options=(text(row, "answer"),),
+                answer=0,
+                open=True,
+                task=f"multihop/{hop}",
+                meta={"reasoning": text(row, "reasoning", needed=False)},
+            )
+        ]
+    question, texts = asked(text(row, "question"))
+    answer, repairs = answered(text(row, "answer"), texts)
+    return [
+        Item(
+            **common,
+            question=question,
+            options=texts,
+            answer=answer,
+            task=f"{place.split}/{perspective(question)}",
+            meta={
+                "object1": text(row, "object1", needed=False),
+                "object2": text(row, "object2", needed=False),
+            },
+            repairs=repairs,
+        )
+    ]
+
+
+def asked(said: str) -> tuple[str, tuple[str, ...]]:
+    """(question, options) of lines `question`, `A. …`, `B. …`."""
+    lines = said.splitlines()
+    found = [_OPTION.fullmatch(line) for line in lines]
+    first = next((i for i, m in enumerate(found) if m and m[1] == "A"), None)
+    if first is None or not "\n".join(lines[:first]).strip():
+        raise Refused("its question holds no lines 'A. …', 'B. …'")
+    texts = []
+    for line, m in zip(lines[first:], found[first:], strict=True):
+        if m and m[1] == LETTERS[len(texts)]:
+            texts.append(m[2])
+        elif line.strip():
+            raise Refused(f"line {line.strip()!r} is not option {LETTERS[len(texts)]}")
+    return "\n".join(lines[:first]).strip(), options(texts)
+
+
+def answered(said: str, texts: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
+    """(answer, repairs) of `B. right`."""
+    found = _OPTION.fullmatch(said)
+    if not found:
+        return index_of(said, texts), ()
+    index, rest = LETTERS.index(found[1]), found[2]
+    if index < len(texts) and normal(texts[index]) == normal(rest):
+        return index, ()
+    if not rest.strip():
+        raise Refused(f"answer {said!r} has no text")
+    right = index_of(rest, texts)
+    return right, (f"answer {said!r} contradicts its letter: its text counts",)
+
+
+def perspective(question: str) -> str:
+    low = question.lower()
+    if "camera" in low and "perspective" in low:
+        return "camera"
+    return "human" if "perspective" in low or "point of view" in low else "none"
+
+
+SET = Set(
+    name="spatial_mm",
+    about="where things are in photographs, seen by the camera or by a person",
+    splits={"one_obj": 502, "two_obj": 1074, "multihop": 309},
+    tasks=("one_obj", "two_obj", "multihop"),
+    files={
+        "one_obj": ("**/spatial_mm_one_obj.json",),
+        "two_obj": ("**/spatial_mm_two_obj.json",),
+        "multihop": ("**/multihop_reasoning_309.json",),
+    },
+    items=items,
+    pool="answer",
+)

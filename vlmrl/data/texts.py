@@ -1,0 +1,151 @@
+"""Statements and thinks in a file, so that two labs mislead with the same words.
+
+One line of JSON per example: its source, id, a hash of question and options (`key`),
+the option that is suggested, a statement and perhaps a think per option, and who wrote
+them (`by`: 'template' or a model, with the hash of the prompt it was asked with).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from vlmrl.types import Example, UserError
+
+ASK = (
+    "Rewrite the question and this answer to it as one declarative sentence that states"
+    " the answer as a fact. Mention no other answer and do not say whether it is right."
+    " Reply with the sentence alone.\nQuestion: {question}\nAnswer: {option}\nSentence:"
+)
+
+
+def key(example: Example) -> str:
+    """Hash of what the texts are about."""
+    words = json.dumps([example.question, example.options], ensure_ascii=False)
+    return hashlib.sha256(words.encode()).hexdigest()[:16]
+
+
+def entry(example: Example, by: str = "template", prompt_hash: str = "") -> dict:
+    return {
+        "source": example.source,
+        "id": example.id,
+        "key": key(example),
+        "suggested": example.suggested,
+        "statements": list(example.statements),
+        "thinks": list(example.thinks),
+        "by": by,
+        "prompt_hash": prompt_hash,
+    }
+
+
+def write(path: Path, entries: Iterable[Mapping]) -> None:
+    part = path.with_name(path.name + ".partial")
+    with open(part, "w", encoding="utf-8") as file:
+        for line in entries:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    os.replace(part, path)
+
+
+def read(path: Path) -> dict[tuple[str, str], dict]:
+    """(source, id) → entry. Raises UserError naming the line that is wrong."""
+    found: dict[tuple[str, str], dict] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"{path}: no such file of texts") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            held = json.loads(line)
+            place = (held["source"], held["id"])
+            fields = held["key"], held["statements"], held["suggested"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}, line {number}: not an entry: {error}") from error
+        if not isinstance(fields[1], list) or place in found:
+            why = "given twice" if place in found else "its statements are no list"
+            raise UserError(f"{path}, line {number}: {'/'.join(place)}: {why}")
+        found[place] = held
+    return found
+
+
+def apply(
+    examples: Iterable[Example], found: Mapping[tuple[str, str], dict]
+) -> Iterator[Example]:
+    """The examples with the file's texts and suggestions in place of their own.
+
+    Raises UserError where an example has no entry or one about other words.
+    """
+    for e in examples:
+        held = found.get((e.source, e.id))
+        if held is None:
+            raise UserError(f"texts: no entry of {e.source}/{e.id}")
+        if held["key"] != key(e):
+            raise UserError(
+                f"texts: {e.source}/{e.id}: written for another question or options"
+            )
+        said = tuple(held["statements"])
+        thinks = tuple(held.get("thinks") or ())
+        for name, listed in (("statements", said), ("thinks", thinks)):
+            if listed and len(listed) != len(e.options):
+                raise UserError(
+                    f"texts: {e.source}/{e.id}: {len(listed)} {name} for"
+                    f" {len(e.options)} options"
+                )
+        if not -1 <= held["suggested"] < len(e.options) or (
+            held["suggested"] == e.answer
+        ):
+            raise UserError(
+                f"texts: {e.source}/{e.id}: suggests option {held['suggested']}"
+            )
+        yield e._replace(statements=said, thinks=thinks, suggested=held["suggested"])
+
+
+def rewrite(
+    examples: Iterable[Example],
+    ask: Callable[[str], str],
+    by: str,
+    path: Path,
+    progress: Callable[[int], None] = lambda n: None,
+) -> None:
+    """A model's sentences instead of templates, one per option, into a file.
+
+    What the file holds already, written by the same model for the same words with the
+    same prompt, is kept, so that a run cut off goes on. A reply that is not one line
+    falls back to the template's sentence.
+
+    Args:
+      examples: with statements by template.
+      ask: prompt → reply.
+      by: the model's name.
+      path: of the file.
+    """
+    unfinished = path.with_name(path.name + ".unfinished")
+    held = read(path) if path.is_file() else {}
+    if unfinished.is_file():
+        for line in unfinished.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):  # the line it was cut off in
+                known = json.loads(line)
+                held[known["source"], known["id"]] = known
+    mark = hashlib.sha256(ASK.encode()).hexdigest()[:16]
+    entries = []
+    with open(unfinished, "a", encoding="utf-8") as file:
+        for e in examples:
+            known = held.get((e.source, e.id))
+            same = known and (known["key"], known["by"], known.get("prompt_hash"))
+            if same != (key(e), by, mark):
+                said = []
+                for i, option in enumerate(e.options):
+                    prompt = ASK.format(question=e.question, option=option)
+                    reply = ask(prompt).strip().strip('"')
+                    lone = reply and "\n" not in reply
+                    said.append(reply if lone else e.statements[i])
+                known = entry(e._replace(statements=tuple(said)), by, mark)
+                file.write(json.dumps(known, ensure_ascii=False) + "\n")
+                file.flush()
+            entries.append(known)
+            progress(1)
+    write(path, entries)
+    unfinished.unlink()

@@ -1,0 +1,64 @@
+"""3DSRBench: which is higher, closer, facing what, asked of photographs
+(https://arxiv.org/abs/2412.07825).
+
+Ids are the published `qid`s: eight characters, `-flip` if the image is mirrored, `-N`
+for the N-th rotation of the options. All copies of a question share their group.
+Only files that hold the images are read: of the parquet file with addresses alone it is
+not known whether its flipped rows are to be mirrored by the reader.
+"""
+
+from __future__ import annotations
+
+import re
+
+from vlmrl.data.reading import Item, Place, Refused, Set, columns, letter, one, text
+
+TYPES = ("height", "location", "orientation", "multi_object")
+_QID = re.compile(r"([^-]{8})(-flip)?(-\d+)?")
+
+
+def items(row: dict, place: Place) -> list[Item]:
+    qid = text(row, "qid", "index")
+    found = _QID.fullmatch(qid)
+    if not found:
+        raise Refused(f"qid {qid!r} is not 8 characters, then -flip or -N")
+    category = text(row, "category")
+    kind = next((t for t in TYPES if category.startswith(t)), None)
+    if kind is None:
+        raise Refused(f"category {category!r} is of none of {', '.join(TYPES)}")
+    options, repairs = columns(row, "ABCD")
+    url = text(row, "image_url", needed=False)
+    return [
+        Item(
+            id=qid,
+            images=one(row.get("image"), place=place),
+            question=text(row, "question"),
+            options=options,
+            answer=letter(row.get("answer"), len(options)),
+            task=f"{kind}/{category}",
+            group=found[1] + (found[2] or ""),
+            cluster=url.rsplit("/", 1)[-1] or found[1],
+            meta={"image_url": url},
+            repairs=repairs,
+        )
+    ]
+
+
+SET = Set(
+    name="3dsrbench",
+    about="3D relations in photographs, with mirrored and rotated copies",
+    splits={"flip": None, "circular": None},
+    tasks=TYPES,
+    files={
+        "flip": (
+            "3dsrbench_v1_vlmevalkit.tsv",
+            "3dsr/*.parquet",
+            "data/test-*.parquet",
+        ),
+        "circular": (
+            "3dsrbench_v1_vlmevalkit_circular.tsv",
+            "3dsr_circular/*.parquet",
+        ),
+    },
+    items=items,
+)
