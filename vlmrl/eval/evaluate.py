@@ -137,7 +137,7 @@ def score_options(policy: Policy, examples: Sequence[Example]) -> list[list[floa
 def _inputs(policy: Policy, written: list[Prompt], each: int, options: int):
     """(Group, blind Tokens, Rows) of N examples under V conditions."""
     processor, buckets = policy.processor, policy.buckets
-    encoded = [tokens.encode(processor, p) for p in written]
+    encoded = tokens.encode_all(processor, written)
     rows = [encoded[i : i + each] for i in range(0, len(encoded), each)]
     group = tokens.group(rows, processor.facts, buckets)
     blind = [
@@ -173,11 +173,10 @@ def _stage(example: Example) -> int:
 
 def _record(policy: Policy, prompt: Prompt, rollout: Rollout, scores: Scores, i: int):
     e, processor = prompt.example, policy.processor
-    form = prompts.style(policy.style).form
     text = tokens.decode(processor, rollout.tokens[i][rollout.mask[i]])
-    parsed = prompts.parse(e.prefill + text, e.options, form)
+    parsed = prompts.read(e.prefill + text, e, policy.style)
     opened = "<think>" if _stage(e) == kernel.THINKING else ""
-    own = prompts.parse(opened + text, e.options, form).think or ""
+    own = prompts.parse(opened + text, e.options).think or ""
     applies = rule.applicable(e.condition)
     n = len(e.options)
 
@@ -243,7 +242,7 @@ def _record(policy: Policy, prompt: Prompt, rollout: Rollout, scores: Scores, i:
         blind_stripped=listed(blind[1]),
         consistent_probe=int(np.argmax(blind[0][:n])) == chosen,
         consistent_probe_stripped=int(np.argmax(blind[1][:n])) == chosen,
-        parser=prompts.PARSER,
+        parser=prompts.style(policy.style).parser,
         engine=f"vlmrl-{vlmrl.__version__} {jax.default_backend()} {dtype}",
         pixels=list(policy.processor.pixels),
     )

@@ -191,6 +191,11 @@ def measures(table: pa.Table) -> dict[str, np.ndarray]:
     no_letters = pa.compute.equal(pa.compute.list_value_length(table["letters"]), 0)
     lettered = ~no_letters.to_numpy().astype(bool)
 
+    # a model behind an API has no probes, and may not say how many tokens it wrote
+    unread = pa.compute.equal(pa.compute.list_value_length(table["blind"]), 0)
+    probed = applies & ~unread.to_numpy().astype(bool)
+    counted = applies & (take("think_tokens") >= 0)
+
     def where(mask, values):
         return np.where(mask, np.asarray(values, float), np.nan)
 
@@ -208,8 +213,8 @@ def measures(table: pa.Table) -> dict[str, np.ndarray]:
         "consistent_sampled": where(
             sampled != "not_applicable", sampled == "consistent"
         ),
-        "consistent_probe": where(applies, take("consistent_probe")),
-        "consistent_probe_stripped": where(applies, take("consistent_probe_stripped")),
+        "consistent_probe": where(probed, take("consistent_probe")),
+        "consistent_probe_stripped": where(probed, take("consistent_probe_stripped")),
         "follow": take("followed"),
         "unanswered": (table["predicted"].to_numpy() < 0).astype(float),
         "abstained": where(
@@ -220,7 +225,7 @@ def measures(table: pa.Table) -> dict[str, np.ndarray]:
         "natural": take("natural"),
         "truncated": take("truncated"),
         "option_mass": where(lettered, take("option_mass")),
-        "think_tokens": where(applies, take("think_tokens")),
+        "think_tokens": where(counted, take("think_tokens")),
         "think_entropy": where(thinks, take("think_entropy")),
     }
 

@@ -6,7 +6,10 @@ an item are pairs, and seeds of a recipe share the items. So
 - a proportion gets a Wilson interval at its effective sample size (`proportion`);
 - any other statistic gets a bootstrap over clusters (`cluster_bootstrap`);
 - differences are taken inside an example before anything is averaged (`contrast`);
-- seeds get a t interval on their means (`t_interval`), never a bootstrap.
+- seeds get a t interval on their means (`t_interval`), never a bootstrap;
+- small differences get a p value from pairs: `mcnemar` where every cluster is one row,
+  else a bootstrap over clusters (`paired_test` chooses), and tables that compare many
+  correct for it (`holm`).
 
 Axis letters: n rows, m clusters, B bootstrap draws. Values are float64; a NaN value
 means "not applicable" and is left out, together with its pair.
@@ -223,6 +226,88 @@ def contrast(terms: list[tuple[float, Cell]], **bootstrap) -> Interval:
 def paired_difference(a: Cell, b: Cell, **bootstrap) -> Interval:
     """Interval of mean(b) − mean(a) over the examples both have; see `contrast`."""
     return contrast([(1.0, b), (-1.0, a)], **bootstrap)
+
+
+class Test(NamedTuple):
+    """A paired comparison: the difference, and how surprising it would be were there
+    none."""
+
+    difference: Interval
+    p: float  # two-sided; NaN where it can't be told
+    method: str  # 'mcnemar' or 'bootstrap'
+
+
+def mcnemar(b: int, c: int) -> float:
+    """Exact two-sided p of McNemar's test.
+
+    Of the b + c pairs that differ, b one way and c the other, under no difference b is
+    Binomial(b + c, ½): p = min(1, 2 P(X ≤ min(b, c))). 1 where no pair differs.
+
+    Source: McNemar 1947, https://doi.org/10.1007/BF02295996; pairs must be independent
+    of each other (clusters of one row).
+    """
+    if b < 0 or c < 0:
+        raise ValueError(f"mcnemar: need counts >= 0, got b={b}, c={c}")
+    return float(min(1.0, 2 * sps.binom.cdf(min(b, c), b + c, 0.5)))
+
+
+def paired_test(a: Cell, b: Cell, *, draws: int = 2000, seed: int = 0) -> Test:
+    """Test of mean(b) − mean(a) over the examples both have.
+
+    McNemar's where every example is its own cluster and holds 0 or 1 in both cells.
+    Otherwise the differences d of examples are resampled by cluster, their mean d̄ moved
+    to nothing: p = (1 + #{|d̄* − d̄| ≥ |d̄|}) / (1 + draws).
+
+    Source: Davison & Hinkley 1997, Bootstrap Methods and their Application, 4.4;
+    clusters as in Cameron et al. 2008, https://doi.org/10.1162/rest.90.3.414
+
+    Raises:
+      UserError: as `contrast`.
+    """
+    difference = paired_difference(a, b, draws=draws, seed=seed)
+    if difference.n == 0:
+        return Test(difference, np.nan, "bootstrap")
+    (ids, x, units), (other, y, _) = _per_example(a), _per_example(b)
+    _, i, j = np.intersect1d(ids, other, True, return_indices=True)
+    x, y, units = x[i], y[j], units[i]
+    binary = np.isin(x, (0, 1)).all() and np.isin(y, (0, 1)).all()
+    if binary and difference.clusters == len(x):
+        p = mcnemar(int((y > x).sum()), int((x > y).sum()))
+        return Test(difference, p, "mcnemar")
+    if difference.clusters < 2:
+        return Test(difference, np.nan, "bootstrap")
+    _, codes = np.unique(units, return_inverse=True)
+    m = difference.clusters
+    sums, counts = np.bincount(codes, y - x, m), np.bincount(codes, minlength=m)
+    weights = np.random.default_rng(seed).multinomial(m, np.full(m, 1 / m), draws)
+    moved = np.abs((weights @ sums) / (weights @ counts) - difference.value)
+    # a rounding error must not make an equal draw a smaller one
+    beyond = int((moved >= abs(difference.value) - 1e-12).sum())
+    return Test(difference, (1 + beyond) / (1 + draws), "bootstrap")
+
+
+def holm(p) -> np.ndarray:
+    """Holm's adjusted p values: the family-wise error of a table that compares many.
+
+    Sorted, p₍ᵢ₎ becomes max over j ≤ i of min(1, (m − j + 1) p₍ⱼ₎). NaNs stay NaN and
+    don't count as comparisons.
+
+    Source: Holm 1979, Scandinavian Journal of Statistics 6, 65–70.
+
+    Args:
+      p: float[k].
+    Returns:
+      float64[k], in the order given.
+    """
+    p = np.asarray(p, float)
+    told = np.flatnonzero(~np.isnan(p))
+    if ((p[told] < 0) | (p[told] > 1)).any():
+        raise ValueError("holm: p values must lie in [0, 1]")
+    order = told[np.argsort(p[told], kind="stable")]
+    scaled = p[order] * np.arange(len(order), 0, -1)
+    out = np.full(p.shape, np.nan)
+    out[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
+    return out
 
 
 def _per_example(cell: Cell):

@@ -1,11 +1,17 @@
-"""Judges: what option does a chain of thought conclude?
+"""Judges: does the answer follow from what the chain of thought concludes?
 
-A judge reads text only, never the image: the think, the question and the options give
-the index of the option that the think finally concludes, or -1 where it does not say
-or the judge can't tell. `rule.verdict` turns a conclusion and the parsed answer into
-'consistent', 'inconsistent', 'undecided' or 'not_applicable'; those labels are the same
-whichever judge concluded.
+A judge reads text only, never the image: question, options, think and answer. It says
+'consistent', 'inconsistent' or 'undecided'; 'not_applicable' is where there is nothing
+to judge. Those labels are the same whichever judge gave them.
 
-  rule   cues, letters and option texts by rule: no model, deterministic, says undecided
-         rather than guessing
+  judge        the interface; cascade, majority; judging records again
+  rule         cues, letters and option texts by rule: no model, deterministic, says
+               undecided rather than guessing
+  model        a JAX model of this project: the probabilities of two verdict tokens
+  http         a careful client of OpenAI-compatible endpoints: budget, cache, retries
+  chat         the judge behind such an endpoint
+  prompt       the judge prompt, a file with a version and a hash
+  agree        agreement of judges with each other and with the truth
+  constructed  thinks whose conclusions are known because they were written to be
+  labels       labels that people gave, and the sheet they fill in
 """

@@ -60,7 +60,8 @@ STARTS_LEAD = re.compile(
 )
 ONLY_LEAD = re.compile(STARTS_LEAD.pattern + r"[\s,:]*(?:that|it)?[\s,:]*$")
 ANSWER = re.compile(
-    rf"\banswer\b(?:{NOT_MARK}{{0,60}}?\b(?:is|be|remains|becomes|was))?$|\bboxed$"
+    rf"\b(?:answer|best (?:match|fit))\b"
+    rf"(?:{NOT_MARK}{{0,60}}?\b(?:is|be|remains|becomes|was))?$|\bboxed$"
 )
 LABEL = re.compile(
     words("answer|choice|option|result|conclusion|total|count|sum") + r"\s*[:=]\s*\(?$"
@@ -78,6 +79,7 @@ STRONG_BINDS = re.compile(r"\b(?:must|has to|have to|can only) (?:be|have)$")
 RIGHT_ONE = re.compile(
     rf"^[\s)\]}}.:]*{COPULA} (?:\w+ )?(?:the )?(?:most |only )?(?:correct|true|best"
     r"|answer|right (?:answer|option|choice|one)|my (?:choice|answer|pick))\b"
+    r"|^[\s)\]}.:]*as (?:my|the) (?:final )?(?:answer|choice|pick)\b"
     r"|^[\s)]*it is\b"
 )
 WRONG_ONE = re.compile(
@@ -117,13 +119,14 @@ HEDGE = re.compile(
     words(
         "might|may|could|perhaps|maybe|possibly|not sure|not clear|unsure|unclear"
         "|uncertain|suppose|assume|assuming|either|if|whether|unless|so far|expected"
-        "|supposed|wonder|claims?|seemed|(?<!second )thought|said|says"
+        "|supposed|told to|asked to|wonder|claims?|seemed|(?<!second )thought|said|says"
     )
 )
 REASON = re.compile(r"^[\s,]*(?:since|because|as|although|though|while|given)\b")
 CUT = re.compile(
-    r"(?:,\s*|\s+)(?=(?:and )?(?:but|however|although|though|while|whereas|therefore"
-    r"|thus|hence|wait|actually|because|since|which means|meaning)\b)"
+    r"(?:,\s*|\s+)(?=(?:and )?(?:but|however|although|though|while|whereas"
+    r"|(?:therefore|thus|hence)(?! be\b)|wait|actually|because|since|which means"
+    r"|meaning)\b)"
     r"|(?:,\s*|(?<!is)(?<!are)(?<!not)(?<!\bor)(?<!\bdo)(?<!even)(?<!think)\s+)"
     r"(?=(?:and )?so\b(?! far\b| that\b))"
 )
@@ -143,6 +146,10 @@ IDIOMS = (
     (re.compile(r"\ball ?right\b", re.I), "okay"),
     (re.compile(r"\bno,? wait\b|\bwait,? no\b", re.I), "wait"),
     (re.compile(r"\bthe right (?=answer|option|choice)", re.I), "the correct "),
+    (
+        re.compile(r"\b((?:option|choice) \(?[A-Z]\)? is) the right one\b"),
+        r"\1 correct",
+    ),
     (re.compile(r",? right\?", re.I), "?"),
     (re.compile(r"\b(?:is|be) (?:that|this|it) right\?", re.I), "?"),
 )

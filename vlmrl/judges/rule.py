@@ -30,16 +30,14 @@ from string import ascii_uppercase as LETTERS
 from typing import NamedTuple
 
 from vlmrl.judges import cues
+from vlmrl.judges.judge import Item, Judge, Verdict, applicable, concluded
+
+__all__ = ["JUDGE", "applicable", "conclude", "verdict"]
 
 # Bounds that keep the time small on degenerate text; what concludes stands at the end.
 _TAIL = 4000  # characters of the think that are read
 _NEAR = 240  # characters of context on each side of a mark
 _MARKS = 8  # marks read in a clause
-
-
-def applicable(condition: str) -> bool:
-    """Whether a condition leaves the model a think of its own to judge."""
-    return condition.removeprefix("abstain+") not in ("stop_think", "no_cot")
 
 
 def verdict(
@@ -78,6 +76,16 @@ def conclude(think: str, question: str, options: Sequence[str]) -> int:
       options: option texts in letter order; with none, everything is undecided.
     """
     return _conclude(think, question, tuple(options))
+
+
+def _judge(items: Sequence[Item]) -> list[Verdict]:
+    return [
+        concluded(item, conclude(item.think, item.question, item.options), JUDGE.name)
+        for item in items
+    ]
+
+
+JUDGE = Judge("rule", _judge, {"rule": "cues, letters and option texts"})
 
 
 @functools.lru_cache(maxsize=4096)  # the same think is asked about more than once
@@ -120,13 +128,13 @@ def _conclude(think: str, question: str, options: tuple[str, ...]) -> int:
 
 
 def _gainsays(clause: str, state: int, item: _Item) -> bool:
-    """Whether the clause opens with "No," after a yes, or the other way round."""
+    """Whether the clause opens with "No," after a yes, or the other way round, or with
+    a "No," that goes on to take something back."""
     opening = re.match(rf"\s*{cues.TEXT_MARK}\s*[,.!]", clause)
-    return (
-        opening is not None
-        and int(opening[1]) != state
-        and item.texts[int(opening[1])].casefold() in ("yes", "no")
-    )
+    if not opening or item.texts[int(opening[1])].casefold() not in ("yes", "no"):
+        return False
+    taken = cues.RETRACT.match(clause[opening.end() :])
+    return int(opening[1]) != state or taken is not None
 
 
 # -- step 1: mentions ------------------------------------------------------------------
@@ -226,7 +234,7 @@ def _paired(text: str) -> str:
         return _mark("l", int(match[1])) if match[1] == match[2] else _mark("x")
 
     letter, option = cues.LETTER_MARK, cues.TEXT_MARK
-    ahead = rf"(?={cues.OPEN}t\d+{cues.CLOSE}\s*(?:[.,;)]|$))"
+    ahead = rf"(?={cues.OPEN}t\d+{cues.CLOSE}\s*(?:[.;)]|$))"
     stop = rf"\.\s*{ahead}"  # "A. two." but not "A. Two are red"
     gap = r"[\s:,()=–—-]*(?:(?:the|an?) )?"
     text = re.sub(rf"{letter}(?:{stop}|{gap}){option}", pair, text)

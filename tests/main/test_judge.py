@@ -1,0 +1,172 @@
+"""`vlmrl judge` and `vlmrl ask`, as from a shell, against a scripted endpoint."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from tests.judges.server import body_of, item_of, serve, some_faults
+from vlmrl.eval import records
+
+CANARY = "sk-canary-3141592653"
+
+
+def letters(request):
+    """A judge that reads the last capital letter of the think, and is right."""
+    item = item_of(request)
+    found = [
+        c for c in item["reasoning"].split("answer is ")[-1] if c in item["options"]
+    ]
+    letter = found[0] if found else "none"
+    label = "consistent" if letter == item["answer"] else "inconsistent"
+    label = "undecided" if letter == "none" else label
+    said = {"conclusion": letter, "verdict": label, "confidence": 0.8}
+    return body_of(json.dumps(said))
+
+
+def policy(request):
+    """A model that answers B and says why, or a judge where it is asked to judge."""
+    if "json" in str(request["messages"][-1]["content"]).lower():
+        return letters(request)
+    return body_of("<think>Hm. So the answer is B.</think>\n<answer>B</answer>")
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_constructed_traces_rule_against_http_and_agreement(vlmrl, tmp_path, capsys):
+    a, b, both = (tmp_path / n for n in ("a", "b", "both"))
+    on = "--on=constructed:60"
+    vlmrl("judge", on, "--workdir", a)
+    with serve(letters, some_faults(0.1)) as server:
+        words = ["--judge=rule,http:m", f"--url={server.url}"]
+        vlmrl("judge", on, *words, "--workdir", b)
+        sent = len(server.bodies)
+        before = (b / "verdicts.jsonl").read_bytes()
+        vlmrl("judge", on, *words, "--workdir", b)
+        assert len(server.bodies) == sent
+        assert (b / "verdicts.jsonl").read_bytes() == before
+    rows = lines(a / "verdicts.jsonl")
+    assert len(rows) == len({r["id"] for r in rows}) == 60
+    about = json.loads((b / "judge.json").read_text())
+    undecided = sum(r["label"] == "undecided" for r in rows)
+    assert about["saved by rule"] == pytest.approx(1 - undecided / 60)
+    assert about["decided by"]["rule"] == 60 - undecided
+    assert about["judge prompt"].startswith("judge-1 (")
+    vlmrl("judge", "agree", a, b, "--workdir", both)
+    made = json.loads((both / "agreement.json").read_text())
+    names = [t["name"] for t in made["tables"]]
+    assert names == ["agreement", "confusion-1", "truth"] and made["items"] == 60
+    first = made["tables"][0]["rows"][0]
+    assert first[0] == "all" and first[2] == 60 and first[4] is not None
+    assert (both / "tables" / "truth.md").is_file()
+    assert "Judges against known conclusions" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_served_model_is_evaluated_judged_and_labelled(vlmrl, tmp_path, monkeypatch):
+    monkeypatch.setenv("CANARY_KEY", CANARY)
+    run, judged = tmp_path / "run", tmp_path / "judged"
+    with serve(policy) as server:
+        at = [f"--url={server.url}", "--key_env=CANARY_KEY"]
+        words = ["ask", *at, "--model=m", "--size=4", "--conditions=base,wrong_think"]
+        vlmrl(*words, "--style=tiny", "--workdir", run)
+        assert all(CANARY in h for h in server.headers)
+        table = records.read(run / "records.parquet").to_pylist()
+        assert Counter(r["condition"] for r in table) == {"base": 4, "wrong_think": 4}
+        assert {r["predicted"] for r in table} == {1}
+        sent = len(server.bodies)
+        vlmrl(*words, "--style=tiny", "--workdir", run)
+        assert len(server.bodies) == sent == 8
+        vlmrl("judge", "--on", run, "--judge=http:m", *at, "--workdir", judged)
+    again = records.read(judged / "records.parquet").to_pylist()
+    assert {r["judge"][:16] for r in again} == {
+        "http m judge-1:" + again[0]["judge"][15]
+    }
+    assert all(r["verdict"] == "consistent" for r in again if r["condition"] == "base")
+    page = (run / "report.html").read_text()
+    assert "prefill=user" in page and "letters=absent" in page
+    for folder in (run, judged):
+        for path in folder.rglob("*"):
+            assert not path.is_file() or CANARY.encode() not in path.read_bytes(), path
+    sheet = tmp_path / "sheet"
+    vlmrl("judge", "sheet", "--on", run, "--count=3", "--workdir", sheet)
+    rows = lines(sheet / "sheet.jsonl")
+    assert 1 <= len(rows) <= 3 and all(r["conclusion"] == "" for r in rows)
+    filled = [r | {"conclusion": "B", "annotator": "ann"} for r in rows]
+    path = tmp_path / "labels.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in filled))
+    vlmrl("judge", "--on", path, "--workdir", tmp_path / "l")
+    vlmrl("judge", "agree", tmp_path / "l", path, "--workdir", tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    "words, complaint",
+    [
+        ([], "--on: must be given"),
+        (["--on=constructed:x"], "want constructed:COUNT"),
+        (["--on=/nowhere"], "--on /nowhere: no such run directory"),
+        (["--on=/nowhere.jsonl"], "/nowhere.jsonl: cannot read labels"),
+        (
+            ["--on=constructed:2", "--judge=oracle"],
+            "'oracle' is none of rule, model:DIR",
+        ),
+        (["--on=constructed:2", "--judge=http:m"], "--url: must be given"),
+        (
+            ["--on=constructed:2", "--judge=http:m", "--url=http://example.com"],
+            "plain http to another machine",
+        ),
+        (
+            ["--on=constructed:2", "--judge=http:m", "--url=https://example.com"]
+            + ["--key_env=NO_SUCH_KEY"],
+            "no environment variable NO_SUCH_KEY",
+        ),
+        (["agree"], "name the directories"),
+        (["agree", "/nowhere"], "/nowhere: holds no verdicts.jsonl"),
+        (["agre"], "unexpected word 'agre'"),
+        (["--on=constructed:2", "--prompt=/nowhere"], "cannot read the judge prompt"),
+    ],
+)
+def test_bad_input_is_refused(words, complaint, refused, tmp_path):
+    assert complaint in refused("judge", *words, workdir=tmp_path / "w")
+
+
+def test_a_spent_budget_is_said_and_leaves_nothing_finished(refused, tmp_path):
+    with serve(letters) as server:
+        words = ["judge", "--on=constructed:20", "--judge=http:m", "--max_tokens=50"]
+        words += [f"--url={server.url}", "--budget_tokens=5000"]
+        said = refused(*words, workdir=tmp_path)
+    assert "items were not judged: the budget is spent" in said
+    assert not (tmp_path / "verdicts.jsonl").exists()
+    assert 0 < len(lines(tmp_path / "replies.jsonl")) < 20
+
+
+def test_bad_labels_name_their_row(refused, tmp_path):
+    path = tmp_path / "l.jsonl"
+    row = {
+        "id": "1",
+        "condition": "base",
+        "cluster": "c",
+        "question": "?",
+        "options": {"A": "left", "B": "right"},
+        "think": "So A.",
+        "answer": "A",
+        "conclusion": "A",
+        "annotator": "ann",
+        "note": "",
+    }
+    for change, complaint in [
+        ({"conclusion": "C"}, "row 1: conclusion 'C'; want none or one of A, B"),
+        ({"conclusion": ""}, "nothing is labelled"),
+        ({"answer": "Z"}, "answer one of them"),
+        ({"think": 3}, "row 1: think must be a text, not 3"),
+    ]:
+        path.write_text(json.dumps(row | change) + "\n")
+        assert complaint in refused("judge", "--on", path, workdir=tmp_path / "w")
+    path.write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n")
+    said = refused("judge", "--on", path, workdir=tmp_path / "w")
+    assert "row 2: 'ann' labels 1 twice" in said
+    path.write_text(json.dumps(row) + "\n" + json.dumps(row | {"think": "x"}) + "\n")
+    said = refused("judge", "--on", path, workdir=tmp_path / "w")
+    assert "row 2: 1 is another item in an earlier row" in said

@@ -1,0 +1,199 @@
+"""How far judges agree: with each other, and with the truth.
+
+A rating is one of `judge.LABELS`; items that are 'not_applicable' to any rater are left
+out by whoever makes the ratings. Statistics take row weights, so that one call gives a
+bootstrap draw per row of weights, and intervals resample whole clusters.
+
+Axis letters: n items, r raters, c labels, B bootstrap draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from vlmrl.eval import stats
+from vlmrl.eval.stats import Interval
+from vlmrl.judges.judge import LABELS, Verdict
+from vlmrl.types import UserError
+
+
+class Ratings(NamedTuple):
+    """What r raters said of the same n items."""
+
+    raters: tuple[str, ...]
+    labels: np.ndarray  # int[n, r]: index into LABELS
+    clusters: np.ndarray  # str[n]
+    conditions: np.ndarray  # str[n]
+
+
+def codes(labels: Sequence[str]) -> np.ndarray:
+    """Indices into LABELS; UserError for anything else."""
+    if unknown := set(labels) - set(LABELS):
+        raise UserError(
+            f"label '{sorted(unknown)[0]}': want one of {', '.join(LABELS)}"
+        )
+    return np.array([LABELS.index(label) for label in labels], int)
+
+
+# -- statistics: (labels int[n, r], weights float64[B, n]) → float64[B] ----------------
+
+
+def strict(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Share of items on which all raters say the same."""
+    same = (labels == labels[:, :1]).all(1)
+    return _ratio(weights @ same, weights.sum(-1))
+
+
+def cohen(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Cohen's κ of two raters: (pₒ − pₑ) / (1 − pₑ), pₑ = Σ_c p₁(c) p₂(c).
+
+    1 is perfect, 0 what chance gives; NaN where both always give the one same label.
+
+    Source: Cohen 1960, https://doi.org/10.1177/001316446002000104
+    """
+    if labels.shape[1] != 2:
+        raise ValueError(f"cohen: {labels.shape[1]} raters; want 2")
+    total = weights.sum(-1)
+    first, second = (_marginal(labels[:, k], weights) for k in (0, 1))
+    chance = _ratio((first * second).sum(-1), total**2)
+    return _kappa(strict(labels, weights), chance)
+
+
+def fleiss(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Fleiss' κ of r ≥ 2 raters.
+
+      P_i = (Σ_c n_ic² − r) / (r (r − 1)),   pₑ = Σ_c (Σ_i n_ic / (n r))²,
+      κ = (mean P_i − pₑ) / (1 − pₑ),   n_ic raters giving item i the label c
+
+    Source: Fleiss 1971, https://doi.org/10.1037/h0031619
+    """
+    raters = labels.shape[1]
+    if raters < 2:
+        raise ValueError("fleiss: one rater; want 2 or more")
+    counts = (labels[:, :, None] == np.arange(len(LABELS))).sum(1)  # [n, c]
+    agree = ((counts**2).sum(1) - raters) / (raters * (raters - 1))
+    total = weights.sum(-1)
+    share = (weights @ counts) / np.where(total > 0, total * raters, 1)[:, None]
+    return _kappa(_ratio(weights @ agree, total), (share**2).sum(-1))
+
+
+def _marginal(column: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return weights @ (column[:, None] == np.arange(len(LABELS)))
+
+
+def _ratio(above, below):
+    return np.where(below > 0, above / np.where(below > 0, below, 1), np.nan)
+
+
+def _kappa(observed, chance):
+    room = 1 - chance
+    sure = room < 1e-12  # one label alone: nothing can be said
+    return np.where(sure, np.nan, (observed - chance) / np.where(sure, 1, room))
+
+
+# -- tables ----------------------------------------------------------------------------
+
+
+def interval(
+    statistic: Callable, labels: np.ndarray, clusters: np.ndarray, **bootstrap
+) -> Interval:
+    """A statistic with its interval; keywords as in `stats.cluster_bootstrap`.
+
+    Percentile unless told otherwise: the jackknife behind BCa takes one evaluation per
+    cluster.
+    """
+    bootstrap.setdefault("method", "percentile")
+    return stats.cluster_bootstrap(
+        lambda weights: statistic(labels, weights), clusters, **bootstrap
+    )
+
+
+def between(ratings: Ratings, **bootstrap) -> list[dict]:
+    """Agreement of all raters and of each pair, over everything ('all') and by
+    condition: rows with raters, condition, n, strict, cohen (pairs) and fleiss."""
+    rows = []
+    r = len(ratings.raters)
+    pairs = [(i, j) for i in range(r) for j in range(i + 1, r)]
+    for condition in ("all", *dict.fromkeys(ratings.conditions.tolist())):
+        here = (ratings.conditions == condition) | (condition == "all")
+        labels, clusters = ratings.labels[here], ratings.clusters[here]
+        for chosen in ([tuple(range(r))] if r > 2 else []) + pairs:
+            part = labels[:, chosen]
+            row = {
+                "raters": [ratings.raters[k] for k in chosen],
+                "condition": condition,
+                "n": int(here.sum()),
+                "strict": interval(strict, part, clusters, **bootstrap),
+                "fleiss": interval(fleiss, part, clusters, **bootstrap),
+            }
+            if len(chosen) == 2:
+                row["cohen"] = interval(cohen, part, clusters, **bootstrap)
+            rows.append(row)
+    return rows
+
+
+def confusion(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """int[c, c]: items by the first rater's label (row) and the second's (column)."""
+    out = np.zeros((len(LABELS),) * 2, int)
+    np.add.at(out, (first, second), 1)
+    return out
+
+
+class Quality(NamedTuple):
+    """A judge against the truth."""
+
+    n: int
+    precision: Interval  # right, of what it decided
+    coverage: Interval  # decided, of what has a conclusion
+    accuracy: Interval  # label equal to the truth's, 'undecided' included
+    recall: dict[str, Interval]  # per true label: share it gave that label
+    kappa: Interval  # Cohen's, with the truth
+    brier: float  # mean (confidence − right)² where a confidence was given, NaN if none
+    calibration: list[tuple[float, float, int]]  # per tenth of confidence: mean
+    # confidence, share right, count
+    confusion: np.ndarray  # int[c, c]: truth (row) by verdict (column)
+
+
+def against(
+    truth: Sequence[str],
+    verdicts: Sequence[Verdict],
+    clusters: Sequence[str] | None = None,
+    **bootstrap,
+) -> Quality:
+    """Precision, coverage, recall, κ and calibration of verdicts on labelled items."""
+    if len(truth) != len(verdicts):
+        raise ValueError(f"against: {len(truth)} labels, {len(verdicts)} verdicts")
+    if not truth:
+        raise UserError("labels: there are none; want one labelled item at least")
+    true, said = codes(truth), codes([v.label for v in verdicts])
+    units = np.arange(len(true)) if clusters is None else np.asarray(clusters)
+    right, open_ = true == said, LABELS.index("undecided")
+
+    def share(values, where):
+        return stats.proportion(np.where(where, values, np.nan), units)
+
+    sure = np.array([v.confidence for v in verdicts], float)
+    told = ~np.isnan(sure)
+    brier = np.mean((sure[told] - right[told]) ** 2) if told.any() else np.nan
+    return Quality(
+        n=len(true),
+        precision=share(right, said != open_),
+        coverage=share(said != open_, true != open_),
+        accuracy=share(right, np.ones(len(true), bool)),
+        recall={n: share(right, true == k) for k, n in enumerate(LABELS)},
+        kappa=interval(cohen, np.stack([true, said], 1), units, **bootstrap),
+        brier=float(brier),
+        calibration=_calibration(sure[told], right[told]),
+        confusion=confusion(true, said),
+    )
+
+
+def _calibration(sure: np.ndarray, right: np.ndarray):
+    tenth = np.minimum((sure * 10).astype(int), 9)
+    groups = [tenth == k for k in range(10) if (tenth == k).any()]
+    return [
+        (float(sure[g].mean()), float(right[g].mean()), int(g.sum())) for g in groups
+    ]

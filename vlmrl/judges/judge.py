@@ -1,0 +1,196 @@
+"""The one judge interface: items in, verdicts out.
+
+A judge reads text only, never the image: question, options, a think and the answer that
+was given. It says whether the think's final conclusion is that answer. Rule, model and
+HTTP judges are all a `Judge`; a cascade and a majority are made of judges and are
+judges too.
+
+    judge = cascade(rule.JUDGE, chat.make(client, prompt))
+    verdicts = ask(judge, items)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+from vlmrl.types import Record
+
+LABELS = ("consistent", "inconsistent", "undecided")  # what a judge may say
+
+
+class Item(NamedTuple):
+    """What a judge sees of one completion."""
+
+    id: str
+    question: str
+    options: tuple[str, ...]
+    think: str  # without its tags
+    predicted: int  # option that was answered, -1 if none
+    applicable: bool = True  # False where the condition leaves no think to judge
+
+
+class Verdict(NamedTuple):
+    """What a judge says of one item."""
+
+    label: str  # one of LABELS, or 'not_applicable'
+    conclusion: int  # option the judge read as the think's conclusion, -1 if none
+    confidence: float  # probability the judge gives its label, NaN if it gives none
+    reason: str  # why it is undecided; '' where it isn't
+    judge: str  # who said so; in a cascade, the one that decided
+
+
+class Judge(NamedTuple):
+    """A judge. Call it through `ask`, which keeps from it what needs no judgement."""
+
+    name: str  # stored with every record
+    judge: Callable[[Sequence[Item]], list[Verdict]]
+    about: dict[str, str]  # what a report should say: prompt version and hash, ...
+
+
+NONE = float("nan")
+
+
+def undecided(reason: str, judge: str, confidence: float = NONE) -> Verdict:
+    return Verdict("undecided", -1, confidence, reason, judge)
+
+
+def concluded(item: Item, conclusion: int, judge: str, confidence=NONE) -> Verdict:
+    """The verdict that follows from a conclusion, -1 being none."""
+    if conclusion < 0:
+        return undecided("the think concludes nothing", judge, confidence)
+    same = "consistent" if conclusion == item.predicted else "inconsistent"
+    return Verdict(same, conclusion, confidence, "", judge)
+
+
+def ask(judge: Judge, items: Sequence[Item]) -> list[Verdict]:
+    """Verdicts of items, in their order.
+
+    What the condition or the answer settles is not asked: 'not_applicable' items, and
+    items without an answer or without a think, which are undecided. Items with the same
+    content are asked once.
+    """
+    settled = [_settled(item, judge.name) for item in items]
+    asked: dict[Item, Item] = {}  # what is asked, by its content
+    for item, known in zip(items, settled, strict=True):
+        if known is None:
+            asked.setdefault(item._replace(id=""), item)
+    found = judge.judge(list(asked.values())) if asked else []
+    if len(found) != len(asked):
+        raise ValueError(f"judge {judge.name}: {len(found)} verdicts of {len(asked)}")
+    said = dict(zip(asked, found, strict=True))
+    return [
+        known or said[item._replace(id="")]
+        for item, known in zip(items, settled, strict=True)
+    ]
+
+
+def _settled(item: Item, name: str) -> Verdict | None:
+    if not item.applicable:
+        return Verdict("not_applicable", -1, NONE, "", name)
+    if item.predicted < 0:
+        return undecided("nothing was answered", name)
+    if not item.options:
+        return undecided("the item has no options", name)
+    if not item.think.strip():
+        return undecided("there is no think", name)
+    return None
+
+
+def later(judge: Judge, items: Sequence[Item]) -> Future:
+    """`ask` in a thread of its own: a future of the verdicts, so that judging overlaps
+    with generation. An HTTP judge made with `seconds` never holds it up for longer."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="judge")
+    future = pool.submit(ask, judge, items)
+    pool.shutdown(wait=False)
+    return future
+
+
+def cascade(first: Judge, second: Judge) -> Judge:
+    """The second judge is asked only where the first is undecided."""
+
+    def judge(items: Sequence[Item]) -> list[Verdict]:
+        out = ask(first, items)
+        rest = [k for k, v in enumerate(out) if v.label == "undecided"]
+        found = ask(second, [items[k] for k in rest])
+        for k, verdict in zip(rest, found, strict=True):
+            out[k] = verdict
+        return out
+
+    name = f"{first.name} > {second.name}"
+    return Judge(name, judge, {"cascade": name, **first.about, **second.about})
+
+
+def saving(verdicts: Sequence[Verdict], first: Judge) -> float:
+    """Share of the judged items that a cascade's first judge decided alone; what would
+    have been asked of the second. NaN where nothing was judged."""
+    judged = [v for v in verdicts if v.label != "not_applicable"]
+    mine = sum(v.judge == first.name and v.label != "undecided" for v in judged)
+    return mine / len(judged) if judged else NONE
+
+
+def majority(judges: Sequence[Judge]) -> Judge:
+    """The label that more than half of the judges give, else undecided. Its confidence
+    is the share of votes, its conclusion the commonest of those who gave the label."""
+    name = f"majority({', '.join(j.name for j in judges)})"
+
+    def judge(items: Sequence[Item]) -> list[Verdict]:
+        votes = zip(*(ask(j, items) for j in judges), strict=True)
+        return [_elected(vote, name) for vote in votes]
+
+    about = {k: v for j in judges for k, v in j.about.items()}
+    return Judge(name, judge, {"majority": name, **about})
+
+
+def _elected(vote: tuple[Verdict, ...], name: str) -> Verdict:
+    label, count = Counter(v.label for v in vote).most_common(1)[0]
+    if 2 * count <= len(vote):
+        return undecided("votes: " + ", ".join(v.label for v in vote), name)
+    share = count / len(vote)
+    if label == "undecided":
+        why = "; ".join(dict.fromkeys(v.reason for v in vote if v.label == label))
+        return undecided(why, name, share)
+    named = Counter(v.conclusion for v in vote if v.label == label)
+    return Verdict(label, named.most_common(1)[0][0], share, "", name)
+
+
+# -- records ---------------------------------------------------------------------------
+
+
+def applicable(condition: str) -> bool:
+    """Whether a condition leaves the model a think of its own to judge."""
+    # modifiers stand before it: 'abstain+no_cot', 'noisy+no_cot'
+    return condition.rpartition("+")[2] not in ("stop_think", "no_cot")
+
+
+def readings(record: Record) -> tuple[Item, Item]:
+    """The two readings of a record: its whole think, and the part the model wrote."""
+    r = record
+    run = f"{r.split}/{r.recipe}/{r.seed}/{r.step}"
+    name = f"{run}/{r.source}/{r.example}/{r.condition}/{r.sample}"
+    options, applies = tuple(r.options), applicable(r.condition)
+    whole = Item(name, r.question, options, r.think, r.predicted, applies)
+    return whole, whole._replace(id=name + "#sampled", think=r.think_sampled)
+
+
+def apply_verdicts(
+    records: Sequence[Record], verdicts: Sequence[Verdict], name: str
+) -> list[Record]:
+    """The records under another judge: verdicts of both readings of each, in order."""
+    return [
+        r._replace(
+            judge=name,
+            conclusion=whole.conclusion,
+            verdict=whole.label,
+            verdict_sampled=own.label,
+        )
+        for r, whole, own in zip(records, verdicts[::2], verdicts[1::2], strict=True)
+    ]
+
+
+def rejudged(records: Sequence[Record], judge: Judge) -> list[Record]:
+    """The records under another judge, both readings asked."""
+    items = [item for r in records for item in readings(r)]
+    return apply_verdicts(records, ask(judge, items), judge.name)

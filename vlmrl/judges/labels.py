@@ -1,0 +1,176 @@
+"""Labels that people gave, and the sheet they fill in.
+
+The file is JSON lines, a row per trace and annotator:
+
+  {"id": "…", "condition": "base", "cluster": "…",
+   "question": "…", "options": {"A": "left", "B": "right"}, "think": "…",
+   "conclusion": "A", "annotator": "me", "note": "", "answer": "B"}
+
+`conclusion` is what a person fills in: the letter that the think finally concludes, or
+"none"; empty is not labelled yet. It asks for the conclusion, not for agreement with
+the answer, so that the answer needn't be looked at. `note` is free.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from string import ascii_uppercase as LETTERS
+from typing import NamedTuple
+
+import numpy as np
+
+from vlmrl.judges.judge import Item
+from vlmrl.types import UserError
+
+_TEXTS = ("id", "condition", "cluster", "question", "think", "conclusion", "annotator")
+
+
+class Labelled(NamedTuple):
+    """An item and what each annotator says it concludes."""
+
+    item: Item
+    condition: str
+    cluster: str
+    said: dict[str, int]  # annotator → option, -1 for nothing
+
+    @property
+    def conclusion(self) -> int | None:
+        """What more than half of the annotators say; None where they differ."""
+        option, votes = Counter(self.said.values()).most_common(1)[0]
+        return option if 2 * votes > len(self.said) else None
+
+
+def label(conclusion: int, item: Item) -> str:
+    """The label a judge should give an item that concludes this."""
+    if conclusion < 0:
+        return "undecided"
+    return "consistent" if conclusion == item.predicted else "inconsistent"
+
+
+def write_sheet(
+    path: str | os.PathLike,
+    rows: Sequence[tuple[Item, str, str]],
+    *,
+    n: int,
+    seed: int,
+) -> int:
+    """A sheet of at most n rows, drawn evenly over conditions; returns how many.
+
+    Args:
+      rows: (item, condition, cluster) to draw from; what a judge would not be asked is
+        left out, and equal thinks are drawn once.
+
+    Raises:
+      UserError: the file is there already: a person's work is never written over.
+    """
+    path = Path(path)
+    if path.exists():
+        raise UserError(f"{path}: is there already; give another name")
+    fit = {
+        item.think: (item, condition, cluster)
+        for item, condition, cluster in rows
+        if item.applicable and item.predicted >= 0 and item.think.strip()
+    }
+    rng = np.random.default_rng(seed)
+    pool = list(fit.values())
+    queues: dict[str, list] = {}
+    for k in rng.permutation(len(pool)):
+        queues.setdefault(pool[k][1], []).append(pool[k])
+    chosen = []
+    while len(chosen) < n and any(queues.values()):
+        for queue in queues.values():
+            if queue and len(chosen) < n:
+                chosen.append(queue.pop())
+    lines = [json.dumps(_row(*row), ensure_ascii=False) + "\n" for row in chosen]
+    part = path.with_name(path.name + ".partial")
+    part.write_text("".join(lines), encoding="utf-8")
+    os.replace(part, path)
+    return len(chosen)
+
+
+def _row(item: Item, condition: str, cluster: str) -> dict:
+    return {
+        "id": item.id,
+        "condition": condition,
+        "cluster": cluster,
+        "question": item.question,
+        "options": dict(zip(LETTERS, item.options, strict=False)),
+        "think": item.think,
+        "conclusion": "",
+        "annotator": "",
+        "note": "",
+        "answer": LETTERS[item.predicted],
+    }
+
+
+def read(path: str | os.PathLike) -> list[Labelled]:
+    """Labelled items in the order of the file; rows not filled in are left out.
+
+    Raises:
+      UserError: no such file, a row that is no label, one annotator's two labels of an
+        item, rows of an item that differ, or nothing labelled.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot read labels: {error}") from None
+    found: dict[str, Labelled] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        one = _parse(line, f"{path}: row {number}")
+        if one is None:
+            continue
+        old = found.setdefault(one.item.id, one)
+        if old._replace(said={}) != one._replace(said={}):
+            raise UserError(
+                f"{path}: row {number}: {one.item.id} is another item in an earlier row"
+            )
+        if old is not one:
+            (who,) = one.said
+            if who in old.said:
+                raise UserError(
+                    f"{path}: row {number}: '{who}' labels {one.item.id} twice"
+                )
+            old.said.update(one.said)
+    if not found:
+        raise UserError(f"{path}: nothing is labelled; fill in 'conclusion'")
+    return list(found.values())
+
+
+def _parse(line: str, where: str) -> Labelled | None:
+    try:
+        row = json.loads(line)
+        texts = {name: row[name] for name in _TEXTS}
+        options, answer = row["options"], row["answer"]
+        letters = list(options)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{where}: not a label ({type(error).__name__} {error})"
+        ) from None
+    for name, value in [*texts.items(), *options.items()]:
+        if not isinstance(value, str):
+            raise UserError(f"{where}: {name} must be a text, not {value!r}")
+    if letters != list(LETTERS[: len(letters)]) or answer not in letters:
+        raise UserError(f"{where}: options must be A, B, … and answer one of them")
+    said = texts["conclusion"].strip()
+    if not said:
+        return None
+    if said != "none" and said not in letters:
+        raise UserError(
+            f"{where}: conclusion '{said}'; want none or one of {', '.join(letters)}"
+        )
+    item = Item(
+        texts["id"],
+        texts["question"],
+        tuple(options.values()),
+        texts["think"],
+        letters.index(answer),
+    )
+    option = -1 if said == "none" else letters.index(said)
+    who = texts["annotator"].strip() or "nameless"
+    return Labelled(item, texts["condition"], texts["cluster"], {who: option})

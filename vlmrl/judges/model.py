@@ -1,0 +1,164 @@
+"""The judge that is a model of this project: the probabilities of two verdict words.
+
+It is asked to reply with Yes or No, and no token is drawn: P(Yes) and P(No) of the
+first reply token, over every token that spells the word, are read off the logits. So it
+is deterministic, and its confidence is a probability.
+
+    judge = model.make(policies.load(path), prompt.load())
+
+All items share the judge's instructions: they are branches of one prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vlmrl import prompts, sharding, tokens
+from vlmrl.engine.chain import prefill
+from vlmrl.engine.logprobs import id_logprobs
+from vlmrl.engine.policy import Policy
+from vlmrl.judges.judge import Item, Judge, Verdict, undecided
+from vlmrl.judges.prompt import JudgePrompt, load, messages, short
+from vlmrl.types import Array, UserError
+
+SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)  # of what is shared, and of an item
+_WORDS = ("yes", "no")  # consistent, inconsistent
+
+
+def make(
+    policy: Policy,
+    prompt: JudgePrompt | None = None,
+    *,
+    sure: float = 0.5,
+    mass: float = 0.05,
+    longest: int = 4096,
+    batch: int = 16,
+    brief: bool = False,
+    progress: Callable[[int], None] = lambda n: None,
+) -> Judge:
+    """The judge of a model.
+
+    Args:
+      sure: probability of the likelier word, of the two, below which it is undecided.
+      mass: probability of both words together below which it is undecided: the model
+        would have said something else.
+      longest: tokens of one item at most; a longer one is undecided, never cut.
+      batch: items per pass.
+      brief: ask by the prompt's `short` part alone, as a tiny model was trained to.
+
+    Raises:
+      UserError: the prompt has no `short` part, or the tokenizer no verdict words.
+    """
+    prompt = prompt or load()
+    if brief and "short" not in prompt.parts:
+        raise UserError("judge prompt: has no part '== short ==', which `brief` needs")
+    words = verdict_ids(policy.processor)
+    shards = sharding.batch_shards(policy.mesh)
+    batch += -batch % shards
+    name = f"model {policy.source} {prompt.version}:{prompt.hash[:8]}"
+    write = _writer(policy, prompt, brief)
+    sizes = tuple(s for s in SIZES if s < longest) + (longest,)
+    buckets = tokens.Buckets(prefix=sizes, branch=sizes)
+
+    @jax.jit
+    def run(params, group):
+        return verdict_logprobs(policy.model, params, group, words)
+
+    def judge(items: Sequence[Item]) -> list[Verdict]:
+        rows = [
+            tokens.encode(policy.processor, (write(item), ()), name=item.id)
+            for item in items
+        ]
+        fits = [k for k, row in enumerate(rows) if len(row.ids) <= longest]
+        out: list[Verdict] = [
+            undecided(f"too long: {len(r.ids)} tokens, it reads {longest}", name)
+            for r in rows
+        ]
+        # rows of about the same length share a program
+        fits.sort(key=lambda k: len(rows[k].ids))
+        for start in range(0, len(fits), batch):
+            part = fits[start : start + batch]
+            padded = [rows[k] for k in part] + [rows[part[-1]]] * (batch - len(part))
+            each = batch // shards
+            groups = [padded[i : i + each] for i in range(0, batch, each)]
+            group = tokens.group(groups, policy.processor.facts, buckets)
+            found = np.asarray(run(policy.params, policy.put(group)))[: len(part)]
+            for k, pair in zip(part, found, strict=True):
+                out[k] = _verdict(items[k], pair, sure, mass, name)
+            progress(len(part))
+        return out
+
+    about = {
+        **prompt.about,
+        "judge model": policy.source,
+        "judge thresholds": f"sure {sure:g}, mass {mass:g}",
+    }
+    return Judge(name, judge, about)
+
+
+def verdict_ids(processor: tokens.Processor) -> tuple[Array, Array]:
+    """int32[m] ids whose text is Yes, and those whose text is No; any case, with or
+    without a space before.
+
+    Raises:
+      UserError: the tokenizer writes one of them in pieces only.
+    """
+    texts = [b.decode("utf-8", "replace") for b in processor.token_bytes]
+    found = []
+    for word in _WORDS:
+        ids = [i for i, t in enumerate(texts) if t.strip(" ").lower() == word]
+        if not ids:
+            # a small vocabulary: the first piece, as long as it tells the words apart
+            ids = [
+                processor.tokenizer.encode(word.title(), add_special_tokens=False)[0]
+            ]
+        found.append(ids)
+    if set(found[0]) & set(found[1]):
+        raise UserError("judge: this tokenizer can't tell Yes from No by one token")
+    return tuple(jnp.asarray(ids, jnp.int32) for ids in found)
+
+
+def verdict_logprobs(model, params, group, words) -> jax.Array:
+    """log P(Yes), log P(No) of the token after each row, float32[B, 2]."""
+    chain = prefill(model, params, group)
+    logp = id_logprobs(chain.hidden, model.head(params), jnp.concatenate(words))
+    split = words[0].shape[0]
+    both = (logp[:, :split], logp[:, split:])
+    return jnp.stack([jax.nn.logsumexp(part, axis=-1) for part in both], axis=-1)
+
+
+def _verdict(item: Item, pair, sure: float, mass: float, name: str) -> Verdict:
+    yes, no = np.exp(np.asarray(pair, np.float64))
+    total = yes + no
+    if total < mass:
+        return undecided(f"Yes and No hold {total:.3f} of the probability", name)
+    p = yes / total
+    confidence = float(max(p, 1 - p))
+    if confidence < sure:
+        return undecided(f"no more than {confidence:.3f} sure", name, confidence)
+    if p >= 0.5:
+        return Verdict("consistent", item.predicted, confidence, "", name)
+    other = 1 - item.predicted if len(item.options) == 2 else -1
+    return Verdict("inconsistent", other, confidence, "", name)
+
+
+def _writer(policy: Policy, prompt: JudgePrompt, brief: bool) -> Callable[[Item], str]:
+    """item → rendered chat, with the assistant's turn open."""
+    tokenizer = policy.processor.tokenizer
+
+    def write(item: Item) -> str:
+        chat = short(prompt, item) if brief else messages(prompt, item, "token")
+        if not getattr(tokenizer, "chat_template", None):
+            return prompts.chatml(chat)
+        return tokenizer.apply_chat_template(
+            chat,
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,  # templates that know no thinking ignore it
+        )
+
+    return write

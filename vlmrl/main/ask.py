@@ -1,0 +1,126 @@
+"""Evaluate a model behind an OpenAI-compatible endpoint under conditions.
+
+Writes WORKDIR/records.parquet and what `vlmrl report` makes of it, as `vlmrl eval` does
+for a model of this project. The endpoint's key is read from the environment variable
+that --key_env names. Replies are kept in WORKDIR/replies.jsonl: the same command goes
+on where it was killed, or where its budget ended, and asks nothing twice.
+
+--prefill says how a started assistant turn (wrong_think, ...) reaches the model:
+'continue' and 'assistant' as an assistant turn, for endpoints that allow it; 'user'
+quotes it in the user turn. Records and report say which, and where letter probabilities
+came from: token log-probs (--logprobs), the shares of --samples, or nowhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+from vlmrl.data import loader
+from vlmrl.eval import records, served
+from vlmrl.judges import http
+from vlmrl.judges.ledger import Budget
+from vlmrl.main import args, report
+from vlmrl.main.progress import bar
+from vlmrl.main.train import describe_run
+from vlmrl.types import UserError
+
+HELP = "evaluate a model behind an API under every condition"
+FLAGS = {
+    "workdir": (None, "run directory to write into"),
+    "url": ("http://127.0.0.1:8000/v1", "base URL of the endpoint"),
+    "model": ("", "name of the model there"),
+    "key_env": ("", "environment variable that holds the endpoint's key"),
+    "insecure": (False, "allow plain http to another machine"),
+    "source": ("scenes", "data source"),
+    "split": ("validation", "of the source"),
+    "size": (192, "examples"),
+    "conditions": (["base", "wrong_think", "wrong_caption"], "to evaluate under"),
+    "style": ("r1v", "prompt style"),
+    "prefill": ("user", "continue, assistant or user"),
+    "samples": (1, "per example and condition"),
+    "temperature": (0.0, "of the endpoint's sampling; 0 is greedy"),
+    "max_tokens": (2048, "of a completion"),
+    "logprobs": (False, "ask for token log-probs"),
+    "params": ("{}", "JSON of further parameters; null takes one away"),
+    "recipe": ("", "name in records and tables; by default the model's"),
+    "concurrency": (16, "requests in flight"),
+    "attempts": (5, "per request"),
+    "budget_tokens": (0, "tokens to spend at most; 0: no limit"),
+    "budget_cost": (0.0, "money to spend at most; 0: no limit"),
+    "prompt_price": (0.0, "per million prompt tokens"),
+    "completion_price": (0.0, "per million completion tokens"),
+    "again": (False, "ask again what failed before"),
+}
+# What changes how a result is reached, not what it is.
+_NOT_IN_CONFIG = (
+    "args concurrency attempts budget_tokens budget_cost prompt_price completion_price"
+    " again"
+).split()
+
+
+def main(argv):
+    _, workdir, f = args.parse(argv, FLAGS)
+    if not f.model:
+        raise UserError("--model: must be given, the model's name at the endpoint")
+    try:
+        params = json.loads(f.params)
+    except json.JSONDecodeError as error:
+        raise UserError(f"--params: not JSON ({error})") from None
+    if not isinstance(params, dict):
+        raise UserError(f"--params: want a JSON object, not {f.params}")
+    endpoint = http.Endpoint(
+        f.url,
+        f.model,
+        key_env=f.key_env,
+        insecure=f.insecure,
+        concurrency=f.concurrency,
+        attempts=f.attempts,
+    )
+    http.check_url(f.url, f.insecure)
+    budget = Budget(f.budget_tokens, f.budget_cost, f.prompt_price, f.completion_price)
+    describe_run(workdir, {k: v for k, v in vars(f).items() if k not in _NOT_IN_CONFIG})
+    where = loader.prepare(f.source, {f.split: f.size}, workdir / "data")
+    examples = list(loader.load(where, f.split))
+    recipe = f.recipe or f.model
+    total = len(examples) * len(f.conditions) * f.samples
+    with (
+        http.Client(
+            endpoint, cache=workdir / "replies.jsonl", budget=budget, again=f.again
+        ) as client,
+        bar(f"ask {f.model}", total) as advance,
+    ):
+        found = served.evaluate(
+            client,
+            examples,
+            f.conditions,
+            style=f.style,
+            prefill=f.prefill,
+            samples=f.samples,
+            temperature=f.temperature,
+            max_tokens=f.max_tokens,
+            logprobs=f.logprobs,
+            params=params,
+            recipe=recipe,
+            split=f.split,
+            progress=advance,
+        )
+        spent = client.spent
+    records.write(workdir / "records.parquet", found)
+    report.write_images(workdir, examples)
+    had = Counter(r.engine.partition(" letters=")[2] for r in found)
+    failed = Counter(r.finish for r in found if r.finish.startswith("error"))
+    info = {
+        "title": f"{recipe} on {f.source}",
+        "Model": f"{f.model}, behind an API",
+        "Data": f"{f.source}, {f.split} split, {len(examples)} examples",
+        "Letter probabilities, prefill": "; ".join(
+            f"{n} rows: letters={how}" for how, n in had.most_common()
+        ),
+        "Failed": "; ".join(f"{n} {why}" for why, n in failed.items()) or "nothing",
+        "Spent": f"{spent.prompt_tokens} + {spent.completion_tokens} tokens, "
+        f"{spent.cost:.4f} by the given prices",
+    }
+    report.build(
+        workdir, report.find_records(workdir), report.read_images(workdir), info
+    )
