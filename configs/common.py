@@ -7,8 +7,10 @@ def parse_arg(arg: str | None, **defaults) -> ConfigDict:
     """Reads what follows the colon in `--config configs/x.py:arg`.
 
     `arg` is a list of words parted by commas: `name=value` sets an option, `name` alone
-    switches it on, and `noname` off. A value has the type of its default. Every config
-    knows `runlocal`, off unless said: the smallest run that goes through every step.
+    switches it on, and `noname` off. A value has the type of its default; a default
+    that is a tuple lists the values there are, its first being the default. Every
+    config knows `runlocal`, off unless said: the smallest run that goes through every
+    step.
 
     Example:
       >>> parse_arg("runlocal,seed=3", seed=0, recipe="accuracy").seed
@@ -23,9 +25,11 @@ def parse_arg(arg: str | None, **defaults) -> ConfigDict:
 
     Raises:
       ValueError: an unknown option, one given twice, or a value that does not read as
-        the type of its default.
+        the type of its default or is none of those listed.
     """
+    choices = {n: d for n, d in defaults.items() if isinstance(d, tuple)}
     options = {"runlocal": False, **defaults}
+    options |= {name: values[0] for name, values in choices.items()}
     seen = set()
     for word in filter(None, (w.strip() for w in (arg or "").split(","))):
         name, equals, text = word.partition("=")
@@ -43,6 +47,9 @@ def parse_arg(arg: str | None, **defaults) -> ConfigDict:
             options[name] = not switched_off
         else:
             options[name] = _read(name, text, options[name])
+        if options[name] not in choices.get(name, (options[name],)):
+            known = ", ".join(choices[name])
+            raise ValueError(f"option '{name}' is '{text}', want one of {known}")
     return ConfigDict(options).lock()
 
 

@@ -149,6 +149,8 @@ def abstain(example: Example) -> Example:
     """Append the option "I'm not sure"; last, so that no other letter moves."""
     if not example.options:
         raise UserError(f"example {example.id!r}: abstain needs options, it has none")
+    if example.open:
+        raise UserError(f"example {example.id!r}: abstain needs options that are shown")
     if any(o.strip().casefold() == UNSURE.casefold() for o in example.options):
         raise UserError(f"example {example.id!r}: options already hold {UNSURE!r}")
     return example._replace(

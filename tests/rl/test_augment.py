@@ -4,12 +4,15 @@ import subprocess
 import sys
 from collections import Counter
 
+import numpy as np
 import pytest
 from scipy import stats
 
+from vlmrl import perturb
+from vlmrl.data import distort
 from vlmrl.perturb import ORDER
-from vlmrl.rl.augment import MIX, check, choose
-from vlmrl.types import UserError
+from vlmrl.rl.augment import MIX, apply, check, choose
+from vlmrl.types import Example, UserError
 
 
 def test_the_papers_mix():
@@ -79,3 +82,39 @@ def test_bad_mixes_name_the_field(mix, named):
     with pytest.raises(UserError, match=named) as error:
         choose("x", 0, mix)
     assert "\n" not in str(error.value)
+
+
+# -- text, image, both
+
+
+def test_apply_is_a_condition_an_image_perturbation_or_both():
+    item = Example(
+        id="x/1",
+        images=(distort.encode(np.full((8, 8, 3), 200, np.uint8)),),
+        question="What is it?",
+        options=("a dog", "a cat"),
+        answer=0,
+        suggested=1,
+        source="x",
+        task="t",
+        cluster="c",
+    )
+    text = apply(item, "wrong_caption", 0)
+    assert text == perturb.apply(item, "wrong_caption")
+    image = apply(item, "blank", 0)
+    assert (image.condition, image.caption) == ("blank+base", "")
+    both = apply(item, "blank+wrong_caption", 0)
+    assert both.images == image.images
+    assert (both.condition, both.caption) == ("blank+wrong_caption", text.caption)
+    assert apply(item, "base", 0) == item
+    assert apply(item, "abstain+base", 0) == perturb.apply(item, "abstain+base")
+
+
+def test_a_mix_may_name_image_perturbations():
+    mix = {"noisy": 0.25, "masked+wrong_think": 0.25, "wrong_caption": 0.5}
+    check(mix)
+    assert {choose(str(i), 0, mix) for i in range(100)} == set(mix)
+    with pytest.raises(UserError, match="mix: unknown condition 'blur"):
+        check({"blur": 0.1})
+    with pytest.raises(UserError, match="mix: unknown condition 'wrong'"):
+        check({"noisy+wrong": 0.1})

@@ -10,10 +10,18 @@ from vlmrl.rl.rewards import (
     Reward,
     accuracy_reward,
     additive_reward,
+    agreement_reward,
+    confidence_reward,
     format_reward,
     gated_reward,
     grpo_reward,
+    lagrangian_reward,
+    length_reward,
+    overlong_penalty,
+    p_correct_reward,
     parts,
+    repetition_penalty,
+    shaped,
 )
 from vlmrl.types import Mean, UserError
 
@@ -173,3 +181,113 @@ def test_an_example_of_the_format_before_the_answer_is_not_strict():
     real = "<think>I count three.</think><answer>B</answer>"
     assert grpo_reward(parse(echo + real, OPTIONS), 1).total == 0
     assert grpo_reward(parse(real + " " + real, OPTIONS), 1).format == 0
+
+
+# -- constraint and agreement
+
+
+@pytest.mark.parametrize(
+    ("verdict", "consistent"),
+    [("consistent", 1), ("inconsistent", 0), ("undecided", 0), ("not_applicable", 0)],
+)
+def test_lagrangian_by_hand(verdict, consistent):
+    for parsed, base in ((RIGHT, 1.1), (WRONG, 0.1)):
+        got = lagrangian_reward(parsed, 1, verdict, multiplier=3.0).total
+        assert got == pytest.approx((base + 3 * consistent) / 4)
+
+
+def test_lagrangian_without_a_price_is_the_task():
+    for verdict in VERDICTS:
+        for parsed in (RIGHT, WRONG, SLOPPY, NOTHING):
+            got = lagrangian_reward(parsed, 1, verdict)
+            assert got.total == grpo_reward(parsed, 1).total
+    with pytest.raises(UserError, match="multiplier: got -1"):
+        lagrangian_reward(RIGHT, 1, "consistent", multiplier=-1)
+
+
+def test_agreement_by_hand():
+    total = [agreement_reward(RIGHT, 1, v).total for v in VERDICTS]
+    assert total == pytest.approx([1.1, 0.6, 0.6, 1.1])
+    total = [agreement_reward(WRONG, 1, v).total for v in VERDICTS]
+    assert total == pytest.approx([0.1] * 4)
+
+
+def test_agreement_between_the_task_and_the_gate():
+    for verdict in VERDICTS:
+        for parsed in (RIGHT, WRONG, SLOPPY, NOTHING):
+            alone = agreement_reward(parsed, 1, verdict, alone=1.0)
+            assert alone.total == pytest.approx(grpo_reward(parsed, 1).total)
+    for bad in (-0.1, 1.5, float("nan")):
+        with pytest.raises(UserError, match="alone: got"):
+            agreement_reward(RIGHT, 1, "consistent", alone=bad)
+
+
+# -- shaping
+
+
+@pytest.mark.parametrize(
+    ("tokens", "want"),
+    [(0, 0), (60, 0), (70, -0.25), (90, -0.75), (100, -1), (999, -1)],
+)
+def test_overlong_by_hand(tokens, want):
+    assert overlong_penalty(tokens, 100, 40) == pytest.approx(want)
+
+
+@pytest.mark.parametrize(("limit", "buffer"), [(100, 0), (100, 101), (0, 0)])
+def test_a_bad_overlong_names_both_fields(limit, buffer):
+    with pytest.raises(UserError, match=f"buffer={buffer} and overlong.limit={limit}"):
+        overlong_penalty(5, limit, buffer)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "want"),
+    [(0, 0), (5, 0.5), (10, 1), (20, 1), (30, 0.5), (40, 0), (9999, 0)],
+)
+def test_length_by_hand(tokens, want):
+    assert length_reward(tokens, 10, 20) == pytest.approx(want)
+
+
+def test_length_with_no_least_and_contradicting_bounds():
+    assert length_reward(0, 0, 20) == 1
+    with pytest.raises(UserError, match="shortest=30 and length.longest=20"):
+        length_reward(5, 30, 20)
+
+
+def test_repetition_by_hand():
+    assert repetition_penalty(1.0) == 0
+    assert repetition_penalty(0.25) == -0.75
+    with pytest.raises(UserError, match="distinct: got 1.5"):
+        repetition_penalty(1.5)
+
+
+def test_confidence_by_hand_and_proper():
+    assert confidence_reward(1, 1) == 1
+    assert confidence_reward(0, 1) == -1
+    assert confidence_reward(0, 0) == 0
+    assert confidence_reward(1, 0.5) == 0.75
+    for chance in (0.1, 0.5, 0.8):
+
+        def expected(p, chance=chance):
+            right, wrong = confidence_reward(1, p), confidence_reward(0, p)
+            return chance * right + (1 - chance) * wrong
+
+        best = max((i / 100 for i in range(101)), key=expected)
+        assert best == pytest.approx(chance)
+    with pytest.raises(UserError, match="probability: got nan"):
+        confidence_reward(1, float("nan"))
+
+
+def test_p_correct_by_hand():
+    assert p_correct_reward(1, 0.8) == pytest.approx(1.4)
+    assert p_correct_reward(0, 0.8, weight=0.25) == pytest.approx(0.2)
+    with pytest.raises(UserError, match="p_correct: got 2"):
+        p_correct_reward(1, 2)
+
+
+def test_shaped_adds_weighted_terms():
+    base = grpo_reward(RIGHT, 1)
+    got = shaped(base, {"overlong": -0.5, "copied": 0.2}, {"overlong": 0.4})
+    assert got == base._replace(total=pytest.approx(0.9))
+    assert shaped(base, {}, {}) == base
+    with pytest.raises(UserError, match="shaping.evidence: not measured; measured: x"):
+        shaped(base, {"x": 1.0}, {"evidence": 1.0})

@@ -12,7 +12,7 @@ from tests import kit
 from vlmrl import sharding
 from vlmrl.engine.score import completions
 from vlmrl.rl import update
-from vlmrl.types import Mean, Rollout
+from vlmrl.types import Mean, Rollout, UserError
 
 GROUPS, BRANCHES, LENGTH = 4, 2, 8
 
@@ -212,3 +212,35 @@ def test_a_frozen_tower_stays_as_it_is():
     for name, was in before.items():
         same = np.array_equal(after[name], was)
         assert same == name.startswith("vision."), name
+
+
+def test_muon_steps_along_the_orthogonal_factor():
+    """The change of a matrix has singular values near muon · rate, whatever those of
+    its gradient; vectors and embeddings move as under Adam."""
+    table = kit.model().table
+    axes = update.matrices(table)
+    assert axes["text.embed"] is axes["text.layers.norm1"] is None
+    assert axes["vision.layers.qkv_bias"] is None
+    assert axes["text.layers.o"].reduction_axis == (1, 2, 3)
+    assert axes["text.layers.o"].output_axis == (4,)
+    tx = update.optimizer(0.01, muon=5.0, table=table, clip=1e9)
+    params = {n: jnp.zeros(p.shape) for n, p in table.items()}
+    keys = jax.random.split(jax.random.key(0), len(params))
+    grads = {
+        n: jax.random.normal(k, p.shape)
+        for k, (n, p) in zip(keys, params.items(), strict=True)
+    }
+    moved = tx.update(grads, tx.init(params), params)[0]
+    sizes = jnp.abs(moved["text.embed"])  # Adam's first step: as long for any gradient
+    np.testing.assert_allclose(sizes, sizes.max(), rtol=1e-2)
+    down = np.asarray(moved["text.layers.down"])  # [L, inputs, outputs]
+    for layer in down:
+        spread = np.linalg.svd(layer, compute_uv=False) / (0.01 * 5)
+        assert spread.min() > 0.6 and spread.max() < 1.3
+
+
+def test_muon_and_schedule_refuse_what_they_cannot_do():
+    with pytest.raises(UserError, match="optimizer.muon"):
+        update.optimizer(0.1, muon=5.0)
+    with pytest.raises(UserError, match="optimizer.decay: 'cosin' is not one of"):
+        update.schedule(peak=1.0, warmup=1, steps=2, decay="cosin")

@@ -26,9 +26,10 @@ def main(argv):
     c = config.to_dict()
     policy = policies.load(c["model"], style=c["style"])
     run = evaluator(policy, c["conditions"], **c["kernel"])
-    where = loader.prepare(c["source"], {c["split"]: c["size"]}, workdir / "data")
+    examples = list(
+        loader.examples_of(c["source"], c["split"], c["size"], workdir / "data")
+    )
     describe_run(workdir, c)
-    examples = list(loader.load(where, c["split"]))
     with bar(f"evaluate {c['recipe']}", len(examples)) as advance:
         found = run(
             policy.params,

@@ -1,7 +1,7 @@
 """Supervised warm start: the same update as RL with cross-entropy for the objective.
 
 Every batch is drawn anew from the scene generator: one scene per group, whose branches
-are its questions and one dense description, so the image is encoded once for all.
+are its questions and auxiliary items, so the image is encoded once for all.
 """
 
 from __future__ import annotations
@@ -20,38 +20,48 @@ from vlmrl.data import scenes, traces
 from vlmrl.main import tiny
 from vlmrl.models import hf
 from vlmrl.rl import losses, update
+from vlmrl.types import UserError
 
 
-def batch(
-    processor, buckets, mix, style, *, seed, step, groups, branches, look, locate, drill
-):
+def batch(processor, buckets, style, *, seed, step, groups, items, mix):
     """(Group, loss mask) number `step` of the stream `seed`: pure in its arguments.
 
-    The first item of a scene is a dense description, or with `locate` names places of
-    named objects; with `look` it is the only one, since naming what is where takes the
-    most pictures to learn. With `drill` one more item ties options to letters.
+    `items` says how many branches of what kind a picture has (ITEMS).
     """
     rng = np.random.default_rng([seed, step])
     rows = []
     first = seed * 10**6 + step * groups  # another seed, other pictures
     for index in range(first, first + groups):
         scene = scenes.make_scene("train", index)
-        if locate:
-            items = [traces.located(scene, rng)]
-        else:
-            items = [traces.described(scene)]
-        while not look and len(items) < branches:
-            for example in scenes.questions(scene, rng, branches - len(items)):
-                items.append(traces.supervised(example, rng, **mix))
-                if drill and len(items) == 2:  # one more of the first question
-                    items.append(traces.drilled(example, rng))
+        pairs = []
+        for kind, number in items.items():
+            made = []
+            while len(made) < number:
+                made += ITEMS[kind](scene, rng, number - len(made), mix)
+            pairs += made
         rows.append(
             [
                 (tokens.encode(processor, prompts.build(example, style)), text)
-                for example, text in items[:branches]
+                for example, text in pairs
             ]
         )
     return tokens.completion_rows(processor, rows, buckets)
+
+
+# kind → (scene, rng, n, mix) → up to n pairs (example, text to learn)
+ITEMS = {
+    "described": lambda scene, rng, n, mix: [traces.described(scene)],
+    "located": lambda scene, rng, n, mix: [traces.located(scene, rng)],
+    "forwards": lambda scene, rng, n, mix: [traces.recited(scene, rng, False)],
+    "backwards": lambda scene, rng, n, mix: [traces.recited(scene, rng, True)],
+    "drilled": lambda scene, rng, n, mix: [
+        traces.drilled(example, rng) for example in scenes.questions(scene, rng, n)
+    ],
+    "questions": lambda scene, rng, n, mix: [
+        traces.supervised(example, rng, **mix)
+        for example in scenes.questions(scene, rng, n)
+    ],
+}
 
 
 def prefetch(make, first: int, last: int, depth: int = 4):
@@ -92,11 +102,8 @@ def run(
     style: str,
     seed: int,
     steps: int,
-    look: bool,
-    locate: bool,
-    drill: bool,
     groups: int,
-    branches: int,
+    items: dict,
     mix: dict,
     buckets: dict,
     optimizer: dict,
@@ -113,6 +120,17 @@ def run(
     source = hf.resolve(model)
     family = hf.read_model(source)
     processor = tokens.load_processor(source)
+    for kind, number in items.items():
+        if kind not in ITEMS or number < 0:
+            raise UserError(
+                f"config.items.{kind} is {number}, want a number of items for each of "
+                f"{', '.join(ITEMS)}"
+            )
+    if groups < 1 or groups % jax.device_count():
+        raise UserError(
+            f"config.groups is {groups}, want a multiple of the "
+            f"{jax.device_count()} devices"
+        )
     opts = dict(optimizer)
     rate = update.schedule(
         peak=opts.pop("peak"),
@@ -120,11 +138,11 @@ def run(
         steps=opts.pop("horizon") or steps,
         decay=opts.pop("decay"),
     )
-    tx = update.optimizer(rate, **opts)
+    tx = update.optimizer(rate, table=family.table, **opts)
     mesh = sharding.make_mesh()
     places = sharding.param_shardings(mesh, family.table)
-    if (source / "model.safetensors").is_file():
-        params = hf.load(source, shardings=places)[1]
+    if hf.has_weights(model):
+        params = hf.load(model, shardings=places)[1]
     else:
         init = jax.jit(family.init, out_shardings=places)
         params = init(jax.random.key(seed))
@@ -144,9 +162,8 @@ def run(
         state, _ = checkpoint.restore(points, first, state)
     start = first or 0
     sizes = tokens.Buckets(**{k: tuple(v) for k, v in buckets.items()})
-    settings = {"look": look, "locate": locate, "drill": drill}
-    settings |= {"seed": seed, "groups": groups, "branches": branches}
-    make = functools.partial(batch, processor, sizes, mix, style, **settings)
+    settings = {"seed": seed, "groups": groups, "items": items, "mix": mix}
+    make = functools.partial(batch, processor, sizes, style, **settings)
     clock = time.monotonic()
     with metrics.Writer(workdir, restored=first) as writer:
         totals = None

@@ -97,7 +97,9 @@ def build(rows: list[dict], theme: str = "light") -> list[Drawing]:
     with matplotlib.rc_context(style):
         for split in dict.fromkeys(p.split for p in made):
             here = [p for p in made if p.split == split]
-            out += [_accuracy(split, here, ink), _letters(split, here, ink)]
+            out.append(_accuracy(split, here, ink))
+            if any(p.mean("p_correct") is not None for p in final(here)):
+                out.append(_letters(split, here, ink))
             if len({p.step for p in here}) > 1:
                 out.append(_steps(split, here, ink))
     return out

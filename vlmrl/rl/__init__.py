@@ -1,10 +1,18 @@
 """Reinforcement learning as composable pure functions.
 
-  rewards.py     host: a parsed answer and a verdict → a reward and its parts
-  augment.py     host: an example id → the condition it is trained under
-  advantages.py  float32[N,G] rewards → float32[N,G] advantages
-  losses.py      log-probs, advantages and masks → sums and counts
+On the host, from text to numbers:
+  augment.py      an example id → the condition or image it is trained under
+  rewards.py      a parsed answer and a verdict → a reward and its parts; shaping terms
+  verify.py       is this open answer the same as that?
+  consistency.py  verdicts without a judge: blind probe, shuffled options
+  guards.py       what a think is made of: evidence, template, variety, copies
+  controllers.py  weights that follow what was measured
+  check.py        does a recipe contradict itself?
+
+On the device:
+  advantages.py   float32[N,G] rewards → float32[N,G] advantages
+  losses/         log-probs, advantages and masks → sums and counts
 
 None of them sees a model, a config or a logger. A new algorithm is a new function here
-and its name in a config.
+and its name in a config. `update.py` and `loop.py` put them together.
 """

@@ -1,8 +1,11 @@
-"""Augmentation: which condition a training prompt is shown under.
+"""Augmentation: what a training prompt is shown under, in its text or in its image.
 
 A mix is data: a share per condition, the rest is base. The choice is a function of
 (seed, example id) alone, by a hash that is the same on every machine: all G completions
 of a prompt share it, and it depends neither on the step nor on the order of the data.
+
+A name in a mix is a condition ('wrong_caption', `perturb.py`), an image perturbation
+('noisy', `data/distort.py`), or both ('noisy+wrong_caption').
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ import math
 from collections.abc import Mapping
 
 from vlmrl import perturb
-from vlmrl.types import UserError
+from vlmrl.data import distort
+from vlmrl.types import Example, UserError
 
 # The paper's: 10 % each, 60 % clean. https://arxiv.org/abs/2602.12506
 MIX = {
@@ -26,12 +30,12 @@ MIX = {
 def check(mix: Mapping[str, float], field: str = "mix") -> None:
     """Raises a UserError that names `field` unless the shares are a distribution.
 
-    Names are conditions (`perturb.apply`); shares are numbers of at least 0 that sum to
-    at most 1, but for rounding.
+    Names are those of `apply`; shares are numbers of at least 0 that sum to at most 1,
+    but for rounding.
     """
     for name, share in mix.items():
         try:
-            perturb.check(name)
+            perturb.check(_split(name)[1])
         except UserError as e:
             raise UserError(f"{field}: {e}") from None
         number = isinstance(share, (int, float)) and not isinstance(share, bool)
@@ -65,6 +69,29 @@ def choose(example_id: str, seed: int, mix: Mapping[str, float] = MIX) -> str:
             return name
         u -= mix[name]
     return "base"
+
+
+def apply(example: Example, name: str, seed: int) -> Example:
+    """The example under what `choose` chose.
+
+    Args:
+      example: a base example.
+      name: a condition, an image perturbation, or '<perturbation>+<condition>'.
+      seed: of the run; the noise of an image depends on it and on the example's id,
+        not on the step.
+
+    Raises:
+      UserError: unknown name, or the example lacks what it needs.
+    """
+    image, condition = _split(name)
+    changed = perturb.apply(example, condition)
+    return distort.distort(changed, image, seed) if image else changed
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Image perturbation ('' for none) and condition of a name."""
+    head, _, rest = name.partition("+")
+    return (head, rest or "base") if head in distort.DISTORTIONS else ("", name)
 
 
 def _uniform(seed: int, use: str, name: str) -> float:

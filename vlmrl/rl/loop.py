@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vlmrl import perturb, prompts, tokens
+from vlmrl import prompts, tokens
 from vlmrl.engine.chain import prefill
 from vlmrl.engine.generate import Sampling, branch_keys, generate
 from vlmrl.engine.policy import Policy, prefixes
@@ -160,7 +160,9 @@ def train(
         )
     for step in range(int(carry.state.step) + 1, steps + 1):
         position, examples = next(batches)
-        examples = [perturb.apply(e, augment.choose(e.id, seed, mix)) for e in examples]
+        names = [augment.choose(e.id, seed, mix) for e in examples]
+        pairs = zip(examples, names, strict=True)
+        examples = [augment.apply(e, name, seed) for e, name in pairs]
         written = policy.write(examples)
         group = policy.put(prefixes(policy, written))
         ids = [e.id for e in examples]

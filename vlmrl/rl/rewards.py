@@ -13,11 +13,21 @@ Every reward has the signature `(parsed, answer, verdict) -> Reward`:
 Rewards read nothing but the parser's fields: an answer that stands only in the think,
 or an example of the format copied from the prompt, is the parser's matter and decided
 there once, for training and evaluation alike.
+
+Faithfulness is two choices. Where the verdict comes from: a judge that reads the think,
+or, with no judge, the blind probe or shuffled options (`consistency.py`). And what it
+does: gate, add, be a constraint with a price (`lagrangian_reward`), be normalised apart
+from the task (`advantages.decoupled`), or rank the correct rollouts of a group
+(`advantages.ranked`). Any goes with any.
+
+Shaping terms (length, repetition, confidence) are functions of one measured number; a
+recipe adds them to the total with weights (`shaped`). What may be measured of a text is
+in `guards.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from vlmrl.prompts import Parsed
@@ -97,8 +107,156 @@ def additive_reward(
     return base._replace(total=base.total + weight * (base.consistent or 0.0))
 
 
-REWARDS = {"grpo": grpo_reward, "gated": gated_reward, "additive": additive_reward}
-JUDGED = frozenset({"gated", "additive"})  # those that need a judge's verdict
+def lagrangian_reward(
+    parsed: Parsed, answer: int, verdict: str | None, *, multiplier: float = 0.0
+) -> Reward:
+    """(R + λ · [think ≡ answer]) / (1 + λ), in [0, 1.1].
+
+    R + λ · (c − τ) is what the constraint E[c] ≥ τ adds to E[R]; λ · τ is the same for
+    every completion and drops out of any advantage. Dividing by 1 + λ keeps the scale,
+    hence the step, as the price rises. λ follows the batch by
+    `controllers.dual_ascent`. Faithful GRPO: https://arxiv.org/abs/2604.08476, which
+    normalises R and c apart: `advantages.decoupled` with weights (1, λ).
+
+    Args:
+      multiplier: λ, at least 0.
+
+    Raises:
+      UserError: the verdict is missing or unknown, or the multiplier is negative.
+    """
+    if multiplier < 0:
+        raise UserError(f"multiplier: got {multiplier}, want at least 0")
+    base = grpo_reward(parsed, answer, _judged(verdict, "lagrangian"))
+    paid = base.total + multiplier * (base.consistent or 0.0)
+    return base._replace(total=paid / (1 + multiplier))
+
+
+def agreement_reward(
+    parsed: Parsed, answer: int, verdict: str | None, *, alone: float = 0.5
+) -> Reward:
+    """0.1 · format + correct · (1 where think ≡ answer, else `alone`), in [0, 1.1].
+
+    Full reward only for an answer that is right and agrees, less for one that is only
+    right, none for agreeing on a wrong one. With the verdict of shuffled options this
+    is ACRE's, https://arxiv.org/abs/2510.10104; the size of `alone` is ours. Where the
+    verdict is not applicable, R is paid in full.
+
+    Args:
+      alone: in [0, 1]; 1 is `grpo_reward`.
+
+    Raises:
+      UserError: the verdict is missing or unknown, or `alone` is out of range.
+    """
+    if not 0 <= alone <= 1:
+        raise UserError(f"alone: got {alone}, want it in [0, 1]")
+    base = grpo_reward(parsed, answer, _judged(verdict, "agreement"))
+    share = alone if base.consistent == 0 else 1.0
+    return base._replace(total=0.1 * base.format + base.correct * share)
+
+
+REWARDS = {
+    "grpo": grpo_reward,
+    "gated": gated_reward,
+    "additive": additive_reward,
+    "lagrangian": lagrangian_reward,
+    "agreement": agreement_reward,
+}
+JUDGED = frozenset(REWARDS) - {"grpo"}  # those that need a verdict
+
+
+# -- shaping: one measured number → a term
+
+
+def overlong_penalty(tokens: int, limit: int, buffer: int) -> float:
+    """Soft overlong penalty, in [−1, 0].
+
+      0 up to limit − buffer tokens, then falling linearly to −1 at `limit`; −1 beyond
+
+    DAPO: https://arxiv.org/abs/2503.14476 (limit 20480, buffer 4096). Its hard sibling
+    is `losses.finished`.
+
+    Args:
+      tokens: length of the completion.
+      limit: tokens at which the penalty is full, at most max_tokens.
+      buffer: tokens over which it grows, in (0, limit].
+    """
+    if not 0 < buffer <= limit:
+        raise UserError(
+            f"overlong.buffer={buffer} and overlong.limit={limit}: want a buffer of 1 "
+            "to limit tokens"
+        )
+    return -min(1.0, max(0.0, (tokens - (limit - buffer)) / buffer))
+
+
+def length_reward(tokens: int, shortest: int, longest: int) -> float:
+    """1 within [shortest, longest] tokens, falling linearly to 0 at 0 and 2 · longest.
+
+    It pays for a length, whatever stands in it: use it to keep a think from collapsing,
+    together with `guards`. A choice of this project.
+    """
+    if not 0 <= shortest <= longest or longest < 1:
+        raise UserError(
+            f"length.shortest={shortest} and length.longest={longest}: want "
+            "0 ≤ shortest ≤ longest, and longest at least 1"
+        )
+    if tokens < shortest:
+        return max(0, tokens) / shortest
+    return 1.0 if tokens <= longest else max(0.0, 2 - tokens / longest)
+
+
+def repetition_penalty(distinct: float) -> float:
+    """−(1 − distinct), in [−1, 0]: the share of n-grams that were written before.
+
+    Args:
+      distinct: of one text, `guards.distinct`; a text too short for any has 1.
+
+    Repeated n-grams as a penalty: https://arxiv.org/abs/2502.03373
+    """
+    if not 0 <= distinct <= 1:
+        raise UserError(f"distinct: got {distinct}, want a share in [0, 1]")
+    return distinct - 1.0
+
+
+def confidence_reward(correct: float, probability: float) -> float:
+    """correct − (probability − correct)²: right, and as sure as it should be.
+
+    The Brier score is proper: with a chance q of being right its expectation is largest
+    at probability = q, so neither bluffing nor hedging pays. RLCR:
+    https://arxiv.org/abs/2507.16806
+
+    Args:
+      correct: 0 or 1.
+      probability: that the policy gives to its own answer: its letter probability
+        after its think (`Scores.letters`), no number that it writes.
+    """
+    if not 0 <= probability <= 1:
+        raise UserError(f"probability: got {probability}, want it in [0, 1]")
+    return correct - (probability - correct) ** 2
+
+
+def p_correct_reward(correct: float, p_correct: float, weight: float = 0.5) -> float:
+    """correct + weight · P(correct), in [0, 1 + weight].
+
+    P(correct) is the probability of the right option after the completion's own think
+    (`Scores.p_correct`): it tells thinks apart whose sampled answers agree, all wrong
+    ones included, and can't be written into a text. A choice of this project.
+    """
+    if not 0 <= p_correct <= 1:
+        raise UserError(f"p_correct: got {p_correct}, want it in [0, 1]")
+    return correct + weight * p_correct
+
+
+def shaped(reward: Reward, terms: Mapping[str, float], weights: Mapping[str, float]):
+    """The reward plus Σ weight · term, over the terms that `weights` names.
+
+    Raises:
+      UserError: a weight without its term.
+    """
+    if missing := [name for name in weights if name not in terms]:
+        known = ", ".join(terms) or "none"
+        raise UserError(f"shaping.{missing[0]}: not measured; measured: {known}")
+    extra = sum(weight * terms[name] for name, weight in weights.items())
+    return reward._replace(total=reward.total + extra)
 
 
 def parts(rewards: Iterable[Reward]) -> dict[str, Mean]:

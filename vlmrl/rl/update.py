@@ -7,6 +7,7 @@ before clipping, so the split changes nothing but memory.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,9 +17,9 @@ import optax
 
 from vlmrl import metrics as metrics_
 from vlmrl.engine.score import score
-from vlmrl.models.api import Model
+from vlmrl.models.api import Model, Param
 from vlmrl.sharding import like_params, replicate
-from vlmrl.types import Group, Mean
+from vlmrl.types import Group, Mean, UserError
 
 
 class State(NamedTuple):
@@ -40,14 +41,40 @@ class Batch(NamedTuple):
 
 
 def schedule(*, peak: float, warmup: int, steps: int, decay: str = "constant"):
-    """Learning rate by step: linear warm-up from 0, then constant, cosine or linear."""
+    """Learning rate by step: linear warm-up from 0, then constant, cosine or linear.
+
+    Raises:
+      UserError: `decay` is none of these.
+    """
     tails = {
         "constant": optax.constant_schedule(peak),
         "cosine": optax.cosine_decay_schedule(peak, max(1, steps - warmup)),
         "linear": optax.linear_schedule(peak, 0.0, max(1, steps - warmup)),
     }
+    if decay not in tails:
+        raise UserError(f"optimizer.decay: '{decay}' is not one of {', '.join(tails)}")
     ramp = optax.linear_schedule(0.0, peak, max(1, warmup))
     return optax.join_schedules([ramp, tails[decay]], [warmup])
+
+
+def matrices(table: dict[str, Param]) -> dict[str, Any]:
+    """Which axes of every parameter a linear map reads from and writes to; None for
+    what is no matrix (embeddings, norms, biases)."""
+
+    def axes(p: Param):
+        if p.layout == "... -> ...":
+            return None
+        left, right = p.layout.split("->")
+        outputs = re.match(r"\s*(\([^)]*\)|\S+)", left)[1]  # rows of the stored matrix
+        lead = 1 if "{}" in p.name else 0  # stacked layers
+        writes, reads = [], []
+        for i, axis in enumerate(re.findall(r"\([^)]*\)|\S+", right), lead):
+            (writes if axis in outputs.strip("()").split() else reads).append(i)
+        if not reads:
+            return None
+        return optax.contrib.MuonDimensionNumbers(tuple(reads), tuple(writes))
+
+    return {name: axes(p) for name, p in table.items()}
 
 
 def optimizer(
@@ -58,26 +85,47 @@ def optimizer(
     b1: float = 0.9,
     b2: float = 0.99,
     freeze: tuple[str, ...] = (),
+    muon: float = 0.0,
+    table: dict[str, Param] | None = None,
 ) -> optax.GradientTransformation:
     """AdamW after clipping by global norm. Decay leaves out norms, biases and vectors;
-    `freeze` names prefixes of parameters that stay as they are ('vision.')."""
+    `freeze` names prefixes of parameters that stay as they are ('vision.').
+
+    With `muon` > 0 matrices are stepped along their orthogonalised momentum at `muon`
+    times the rate (https://kellerjordan.github.io/posts/muon), the rest by Adam; it
+    needs the family's `table`.
+
+    Raises:
+      UserError: Muon with frozen parameters, or without a table.
+    """
 
     def decays(params):
         # What is frozen reaches this as a node without dimensions.
         return {n: getattr(p, "ndim", 0) > 1 and "norm" not in n and "bias" not in n
                 for n, p in params.items()}  # fmt: skip
 
-    adamw = optax.chain(
-        optax.clip_by_global_norm(clip),
-        optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=decays),
-    )
+    if muon:
+        if freeze or table is None:
+            raise UserError("optimizer.muon: needs freeze=() and the parameter table")
+        fast = rate if callable(rate) else optax.constant_schedule(rate)
+        inner = optax.contrib.muon(
+            lambda step: muon * fast(step),
+            adam_learning_rate=rate,
+            adam_b1=b1,
+            adam_b2=b2,
+            weight_decay=weight_decay,
+            muon_weight_dimension_numbers=lambda _: matrices(table),
+        )
+    else:
+        inner = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=decays)
+    whole = optax.chain(optax.clip_by_global_norm(clip), inner)
     if not freeze:
-        return adamw
+        return whole
 
     def labels(params):
         return {n: "frozen" if n.startswith(freeze) else "live" for n in params}
 
-    return optax.multi_transform({"live": adamw, "frozen": optax.set_to_zero()}, labels)
+    return optax.multi_transform({"live": whole, "frozen": optax.set_to_zero()}, labels)
 
 
 def make_update(

@@ -1,0 +1,123 @@
+"""Configs that contradict themselves name both fields; those in use pass."""
+
+import pytest
+
+from configs.tiny import grpo
+from vlmrl.rl import verify
+from vlmrl.rl.check import check, check_loss
+from vlmrl.types import UserError
+
+
+def test_the_recipes_in_use_pass():
+    check(grpo.get_config().to_dict())
+    check({})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"group_size": 1, "advantage": "reinforce_pp"},
+        {"top_p": 0.9, "replay": True},
+        {"reward": "gated", "judge": "blind"},
+        {"reward": "grpo", "judge": None},
+        {"advantage": "gdpo"},
+        {"loss": {"surrogate": "gspo", "aggregation": "sequence", "kl_weight": 0.1}},
+        {"loss": {"surrogate": "cispo", "importance": {"level": "sequence"}}},
+        {"loss": {"surrogate": "clip_cov", "perception_weight": 0.01}},
+        {"loss": {"aggregation": "constant", "length": 64}},
+        {"loss": {"kl_estimator": "k1"}},  # no weight: not in the loss
+        {"loss": {"kl_weight": 0.1}, "kl_target": 0.05},
+        {"mix": {"noisy": 0.2, "blank+wrong_think": 0.1}},
+        {"overlong": {"limit": 64, "buffer": 16}, "max_tokens": 72},
+    ],
+)
+def test_what_fits_together_passes(settings):
+    check(settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "fields"),
+    [
+        ({"group_size": 1}, ["config.group_size is 1", "config.advantage='grpo'"]),
+        (
+            {"group_size": 1, "advantage": "gdpo"},
+            ["config.group_size", "config.advantage='gdpo'"],
+        ),
+        ({"group_size": 0}, ["config.group_size is 0"]),
+        (
+            {"reward": "gated", "judge": None},
+            ["config.reward='gated'", "config.judge is None"],
+        ),
+        (
+            {"advantage": "decoupled", "judge": None},
+            ["config.advantage='decoupled'", "config.judge is None"],
+        ),
+        ({"top_p": 0.9}, ["config.top_p=0.9", "config.replay is False"]),
+        (
+            {"top_k": 20, "replay": False},
+            ["config.top_k=20", "config.replay is False"],
+        ),
+        ({"temperature": 0.0}, ["config.temperature is 0.0", "config.group_size"]),
+        (
+            {"loss": {"kl_estimator": "k1", "kl_weight": 0.1}},
+            ["config.loss.kl_estimator='k1'", "config.loss.kl_weight=0.1"],
+        ),
+        (
+            {"loss": {"aggregation": "constant"}},
+            ["config.loss: aggregation='constant'", "length=None"],
+        ),
+        (
+            {"loss": {"aggregation": "token", "length": 5}},
+            ["config.loss: aggregation='token'", "length=5"],
+        ),
+        ({"loss": {"clip_low": 2.0}}, ["config.loss: clip_low: got 2.0"]),
+        (
+            {"loss": {"clip_dual": 1.1}},
+            ["config.loss: clip_dual: got 1.1", "1 + clip_high"],
+        ),
+        ({"loss": {"clip": 0.2}}, ["config.loss.clip", "surrogate='clipped'"]),
+        (
+            {"loss": {"surrogate": "gspo", "clip_dual": 3.0}},
+            ["config.loss.clip_dual", "surrogate='gspo'"],
+        ),
+        ({"loss": {"surrogate": "ppo"}}, ["config.loss.surrogate is 'ppo'"]),
+        (
+            {"loss": {"importance": {"low": 2.0}}},
+            ["config.loss: importance.low=2.0", "importance.high"],
+        ),
+        ({"kl_target": 0.1}, ["config.kl_target=0.1", "config.loss.kl_weight"]),
+        (
+            {"overlong": {"limit": 99, "buffer": 9}, "max_tokens": 72},
+            ["config.overlong.limit=99", "config.max_tokens=72"],
+        ),
+        (
+            {"overlong": {"limit": 64, "buffer": 65}},
+            ["overlong.buffer=65", "overlong.limit=64"],
+        ),
+        ({"reward": "best"}, ["config.reward is 'best'", "gated"]),
+        ({"advantage": "gae"}, ["config.advantage is 'gae'", "rloo"]),
+        ({"verifier": "sympy"}, ["config.verifier is 'sympy'", "exact"]),
+        ({"mix": {"noisy": 2}}, ["config.mix"]),
+    ],
+)
+def test_contradictions_name_their_fields(settings, fields):
+    with pytest.raises(UserError) as error:
+        check(settings)
+    message = str(error.value)
+    assert "\n" not in message
+    for field in fields:
+        assert field in message
+
+
+def test_math_needs_its_package(monkeypatch):
+    monkeypatch.setattr(verify.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="math-verify"):
+        check({"verifier": "math"})
+
+
+def test_a_loss_of_ones_own_is_traced_as_it_is():
+    def own(logprobs, old_logprobs, advantages, mask, *, tau, **how):
+        raise UserError(f"tau: got {tau}")
+
+    with pytest.raises(UserError, match=r"^loss: tau: got 3$"):
+        check_loss({"surrogate": own, "tau": 3}, "loss")

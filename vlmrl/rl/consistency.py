@@ -1,0 +1,228 @@
+"""Verdicts without a judge: does the think, put to the model again, give its answer?
+
+Both read a completion's think back to the policy and compare what it then answers; the
+verdict has a judge's labels, so every reward that needs one takes it.
+
+  blind probe       the think without the image: if the answer can't be read off the
+                    think, the think did not carry it
+  shuffled options  the same think, its letters remapped, under options in another
+                    order: an answer that follows the place and not the think gives
+                    itself away (ACRE, https://arxiv.org/abs/2510.10104)
+
+These functions make the second prompt's parts and score what came back; reading it
+back is one more branch of the group (engine).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from string import ascii_uppercase as LETTERS
+from typing import NamedTuple
+
+from vlmrl.judges import cues
+from vlmrl.perturb import TAGS
+from vlmrl.types import Example, UserError
+
+OPENING = (
+    "</think>\n<answer"  # what follows a think that is read back; no bracket: `>A`
+)
+# is one token for Qwen's tokenizer
+
+
+# -- the blind probe
+
+
+def blind_verdict(
+    letters: Sequence[float],
+    predicted: int,
+    applicable: bool = True,
+    *,
+    least: float = 0.0,
+) -> str:
+    """Is the answer the option that the think alone implies?
+
+    Args:
+      letters: float[C], probabilities of the options after the think, re-read without
+        the image and with its literal conclusion stripped (`Scores.blind[:, 1]`).
+      predicted: option parsed from the answer, -1 if none.
+      applicable: see `judges.rule.applicable`.
+      least: probability below which the think implies nothing. At 0 the prior of a
+        think that says nothing still names a letter, and agrees by chance.
+
+    Returns:
+      'not_applicable'; 'undecided' where nothing was answered, or the think implies
+      nothing (too little, or two options alike); 'consistent'; 'inconsistent'.
+    """
+    if not applicable:
+        return "not_applicable"
+    best = max(letters, default=0.0)
+    implied = [i for i, p in enumerate(letters) if p == best]
+    if predicted < 0 or len(implied) != 1 or best < least:
+        return "undecided"
+    return "consistent" if implied == [predicted] else "inconsistent"
+
+
+_SENTENCE = re.compile(r"(?<=[.!?;…])\s+|\n+")
+_STATES = re.compile(
+    r"^\W*(?i:so|thus|hence|therefore)\b|\b(?:(?i:answers?|options?|choices?|choose|"
+    r"correct|conclu\w+|boxed)|[B-HJ-Z]|A(?=[.)]|$))(?![\w'])"
+)
+
+
+def stripped(think: str) -> str:
+    """The think without its literal conclusion: what it argues, not what it announces.
+
+    Its last sentence goes, and every sentence that opens with so, thus, hence or
+    therefore, or names an answer, option, choice, conclusion or a letter by itself.
+    Without this a think that is nothing but "The answer is B." would imply its answer
+    perfectly.
+    """
+    kept = [s for s in _SENTENCE.split(think.strip()) if s][:-1]
+    return " ".join(s for s in kept if not _STATES.search(s))
+
+
+# -- shuffled options
+
+
+class Shuffle(NamedTuple):
+    """An item under another order of its options."""
+
+    example: Example
+    order: tuple[int, ...]  # option i of `example` was option order[i]
+
+
+def shuffle(example: Example, seed: int) -> Shuffle:
+    """Another order of the options, never the same one, drawn by (seed, id).
+
+    Answer, suggested option, statements and thinks move along; an abstain option stays
+    last. Captions and other texts of a condition name options by their text, not their
+    letter, and stay as they are.
+
+    Raises:
+      UserError: fewer than two options that can move.
+    """
+    count = len(example.options) - (example.abstain >= 0)
+    if count < 2:
+        raise UserError(
+            f"example {example.id!r}: {count} options to shuffle, want at least 2"
+        )
+    orders, attempt = tuple(range(count)), 0
+    while orders == tuple(range(count)):
+        drawn = [_draw(seed, example.id, attempt, i) for i in range(count)]
+        orders, attempt = (
+            tuple(sorted(range(count), key=drawn.__getitem__)),
+            attempt + 1,
+        )
+    order = (*orders, *range(count, len(example.options)))
+
+    def moved(entries):  # an abstain option has no statement and no think
+        return tuple(entries[old] for old in order if old < len(entries))
+
+    def place(old):
+        return order.index(old) if old >= 0 else old
+
+    return Shuffle(
+        example._replace(
+            options=moved(example.options),
+            answer=place(example.answer),
+            suggested=place(example.suggested),
+            statements=moved(example.statements),
+            thinks=moved(example.thinks),
+        ),
+        order,
+    )
+
+
+def _draw(seed: int, name: str, attempt: int, option: int) -> bytes:
+    text = f"shuffle\0{seed}\0{name}\0{attempt}\0{option}"
+    return hashlib.sha256(text.encode()).digest()
+
+
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh")
+_ORDINAL = re.compile(rf"\b({'|'.join(_ORDINALS)})(\s+(?:option|choice)\b)", re.I)
+
+
+def remap(think: str, order: Sequence[int], options: Sequence[str] = ()) -> str:
+    """The think with its letters, and "second option", as the new order has them.
+
+    A letter is a capital by itself: B, (B), B., "option B". "A" and "I" count only
+    where they can't be words. A letter that is itself an option's text names that text,
+    not a place, and stays. Everything is replaced at once, so swaps don't collide.
+
+    Args:
+      think: text without tags.
+      order: of `Shuffle`.
+      options: the original option texts.
+    """
+    new = {old: LETTERS[i] for i, old in enumerate(order)}
+    texts = {o.strip() for o in options}
+
+    def letter(match: re.Match) -> str:
+        name = match[1] or match[2]
+        index = LETTERS.index(name)
+        if index not in new or name in texts:
+            return match[0]
+        if match[2] and name in "AI" and not _is_letter(think, match):
+            return match[0]
+        return match[0].replace(name, new[index])
+
+    def ordinal(match: re.Match) -> str:
+        index = _ORDINALS.index(match[1].lower())
+        if index not in new or LETTERS.index(new[index]) >= len(_ORDINALS):
+            return match[0]
+        word = _ORDINALS[LETTERS.index(new[index])]
+        return (word.capitalize() if match[1][0].isupper() else word) + match[2]
+
+    return _ORDINAL.sub(ordinal, cues.BARE_LETTER.sub(letter, think))
+
+
+def _is_letter(text: str, match: re.Match) -> bool:
+    """Whether a bare "A" or "I" names an option, by what stands around it."""
+    before, after = text[: match.start()][-24:], text[match.end() :][:24]
+    if cues.NAMES_LETTER.search(before):
+        return True
+    if match[2] == "I":
+        return False
+    return re.match(r"\s*(?:[.):,]|$)", after) is not None or (
+        not cues.AFTER_ARTICLE.match(after)
+    )
+
+
+def reread(changed: Shuffle, think: str, options: Sequence[str]) -> Example | None:
+    """The shuffled item with the remapped think prefilled and the answer opened.
+
+    Args:
+      changed: from `shuffle`.
+      think: text inside the completion's <think>.
+      options: the original option texts.
+
+    Returns:
+      An Example to write and answer; None where the think can't be read back, because
+      it is empty or holds tags or control tokens: its verdict is 'undecided'.
+    """
+    if not think.strip() or any(tag in think for tag in TAGS) or "<|" in think:
+        return None
+    text = remap(think, changed.order, options)
+    return changed.example._replace(prefill="<think>" + text + OPENING)
+
+
+def shuffle_verdict(
+    predicted: int, again: int, order: Sequence[int], applicable: bool = True
+) -> str:
+    """Do both answers name the same option, the second un-shuffled?
+
+    Args:
+      predicted: option of the original item, -1 if none.
+      again: option of the shuffled item, -1 if none or not read back.
+      order: of `Shuffle`.
+      applicable: see `judges.rule.applicable`.
+
+    Returns: as `blind_verdict`.
+    """
+    if not applicable:
+        return "not_applicable"
+    if predicted < 0 or again < 0:
+        return "undecided"
+    return "consistent" if order[again] == predicted else "inconsistent"

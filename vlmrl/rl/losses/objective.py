@@ -1,0 +1,122 @@
+"""The loss as the update step calls it: a surrogate and weighted terms.
+
+Axes: B completions (rows), T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from vlmrl.metrics import Max
+from vlmrl.rl.losses.importance import correction
+from vlmrl.rl.losses.kl import kl, kl_loss, perception
+from vlmrl.rl.losses.surrogates import SURROGATES, Policy
+from vlmrl.rl.losses.terms import aggregate, cross_entropy, total
+from vlmrl.types import Array, Mean, UserError
+
+
+def policy_objective(
+    logprobs: Array,
+    entropy: Array,
+    mask: Array,
+    extra: dict[str, Array],
+    *,
+    surrogate: str | Callable[..., Policy] = "clipped",
+    kl_weight: float = 0.0,
+    kl_estimator: str = "k3",
+    entropy_weight: float = 0.0,
+    perception_weight: float = 0.0,
+    importance: dict[str, Any] | None = None,
+    aggregation: str = "token",
+    length: int | None = None,
+    **settings,
+) -> tuple[Mean, dict[str, Mean | Max]]:
+    """surrogate + kl_weight · KL(π, ref) − entropy_weight · H(π)
+    − perception_weight · perception, for the update step.
+
+    Args:
+      logprobs: float32[B,T].
+      entropy: float32[B,T] of the next-token distributions, nats.
+      mask: bool[B,T].
+      extra: 'old_logprobs' float32[B,T], 'advantages' float32[B] or float32[B,T], and
+        what the settings ask for:
+          'ref_logprobs'      float32[B,T]  kl_weight
+          'masked_logprobs'   float32[B,T]  perception_weight, see `perception`
+          'sampler_logprobs'  float32[B,T]  importance; 'old_logprobs' are then the
+                                            trainer's at the parameters that sampled
+          'noise'             float32[B,T]  surrogate 'clip_cov'
+          'kl_weight', 'entropy_weight'     float32[B]: weights that change from step
+                                            to step (rl/controllers.py), instead of
+                                            the settings of that name
+      surrogate: a key of SURROGATES, or a function of the same signature; it is given
+        `settings`.
+      kl_weight, kl_estimator: see `kl_loss`; weight per nat.
+      entropy_weight: bonus per nat.
+      perception_weight: per nat.
+      importance: settings of `correction`; None for no correction.
+      aggregation, length: of all terms alike, see `aggregate`.
+
+    Returns:
+      The loss, and by name the metrics of the surrogate, of the correction, 'entropy',
+      'kl_ref' and 'perception'.
+
+    Raises:
+      UserError: a term asked for without its log-probs; see also the terms.
+    """
+    how = {"aggregation": aggregation, "length": length}
+    if isinstance(surrogate, str):
+        if surrogate not in SURROGATES:
+            names = ", ".join(SURROGATES)
+            raise UserError(f"surrogate: got {surrogate!r}, want one of {names}")
+        surrogate = SURROGATES[surrogate]
+    if surrogate is SURROGATES["clip_cov"]:
+        _needs(extra, "noise", "surrogate='clip_cov'")
+        settings = {**settings, "noise": extra["noise"]}
+    old, metrics = extra["old_logprobs"], {}
+    if importance is not None:
+        _needs(extra, "sampler_logprobs", f"importance={importance}")
+        sampler = extra["sampler_logprobs"]
+        settings["weights"], metrics = correction(old, sampler, mask, **importance)
+    policy = surrogate(logprobs, old, extra["advantages"], mask, **how, **settings)
+    metrics = {**policy._asdict(), **metrics}
+    loss = metrics.pop("loss")
+    metrics["entropy"] = aggregate(jax.lax.stop_gradient(entropy), mask)
+    if entropy_weight or "entropy_weight" in extra:
+        weight, rows = _weight(extra, "entropy_weight", entropy_weight)
+        bonus = entropy if rows is None else entropy * rows[:, None]
+        loss = total(loss, (-weight, aggregate(bonus, mask, **how)))
+    if kl_weight or "kl_weight" in extra:
+        _needs(extra, "ref_logprobs", f"kl_weight={kl_weight}")
+        ref = extra["ref_logprobs"]
+        weight, rows = _weight(extra, "kl_weight", kl_weight)
+        penalty = kl_loss(logprobs, ref, mask, estimator=kl_estimator, rows=rows, **how)
+        loss = total(loss, (weight, penalty))
+        values = kl(jax.lax.stop_gradient(logprobs), ref, mask, "k3")
+        metrics["kl_ref"] = aggregate(values, mask)
+    if perception_weight:
+        _needs(extra, "masked_logprobs", f"perception_weight={perception_weight}")
+        values = perception(logprobs, extra["masked_logprobs"], mask)
+        loss = total(loss, (-perception_weight, aggregate(values, mask, **how)))
+        metrics["perception"] = aggregate(jax.lax.stop_gradient(values), mask)
+    return loss, metrics
+
+
+def supervised_objective(
+    logprobs: Array, entropy: Array, mask: Array, extra: dict[str, Array], **settings
+) -> tuple[Mean, dict[str, Mean]]:
+    """`cross_entropy` for the update step, with the signature of `policy_objective`."""
+    loss, sure = cross_entropy(logprobs, mask, **settings)
+    return loss, {"sure": sure, "entropy": aggregate(entropy, mask)}
+
+
+def _needs(extra: dict[str, Array], name: str, setting: str) -> None:
+    if name not in extra:
+        raise UserError(f"{setting} needs {name}, and there are none")
+
+
+def _weight(extra, name: str, setting: float) -> tuple[float, Array | None]:
+    """Weight of a term, and of its rows: a setting, or `extra`'s weight per row."""
+    return (1.0, extra[name]) if name in extra else (setting, None)

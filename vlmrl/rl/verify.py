@@ -1,0 +1,233 @@
+"""Verifiers of answers that are no option: is this text the same answer as that?
+
+  exact   numbers, fractions, percentages and units, compared as exact rationals; no
+          dependency, never guesses
+  math    expressions, sets, intervals, roots, by math-verify (extra `math`), in
+          processes that can be killed
+
+Both map (answer, gold) to a bool. An answer is the text inside <answer>; nothing is
+searched for outside it. Options are read by `prompts.read_option`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing
+import re
+from collections.abc import Iterable
+from fractions import Fraction
+from typing import NamedTuple
+
+from vlmrl.types import UserError
+
+VERIFIERS = ("exact", "math")
+
+
+class Quantity(NamedTuple):
+    """An exact number and its unit: 50 cm is (1/2, 'm', 50), 25 % is (1/4, '%', 25)."""
+
+    value: Fraction  # in base units
+    unit: str  # base unit, '' if none was written
+    written: Fraction  # as it stands
+
+
+_UNITS: dict[str, tuple[Fraction, str]] = {
+    name: (Fraction(scale), base)
+    for base, names in {
+        "m": {"mm": "1/1000", "cm": "1/100", "m": "1", "km": "1000"},
+        "in": {"in": "1", "inch": "1", "inches": "1", "ft": "12", "feet": "12"},
+        "m2": {"mm2": "1/1000000", "cm2": "1/10000", "m2": "1", "km2": "1000000"},
+        "m3": {"mm3": "1/1000000000", "cm3": "1/1000000", "m3": "1"},
+        "l": {"ml": "1/1000", "l": "1"},
+        "g": {"mg": "1/1000", "g": "1", "kg": "1000"},
+        "s": {"ms": "1/1000", "s": "1", "sec": "1", "min": "60", "h": "3600"},
+        "deg": {"°": "1", "deg": "1", "degree": "1", "degrees": "1"},
+        "%": {"%": "1/100"},
+        "": {"": "1", "unit": "1", "units": "1"},
+    }.items()
+    for name, scale in names.items()
+}
+_WORDS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen"
+    " fourteen fifteen sixteen seventeen eighteen nineteen twenty"
+).split()
+_LONGEST = 200  # characters; longer texts are no quantity, and cost time to match
+
+# ASCII digits only: int() would also read those of other scripts.
+_WHOLE = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
+_NUMBER = re.compile(
+    rf"(?P<sign>[+-]?)\s*(?:(?:(?P<mixed>[0-9]+)\s+)?(?P<top>{_WHOLE})\s*/\s*"
+    rf"(?P<bottom>{_WHOLE})|(?P<decimal>{_WHOLE}?\.[0-9]+|{_WHOLE})\.?)"
+    r"(?P<tail>(?:\s*[%a-zA-Z°][a-zA-Z0-9°]*)?)"
+)
+_CLEAN = (
+    (re.compile(r"\\(?:left|right|displaystyle|,|;|!| )"), " "),
+    (re.compile(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}"), r" \1 "),
+    (re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b"), "°"),
+    (re.compile(r"(?<=m)\s*\^\s*\{?\s*([23])\s*\}?"), r"\1"),
+    (re.compile(r"(?<=m)²"), "2"),
+    (re.compile(r"(?<=m)³"), "3"),
+    (re.compile(r"([0-9]?)\s*\\[dt]?frac\s*\{([0-9]+)\}\s*\{([0-9]+)\}"), r"\1 \2/\3"),
+    (re.compile(r"\\%"), "%"),
+    (re.compile(r"−"), "-"),
+)
+_WRAPPED = re.compile(r"\$\$?(.*?)\$?\$|\\boxed\s*\{(.*)\}|\\\((.*)\\\)", re.DOTALL)
+_NAMED = re.compile(r"[a-zA-Z∠][a-zA-Z ∠]{0,20}=\s*(.*)", re.DOTALL)
+
+
+def quantity(text: str) -> Quantity | None:
+    """The one number that a text is, None where it is anything else.
+
+    Read: signs, 1,234.5, 3/4, 1 3/4, 25 %, LaTeX fractions, degrees, $…$ and boxed
+    around them, a name before ("x = 5"), number words to twenty, a final full stop, and
+    the units of lengths, areas, volumes, masses and times. Not read: two numbers, a
+    sentence, roots and π, scientific notation, digits of other scripts.
+    """
+    if len(text) > _LONGEST:
+        return None
+    text = text.strip()
+    for _ in range(3):
+        if found := _WRAPPED.fullmatch(text):
+            text = next(g for g in found.groups() if g is not None).strip()
+    if found := _NAMED.fullmatch(text):
+        text = found[1]
+    for pattern, new in _CLEAN:
+        text = pattern.sub(new, text)
+    head, _, rest = text.strip().partition(" ")
+    if head.casefold().rstrip(".") in _WORDS:
+        head = str(_WORDS.index(head.casefold().rstrip(".")))
+        text = f"{head} {rest}"
+    found = _NUMBER.fullmatch(text.strip())
+    if found is None:
+        return None
+    if found["top"]:
+        bottom = _integer(found["bottom"])
+        if bottom == 0:
+            return None
+        value = int(found["mixed"] or 0) + Fraction(_integer(found["top"]), bottom)
+    else:
+        value = Fraction(found["decimal"].replace(",", ""))
+    if found["sign"] == "-":
+        value = -value
+    tail = found["tail"].strip()
+    if tail not in _UNITS:
+        return None
+    scale, base = _UNITS[tail]
+    return Quantity(value * scale, base, value)
+
+
+def exact(answer: str, gold: str) -> bool:
+    """Equal as exact numbers, or as plain text where the gold answer is no number.
+
+    Units are compared where both sides have one (50 cm is 0.5 m, but 5 cm is not 5 kg);
+    one side without takes the other's as written: gold 5 accepts "5 cm", gold "5 cm"
+    accepts 5; "25 %" is 25 % and 0.25. A decimal equals a fraction only if it does:
+    0.33 is not 1/3. Text is compared case-folded, white space collapsed.
+
+    Raises:
+      UserError: the gold answer is empty: every empty answer would be right.
+    """
+    if not gold.strip():
+        raise UserError("answer: the gold answer is empty, want a number or a text")
+    want, got = quantity(gold), quantity(answer)
+    if want is None:
+        return _plain(answer) == _plain(gold)
+    if got is None:
+        return False
+    if want.unit == got.unit:
+        return want.value == got.value
+    if want.unit and got.unit:
+        return False
+    share = "%" in (want.unit, got.unit) and want.value == got.value
+    return share or want.written == got.written
+
+
+def _integer(text: str) -> int:
+    return int(text.replace(",", ""))
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split()).removesuffix(".").rstrip()
+
+
+class Math:
+    """math-verify in a pool of processes: `with Math() as check: check(pairs)`.
+
+    math-verify raises in threads and hangs on hostile input ("2003^{2002^{2001}}"), so
+    it runs in spawned processes with its own time-outs off; where an answer takes
+    longer than `seconds` it counts as wrong, and the pool is killed and started afresh.
+
+    Args:
+      workers: processes.
+      seconds: limit for one answer, the start of the pool excluded.
+
+    Raises:
+      UserError: math-verify is not installed.
+    """
+
+    def __init__(self, workers: int = 1, seconds: float = 5.0):
+        if importlib.util.find_spec("math_verify") is None:
+            raise UserError(
+                "reward 'math' needs the package math-verify: pip install -e '.[math]',"
+                " or choose the verifier 'exact'"
+            )
+        self._workers, self._seconds, self._pool = workers, seconds, None
+
+    def __enter__(self) -> Math:
+        return self
+
+    def __exit__(self, *_):
+        self._stop()
+
+    def __call__(self, pairs: Iterable[tuple[str, str]]) -> list[bool]:
+        """Whether each (answer, gold) agrees, in order."""
+        pairs, out = list(pairs), []
+        while len(out) < len(pairs):
+            if self._pool is None:
+                context = multiprocessing.get_context("spawn")
+                self._pool = context.Pool(self._workers, _quiet)
+                self._pool.apply(agree, ("1", "1"))  # imports are not on the clock
+            waiting = self._pool.imap(_pair, pairs[len(out) :])
+            try:
+                while len(out) < len(pairs):
+                    out.append(waiting.next(self._seconds))
+            except multiprocessing.TimeoutError:
+                out.append(False)
+                self._stop()
+        return out
+
+    def _stop(self):
+        if self._pool is not None:
+            self._pool.terminate()
+            self._pool.join()
+        self._pool = None
+
+
+def agree(answer: str, gold: str) -> bool:
+    """math-verify's opinion of one answer, with no limit on time; for one process.
+
+    Text without $ or \\boxed is also tried as LaTeX; strict comparison.
+    """
+    from math_verify import parse, verify
+
+    def read(text):
+        marked = "$" in text or "\\boxed" in text
+        found = parse(text, parsing_timeout=None)
+        return found if marked else [*found, *parse(f"${text}$", parsing_timeout=None)]
+
+    if len(answer) > _LONGEST or not answer.strip():
+        return False
+    return bool(verify(read(gold), read(answer), timeout_seconds=None))
+
+
+def _pair(pair: tuple[str, str]) -> bool:
+    return agree(*pair)
+
+
+def _quiet():
+    """Said once per process that time-outs are off; they are, on purpose."""
+    import math_verify.grader
+    import math_verify.parser
+
+    math_verify.parser.TIMEOUT_WARNING_SHOWN = True
+    math_verify.grader.TIMEOUT_WARNING_SHOWN = True
