@@ -154,11 +154,15 @@ class Clock:
 
 
 def main(path: str, port: str, processes: str, index: str) -> None:
-    """Loads in bfloat16 on a mesh of all processes and prints a line of JSON:
-    peak (anonymous memory, bytes; mapped files apart), start (the same before loading),
-    read (bytes asked of the kernel, modules' among them), load (seconds by the clock and
-    of processor), plain (the same of reading the files through a buffer, before), equal
-    (first and last layer of every parameter are what the files hold)."""
+    """Loads in bfloat16 on a mesh of all processes and prints a line of JSON.
+
+    peak   anonymous memory while loading, bytes; mapped files apart
+    start  the same before loading
+    read   bytes asked of the kernel, those of Python's modules among them
+    load   seconds by the clock and of processor time
+    plain  the same of reading the files through a buffer, before
+    equal  the last layer of every parameter is what the files hold
+    """
     import jax
     import jax.numpy as jnp
 
@@ -197,7 +201,7 @@ def main(path: str, port: str, processes: str, index: str) -> None:
     found["equal"] = all(
         same(p, params[key], i, files.read(stored[name]))
         for key, p in model.table.items()
-        for i, name in list(enumerate(hf.names_of(p)))[:: max(1, p.shape[0] - 1)]
+        for i, name in list(enumerate(hf.names_of(p)))[-1:]
     )
     print(json.dumps(found))
 

@@ -263,10 +263,10 @@ def test_an_index_that_names_a_tensor_in_the_wrong_file(copy):
     path, tensors = copy
     index = sharded(path, tensors)
     name = "model.norm.weight"
-    assert index["weight_map"][name] == "part0.safetensors"
-    index["weight_map"][name] = "part1.safetensors"
+    assert index["weight_map"][name] == "part1.safetensors"
+    index["weight_map"][name] = "part0.safetensors"
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
-    complaint(path, f"index.json: tensor {name} is not in part1.safetensors as it says")
+    complaint(path, f"index.json: tensor {name} is not in part0.safetensors as it says")
 
 
 def test_an_index_that_leads_out_of_the_directory(copy):

@@ -263,8 +263,10 @@ def _no_weights(directory: Path) -> UserError:
             f"{INDEX}"
         )
     try:
-        kind = json.loads((directory / "config.json").read_text())["architectures"][0]
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        config = json.loads((directory / "config.json").read_text())
+        sees = "ImageTextToText" if "vision_config" in config else "CausalLM"
+        kind = (config.get("architectures") or [f"AutoModelFor{sees}"])[0]
+    except (OSError, ValueError, TypeError, AttributeError):
         kind = "AutoModel"
     return UserError(
         f"{directory / pickled[0]}: pickled weights can run code when they are read, "

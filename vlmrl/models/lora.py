@@ -4,8 +4,9 @@ vision tower's included.
 A linear layer W gets a sum W + α/rank · A B. Shapes and axes come from the family's
 parameter table, so that an adapter is sharded like the weights it belongs to. Adapted
 parameters are the base's and, under 'lora.<name>.a' and '.b', the adapters'; the sum is
-formed in float32 one layer at a time, inside the layer scan, and the base takes no
-gradients. Adapters leave in the format of peft, or merged into the base.
+formed in float32 one layer at a time, inside the layer scan, and rounded to the forward
+pass's dtype, as merged weights are; the base takes no gradients. Adapters leave in the
+format of peft, or merged into the base.
 
     adapter = lora.Adapter(rank=16, alpha=32.0, targets=("text.*",))
     adapted = lora.attach(model, adapter)
@@ -32,6 +33,7 @@ import numpy as np
 
 from vlmrl.models import files, hf
 from vlmrl.models.api import Model, Param, linear
+from vlmrl.sharding import param_shardings
 from vlmrl.types import UserError
 
 PREFIX = "lora."
@@ -301,8 +303,6 @@ def _spec(p: Param) -> str:
 
 def _placed(params, table, values) -> dict:
     """Values of a table's rows on the devices that params lie on, sharded by axes."""
-    from vlmrl.sharding import param_shardings
-
     leaf = jax.tree.leaves(params)[0]
     mesh = getattr(getattr(leaf, "sharding", None), "mesh", None)
     if mesh is None:
