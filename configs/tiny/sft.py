@@ -7,9 +7,10 @@
 
 It learns to see (dense descriptions of many pictures, from random weights), to look up
 words in its context (lists said again), then to find what a question names, to reason
-and to tie what it concluded to a letter. Stage `find` has been run for 450 steps only,
-in which thinks came to name the right objects but letters stayed at chance; what ships
-as vlmrl/models/tiny is older (see README.md). Options after ':' — stage, runlocal (four
+and to tie what it concluded to a letter. An earlier form of stage `find` (other drills,
+constant rate) was run for 450 steps: thinks came to name mostly the objects that are
+asked about, but letters stayed at chance. What ships as vlmrl/models/tiny is older (see
+README.md). Options after ':' — stage, runlocal (four
 steps).
 """
 

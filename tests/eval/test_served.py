@@ -8,6 +8,7 @@ import pytest
 
 from tests import kit
 from tests.judges.server import body_of, serve
+from vlmrl import prompts
 from vlmrl.eval import records, served
 from vlmrl.judges.http import Client, Endpoint, Reply
 from vlmrl.judges.ledger import Budget
@@ -219,3 +220,14 @@ def test_a_second_run_sends_nothing_and_a_spent_budget_leaves_no_records(tmp_pat
 def test_bad_settings_are_named(settings, complaint):
     with pytest.raises(UserError, match=complaint):
         ask(lambda r: body_of(GOOD), ["base"], **settings)
+
+
+def test_an_answer_is_read_by_the_rule_of_its_style():
+    """As every other evaluation reads it, and the record names the rule."""
+    (example,) = kit.examples(1)
+    for style in ("tiny", "vlmevalkit"):
+        turn = ([{"role": "user", "content": example.question}], "", [])
+        row = served._record(example, turn, style, Reply("A", "", True))
+        read = prompts.read("A", example, style)
+        assert (row.predicted, row.format) == (read.option, read.strict)
+        assert row.parser == prompts.style(style).parser

@@ -82,9 +82,9 @@ def recited(
     """The auxiliary item of twenty distinct words to be said again, in the same order
     or backwards.
 
-    Every word is a look at where the last one stood and at its neighbour, the skill
-    that naming an option's letter takes. So dense a signal brings it within 400 steps;
-    one letter per question did not in 2,000."""
+    Said backwards, every word is a look at where the last one stood and at the one
+    before it. So dense a signal is learnt within 400 steps, where one letter per
+    question was not in 600; by itself it did not bring the letters either."""
     words = [WORDS[i] for i in rng.permutation(len(WORDS))[:20]]
     said = ("Backwards: " if backwards else "Repeat: ") + " ".join(words)
     example = scenes.picture(scene, "recite", said)

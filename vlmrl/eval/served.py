@@ -194,11 +194,10 @@ def completion(example: Example, reply: Reply) -> str:
 def _record(example: Example, turn, style: str, reply: Reply) -> Record:
     e, (messages, _, spans) = example, turn
     text = completion(e, reply)
-    form = prompts.style(style).form
-    parsed = prompts.parse(e.prefill + text, e.options, form)
+    parsed = prompts.read(e.prefill + text, e, style)
     thinking = "<think>" in e.prefill and "</think>" not in e.prefill
     opened = "<think>" if thinking else ""
-    own = prompts.parse(opened + text, e.options, form).think or ""
+    own = prompts.parse(opened + text, e.options).think or ""
     prompt = prompts.chatml(messages)
     if messages[-1]["role"] == "assistant":  # its turn stays open
         prompt = prompts.chatml(messages[:-1]) + e.prefill
@@ -251,7 +250,7 @@ def _record(example: Example, turn, style: str, reply: Reply) -> Record:
         blind_stripped=[],
         consistent_probe=False,
         consistent_probe_stripped=False,
-        parser=prompts.PARSER,
+        parser=prompts.style(style).parser,
         engine="",
         pixels=[],
     )

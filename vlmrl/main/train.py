@@ -29,6 +29,7 @@ from vlmrl.main import args, sft
 from vlmrl.main.progress import bar
 from vlmrl.models import hf
 from vlmrl.rl import advantages, augment, loop, rewards, update
+from vlmrl.rl import check as recipe_check
 from vlmrl.types import UserError
 
 HELP = "fine-tune a model from a config, resumable"
@@ -95,6 +96,7 @@ def check(settings: dict) -> None:
             f"config.group_size is {settings['group_size']}: an advantage compares the "
             "completions of a group, so it must be at least 2"
         )
+    recipe_check.check(settings)
     for what, parts in (
         ("devices", jax.device_count()),
         ("microbatches", settings["microbatches"]),

@@ -72,12 +72,11 @@ def judged(
     """Decode, parse, judge and reward every rollout, in branch order."""
     ids, mask = jax.device_get((rollout.tokens, rollout.mask))
     each = len(ids) // len(written)
-    form = prompts.style(policy.style).form
     out = []
     for i, (row, keep) in enumerate(zip(ids, mask, strict=True)):
         example = written[i // each].example
         text = tokens.decode(policy.processor, row[keep])
-        parsed = prompts.parse(example.prefill + text, example.options, form)
+        parsed = prompts.read(example.prefill + text, example, policy.style)
         applies = rule.applicable(example.condition)
         verdict = rule.verdict(
             parsed.think or "",
