@@ -201,7 +201,7 @@ def contrast(terms: list[tuple[float, Cell]], **bootstrap) -> Interval:
     Raises:
       UserError: where the cells have no example in common, or disagree on a cluster.
     """
-    per_cell = [(c, *_per_example(cell)) for c, cell in terms]
+    per_cell = [(c, *per_example(cell)) for c, cell in terms]
     if any(len(ids) == 0 for _, ids, _, _ in per_cell):
         return NOTHING
     shared = per_cell[0][1]
@@ -267,7 +267,7 @@ def paired_test(a: Cell, b: Cell, *, draws: int = 2000, seed: int = 0) -> Test:
     difference = paired_difference(a, b, draws=draws, seed=seed)
     if difference.n == 0:
         return Test(difference, np.nan, "bootstrap")
-    (ids, x, units), (other, y, _) = _per_example(a), _per_example(b)
+    (ids, x, units), (other, y, _) = per_example(a), per_example(b)
     _, i, j = np.intersect1d(ids, other, True, return_indices=True)
     x, y, units = x[i], y[j], units[i]
     binary = np.isin(x, (0, 1)).all() and np.isin(y, (0, 1)).all()
@@ -310,7 +310,7 @@ def holm(p) -> np.ndarray:
     return out
 
 
-def _per_example(cell: Cell):
+def per_example(cell: Cell):
     """Sorted ids, mean value and cluster of each example with a value."""
     keep = ~np.isnan(cell.values)
     ids, first, codes = np.unique(
@@ -398,6 +398,15 @@ def spread_ratio(groups: list, level: float = 0.95) -> Interval:
     lo = ratio(sps.f.ppf(1 - tail, a - 1, n - a))
     hi = ratio(sps.f.ppf(tail, a - 1, n - a))
     return Interval(ratio(1.0), lo, hi, n, a)
+
+
+def cohens_h(p: float, q: float) -> float:
+    """Effect size of a difference of shares, 2 asin √q − 2 asin √p: 0.2 is small, 0.5
+    medium, 0.8 large; unlike points, it is as large near 0 or 1 as in the middle.
+
+    Source: Cohen 1988, Statistical Power Analysis, ch. 6.
+    """
+    return float(2 * np.arcsin(np.sqrt(q)) - 2 * np.arcsin(np.sqrt(p)))
 
 
 def _clean(values, clusters):

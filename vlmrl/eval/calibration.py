@@ -1,0 +1,258 @@
+"""Does a model know when it is right? Calibration, selection, discrimination.
+
+All of it is about a *confidence* in [0, 1] (here the top option's renormalised
+probability, raw logits at temperature 1) and whether the model was *right* (0 or 1),
+or about any *score* that ranks positives above negatives.
+
+- calibration: `reliability` (the curve), `ece` (its distance from the diagonal) and
+  `brier` (a proper score: calibration and sharpness at once);
+- selection: `risk_coverage` and `aurc`, the error among the answers a user keeps who
+  drops the least confident ones;
+- discrimination: `delong`, the covariance of areas under the ROC curve of scores on the
+  same rows, `auroc_interval` and `auroc_difference`.
+
+Axis letters: n rows, K scores, B bootstrap draws, C options.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats as sps
+
+from vlmrl.eval import stats
+from vlmrl.eval.stats import Interval, Test
+
+
+class Bin(NamedTuple):
+    """Rows of similar confidence."""
+
+    lo: float  # smallest and largest confidence of the bin
+    hi: float
+    confidence: float  # mean
+    right: Interval  # share right, its interval over clusters
+
+
+def reliability(confidence, right, clusters, bins: int = 10) -> list[Bin]:
+    """The reliability curve, over bins of equal width; empty bins are left out.
+
+    Source: DeGroot & Fienberg 1983, https://doi.org/10.2307/2987588
+    """
+    confidence, right, clusters = _rows(confidence, right, clusters)
+    which = _bin(confidence, bins)
+    out = []
+    for b in range(bins):
+        at = which == b
+        if at.any():
+            held = confidence[at]
+            out.append(
+                Bin(
+                    float(held.min()),
+                    float(held.max()),
+                    float(held.mean()),
+                    stats.proportion(right[at], clusters[at]),
+                )
+            )
+    return out
+
+
+def ece(confidence, right, weights=None, bins: int = 10) -> np.ndarray:
+    """Expected calibration error, Σ_b (n_b / n) |right_b − confidence_b|.
+
+    Bins have equal width. It is biased upwards where bins are small: n rows of a
+    perfectly calibrated model have about √(2 bins p(1 − p) / (π n)), so compare equal n.
+
+    Source: Naeini et al. 2015, https://doi.org/10.1609/aaai.v29i1.9602
+
+    Args:
+      confidence: float[n] in [0, 1].
+      right: float[n] in {0, 1}.
+      weights: float[..., n] row weights, ones if not given, so that bootstrap draws are
+        one call.
+    Returns:
+      float64[...], NaN where no row has weight.
+    """
+    confidence, right = _rows(confidence, right)
+    weights = np.ones(len(right)) if weights is None else np.asarray(weights, float)
+    member = (_bin(confidence, bins)[:, None] == np.arange(bins)).astype(float)
+    gap = np.abs(weights @ (member * (right - confidence)[:, None])).sum(-1)
+    return _ratio(gap, weights.sum(-1))
+
+
+def brier(probabilities, answer) -> np.ndarray:
+    """Brier score of each row, Σ_i (p_i − 1[i = answer])², in [0, 2]; lower is better.
+
+    Source: Brier 1950, Monthly Weather Review 78, 1–3 (the form over all classes).
+
+    Args:
+      probabilities: float[n, C] or a list of n sequences; answer: int[n].
+    """
+    return np.array(
+        [
+            float(np.square(p).sum()) - 2 * float(p[a]) + 1
+            for p, a in zip(map(np.asarray, probabilities), answer, strict=True)
+        ]
+    )
+
+
+def risk_coverage(confidence, right) -> tuple[np.ndarray, np.ndarray]:
+    """(coverage, risk), float64[n] each: the share of answers kept, most confident
+    first, and the share of those that are wrong.
+
+    Rows of equal confidence are kept in random order; their expected risk is given, so
+    that the order of rows changes nothing.
+
+    Source: El-Yaniv & Wiener 2010, https://jmlr.org/papers/v11/el-yaniv10a.html
+    """
+    confidence, right = _rows(confidence, right)
+    n = len(right)
+    if n == 0:
+        return np.zeros(0), np.zeros(0)
+    order = np.argsort(-confidence, kind="stable")
+    _, codes = np.unique(-confidence[order], return_inverse=True)
+    wrong = np.bincount(codes, 1 - right[order]) / np.bincount(codes)
+    kept = np.arange(1, n + 1)
+    return kept / n, np.cumsum(wrong[codes]) / kept
+
+
+def aurc(confidence, right) -> float:
+    """Area under the risk-coverage curve, the mean risk over coverages; NaN if empty.
+
+    Source: Geifman et al. 2019, https://arxiv.org/abs/1805.08206
+    """
+    _, risk = risk_coverage(confidence, right)
+    return float(risk.mean()) if len(risk) else np.nan
+
+
+def selective_accuracy(confidence, right, coverage: float) -> float:
+    """Share right among the most confident ⌈coverage · n⌉ rows; NaN if there is none."""
+    _, risk = risk_coverage(confidence, right)
+    kept = int(np.ceil(coverage * len(risk) - 1e-9))
+    return float(1 - risk[kept - 1]) if kept else np.nan
+
+
+class Areas(NamedTuple):
+    """Areas under the ROC curve of K scores on the same rows."""
+
+    value: np.ndarray  # float64[K]
+    covariance: np.ndarray  # float64[K, K]; NaN with fewer than two of a class
+
+
+def delong(scores, labels) -> Areas:
+    """Areas under the ROC curve and their covariance, rows being independent.
+
+    With m positives X_i, n negatives Y_j and ψ = 1[X > Y] + ½ 1[X = Y],
+
+      V10_i = mean_j ψ(X_i, Y_j),  V01_j = mean_i ψ(X_i, Y_j),
+      cov = cov(V10) / m + cov(V01) / n
+
+    by midranks, in O(n log n).
+
+    Source: DeLong et al. 1988, https://doi.org/10.2307/2531595; midranks as in Sun & Xu
+    2014, https://doi.org/10.1109/LSP.2014.2337313
+
+    Args:
+      scores: float[K, n], higher for the positive class.
+      labels: bool[n].
+    """
+    scores, labels = np.atleast_2d(np.asarray(scores, float)), np.asarray(labels, bool)
+    if scores.shape[1:] != labels.shape:
+        raise ValueError(f"delong: scores {scores.shape} and labels {labels.shape}")
+    k, m, n = len(scores), int(labels.sum()), int((~labels).sum())
+    if m == 0 or n == 0:
+        return Areas(np.full(k, np.nan), np.full((k, k), np.nan))
+    whole = sps.rankdata(scores, axis=1)
+    above = whole[:, labels] - sps.rankdata(scores[:, labels], axis=1)
+    below = whole[:, ~labels] - sps.rankdata(scores[:, ~labels], axis=1)
+    v10, v01 = above / n, 1 - below / m
+    covariance = np.full((k, k), np.nan)
+    if m > 1 and n > 1:
+        covariance = np.cov(v10).reshape(k, k) / m + np.cov(v01).reshape(k, k) / n
+    return Areas(v10.mean(1), covariance)
+
+
+def auroc_interval(scores, labels, clusters, level: float = 0.95, **bootstrap):
+    """Interval of the area under the ROC curve of one score.
+
+    DeLong's where every cluster is one row, cut to [0, 1]; otherwise a percentile
+    bootstrap over clusters. Ends are NaN where they can't be told: one class is
+    missing, or the variance comes out zero.
+
+    Returns:
+      Interval; n is the number of rows.
+    """
+    scores, labels, clusters = _rows(scores, labels, clusters)
+    labels = labels == 1
+    if len(np.unique(clusters)) == len(labels):
+        areas = delong(scores, labels)
+        return _normal(areas.value[0], areas.covariance[0, 0], len(labels), level)
+    bootstrap.setdefault("method", "percentile")
+    return stats.cluster_bootstrap(
+        lambda w: stats.auroc(scores, labels, w), clusters, level=level, **bootstrap
+    )
+
+
+def auroc_difference(first, second, labels, clusters, **bootstrap) -> Test:
+    """AUROC(second) − AUROC(first) on the same rows, and whether it is none.
+
+    z = difference / √(v₁ + v₂ − 2c) by DeLong where clusters are single rows; otherwise
+    a percentile bootstrap over clusters whose p is twice the smaller share of draws on
+    one side of nothing.
+    """
+    first, second, labels, clusters = _rows(first, second, labels, clusters)
+    labels = labels == 1
+    n = len(labels)
+    if len(np.unique(clusters)) == n:
+        value, cov = delong(np.stack([first, second]), labels)
+        variance = cov[0, 0] + cov[1, 1] - 2 * cov[0, 1]
+        apart = _normal(value[1] - value[0], variance, n, 0.95, bounds=(-1, 1))
+        z = apart.value / np.sqrt(variance) if variance > 0 else np.nan
+        return Test(apart, float(2 * sps.norm.sf(abs(z))), "delong")
+    drawn = []
+
+    def statistic(weights):
+        out = stats.auroc(second, labels, weights) - stats.auroc(first, labels, weights)
+        drawn.append(np.atleast_1d(out))
+        return out
+
+    bootstrap["method"] = "percentile"
+    apart = stats.cluster_bootstrap(statistic, clusters, **bootstrap)
+    # the first call is the estimate itself
+    told = np.concatenate(drawn[1:]) if len(drawn) > 1 else np.zeros(0)
+    told = told[~np.isnan(told)]
+    if len(told) == 0:
+        return Test(apart, np.nan, "bootstrap")
+    side = min((told <= 0).sum(), (told >= 0).sum())
+    return Test(apart, min(1.0, 2 * (1 + side) / (1 + len(told))), "bootstrap")
+
+
+def _normal(value, variance, rows, level, bounds=(0.0, 1.0)) -> Interval:
+    if not variance > 0:
+        return Interval(float(value), np.nan, np.nan, rows, rows)
+    half = sps.norm.ppf((1 + level) / 2) * np.sqrt(variance)
+    lo, hi = max(value - half, bounds[0]), min(value + half, bounds[1])
+    return Interval(float(value), float(lo), float(hi), rows, rows)
+
+
+def _bin(confidence, bins):
+    if ((confidence < 0) | (confidence > 1)).any():
+        raise ValueError("confidence must lie in [0, 1]")
+    return np.minimum((confidence * bins).astype(int), bins - 1)
+
+
+def _ratio(above, below):
+    return np.where(below > 0, above / np.where(below > 0, below, 1), np.nan)
+
+
+def _rows(*columns):
+    """The columns as arrays, without rows where a number is NaN."""
+    arrays = [np.asarray(c) for c in columns]
+    if len({a.shape for a in arrays}) != 1 or arrays[0].ndim != 1:
+        raise ValueError(f"columns of shapes {', '.join(str(a.shape) for a in arrays)}")
+    keep = np.ones(arrays[0].shape, bool)
+    for i, a in enumerate(arrays):
+        if a.dtype.kind in "fbiu":
+            arrays[i] = a.astype(float)
+            keep &= ~np.isnan(arrays[i])
+    return [a[keep] for a in arrays]
