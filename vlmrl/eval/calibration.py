@@ -61,7 +61,7 @@ def ece(confidence, right, weights=None, bins: int = 10) -> np.ndarray:
     """Expected calibration error, Σ_b (n_b / n) |right_b − confidence_b|.
 
     Bins have equal width. It is biased upwards where bins are small: n rows of a
-    perfectly calibrated model have about √(2 bins p(1 − p) / (π n)), so compare equal n.
+    perfectly calibrated model have about √(2 bins p(1 − p) / (π n)): compare equal n.
 
     Source: Naeini et al. 2015, https://doi.org/10.1609/aaai.v29i1.9602
 
@@ -126,7 +126,7 @@ def aurc(confidence, right) -> float:
 
 
 def selective_accuracy(confidence, right, coverage: float) -> float:
-    """Share right among the most confident ⌈coverage · n⌉ rows; NaN if there is none."""
+    """Share right among the most confident ⌈coverage · n⌉ rows; NaN without rows."""
     _, risk = risk_coverage(confidence, right)
     kept = int(np.ceil(coverage * len(risk) - 1e-9))
     return float(1 - risk[kept - 1]) if kept else np.nan
