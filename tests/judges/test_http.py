@@ -16,8 +16,9 @@ import pytest
 
 from tests.judges.server import FAULTS, body_of, item_of, serve, some_faults
 from vlmrl.judges import chat, http, prompt, rule
+from vlmrl.judges.desk import later
 from vlmrl.judges.http import Call, Client, Endpoint, check_url
-from vlmrl.judges.judge import Item, ask, cascade, later, saving
+from vlmrl.judges.judge import Item, ask, cascade, saving
 from vlmrl.judges.ledger import Budget
 from vlmrl.types import UserError
 

@@ -24,9 +24,9 @@ import ipaddress
 import json
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -44,6 +44,7 @@ _MESSAGE_TOKENS = 64  # a chat template adds to a message at most, for the same
 _AGAIN = (408, 409, 425, 429)  # and every 5xx
 _UNREACHED = "cannot connect"
 SPENT = "the budget is spent"  # the error of calls that were not sent for it
+LATE = "no reply within"  # how the error of calls begins that ran out of time
 
 
 class Endpoint(NamedTuple):
@@ -194,6 +195,9 @@ class Client:
         self._ledger = Ledger(Path(cache) if cache else None, budget or Budget(), again)
         self._resume = 0.0  # time.monotonic() before which nothing is sent
         self._answered = False
+        self._slots = asyncio.Semaphore(endpoint.concurrency)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._starting = threading.Lock()
 
     def __repr__(self) -> str:
         return f"Client({self.endpoint.model} at {self.endpoint.url})"
@@ -203,7 +207,12 @@ class Client:
         return self._ledger.spent
 
     def close(self) -> None:
-        """Let go of the cache file."""
+        """End the calls that other threads still wait for; let go of the cache file."""
+        with self._starting:
+            loop, self._loop = self._loop, None
+        if loop is not None:
+            asyncio.run_coroutine_threadsafe(_cancel_others(), loop).result()
+            loop.call_soon_threadsafe(loop.stop)
         self._ledger.close()
 
     def __enter__(self):
@@ -219,7 +228,8 @@ class Client:
         seconds: float = 0.0,
         progress: Callable[[int], None] = lambda n: None,
     ) -> list[Reply]:
-        """Replies of calls, in order; equal calls are sent once.
+        """Replies of calls, in order; equal calls are sent once. Several threads may
+        call it: they share the limit of requests in flight, the cache and the budget.
 
         Args:
           seconds: after which what is still unanswered is given up; 0 waits.
@@ -230,12 +240,21 @@ class Client:
             was never reached: no call could fare better.
         """
         work = self._complete(calls, seconds, progress)
+        future = asyncio.run_coroutine_threadsafe(work, self._running())
         try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return asyncio.run(work)
-        with ThreadPoolExecutor(1) as pool:  # called from a notebook's own loop
-            return pool.submit(asyncio.run, work).result()
+            return future.result()
+        finally:
+            future.cancel()  # where this thread was interrupted
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        """The event loop of this client, in a thread of its own: all that changes is
+        changed there."""
+        with self._starting:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                work = threading.Thread(target=_run, args=(self._loop,), daemon=True)
+                work.start()
+            return self._loop
 
     async def _complete(self, calls, seconds, progress) -> list[Reply]:
         keys = [call_key(self.endpoint.model, call) for call in calls]
@@ -264,7 +283,7 @@ class Client:
                 trust_env=not is_loopback(urlsplit(self.endpoint.url).hostname),
             ) as http:
                 await self._work(http, waiting, found, counts, seconds, progress)
-        late = Reply("", f"no reply within {seconds:g} s", final=False)
+        late = Reply("", f"{LATE} {seconds:g} s", final=False)
         return [found.get(key, late) for key in keys]
 
     async def _work(self, http, waiting, found, counts, seconds, progress) -> None:
@@ -328,6 +347,7 @@ class Client:
         post = {"url": f"{e.url}/chat/completions", "content": json.dumps(body)}
         try:
             async with (
+                self._slots,
                 asyncio.timeout(e.attempt_seconds),
                 http.stream("POST", **post) as response,
             ):
@@ -380,6 +400,18 @@ class Client:
             wait = _retry_after(headers.get("retry-after", ""))
             return _Failed(f"status {status}", True, wait, free=True)
         return _Failed(f"status {status}: {_message(data)}", False, free=True)
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_forever()
+    loop.close()
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 def _key(name: str) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 from vlmrl.types import Record
@@ -72,9 +71,9 @@ def ask(judge: Judge, items: Sequence[Item]) -> list[Verdict]:
     items without an answer or without a think, which are undecided. Items with the same
     content are asked once.
     """
-    settled = [_settled(item, judge.name) for item in items]
+    without = [settled(item, judge.name) for item in items]
     asked: dict[Item, Item] = {}  # what is asked, by its content
-    for item, known in zip(items, settled, strict=True):
+    for item, known in zip(items, without, strict=True):
         if known is None:
             asked.setdefault(item._replace(id=""), item)
     found = judge.judge(list(asked.values())) if asked else []
@@ -83,11 +82,12 @@ def ask(judge: Judge, items: Sequence[Item]) -> list[Verdict]:
     said = dict(zip(asked, found, strict=True))
     return [
         known or said[item._replace(id="")]
-        for item, known in zip(items, settled, strict=True)
+        for item, known in zip(items, without, strict=True)
     ]
 
 
-def _settled(item: Item, name: str) -> Verdict | None:
+def settled(item: Item, name: str) -> Verdict | None:
+    """The verdict that needs no judge, None where one is needed."""
     if not item.applicable:
         return Verdict("not_applicable", -1, NONE, "", name)
     if item.predicted < 0:
@@ -97,15 +97,6 @@ def _settled(item: Item, name: str) -> Verdict | None:
     if not item.think.strip():
         return undecided("there is no think", name)
     return None
-
-
-def later(judge: Judge, items: Sequence[Item]) -> Future:
-    """`ask` in a thread of its own: a future of the verdicts, so that judging overlaps
-    with generation. An HTTP judge made with `seconds` never holds it up for longer."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix="judge")
-    future = pool.submit(ask, judge, items)
-    pool.shutdown(wait=False)
-    return future
 
 
 def cascade(first: Judge, second: Judge) -> Judge:

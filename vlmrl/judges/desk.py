@@ -1,0 +1,111 @@
+"""A judge at work beside other work, which it can't hold up past a set time.
+
+    desk = Desk(judge, seconds=20.0)
+    for part in parts:
+        desk.submit(items_of(generate(part)))  # judged while the next part is generated
+    found = desk.collect()  # at most 20 s later
+
+Nothing is lost without a trace: an item without a verdict by then is undecided, with
+its reason. An HTTP judge made with the same `seconds` (`chat.make`) gives up its slow
+items before the desk gives up all of a part, and what comes too late stands in its
+cache all the same.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import NamedTuple
+
+from vlmrl.judges import http
+from vlmrl.judges.judge import Item, Judge, Verdict, ask, settled, undecided
+from vlmrl.types import UserError
+
+_LATE = "no verdict within"
+_BUSY = "the judge is still busy with earlier items"
+_GRACE = 0.5  # seconds: for a judge that ends at the same deadline to hand over
+
+
+class Collected(NamedTuple):
+    """What came of the parts submitted since the last time."""
+
+    verdicts: list[Verdict]  # of all their items, in order
+    waited: float  # seconds that `collect` took: what judging added to the step
+    late: int  # items that were undecided for want of time
+
+
+class Desk:
+    """Takes items in parts, judges each in a thread of its own.
+
+    Args:
+      judge: called from several threads at a time.
+      seconds: that `collect` waits at most.
+      most: parts at work at once, abandoned ones included; what is submitted beyond is
+        undecided at once, so that a judge that hangs can't pile up threads.
+
+    Raises:
+      UserError: a time that is not positive.
+    """
+
+    def __init__(self, judge: Judge, seconds: float, *, most: int = 16):
+        if not seconds > 0:
+            raise UserError(f"judge seconds: got {seconds:g}, want more than 0")
+        self.judge, self.seconds, self._most = judge, seconds, most
+        self._parts: list[tuple[list[Item], Future]] = []
+        self._left: list[Future] = []  # not done when they were collected
+
+    def submit(self, items: Sequence[Item]) -> None:
+        """Start judging items; returns at once."""
+        items = list(items)
+        self._left = [f for f in self._left if not f.done()]
+        working = sum(not f.done() for _, f in self._parts) + len(self._left)
+        if working < self._most:
+            future = later(self.judge, items)
+        else:
+            future = Future()
+            future.set_result(_without(items, _BUSY, self.judge.name))
+        self._parts.append((items, future))
+
+    def collect(self) -> Collected:
+        """Verdicts of everything submitted since the last call, waiting for `seconds`
+        at most.
+
+        Raises:
+          UserError: that a judge raised: no item could fare better.
+        """
+        began = time.monotonic()
+        parts, self._parts = self._parts, []
+        out: list[Verdict] = []
+        for items, future in parts:
+            left = self.seconds + _GRACE - (time.monotonic() - began)
+            try:
+                found = future.result(max(left, 0.0))
+            except TimeoutError:
+                self._left.append(future)
+                why = f"{_LATE} {self.seconds:g} s"
+                found = _without(items, why, self.judge.name)
+            out += found
+        late = sum(v.reason.startswith((_LATE, _BUSY, http.LATE)) for v in out)
+        return Collected(out, time.monotonic() - began, late)
+
+
+def later(judge: Judge, items: Sequence[Item]) -> Future:
+    """`ask` in a thread of its own, which holds up neither caller nor exit: a future of
+    the verdicts."""
+    future: Future = Future()
+
+    def work():
+        try:
+            future.set_result(ask(judge, items))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True, name="judge").start()
+    return future
+
+
+def _without(items: Sequence[Item], reason: str, name: str) -> list[Verdict]:
+    """Verdicts where no judge spoke: what needs no judge, else undecided."""
+    return [settled(item, name) or undecided(reason, name) for item in items]
