@@ -12,6 +12,7 @@ usage() {
 usage: launch/local.sh demo [flags]                the main job in small, from start to end
        launch/local.sh test [--all] [pytest flags] the tests
        launch/local.sh COMMAND [flags]             any other command of vlmrl
+       launch/local.sh --processes N COMMAND [flags]   the same as N processes
        launch/local.sh --help
 
 Needs Python 3.11 or newer with its venv module. Makes .venv, installs what
@@ -20,6 +21,14 @@ pyproject.toml asks for if it changed, then runs. Safe to run again at any time.
 `test` runs what pip alone can bring and lists by name what did not run. `test --all`
 also installs PyTorch and Debian's chromium and shellcheck, and fails if any test was
 left out.
+
+`--processes N` starts COMMAND N times with the addresses that make them one run, as on
+N hosts (train and eval know how): 127.0.0.1 and PORT, 8476 by default. Process 0 speaks;
+what the others say is in .cache/process-I.log. SIGTERM goes to all of them. With
+DEVICES=D each has D CPU devices. --dry-run after N prints the commands.
+
+Exit status of a run: 0 done; 2 bad input; 70 ended by the watchdog; 75 stopped on
+request with a checkpoint, the same command goes on.
 
 PYTHON=/path/to/python3 chooses the Python that .venv is made from.
 TEXT
@@ -130,11 +139,60 @@ run_tests() {
   exec "$venv/bin/python" -m pytest -n "$workers" --dist loadfile "${flags[@]}" "$@"
 }
 
+run_processes() { # run_processes N [--dry-run] COMMAND [flags]
+  [[ ${1:-} =~ ^[1-9][0-9]*$ ]] || fail "--processes: want a number, not '${1:-}'"
+  local count=$1 i pids=() status=0 one dry='' words log
+  shift
+  if [[ ${1:-} == --dry-run ]]; then
+    dry=1
+    shift
+  fi
+  [[ $# -ge 1 ]] || fail '--processes: want a COMMAND after the number'
+  if [[ ${DEVICES:-} ]]; then
+    XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$DEVICES"
+    export XLA_FLAGS JAX_PLATFORMS=cpu
+  fi
+  [[ $dry ]] || install
+  for ((i = 0; i < count; i++)); do
+    words=("$venv/bin/python" -m vlmrl.main.cli "$@"
+      --coordinator "127.0.0.1:${PORT:-8476}" --processes "$count" --process "$i")
+    if [[ $dry ]]; then
+      printf '%q ' "${words[@]}" | sed 's/ $//'
+      echo
+    elif ((i == 0)); then
+      "${words[@]}" &
+      pids+=("$!")
+    else
+      log=$root/.cache/process-$i.log
+      mkdir -p "$root/.cache"
+      "${words[@]}" >"$log" 2>&1 &
+      pids+=("$!")
+    fi
+  done
+  [[ $dry ]] && return
+  trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
+  for i in "${!pids[@]}"; do
+    while :; do
+      one=0
+      wait "${pids[i]}" || one=$?
+      # A signal that was passed on ends `wait` as well, above 128.
+      if ((one <= 128)) || ! kill -0 "${pids[i]}" 2>/dev/null; then break; fi
+    done
+    ((one == 0)) || say "process $i ended with status $one"
+    ((status != 0)) || status=$one
+  done
+  return "$status"
+}
+
 case ${1:---help} in
   -h | --help) usage ;;
   test)
     shift
     run_tests "$@"
+    ;;
+  --processes)
+    shift
+    run_processes "$@"
     ;;
   *)
     install
