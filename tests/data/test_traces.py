@@ -94,15 +94,18 @@ def test_the_description_item():
     assert target == traces.describe(scene)
 
 
-def test_reciting_is_the_words_again_or_backwards():
+def test_listed_letters_are_those_of_the_words():
     scene = drawing.make_scene("train", 0)
-    for backwards in (False, True):
-        example, text = traces.recited(scene, np.random.default_rng(1), backwards)
-        asked, _, words = example.question.partition(": ")
-        assert asked == ("Backwards" if backwards else "Repeat")
-        said = text.split()[::-1] if backwards else text.split()
-        assert said == words.split() and len(set(said)) == 20 and text[0] == " "
-        assert not example.options
+    sizes = set()
+    for seed in range(40):
+        example, text = traces.listed(scene, np.random.default_rng(seed))
+        letters = dict(zip(example.options, "ABCDE", strict=False))
+        sizes.add(len(letters))
+        assert len(letters) == len(example.options)
+        said = [part.split() for part in text.removeprefix("So ").split(", ")]
+        assert len(said) == 6
+        assert all(letters[word] == letter for word, letter in said)
+    assert sizes == {3, 4, 5}
 
 
 def test_every_drilled_line_ties_an_option_to_its_letter():
@@ -112,15 +115,18 @@ def test_every_drilled_line_ties_an_option_to_its_letter():
         assert asked.options == example.options
         pairs = dict(zip(example.options, "ABCDE", strict=False))
         ends = {
-            f"So it is {option}.</think>\n<answer>{letter}</answer>": "end"
+            f"So it is {option}.</think>\n<answer>{letter}</answer>": "text"
             for option, letter in pairs.items()
+        } | {
+            f"{scenes.sentence(said)} So the answer is {letter}.": "letter"
+            for said, letter in zip(example.statements, "ABCDE", strict=False)
         }
-        lines = {f"- {option} {letter}": "line" for option, letter in pairs.items()}
-        found = text.replace("</think>\n", "</think>@").split("\n")
-        assert len(found) == 5
-        for line in found:
-            forms[(ends | lines)[line.replace("@", "\n")]] += 1
-    assert forms["end"] > 100 and forms["line"] > 100
+        for _ in range(3):
+            (end,) = [e for e in ends if text.startswith(e)]
+            forms[ends[end]] += 1
+            text = text.removeprefix(end).lstrip(" ")
+        assert not text
+    assert forms["text"] > 60 and forms["letter"] > 60
 
 
 def test_where_everything_is_names_each_object_once():

@@ -239,6 +239,19 @@ def test_muon_steps_along_the_orthogonal_factor():
         assert spread.min() > 0.6 and spread.max() < 1.3
 
 
+def test_the_embedding_moves_at_its_own_rate():
+    table = kit.model().table
+    params = {n: jnp.zeros(p.shape) for n, p in table.items()}
+    grads = {n: jnp.ones(p.shape) for n, p in table.items()}
+    moved = []
+    for factor in (1.0, 3.0):
+        tx = update.optimizer(0.01, embed=factor)
+        moved.append(tx.update(grads, tx.init(params), params)[0])
+    for name in table:
+        ratio = 3.0 if name == "text.embed" else 1.0
+        np.testing.assert_allclose(moved[1][name], ratio * moved[0][name], rtol=1e-6)
+
+
 def test_muon_and_schedule_refuse_what_they_cannot_do():
     with pytest.raises(UserError, match="optimizer.muon"):
         update.optimizer(0.1, muon=5.0)

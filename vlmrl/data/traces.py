@@ -56,17 +56,18 @@ def located(scene: scenes.Scene, rng: np.random.Generator) -> tuple[Example, str
 
 
 def drilled(example: Example, rng: np.random.Generator) -> tuple[Example, str]:
-    """The auxiliary item 'Name every letter.': five lines that tie options, drawn with
-    replacement, to letters: the line of the list again, or the end of a think with its
-    answer. Only looking up tells which letter, and a question holds but one."""
+    """The auxiliary item that ties options to letters: what a think could end with,
+    three times, for options drawn with replacement, so that only looking up tells the
+    letter; a question asks for it but once."""
     lines = []
-    for i in rng.integers(len(example.options), size=5):
+    for i in rng.integers(len(example.options), size=3):
         letter, option = chr(ord("A") + i), example.options[i]
         if rng.random() < 0.5:
             lines.append(f"So it is {option}.</think>\n<answer>{letter}</answer>")
         else:
-            lines.append(f"- {option} {letter}")
-    return example._replace(question="Name every letter."), "\n".join(lines)
+            said = scenes.sentence(example.statements[i])
+            lines.append(f"{said} So the answer is {letter}.")
+    return example, " ".join(lines)
 
 
 WORDS = (
@@ -76,19 +77,14 @@ WORDS = (
 ).split()
 
 
-def recited(
-    scene: Scene, rng: np.random.Generator, backwards: bool
-) -> tuple[Example, str]:
-    """The auxiliary item of twenty distinct words to be said again, in the same order
-    or backwards.
-
-    Said backwards, every word is a look at where the last one stood and at the one
-    before it. So dense a signal is learnt within 400 steps, where one letter per
-    question was not in 600; by itself it did not bring the letters either."""
-    words = [WORDS[i] for i in rng.permutation(len(WORDS))[:20]]
-    said = ("Backwards: " if backwards else "Repeat: ") + " ".join(words)
-    example = scenes.picture(scene, "recite", said)
-    return example, " " + " ".join(words[::-1] if backwards else words)
+def listed(scene: Scene, rng: np.random.Generator) -> tuple[Example, str]:
+    """The auxiliary item 'Name every letter.' of three to five words, whose letters
+    are asked for six times in all: the shortest text in which a letter is looked up."""
+    words = [WORDS[i] for i in rng.permutation(len(WORDS))[: rng.integers(3, 6)]]
+    example = scenes.picture(scene, "list", "Name every letter.")
+    asked = rng.integers(len(words), size=6)
+    said = ",".join(f" {words[i]} {chr(ord('A') + i)}" for i in asked)
+    return example._replace(options=tuple(words)), "So" + said
 
 
 def _sentences(text: str) -> list[str]:

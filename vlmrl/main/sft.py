@@ -23,10 +23,11 @@ from vlmrl.rl import losses, update
 from vlmrl.types import UserError
 
 
-def batch(processor, buckets, style, *, seed, step, groups, items, mix):
+def batch(processor, buckets, style, *, seed, step, groups, items, mix, pictures=True):
     """(Group, loss mask) number `step` of the stream `seed`: pure in its arguments.
 
-    `items` says how many branches of what kind a picture has (ITEMS).
+    `items` says how many branches of what kind a picture has (ITEMS); without
+    `pictures` they are asked as text alone.
     """
     rng = np.random.default_rng([seed, step])
     rows = []
@@ -39,6 +40,8 @@ def batch(processor, buckets, style, *, seed, step, groups, items, mix):
             while len(made) < number:
                 made += ITEMS[kind](scene, rng, number - len(made), mix)
             pairs += made
+        if not pictures:
+            pairs = [(example._replace(images=()), text) for example, text in pairs]
         rows.append(
             [
                 (tokens.encode(processor, prompts.build(example, style)), text)
@@ -52,8 +55,7 @@ def batch(processor, buckets, style, *, seed, step, groups, items, mix):
 ITEMS = {
     "described": lambda scene, rng, n, mix: [traces.described(scene)],
     "located": lambda scene, rng, n, mix: [traces.located(scene, rng)],
-    "forwards": lambda scene, rng, n, mix: [traces.recited(scene, rng, False)],
-    "backwards": lambda scene, rng, n, mix: [traces.recited(scene, rng, True)],
+    "listed": lambda scene, rng, n, mix: [traces.listed(scene, rng)],
     "drilled": lambda scene, rng, n, mix: [
         traces.drilled(example, rng) for example in scenes.questions(scene, rng, n)
     ],
@@ -111,6 +113,7 @@ def run(
     save_every: int,
     aggregation: str = "token",
     unroll: bool = False,
+    pictures: bool = True,
     export: str = "",
 ):
     """Train from random weights (or the directory's own, if it has any) and export."""
@@ -144,7 +147,7 @@ def run(
     if hf.has_weights(model):
         params = hf.load(model, shardings=places)[1]
     else:
-        init = jax.jit(family.init, out_shardings=places)
+        init = jax.jit(functools.partial(tiny.start, family), out_shardings=places)
         params = init(jax.random.key(seed))
     state = update.init_state(params, tx)
 
@@ -163,6 +166,7 @@ def run(
     start = first or 0
     sizes = tokens.Buckets(**{k: tuple(v) for k, v in buckets.items()})
     settings = {"seed": seed, "groups": groups, "items": items, "mix": mix}
+    settings["pictures"] = pictures
     make = functools.partial(batch, processor, sizes, style, **settings)
     clock = time.monotonic()
     with metrics.Writer(workdir, restored=first) as writer:

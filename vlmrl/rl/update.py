@@ -86,6 +86,7 @@ def optimizer(
     b2: float = 0.99,
     freeze: tuple[str, ...] = (),
     muon: float = 0.0,
+    embed: float = 1.0,
     table: dict[str, Param] | None = None,
 ) -> optax.GradientTransformation:
     """AdamW after clipping by global norm. Decay leaves out norms, biases and vectors;
@@ -93,7 +94,7 @@ def optimizer(
 
     With `muon` > 0 matrices are stepped along their orthogonalised momentum at `muon`
     times the rate (https://kellerjordan.github.io/posts/muon), the rest by Adam; it
-    needs the family's `table`.
+    needs the family's `table`. The embedding is stepped at `embed` times the rate.
 
     Raises:
       UserError: Muon with frozen parameters, or without a table.
@@ -119,6 +120,14 @@ def optimizer(
     else:
         inner = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=decays)
     whole = optax.chain(optax.clip_by_global_norm(clip), inner)
+    if embed != 1:
+
+        def faster(updates, params):
+            return {
+                n: u * embed if n == "text.embed" else u for n, u in updates.items()
+            }
+
+        whole = optax.chain(whole, optax.stateless(faster))
     if not freeze:
         return whole
 
