@@ -5,7 +5,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$root/.venv
 torch='torch==2.13.0' # exact: a newer one may bring a CUDA toolkit that no test needs
-debian=(chromium fonts-dejavu-core shellcheck)
+debian=(chromium fonts-dejavu-core shellcheck slurm-wlm munge)
 
 usage() {
   cat <<'TEXT'
@@ -19,8 +19,8 @@ Needs Python 3.11 or newer with its venv module. Makes .venv, installs what
 pyproject.toml asks for if it changed, then runs. Safe to run again at any time.
 
 `test` runs what pip alone can bring and lists by name what did not run. `test --all`
-also installs PyTorch and Debian's chromium and shellcheck, and fails if any test was
-left out.
+also installs PyTorch and Debian's chromium, shellcheck and slurm-wlm, and fails if any
+test was left out.
 
 `--processes N` starts COMMAND N times with the addresses that make them one run, as on
 N hosts (train and eval know how): 127.0.0.1 and PORT, 8476 by default. Process 0 speaks;

@@ -266,6 +266,79 @@ def test_keeps_the_newest(tmp_path):
     assert checkpoint.steps(tmp_path) == [1, 3, 4], "never deletes what it just wrote"
 
 
+def test_keeps_the_best(tmp_path):
+    for step, score in enumerate([0.2, 0.9, None, 0.9, 0.1, 0.3]):
+        state = {"x": np.full(3, step)}
+        checkpoint.save(tmp_path, step, state, keep=1, score=score)()
+        assert checkpoint.latest(tmp_path) == step
+    assert checkpoint.best(tmp_path) == 3, "of equals the newest"
+    assert checkpoint.steps(tmp_path) == [3, 5]
+    checkpoint.save(tmp_path, 6, state, keep=1, score=0.95)()
+    assert checkpoint.steps(tmp_path) == [6]
+    assert checkpoint.best(tmp_path / "none") is None
+
+
+def test_saves_by_steps_and_by_minutes(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: clock[0])
+    save = checkpoint.Saver(tmp_path, keep=9, minutes=10, saved=2)
+    for step, minute in ((3, 5), (4, 11), (5, 20), (6, 20.5), (7, 31)):
+        clock[0] = 60 * minute
+        save(step, {"x": np.full(3, step)}, None, now=step == 6)
+    save(7, {"x": np.zeros(3)}, None, now=True)  # has been saved already
+    save.finish()
+    assert checkpoint.steps(tmp_path) == [4, 6, 7]
+    assert checkpoint.restore(tmp_path, 7)[0]["x"][0] == 7
+
+
+FULL = """
+import resource, signal, sys
+import numpy as np
+from vlmrl import checkpoint
+from vlmrl.types import UserError
+checkpoint.save(sys.argv[1], 1, {"x": np.arange(3)})()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+big = np.random.default_rng(0).integers(0, 1 << 62, 1 << 18)
+try:
+    checkpoint.save(sys.argv[1], 2, {"x": big})()
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_write_that_fails_is_one_line_and_leaves_the_last_good_step(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True
+    )
+    (line,) = done.stdout.splitlines()
+    assert line.startswith(f"{tmp_path}: cannot write a checkpoint: "), done.stderr
+    assert line.endswith("; step 1, the last good one, is kept")
+    assert checkpoint.steps(tmp_path) == [1]
+    checkpoint.save(tmp_path, 2, {"x": np.arange(3)})()
+    assert checkpoint.steps(tmp_path) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        ValueError(
+            "RESOURCE_EXHAUSTED: Error writing: No space left on device [OS 28]"
+        ),
+    ],
+)
+def test_a_full_disk_is_said_so(tmp_path, monkeypatch, error):
+    checkpoint.save(tmp_path, 1, {"x": np.arange(3)})()
+
+    def fails(self):
+        raise RuntimeError("save failed") from error
+
+    monkeypatch.setattr(checkpoint.ocp.AsyncCheckpointer, "wait_until_finished", fails)
+    with pytest.raises(UserError, match="the disk is full; step [12], the last good"):
+        checkpoint.save(tmp_path, 2, {"x": np.arange(4)})()
+
+
 def test_damage_is_one_line(tmp_path):
     checkpoint.save(tmp_path, 1, {"x": np.arange(100_000)})()
     damage(tmp_path / "1")

@@ -13,6 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = [
     ["vlmrl", "vlmrl.types"],
     ["vlmrl.sharding", "vlmrl.metrics"],
+    ["vlmrl.hosts"],
+    ["vlmrl.phases"],
     [
         "vlmrl.automata",
         "vlmrl.data",

@@ -13,6 +13,7 @@ is called by all processes alike, and every process sees the same directory.
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import SingleDeviceSharding
 
+from vlmrl import hosts
 from vlmrl.types import UserError
 
 # What a directory has when Orbax has finished it: our JSON document, written by Orbax
@@ -45,7 +47,13 @@ class Leaf(NamedTuple):
 
 
 def save(
-    directory, step: int, state, meta: dict | None = None, *, keep: int = 0
+    directory,
+    step: int,
+    state,
+    meta: dict | None = None,
+    *,
+    keep: int = 0,
+    score: float | None = None,
 ) -> Callable[[], None]:
     """Starts writing `<directory>/<step>`; the returned function waits for its end.
 
@@ -60,10 +68,14 @@ def save(
       meta: JSON-able dict: data position, config, whatever else a resume needs.
       keep: after this one is complete, older steps beyond the newest `keep` are
         deleted; 0 keeps all.
+      score: how good this state is. The best of those that have a score stays,
+        whatever `keep` says; of equals the newest.
 
     Raises:
       UserError: the step is already there, the directory is not writable, a leaf is of
-        a kind that cannot be stored, or there is no array among them.
+        a kind that cannot be stored, or there is no array among them. The returned
+        function: the disk is full, or the write failed otherwise; the checkpoints
+        before are still there.
     """
     directory = _directory(directory)
     if step < 0:
@@ -84,6 +96,7 @@ def save(
         "leaves": {name: list(leaf) for name, leaf in table.items()},
         "numbers": numbers,
         "meta": meta or {},
+        "score": score,
     }
     json.dumps(document)  # a meta that is not JSON fails here, before anything is made
     if step in steps(directory):
@@ -96,14 +109,21 @@ def save(
             state=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(document)
         )
         writer.save(directory / str(step), args=items)
-    except OSError as error:
-        raise UserError(f"{directory}: cannot write a checkpoint: {error}") from error
+    except (OSError, ValueError) as error:
+        raise _unwritten(directory, step, error) from error
 
     def wait() -> None:
-        with writer:
-            writer.wait_until_finished()
-        for old in steps(directory)[:-keep] if keep else []:
-            if old != step:
+        try:
+            with writer:
+                writer.wait_until_finished()
+        except Exception as error:  # Orbax and TensorStore have their own kinds
+            raise _unwritten(directory, step, error) from error
+        if not keep or not hosts.first():
+            return
+        there = steps(directory)
+        kept = {step, *there[-keep:], *[b for b in [best(directory)] if b is not None]}
+        for old in there:
+            if old not in kept:
                 _delete(directory / str(old))
 
     return wait
@@ -123,6 +143,15 @@ def steps(directory) -> list[int]:
 def latest(directory) -> int | None:
     """The newest complete step below `directory`, None if there is none."""
     return (steps(directory) or [None])[-1]
+
+
+def best(directory) -> int | None:
+    """The complete step with the highest score, the newest of equals; None if none has
+    one."""
+    directory = _directory(directory)
+    scores = {s: _document(directory, s).get("score") for s in steps(directory)}
+    scored = [(score, s) for s, score in scores.items() if score is not None]
+    return max(scored)[1] if scored else None
 
 
 def leaves(directory, step: int) -> dict[str, Leaf]:
@@ -171,6 +200,39 @@ def restore(
 
     values = [value(n, x) for n, x in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(like), values), document["meta"]
+
+
+class Saver:
+    """When a run saves: where it says so, and when `minutes` have passed since it last
+    did (0: only then); writing goes on beside the next steps.
+
+    Args:
+      directory, keep: as for `save`.
+      saved: the step that was restored, 0 for none: it is not saved again.
+    """
+
+    def __init__(self, directory, *, keep: int, minutes: float, saved: int):
+        self._directory, self._keep, self._seconds = directory, keep, 60 * minutes
+        self._saved, self._at = saved, time.monotonic()
+        self._pending = None
+
+    def __call__(self, step: int, state, score: float | None, *, now: bool) -> None:
+        """Starts saving if it is time; all hosts call this alike."""
+        late = self._seconds and time.monotonic() - self._at > self._seconds
+        # The hosts' clocks differ; where one finds it late, all save.
+        if self._seconds and not now:
+            now = hosts.agree(bool(late))
+        if not now or step == self._saved:
+            return
+        self.finish()
+        self._pending = save(self._directory, step, state, keep=self._keep, score=score)
+        self._saved, self._at = step, time.monotonic()
+
+    def finish(self) -> None:
+        """Returns when what was saved is on disk."""
+        if self._pending is not None:
+            wait, self._pending = self._pending, None
+            wait()
 
 
 # -- leaves ----------------------------------------------------------------------------
@@ -336,6 +398,22 @@ def _damaged(path, error) -> UserError:
     return UserError(
         f"{path}: damaged checkpoint ({reason}); delete it to go on from the one before"
     )
+
+
+def _unwritten(directory, step: int, error: Exception) -> UserError:
+    """One line on a write that failed, whoever noticed it."""
+    chain, reasons = error, []
+    while chain is not None:
+        reasons.append(f"{type(chain).__name__}: {chain}")
+        chain = chain.__cause__ or chain.__context__
+    text = " ".join(reasons)
+    full = "No space left" in text or "ENOSPC" in text or "RESOURCE_EXHAUSTED" in text
+    reason = "the disk is full" if full else " ".join(str(error).split())[:200]
+    good = latest(directory)
+    last = (
+        f"step {good}, the last good one, is kept" if good is not None else "none yet"
+    )
+    return UserError(f"{directory}: cannot write a checkpoint: {reason}; {last}")
 
 
 def _sweep(directory: epath.Path, step: int) -> None:

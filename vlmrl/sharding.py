@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vlmrl.types import UserError
@@ -95,13 +96,87 @@ def batch_shards(mesh: Mesh) -> int:
 def shard_batch(mesh: Mesh, tree, batch_axis=None):
     """Put host arrays on the mesh, split along axis 0; `int32[3, B, S]` position arrays
     (the only ones whose batch axis is second) are told by `batch_axis(path) -> int`.
+
+    Every process gives the whole batch and keeps its rows; what lies on the mesh of
+    several processes already stays as it is.
     """
     axis = batch_axis or (lambda path: 1 if _is_mrope(path) else 0)
 
     def put(path, x):
-        return jax.device_put(x, batch_sharding(mesh, axis(path)))
+        place = batch_sharding(mesh, axis(path))
+        if jax.process_count() == 1:
+            return jax.device_put(x, place)
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return x
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, place, x.__getitem__)
 
     return jax.tree_util.tree_map_with_path(put, tree)
+
+
+def join_batch(mesh: Mesh, tree):
+    """The same from arrays that hold this process's rows only (`part`); the whole batch
+    has them in the order of the parts."""
+    if jax.process_count() == 1:
+        return shard_batch(mesh, tree)
+
+    def put(path, x):
+        place = batch_sharding(mesh, 1 if _is_mrope(path) else 0)
+        return jax.make_array_from_process_local_data(place, np.asarray(x))
+
+    return jax.tree_util.tree_map_with_path(put, tree)
+
+
+def fetch(tree):
+    """Host copies of batch arrays, whole, on every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+
+    def get(x):
+        if not isinstance(x, jax.Array) or x.is_fully_addressable:
+            return np.asarray(x)
+        return multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.tree.map(get, tree)
+
+
+def part(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): which part of a batch this process holds, of how many. Processes
+    whose devices share rows (a tensor axis across hosts) hold the same part.
+
+    Raises:
+      UserError: a process whose rows are no contiguous part of equal size.
+    """
+    owners = [
+        {d.process_index for d in row}
+        for row in mesh.devices.reshape(batch_shards(mesh), -1)
+    ]
+    here = jax.process_index()
+    mine = [i for i, processes in enumerate(owners) if here in processes]
+    size, index = len(mine), mine[0] // len(mine)
+    alike = all(o == owners[mine[0]] for o in (owners[i] for i in mine))
+    if mine != list(range(index * size, (index + 1) * size)) or not alike:
+        raise UserError(
+            f"mesh {dict(mesh.shape)}: the rows of a batch that process {here} holds "
+            "are not one equal part of it; make data × fsdp a multiple of the "
+            "processes, or tensor a multiple of the devices of a process"
+        )
+    return index, len(owners) // size
+
+
+def rows(tree):
+    """Host copies of batch arrays (axis 0 split as `batch_sharding`): this process's
+    rows, in order."""
+
+    def get(x):
+        if jax.process_count() == 1 or not isinstance(x, jax.Array):
+            return np.asarray(x)
+        if x.is_fully_replicated or x.is_fully_addressable:
+            return np.asarray(x)
+        parts = {s.index[0].start or 0: s.data for s in x.addressable_shards}
+        return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+    return jax.tree.map(get, tree)
 
 
 def _is_mrope(path) -> bool:

@@ -70,6 +70,15 @@ class Buckets(NamedTuple):
     images: tuple[int, ...] = (1,)  # I
     windows: tuple[int, ...] = (1,)  # W, of each image
 
+    def least(self, needs: Sequence[int]) -> Buckets:
+        """Without the sizes below `needs` (prefix, branch, images, windows): several
+        hosts that agreed on the largest need choose the same sizes."""
+        kept = (
+            tuple(s for s in sizes if s >= need) or sizes[-1:]
+            for sizes, need in zip(self, needs, strict=True)
+        )
+        return Buckets(*kept)
+
 
 class Windows(NamedTuple):
     """Where each patch of an image goes when it is cut into windows.
@@ -290,6 +299,20 @@ def group(rows: Sequence[Sequence[Encoded]], facts: Facts, buckets: Buckets) -> 
         len(r[0].ids) if single else shared_length(r, leave=1) for r in _checked(rows)
     ]
     return _assemble(rows, cuts, facts, buckets, branches=not single)
+
+
+def needs(rows: Sequence[Sequence[Encoded]], facts: Facts) -> tuple[int, ...]:
+    """What `group` needs of every axis of `Buckets` for these rows, at least 1."""
+    single = all(len(r) == 1 for r in rows)
+    cuts = [
+        len(r[0].ids) if single else shared_length(r, leave=1) for r in _checked(rows)
+    ]
+    tails = [
+        len(e.ids) - c for r, c in zip(rows, cuts, strict=True) for e in r if not single
+    ]
+    counts = [len(r[0].pictures) for r in rows]
+    cut = [len(windows(p.grid, facts).mask) for r in rows for p in r[0].pictures]
+    return max(cuts), max(tails, default=1), max(1, *counts), max(cut, default=1)
 
 
 def completion_rows(

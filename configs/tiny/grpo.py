@@ -81,7 +81,14 @@ def recipe(arg, *, name: str, reward: str = "grpo", mix: dict | None = None):
     c.eval.max_tokens = 72
 
     c.save_every = 3 if small else 40  # steps between checkpoints
+    c.save_minutes = 0.0  # and minutes without one after which there is one; 0: never
     c.keep = 2  # checkpoints kept
+    c.keep_best = ""  # and the best by a column of records: 'correct/base'; '': none
+
+    c.mesh = ConfigDict()  # devices: data × fsdp × tensor; one may be −1, what is left
+    c.mesh.data = -1  # copies of the parameters
+    c.mesh.fsdp = 1  # shares of parameters and optimizer, gathered layer by layer
+    c.mesh.tensor = 1  # shares of heads, MLPs and vocabulary
     return c
 
 

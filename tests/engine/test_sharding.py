@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from tests import kit
-from vlmrl import sharding
+from vlmrl import checkpoint, sharding
 from vlmrl.engine import chain as chains
 from vlmrl.engine.generate import Sampling, branch_keys, generate, make_stops
 from vlmrl.engine.score import completions, score
@@ -205,3 +205,30 @@ def test_meshes_that_do_not_fit():
     for sizes in wrong:
         with pytest.raises(UserError, match="do not multiply to the"):
             sharding.make_mesh(*sizes, devices=jax.devices()[:8])
+
+
+def test_a_checkpoint_of_eight_devices_is_read_by_fewer(tmp_path):
+    """Logits of parameters saved on 8 devices and restored on 4, 2 and 1."""
+    wide = sharding.make_mesh(data=1, fsdp=4, tensor=2, devices=jax.devices()[:8])
+    places = sharding.param_shardings(wide, kit.model().table)
+    params = {
+        n: jax.device_put(np.array(p), places[n]) for n, p in kit.params().items()
+    }
+    checkpoint.save(tmp_path, 1, params)()
+    group = kit.group(1)
+    wanted = jax.device_get(kit.row_logits(kit.model(), kit.params(), group))
+    for count, sizes in ((4, (1, 2, 2)), (2, (1, 2, 1)), (1, (1, 1, 1))):
+        mesh = sharding.make_mesh(*sizes, devices=jax.devices()[:count])
+        places = sharding.param_shardings(mesh, kit.model().table)
+        like = {
+            n: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=places[n])
+            for n, p in params.items()
+        }
+        found, _ = checkpoint.restore(tmp_path, 1, like)
+        for name, p in found.items():
+            assert p.sharding == places[name]
+            np.testing.assert_array_equal(p, kit.params()[name])
+        logits = jax.device_get(
+            jax.jit(lambda p: kit.row_logits(kit.model(), p, group))(found)
+        )
+        np.testing.assert_allclose(logits, wanted, atol=1e-4, rtol=1e-5)

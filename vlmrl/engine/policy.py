@@ -6,9 +6,10 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
-from vlmrl import prompts, sharding, tokens
+from vlmrl import hosts, prompts, sharding, tokens
 from vlmrl.engine.generate import Stops, make_stops
 from vlmrl.models import hf
 from vlmrl.models.api import Model
@@ -34,8 +35,21 @@ class Policy(NamedTuple):
         return [prompts.build(e, self.style, render) for e in examples]
 
     def put(self, tree):
-        """Host arrays on the mesh, groups split along the batch axes."""
+        """Host arrays of a whole batch on the mesh, groups split along its axes."""
         return sharding.shard_batch(self.mesh, tree)
+
+    def own(self, x):
+        """This process's part of something with a row per group or per branch."""
+        index, count = sharding.part(self.mesh)
+        size = len(x) // count
+        return x[index * size : (index + 1) * size]
+
+    def group(self, rows: Sequence[Sequence[tokens.Encoded]]) -> Group:
+        """`tokens.group` at sizes that all processes agree on."""
+        buckets, facts = self.buckets, self.processor.facts
+        if jax.process_count() > 1:
+            buckets = buckets.least(hosts.most(tokens.needs(rows, facts)))
+        return tokens.group(rows, facts, buckets)
 
 
 def load(
@@ -79,6 +93,9 @@ def load(
 
 
 def prefixes(policy: Policy, written: Sequence[Prompt]) -> Group:
-    """Groups whose whole prompt is the prefix, as rollouts start from."""
-    rows = [[row] for row in tokens.encode_all(policy.processor, written)]
-    return tokens.group(rows, policy.processor.facts, policy.buckets)
+    """Groups whose whole prompt is the prefix, as rollouts start from, for `put`. With
+    several processes each encodes its part, and the whole lies on the mesh already."""
+    many = jax.process_count() > 1
+    mine = policy.own(written) if many else written
+    group = policy.group([[r] for r in tokens.encode_all(policy.processor, mine)])
+    return sharding.join_batch(policy.mesh, group) if many else group

@@ -6,13 +6,14 @@ records = evaluate(policy, examples, ["base", "wrong_caption"])
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
 import vlmrl
-from vlmrl import perturb, prompts, sharding, tokens
+from vlmrl import hosts, perturb, prompts, sharding, tokens
 from vlmrl.engine.generate import Sampling, branch_keys
 from vlmrl.engine.policy import Policy
 from vlmrl.eval import kernel
@@ -60,9 +61,11 @@ def evaluator(
         )
     shards = sharding.batch_shards(policy.mesh)
     batch += -batch % shards
+    index, count = sharding.part(policy.mesh)
+    own = batch // count  # examples of this process in a pass
     tables = make_tables(policy.processor, options)
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=sharding.batch_sharding(policy.mesh))
     def run_kernel(params, group, blind, rows, keys):
         return kernel.evaluate(
             policy.model,
@@ -89,18 +92,22 @@ def evaluator(
         split: str = "",
         progress: Callable[[int], None] = lambda n: None,
     ) -> list[Record]:
-        out: list[Record] = []
+        passes: list[list[Record]] = []
         for start in range(0, len(examples), batch):
             part = list(examples[start : start + batch])
             padded = part + [part[-1]] * (batch - len(part))
-            changed = [perturb.apply(e, c) for e in padded for c in conditions]
+            mine = padded[index * own : (index + 1) * own]
+            changed = [perturb.apply(e, c) for e in mine for c in conditions]
             written = policy.write(changed)
             inputs = _inputs(policy, written, len(conditions), options)
             names = [f"{e.source}/{e.id}/{e.condition}" for e in changed]
             keys = branch_keys(seed, "evaluate", 0, names, samples)
-            found = run_kernel(params, *policy.put((*inputs, keys)))
-            rollout, scores = jax.device_get(found)
-            for i in range(len(part) * len(conditions) * samples):
+            placed = sharding.join_batch(policy.mesh, (*inputs, keys))
+            found = run_kernel(params, *placed)
+            rollout, scores = sharding.rows(found)
+            real = min(max(0, len(part) - index * own), own)
+            out: list[Record] = []
+            for i in range(real * len(conditions) * samples):
                 record = _record(policy, written[i // samples], rollout, scores, i)
                 out.append(
                     record._replace(
@@ -112,8 +119,10 @@ def evaluator(
                         sighted_every=probe_every,
                     )
                 )
+            passes.append(out)
             progress(len(part))
-        return out
+        parts = hosts.whole(index, passes)
+        return [r for one in zip(*parts, strict=True) for p in one for r in p]
 
     return run
 
@@ -136,14 +145,14 @@ def score_options(policy: Policy, examples: Sequence[Example]) -> list[list[floa
 
 def _inputs(policy: Policy, written: list[Prompt], each: int, options: int):
     """(Group, blind Tokens, Rows) of N examples under V conditions."""
-    processor, buckets = policy.processor, policy.buckets
+    processor = policy.processor
     encoded = tokens.encode_all(processor, written)
     rows = [encoded[i : i + each] for i in range(0, len(encoded), each)]
-    group = tokens.group(rows, processor.facts, buckets)
+    group = policy.group(rows)
     blind = [
         [tokens.encode(processor, (p.blind, ()), name=p.example.id)] for p in written
     ]
-    reader = tokens.group(blind, processor.facts, buckets).prefix
+    reader = policy.group(blind).prefix
     for p in written:
         if len(p.example.options) > options:
             raise UserError(

@@ -11,7 +11,9 @@ Help is read from the source text, not by importing the module, so that it comes
 however much the command imports.
 
 Exit status: 0; 2 for bad input, said in one line (`VLMRL_TRACEBACK=1` shows where it
-was raised); 130 after Ctrl-C; 1 for anything unforeseen, with its traceback.
+was raised); 130 after Ctrl-C; 1 for anything unforeseen, with its traceback. Two more
+for launchers, which may give the same command again (`phases.py`): 75 stopped on
+request (SIGTERM) with a checkpoint, 70 ended by the watchdog.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ COMMANDS = {
     "judge": "vlmrl.main.judge",
     "convert": "vlmrl.main.convert",
     "inspect": "vlmrl.main.inspect",
+    "plan": "vlmrl.main.plan",
     "tiny": "vlmrl.main.tiny",
 }
 

@@ -6,31 +6,43 @@ what `vlmrl report` makes of it.
 
 from __future__ import annotations
 
+from vlmrl import hosts
 from vlmrl.data import loader
 from vlmrl.engine import policy as policies
 from vlmrl.eval import records
 from vlmrl.eval.evaluate import evaluator
 from vlmrl.main import args, report
-from vlmrl.main.progress import bar
-from vlmrl.main.train import describe_run
+from vlmrl.main.progress import bar, no_bar
+from vlmrl.main.train import describe_run, say
 
 HELP = "accuracy, entropy, P(correct) and consistency under every condition"
 FLAGS = {
     "config": ("configs/tiny/eval.py", "model, data and conditions"),
     "workdir": (None, "run directory to write into"),
+    "coordinator": ("", "host:port of process 0, where no cluster says it"),
+    "processes": (0, "number of processes (hosts) of the run"),
+    "process": (-1, "which of them this is, from 0"),
+    "devices": (0, "devices in all; the run ends if there are not as many"),
 }
 
 
 def main(argv):
-    config, workdir, _ = args.parse(argv, FLAGS)
+    config, workdir, ops = args.parse(argv, FLAGS)
+    hosts.start(ops.coordinator, ops.processes, ops.process)
+    say(hosts.check(config.to_json_best_effort(sort_keys=True), ops.devices))
     c = config.to_dict()
     policy = policies.load(c["model"], style=c["style"])
     run = evaluator(policy, c["conditions"], **c["kernel"])
+    if hosts.first():  # the others find the data there
+        loader.examples_of(c["source"], c["split"], c["size"], workdir / "data")
+    hosts.wait("data")
     examples = list(
         loader.examples_of(c["source"], c["split"], c["size"], workdir / "data")
     )
-    describe_run(workdir, c)
-    with bar(f"evaluate {c['recipe']}", len(examples)) as advance:
+    if hosts.first():
+        describe_run(workdir, c)
+    progress = bar if hosts.first() else no_bar
+    with progress(f"evaluate {c['recipe']}", len(examples)) as advance:
         found = run(
             policy.params,
             examples,
@@ -40,6 +52,8 @@ def main(argv):
             split=c["split"],
             progress=advance,
         )
+    if not hosts.first():
+        return
     records.write(workdir / "records.parquet", found)
     report.write_images(workdir, examples)
     info = {

@@ -5,7 +5,12 @@ split while training, and exports WORKDIR/seed-N/model in Hugging Face format. T
 command again resumes from the newest checkpoint, to the bit.
 
 A run directory holds config.json, environment.json, metrics.jsonl, records/ (one
-Parquet file per evaluation), checkpoints/ and model/.
+Parquet file per evaluation), checkpoints/, model/, time.jsonl (seconds by phase, a line
+per step) and goodput.jsonl (the same, a line per start of the run).
+
+On several hosts the same command runs on each, with the run directory where all see it;
+see launch/. SIGTERM to any of them is honoured at the next safe point of all: the state
+is saved, and the exit status is 75. A run that hangs ends with 70.
 """
 
 from __future__ import annotations
@@ -13,36 +18,44 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-import time
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 
 import jax
 
 import vlmrl
-from vlmrl import checkpoint, metrics, perturb
+from vlmrl import checkpoint, hosts, metrics, perturb, sharding
 from vlmrl.data import loader
 from vlmrl.engine import policy as policies
 from vlmrl.eval import records
 from vlmrl.eval.evaluate import evaluator
 from vlmrl.main import args, sft
-from vlmrl.main.progress import bar
+from vlmrl.main.progress import bar, no_bar
 from vlmrl.models import hf
+from vlmrl.phases import STOPPED, Phases, Stopped
 from vlmrl.rl import advantages, augment, loop, rewards, update
 from vlmrl.rl import check as recipe_check
-from vlmrl.types import UserError
+from vlmrl.types import Record, UserError
 
 HELP = "fine-tune a model from a config, resumable"
 FLAGS = {
     "config": (None, "what to train, e.g. configs/tiny/accuracy.py"),
     "workdir": (None, "run directory; an earlier run in it is resumed"),
+    "coordinator": ("", "host:port of process 0, where no cluster says it"),
+    "processes": (0, "number of processes (hosts) of the run"),
+    "process": (-1, "which of them this is, from 0"),
+    "devices": (0, "devices in all; the run ends if there are not as many"),
+    "stuck_after": (1800.0, "seconds in one phase after which the run ends with 70"),
 }
 ALGORITHMS = ("grpo", "sft")
 DECAYS = ("constant", "cosine", "linear")
+NUMBERS = ("bool", "int", "float")  # kinds of column that keep_best may average
 
 
 def main(argv):
-    config, workdir, _ = args.parse(argv, FLAGS)
+    config, workdir, ops = args.parse(argv, FLAGS)
+    hosts.start(ops.coordinator, ops.processes, ops.process)
     settings = config.to_dict()
     algorithm = settings.pop("algorithm")
     if algorithm not in ALGORITHMS:
@@ -54,12 +67,59 @@ def main(argv):
             hf.resolve(settings["model"])
         describe_run(workdir, config.to_dict())
         sft.run(workdir=workdir, **settings)
-        return
+        return 0
     check(settings)
-    policy = policies.load(settings.pop("model"), style=settings.pop("style"))
-    describe_run(workdir, config.to_dict())
-    for seed in settings.pop("seeds"):
-        train(policy, workdir=workdir / f"seed-{seed}", seed=seed, **settings)
+    say(hosts.check(config.to_json_best_effort(sort_keys=True), ops.devices))
+    phases = Phases()
+    with phases.watched(workdir / "hosts", ops.stuck_after):
+        policy = policies.load(
+            settings.pop("model"),
+            style=settings.pop("style"),
+            mesh=sharding.make_mesh(**settings.pop("mesh")),
+        )
+        if hosts.first():
+            describe_run(workdir, config.to_dict())
+        hosts.wait("config")
+        try:
+            for seed in settings.pop("seeds"):
+                train(
+                    policy,
+                    workdir=workdir / f"seed-{seed}",
+                    seed=seed,
+                    phases=phases,
+                    **settings,
+                )
+        except Stopped as stop:
+            say(
+                f"stopped on request in phase {stop} of step {phases.step}; the same "
+                "command goes on"
+            )
+            return STOPPED
+        finally:
+            report_time(workdir, phases)
+    return 0
+
+
+def say(line: str) -> None:
+    """To people, once."""
+    if hosts.first():
+        print(line, flush=True)
+
+
+def report_time(workdir: Path, phases: Phases) -> None:
+    """A line of WORKDIR/goodput.jsonl for this start of the run, and the same to
+    people: seconds by phase, and the longest section without a safe point."""
+    found = phases.summary()
+    if not hosts.first() or not phases.calls:
+        return
+    append(workdir / "goodput.jsonl", found)
+    parts = sorted(found["phases"].items(), key=lambda x: -x[1])
+    told = ", ".join(f"{name} {s:.1f}" for name, s in parts if s >= 0.05)
+    longest = found["longest"]
+    say(
+        f"{found['wall']:.1f} s: {told}; longest section that a stop must wait for: "
+        f"{longest['seconds']:.1f} s of {longest['phase']}"
+    )
 
 
 def check(settings: dict) -> None:
@@ -97,8 +157,16 @@ def check(settings: dict) -> None:
             "completions of a group, so it must be at least 2"
         )
     recipe_check.check(settings)
+    best = settings.get("keep_best", "")
+    column, _, condition = best.partition("/")
+    kinds = {f for f, kind in Record.__annotations__.items() if kind in NUMBERS}
+    if best and (column not in kinds or condition not in held_out["conditions"]):
+        raise UserError(
+            f"config.keep_best is '{best}', want a number of the records and a "
+            "condition of config.eval.conditions, as correct/base"
+        )
     for what, parts in (
-        ("devices", jax.device_count()),
+        ("devices", jax.device_count() // max(1, settings["mesh"]["tensor"])),
         ("microbatches", settings["microbatches"]),
     ):
         if settings["prompts"] < 1 or settings["prompts"] % parts:
@@ -121,11 +189,29 @@ def train(
     eval: dict,
     save_every: int,
     keep: int,
+    save_minutes: float = 0.0,
+    keep_best: str = "",
+    phases: Phases | None = None,
     **settings,
 ) -> tuple[dict, list[Path]]:
-    """One seed of one recipe: (parameters, record files of its evaluations)."""
-    workdir.mkdir(parents=True, exist_ok=True)
+    """One seed of one recipe: (parameters, record files of its evaluations).
+
+    Args:
+      save_every, save_minutes: a checkpoint every so many steps, and when so many
+        minutes have passed without one; 0 minutes for never.
+      keep, keep_best: how many checkpoints stay, and what the best of all is told by,
+        as 'correct/base': a column of its records, averaged over a condition.
+      phases: of the run this is part of.
+    Raises:
+      Stopped: on request, the newest state saved.
+    """
+    phases = phases or Phases()
+    if hosts.first():
+        workdir.mkdir(parents=True, exist_ok=True)
     sizes = {data["split"]: data["size"], eval["split"]: eval["size"]}
+    if hosts.first():  # the others find it there
+        loader.prepare(data["source"], sizes, workdir.parent / "data")
+    hosts.wait("data")
     prepared = loader.prepare(data["source"], sizes, workdir.parent / "data")
     source = loader.load(prepared, data["split"])
     held_out = list(loader.load(prepared, eval["split"]))
@@ -152,36 +238,84 @@ def train(
     if restored is not None:
         carry, _ = checkpoint.restore(points, restored, carry)
     batches = loader.batches(source, seed=seed, batch=prompts, start=carry.position)
-    run = loop.train(policy, batches, tx, carry, seed=seed, steps=steps, **settings)
+    run = loop.train(
+        policy, batches, tx, carry, seed=seed, steps=steps, phase=phases, **settings
+    )
+    progress = bar if hosts.first() else no_bar
     kept = workdir / "records"
-    kept.mkdir(exist_ok=True)
-    clock = time.monotonic()
-    with (
-        metrics.Writer(workdir, restored=restored) as writer,
-        bar(f"train {recipe} seed {seed}", steps, restored or 0) as advance,
-    ):
-        for step, carry, numbers, _ in run:
-            row = metrics.values(numbers)
-            row["seconds"], clock = time.monotonic() - clock, time.monotonic()
-            writer.write(step, row)
-            advance(1, f"reward {row['reward/total']:.2f}")
-            if eval["every"] and (step % eval["every"] == 0 or step == steps):
-                found = run_eval(
-                    carry.state.params,
-                    held_out,
-                    recipe=recipe,
-                    seed=seed,
-                    step=step,
-                    split=eval["split"],
-                )
-                records.write(kept / f"step-{step:06d}.parquet", found)
-                clock = time.monotonic()
-            if step % save_every == 0 or step == steps:
-                checkpoint.save(points, step, carry, keep=keep)()
+    if hosts.first():
+        kept.mkdir(exist_ok=True)
+
+    def evaluated(step: int, params) -> float | None:
+        """Records of a step, unless they are there; the score for keep_best."""
+        path = kept / f"step-{step:06d}.parquet"
+        if hosts.agree(not path.exists()):
+            phases("eval", step)
+            found = run_eval(
+                params,
+                held_out,
+                recipe=recipe,
+                seed=seed,
+                step=step,
+                split=eval["split"],
+                progress=lambda n: phases("eval"),
+            )
+            if hosts.first():
+                records.write(path, found)
+        hosts.wait("records")  # all read what the first one wrote
+        return score_of(path, keep_best) if keep_best else None
+
+    save = checkpoint.Saver(
+        points, keep=keep, minutes=save_minutes, saved=restored or 0
+    )
+    step = restored or 0
+
+    def due(step: int) -> bool:
+        return bool(eval["every"]) and (step % eval["every"] == 0 or step == steps)
+
+    try:
+        with (
+            metrics.Writer(workdir, restored=restored) as writer,
+            progress(f"train {recipe} seed {seed}", steps, step) as advance,
+        ):
+            if step and due(step):  # the run was stopped before it got to this
+                evaluated(step, carry.state.params)
+            for step, carry, numbers, _ in run:
+                phases.switch("log", step)
+                row = metrics.values(numbers)
+                spent = phases.row()
+                writer.write(step, {**row, "seconds": spent["seconds"]})
+                append(workdir / "time.jsonl", {"step": step, **spent})
+                advance(1, f"reward {row['reward/total']:.2f}")
+                score = evaluated(step, carry.state.params) if due(step) else None
+                phases("checkpoint", step)
+                save(step, carry, score, now=step % save_every == 0 or step == steps)
+            save.finish()
+    except Stopped:
+        phases.switch("checkpoint", step)
+        save(step, carry, None, now=step > 0)
+        save.finish()
+        raise
+    phases("checkpoint", step)
     target = workdir / "model"
-    if not target.exists():
+    if not hosts.agree(target.exists()):
         hf.save(target, policy.model, carry.state.params, policy.source)
     return carry.state.params, [kept / p.name for p in sorted(kept.glob("*.parquet"))]
+
+
+def append(path: Path, row: dict) -> None:
+    """A line of JSON at the end of a file, by the first host."""
+    if hosts.first():
+        with open(path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def score_of(path: Path, best: str) -> float:
+    """Mean of a column of a record file over a condition: 'correct/base'."""
+    column, _, condition = best.partition("/")
+    table = records.read(path).select(["condition", column]).to_pydict()
+    pairs = zip(table["condition"], table[column], strict=True)
+    return fmean(float(value) for name, value in pairs if name == condition)
 
 
 def describe_run(workdir: Path, config: dict) -> None:

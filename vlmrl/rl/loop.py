@@ -6,6 +6,7 @@ wants. All that a step depends on is in its `Carry` and in (seed, step, example 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vlmrl import prompts, tokens
+from vlmrl import prompts, sharding, tokens
 from vlmrl.engine.chain import prefill
 from vlmrl.engine.generate import Sampling, branch_keys, generate
 from vlmrl.engine.policy import Policy, prefixes
@@ -50,7 +51,7 @@ class Step(NamedTuple):
 def make_sampler(policy: Policy, *, max_tokens: int, sampling: Sampling) -> Callable:
     """sample(params, group, keys) -> Rollout, jitted."""
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=sharding.batch_sharding(policy.mesh))
     def sample(params, group: Group, keys) -> Rollout:
         chain = prefill(policy.model, params, group)
         return generate(
@@ -70,7 +71,7 @@ def judged(
     policy: Policy, written: Sequence[Prompt], rollout: Rollout, reward: Callable
 ) -> list[Sample]:
     """Decode, parse, judge and reward every rollout, in branch order."""
-    ids, mask = jax.device_get((rollout.tokens, rollout.mask))
+    ids, mask = sharding.fetch((rollout.tokens, rollout.mask))
     each = len(ids) // len(written)
     out = []
     for i, (row, keep) in enumerate(zip(ids, mask, strict=True)):
@@ -108,6 +109,7 @@ def train(
     microbatches: int = 1,
     unroll: bool = False,
     remat: str | None = None,
+    phase: Callable[..., None] = lambda name, step=None: None,
 ) -> Iterator[Step]:
     """Train until `steps` updates are behind `carry`.
 
@@ -118,6 +120,8 @@ def train(
       mix: augmentation, share per condition (`augment.choose`).
       loss: settings of `losses.policy_objective`.
       temperature: sampled and scored at.
+      phase: told where a phase begins (`phases.Phases`); may raise to stop the run, and
+        nothing that `carry` needs is under way then.
     """
     if group_size < 2:
         raise UserError(
@@ -148,8 +152,9 @@ def train(
     reference = None
     if loss.get("kl_weight"):
         start = jax.tree.map(jnp.copy, policy.params)
+        # `start` is an argument: a program may not hold arrays of other hosts' devices.
         reference = jax.jit(
-            lambda group: score(
+            lambda start, group: score(
                 policy.model,
                 start,
                 group,
@@ -158,6 +163,7 @@ def train(
             )[0]
         )
     for step in range(int(carry.state.step) + 1, steps + 1):
+        phase("data", step)
         position, examples = next(batches)
         names = [augment.choose(e.id, seed, mix) for e in examples]
         pairs = zip(examples, names, strict=True)
@@ -166,7 +172,9 @@ def train(
         group = policy.put(prefixes(policy, written))
         ids = [e.id for e in examples]
         keys = policy.put(branch_keys(seed, "rollout", step, ids, group_size))
-        rollout = sample(carry.state.params, group, keys)
+        phase("rollout")
+        rollout = jax.block_until_ready(sample(carry.state.params, group, keys))
+        phase("reward")
         samples = judged(policy, written, rollout, reward_of)
         values = np.array([s.reward.total for s in samples], np.float32)
         values = jnp.asarray(values.reshape(len(examples), group_size))
@@ -179,8 +187,11 @@ def train(
             ),
         }
         if reference is not None:
-            extra["ref_logprobs"] = reference(group)
+            phase("score")
+            extra["ref_logprobs"] = jax.block_until_ready(reference(start, group))
+        phase("update")
         state, metrics = step_fn(carry.state, update.Batch(group, extra))
+        jax.block_until_ready(metrics)
         carry = Carry(state, position)
         metrics["reward"] = rewards.parts(s.reward for s in samples)
         metrics["degenerate"] = advantages.degenerate(values, valid)
