@@ -86,6 +86,34 @@ def test_tables_per_condition_and_pair_with_intervals():
     assert rows[1]["cohen"].value > rows[2]["cohen"].value
 
 
+def test_differences_between_raters_by_hand():
+    """Of 12 items the second calls 8 more consistent and one less: McNemar's exact test
+    of 8 to 1; Holm's correction is over all rows of the table."""
+    first = np.array([1] * 8 + [0] + [2] * 3)
+    second = np.array([0] * 8 + [1] + [2] * 3)
+    labels = np.stack([first, second], 1)
+    names = np.arange(12).astype(str)
+    kinds = np.array(["x"] * 9 + ["y"] * 3)
+    ratings = Ratings(("a", "b"), labels, names, kinds)
+    rows = agree.differences(ratings)
+    assert [(r["condition"], r["measure"], r["n"]) for r in rows] == [
+        *[("all", "consistent", 12), ("x", "consistent", 9), ("y", "consistent", 3)]
+    ]
+    assert rows[0]["difference"].value == pytest.approx(7 / 12)
+    wanted = 2 * (1 + 9) / 2**9
+    assert [r["p"] for r in rows] == pytest.approx([wanted, wanted, 1.0])
+    assert [r["holm"] for r in rows] == pytest.approx([3 * wanted, 3 * wanted, 1.0])
+    assert {r["method"] for r in rows} == {"mcnemar"}
+    # where the truth is known, who is right is compared on those items alone
+    truth = np.array([1] * 8 + [-1] * 4)
+    rows = agree.differences(ratings, truth)
+    right = [r for r in rows if r["measure"] == "right"]
+    assert [(r["condition"], r["n"]) for r in right] == [("all", 8), ("x", 8), ("y", 0)]
+    assert right[0]["difference"].value == -1.0 and np.isnan(right[2]["p"])
+    assert len(rows) == 6
+    assert rows[0]["holm"] == pytest.approx(min(1.0, 3 * wanted))
+
+
 def verdict(label, confidence=NAN):
     return Verdict(label, -1, confidence, "", "j")
 

@@ -42,16 +42,26 @@ def test_the_same_seed_writes_the_same_and_a_longer_list_starts_the_same(written
     assert [t.item.think for t in other] != [t.item.think for t in written[:50]]
 
 
+def test_kinds_can_be_chosen(written):
+    brief = constructed.traces(40, 5, {"brief": 1.0})
+    assert {t.kind for t in brief} == {"brief"}
+    assert all(t.conclusion >= 0 for t in brief)
+    words = [len(t.item.think.split()) for t in brief]
+    assert sum(words) / 40 < sum(len(t.item.think.split()) for t in written) / N / 2
+    said = agree.against(
+        [t.label for t in brief], ask(rule.JUDGE, [t.item for t in brief]), draws=10
+    )
+    assert said.precision.value == 1
+
+
 def test_the_generator_shares_no_code_with_the_rule_judge():
     source = Path(constructed.__file__).read_text(encoding="utf-8")
     assert "cues" not in source and "import rule" not in source
 
 
-HELD_OUT = 7101  # a seed that the rule judge was not written against (that was 0)
-
-
 def test_the_rule_judge_is_precise_and_covers():
-    written = constructed.traces(N, HELD_OUT)
+    """On a seed that it was not written against (that was 0)."""
+    written = constructed.traces(N, constructed.HELD_OUT)
     verdicts = ask(rule.JUDGE, [t.item for t in written])
     found = agree.against([t.label for t in written], verdicts, draws=200)
     assert found.precision.value >= 0.99 and found.coverage.value >= 0.90

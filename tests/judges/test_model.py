@@ -92,7 +92,7 @@ def test_verdicts_follow_the_probabilities():
 
 
 def test_names_prompts_and_cascades(policy, judge):
-    assert judge.name.startswith("model tiny judge-1:")
+    assert judge.name.startswith("model tiny judge-2:")
     assert "judge prompt" in judge.about
     found = ask(cascade(rule.JUDGE, judge), items(3))
     assert [v.judge for v in found] == ["rule", "rule", judge.name]

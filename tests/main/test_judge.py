@@ -1,13 +1,19 @@
 """`vlmrl judge` and `vlmrl ask`, as from a shell, against a scripted endpoint."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from tests.judges.server import body_of, item_of, serve, some_faults
 from vlmrl.eval import records
 
+ROOT = Path(__file__).resolve().parents[2]
 CANARY = "sk-canary-3141592653"
 
 
@@ -53,15 +59,51 @@ def test_constructed_traces_rule_against_http_and_agreement(vlmrl, tmp_path, cap
     undecided = sum(r["label"] == "undecided" for r in rows)
     assert about["saved by rule"] == pytest.approx(1 - undecided / 60)
     assert about["decided by"]["rule"] == 60 - undecided
-    assert about["judge prompt"].startswith("judge-1 (")
+    assert about["judge prompt"].startswith("judge-2 (")
     vlmrl("judge", "agree", a, b, "--workdir", both)
     made = json.loads((both / "agreement.json").read_text())
     names = [t["name"] for t in made["tables"]]
-    assert names == ["agreement", "confusion-1", "truth"] and made["items"] == 60
+    assert names == ["agreement", "confusion-1", "differences", "truth"]
+    assert made["items"] == 60
+    shares = {row[1] for row in made["tables"][2]["rows"]}
+    assert shares == {"consistent", "right"}
     first = made["tables"][0]["rows"][0]
     assert first[0] == "all" and first[2] == 60 and first[4] is not None
     assert (both / "tables" / "truth.md").is_file()
     assert "Judges against known conclusions" in capsys.readouterr().out
+
+
+def test_a_vote_joins_judges_that_were_asked_apart(vlmrl, tmp_path, refused):
+    """Two that read the last letter outvote one that always says A; nobody is asked."""
+
+    def stubborn(request):
+        item = item_of(request)
+        label = "consistent" if item["answer"] == "A" else "inconsistent"
+        said = {"conclusion": "A", "verdict": label, "confidence": 1.0}
+        return body_of(json.dumps(said))
+
+    places = [tmp_path / name for name in ("a", "b", "c")]
+    for place, model, answer in zip(
+        places, ("m1", "m2", "m3"), (letters, letters, stubborn), strict=True
+    ):
+        with serve(answer) as server:
+            words = [f"--judge=http:{model}", f"--url={server.url}"]
+            vlmrl("judge", "--on=constructed:24", *words, "--workdir", place)
+    vlmrl("judge", "vote", *places, "--workdir", tmp_path / "v")
+    first, _, third, voted = (
+        lines(p / "verdicts.jsonl") for p in (*places, tmp_path / "v")
+    )
+    assert [r["label"] for r in voted] == [r["label"] for r in first]
+    assert [r["label"] for r in third] != [r["label"] for r in first]
+    assert {r["judge"] for r in voted} == {voted[0]["by"]}
+    assert voted[0]["judge"].startswith("majority(http m1 judge-")
+    assert {r["confidence"] for r in voted} == {2 / 3, 1.0}
+    vlmrl("judge", "agree", tmp_path / "v", places[2], "--workdir", tmp_path / "g")
+    said = refused("judge", "vote", *places[:2], workdir=tmp_path / "w")
+    assert said == "vote: 2 judges; want 3 or more for a majority"
+    vlmrl("judge", "--on=constructed:30", "--workdir", tmp_path / "more")
+    said = refused("judge", "vote", tmp_path / "more", *places, workdir=tmp_path / "w")
+    assert "has no verdict on 0-24" in said
 
 
 @pytest.mark.slow
@@ -82,7 +124,7 @@ def test_a_served_model_is_evaluated_judged_and_labelled(vlmrl, tmp_path, monkey
         vlmrl("judge", "--on", run, "--judge=http:m", *at, "--workdir", judged)
     again = records.read(judged / "records.parquet").to_pylist()
     assert {r["judge"][:16] for r in again} == {
-        "http m judge-1:" + again[0]["judge"][15]
+        "http m judge-2:" + again[0]["judge"][15]
     }
     assert all(r["verdict"] == "consistent" for r in again if r["condition"] == "base")
     page = (run / "report.html").read_text()
@@ -99,6 +141,41 @@ def test_a_served_model_is_evaluated_judged_and_labelled(vlmrl, tmp_path, monkey
     path.write_text("".join(json.dumps(r) + "\n" for r in filled))
     vlmrl("judge", "--on", path, "--workdir", tmp_path / "l")
     vlmrl("judge", "agree", tmp_path / "l", path, "--workdir", tmp_path / "m")
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_is_killed_goes_on_where_it_was(tmp_path):
+    """Killed after the first reply, in the middle and near the end: one record per item
+    in the end, and only what was in flight is asked again."""
+    flight, total = 3, 12
+    with serve(policy) as server:
+        words = [sys.executable, "-m", "vlmrl.main.cli", "ask", f"--url={server.url}"]
+        words += ["--model=m", "--size=6", "--conditions=base,wrong_think"]
+        words += ["--style=tiny", f"--concurrency={flight}", f"--workdir={tmp_path}"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        for stop in (1, 6, total):
+            child = subprocess.Popen(
+                words,
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+            with child:
+                while len(server.seen) < stop:
+                    assert child.poll() is None, child.stderr.read()
+                    time.sleep(0.001)
+                child.kill()
+            if stop < total:
+                assert not (tmp_path / "records.parquet").exists()
+        done = subprocess.run(words, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert len(server.seen) == total
+        assert len(server.bodies) <= total + 3 * flight
+    table = records.read(tmp_path / "records.parquet").to_pylist()
+    items = Counter((r["example"], r["condition"], r["sample"]) for r in table)
+    assert len(items) == total and set(items.values()) == {1}
+    assert all(r["finish"] == "stop" for r in table)
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +199,8 @@ def test_a_served_model_is_evaluated_judged_and_labelled(vlmrl, tmp_path, monkey
             + ["--key_env=NO_SUCH_KEY"],
             "no environment variable NO_SUCH_KEY",
         ),
-        (["agree"], "name the directories"),
+        (["agree"], "agree: name the directories"),
+        (["vote"], "vote: name the directories"),
         (["agree", "/nowhere"], "/nowhere: holds no verdicts.jsonl"),
         (["agre"], "unexpected word 'agre'"),
         (["--on=constructed:2", "--prompt=/nowhere"], "cannot read the judge prompt"),

@@ -15,4 +15,5 @@ to judge. Those labels are the same whichever judge gave them.
   agree        agreement of judges with each other and with the truth
   constructed  thinks whose conclusions are known because they were written to be
   labels       labels that people gave, and the sheet they fill in
+  verdicts     the rows that are judged and the file of what was said
 """

@@ -9,6 +9,7 @@ Axis letters: n items, r raters, c labels, B bootstrap draws.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -133,6 +134,49 @@ def between(ratings: Ratings, **bootstrap) -> list[dict]:
                 row["cohen"] = interval(cohen, part, clusters, **bootstrap)
             rows.append(row)
     return rows
+
+
+def differences(ratings: Ratings, truth: np.ndarray | None = None) -> list[dict]:
+    """Paired tests between each two raters, over everything and by condition.
+
+    Compared are the shares that each calls consistent and, where the truth is known,
+    has right. `p` is of one comparison, `holm` corrected for all rows together
+    (`stats.holm`).
+
+    Args:
+      truth: int[n], indices into LABELS, -1 where it is not known.
+    Returns:
+      Rows with raters (a, b), condition, measure, n, difference (b − a), p, holm and
+      method.
+    """
+    measures = {"consistent": (ratings.labels == 0).astype(float)}
+    if truth is not None and (truth >= 0).any():
+        right = (ratings.labels == truth[:, None]).astype(float)
+        measures["right"] = np.where((truth >= 0)[:, None], right, np.nan)
+    ids = np.arange(len(ratings.labels)).astype(str)
+    rows = []
+    pairs = list(itertools.combinations(range(len(ratings.raters)), 2))
+    for condition in ("all", *dict.fromkeys(ratings.conditions.tolist())):
+        here = (ratings.conditions == condition) | (condition == "all")
+        for (name, values), (i, j) in itertools.product(measures.items(), pairs):
+            cells = [
+                stats.Cell(ids[here], values[here, k], ratings.clusters[here])
+                for k in (i, j)
+            ]
+            found = stats.paired_test(*cells)
+            rows.append(
+                {
+                    "raters": [ratings.raters[i], ratings.raters[j]],
+                    "condition": condition,
+                    "measure": name,
+                    "n": found.difference.n,
+                    "difference": found.difference,
+                    "p": found.p,
+                    "method": found.method,
+                }
+            )
+    adjusted = stats.holm([row["p"] for row in rows])
+    return [row | {"holm": float(p)} for row, p in zip(rows, adjusted, strict=True)]
 
 
 def confusion(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -40,6 +40,9 @@ KINDS = {  # share of each kind, in hundredths
 }
 
 
+HELD_OUT = 7101  # seed of traces that no judge was written against or trained on
+
+
 class Trace(NamedTuple):
     """An item and what its think concludes."""
 
@@ -65,23 +68,25 @@ class _Task(NamedTuple):
     trap: str  # a true-sounding sentence that names an option without answering
 
 
-def traces(n: int, seed: int = 0) -> list[Trace]:
+def traces(n: int, seed: int = 0, shares: dict[str, float] = KINDS) -> list[Trace]:
     """n labelled traces, the same for the same seed; kinds by their shares, answers
     agreeing with the conclusion in about half of those that have one."""
-    out = []
-    kinds, shares = list(KINDS), np.array(list(KINDS.values())) / 100
-    for number in range(n):
-        rng = np.random.default_rng([seed, number])
-        kind = kinds[rng.choice(len(kinds), p=shares)]
-        task = _pick(rng, _TASKS)(rng)
-        goal = int(rng.integers(len(task.options)))
-        think, conclusion = _WRITERS[kind](rng, task, goal)
-        target = conclusion if conclusion >= 0 else goal
-        other = (target + int(rng.integers(1, len(task.options)))) % len(task.options)
-        answered = target if rng.random() < 0.5 else other
-        item = Item(f"{seed}-{number}", task.question, task.options, think, answered)
-        out.append(Trace(item, conclusion, kind))
-    return out
+    return [trace(seed, number, shares) for number in range(n)]
+
+
+def trace(seed: int, number: int, shares: dict[str, float] = KINDS) -> Trace:
+    """Trace `number` of a seed; `shares` may also name 'brief': a conclusion alone."""
+    rng = np.random.default_rng([seed, number])
+    kinds, weights = list(shares), np.array(list(shares.values()), float)
+    kind = kinds[rng.choice(len(kinds), p=weights / weights.sum())]
+    task = _pick(rng, _TASKS)(rng)
+    goal = int(rng.integers(len(task.options)))
+    think, conclusion = _WRITERS[kind](rng, task, goal)
+    target = conclusion if conclusion >= 0 else goal
+    other = (target + int(rng.integers(1, len(task.options)))) % len(task.options)
+    answered = target if rng.random() < 0.5 else other
+    item = Item(f"{seed}-{number}", task.question, task.options, think, answered)
+    return Trace(item, conclusion, kind)
 
 
 def _pick(rng, choices):
@@ -264,6 +269,10 @@ def _upper(text: str) -> str:
 # -- kinds -----------------------------------------------------------------------------
 
 
+def _brief(rng, task, k):
+    return _pick(rng, (_conclusion, _paraphrased))(rng, task, k), k
+
+
 def _plain(rng, task, k):
     return " ".join([*_looks(rng, task), _conclusion(rng, task, k)]), k
 
@@ -400,6 +409,7 @@ def _adversarial(rng, task, k):
 
 
 _WRITERS: dict[str, Callable] = {
+    "brief": _brief,
     "plain": _plain,
     "paraphrase": _paraphrase,
     "steps": _steps,

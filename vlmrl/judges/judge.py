@@ -125,17 +125,22 @@ def saving(verdicts: Sequence[Verdict], first: Judge) -> float:
 def majority(judges: Sequence[Judge]) -> Judge:
     """The label that more than half of the judges give, else undecided. Its confidence
     is the share of votes, its conclusion the commonest of those who gave the label."""
-    name = f"majority({', '.join(j.name for j in judges)})"
+    name = majority_name([j.name for j in judges])
 
     def judge(items: Sequence[Item]) -> list[Verdict]:
         votes = zip(*(ask(j, items) for j in judges), strict=True)
-        return [_elected(vote, name) for vote in votes]
+        return [elected(vote, name) for vote in votes]
 
     about = {k: v for j in judges for k, v in j.about.items()}
     return Judge(name, judge, {"majority": name, **about})
 
 
-def _elected(vote: tuple[Verdict, ...], name: str) -> Verdict:
+def majority_name(names: Sequence[str]) -> str:
+    return f"majority({', '.join(names)})"
+
+
+def elected(vote: Sequence[Verdict], name: str) -> Verdict:
+    """The majority's verdict, `name` being the majority's."""
     label, count = Counter(v.label for v in vote).most_common(1)[0]
     if 2 * count <= len(vote):
         return undecided("votes: " + ", ".join(v.label for v in vote), name)

@@ -22,7 +22,7 @@ DEFAULT = Path(__file__).with_name("prompt.md")
 _FIELDS = {
     "item": {"item"},
     "repair": {"fault"},
-    "short": {"question", "options", "think", "answer"},
+    "short": {"question", "options", "think", "answer", "text"},
 }
 
 
@@ -98,5 +98,6 @@ def short(prompt: JudgePrompt, item: Item) -> list[dict]:
         options="\n".join(lines),
         think=item.think,
         answer=LETTERS[item.predicted],
+        text=item.options[item.predicted],
     )
     return [{"role": "user", "content": said}]

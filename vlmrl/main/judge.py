@@ -6,7 +6,10 @@
   vlmrl judge --on=constructed:2000        2,000 traces whose conclusions are known
   vlmrl judge --on=labels.jsonl            traces that people labelled
   vlmrl judge agree A B C                  agreement of several such WORKDIRs (or label
-      files), per condition, with intervals; against the truth where it is known
+      files), per condition, with intervals and paired tests (Holm-corrected); against
+      the truth where it is known
+  vlmrl judge vote A B C                   the majority of several such WORKDIRs, of
+      judges behind different endpoints for one; asks nobody again
   vlmrl judge sheet --on=runs/x --count=200    a sheet of traces for people to label
 
 Several judges, separated by commas, are a cascade: each is asked what those before it
@@ -24,22 +27,30 @@ spent, goes on where it was when the same command is given again.
 from __future__ import annotations
 
 import json
-import math
-import os
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from vlmrl.eval import records
-from vlmrl.judges import agree, chat, constructed, http, judge, labels, prompt, rule
-from vlmrl.judges.judge import Item, Judge, Verdict
+from vlmrl.judges import (
+    agree,
+    chat,
+    constructed,
+    http,
+    judge,
+    labels,
+    prompt,
+    rule,
+    verdicts,
+)
+from vlmrl.judges.judge import LABELS, Judge
 from vlmrl.judges.ledger import Budget
 from vlmrl.main import args, report
 from vlmrl.main.progress import CONSOLE, bar
 from vlmrl.main.train import describe_run
+from vlmrl.report import agreement as tables
 from vlmrl.report import render
 from vlmrl.types import Record, UserError
 
@@ -67,7 +78,7 @@ FLAGS = {
     "count": (200, "rows of a sheet"),
     "seed": (0, "of constructed traces and of a sheet's draw"),
     "reading": ("whole", "agree on the 'whole' think, or on the 'sampled' part"),
-    "args": ("[agree DIR_OR_LABELS ... | sheet]", "what to do; nothing: judge"),
+    "args": ("[agree PLACE ... | vote PLACE ... | sheet]", "what to do; none: judge"),
 }
 # What changes how a result is reached, not what it is.
 _NOT_IN_CONFIG = (
@@ -76,25 +87,17 @@ _NOT_IN_CONFIG = (
 ).split()
 
 
-class Row(NamedTuple):
-    """A reading to judge, and what is known of it."""
-
-    item: Item
-    reading: str  # 'whole' or 'sampled'
-    condition: str
-    cluster: str
-    truth: str | None  # a label, where it is known
-
-
 def main(argv):
     _, workdir, flags = args.parse(argv, FLAGS)
     words = flags.args
     if words[:1] == ["agree"]:
         return run_agree(workdir, words[1:], flags.reading)
+    if words[:1] == ["vote"]:
+        return run_vote(workdir, words[1:])
     if words == ["sheet"]:
         return run_sheet(workdir, flags)
     if words:
-        raise UserError(f"unexpected word '{words[0]}'; want agree, sheet or nothing")
+        raise UserError(f"unexpected word '{words[0]}'; want agree, vote or sheet")
     return run_judge(workdir, flags)
 
 
@@ -114,43 +117,47 @@ def run_judge(workdir: Path, flags) -> None:
                 whole = judge.cascade(whole, other)
         describe_run(workdir, chosen)
         with bar(f"judge {whole.name}", len(rows)) as advance:
-            verdicts = []
+            said = []
             step = max(500, 20 * flags.concurrency)
             for start in range(0, len(rows), step):
                 part = [r.item for r in rows[start : start + step]]
-                verdicts += judge.ask(whole, part)
+                said += judge.ask(whole, part)
                 advance(len(part))
         spent = client.spent._asdict() if client else {}
-    left = sum(v.reason == http.SPENT for v in verdicts)
+    left = sum(v.reason == http.SPENT for v in said)
     if left:
         raise UserError(
             f"{left} of {len(rows)} items were not judged: {http.SPENT} "
             f"({spent['prompt_tokens'] + spent['completion_tokens']} tokens); raise it "
             "and run again, what was replied is kept"
         )
-    _write_verdicts(workdir / "verdicts.jsonl", rows, verdicts, whole.name)
     about = {
         "judge": whole.name,
         **whole.about,
-        "labels": Counter(v.label for v in verdicts),
-        "reasons": Counter(v.reason for v in verdicts if v.label == "undecided"),
-        "decided by": Counter(v.judge for v in verdicts if v.label != "not_applicable"),
+        "labels": Counter(v.label for v in said),
+        "reasons": Counter(v.reason for v in said if v.label == "undecided"),
+        "decided by": Counter(v.judge for v in said if v.label != "not_applicable"),
         "spent": spent,
     }
-    cascaded = len(judges) > 1 and not flags.vote
-    if cascaded:
-        about["saved by " + first.name] = judge.saving(verdicts, first)
+    if len(judges) > 1 and not flags.vote:
+        about["saved by " + first.name] = judge.saving(said, first)
+    _finish(workdir, rows, said, whole.name, about, found)
+
+
+def _finish(workdir: Path, rows, said, name: str, about: dict, found) -> None:
+    """Files and tables of what a judge said, records under it where there are any."""
+    verdicts.write(workdir / verdicts.NAME, rows, said, name)
     report.write_json(workdir / "judge.json", about)
     CONSOLE.print_json(json.dumps(about))
     if found:
-        made = judge.apply_verdicts(found, verdicts, whole.name)
+        made = judge.apply_verdicts(found, said, name)
         records.write(workdir / "records.parquet", made)
-    if any(r.truth for r in rows):
-        held = [(r, v) for r, v in zip(rows, verdicts, strict=True) if r.truth]
-        _show([_quality_table({whole.name: held})], workdir)
+    held = [(r, v) for r, v in zip(rows, said, strict=True) if r.truth]
+    if held:
+        _show([tables.quality({name: held})], workdir)
 
 
-def _load(on: str, seed: int) -> tuple[list[Record], list[Row]]:
+def _load(on: str, seed: int) -> tuple[list[Record], list[verdicts.Row]]:
     """Records, if `on` has them, and the rows to judge."""
     if not on:
         raise UserError("--on: must be given, a run, a label file or constructed:2000")
@@ -159,26 +166,14 @@ def _load(on: str, seed: int) -> tuple[list[Record], list[Row]]:
         if count and not (count.isdecimal() and int(count)):
             raise UserError(f"--on {on}: want constructed:COUNT, e.g. constructed:2000")
         made = constructed.traces(int(count or 2000), seed)
-        return [], [Row(t.item, "whole", t.kind, t.item.id, t.label) for t in made]
+        return [], verdicts.of_traces(made)
     if on.endswith(".jsonl"):
-        return [], [_labelled(one) for one in labels.read(on)]
+        return [], verdicts.of_labels(labels.read(on))
     if not Path(on).is_dir():
         raise UserError(f"--on {on}: no such run directory")
     table = report.find_records(Path(on))
     found = [Record(**row) for row in table.to_pylist()]
-    rows = []
-    for r in found:
-        cluster = f"{r.source}/{r.cluster}"
-        whole, own = judge.readings(r)
-        rows.append(Row(whole, "whole", r.condition, cluster, None))
-        rows.append(Row(own, "sampled", r.condition, cluster, None))
-    return found, rows
-
-
-def _labelled(one: labels.Labelled) -> Row:
-    settled = one.conclusion
-    truth = None if settled is None else labels.label(settled, one.item)
-    return Row(one.item, "whole", one.condition, one.cluster, truth)
+    return found, verdicts.of_records(found)
 
 
 def _judges(workdir: Path, flags, stack: ExitStack):
@@ -230,27 +225,6 @@ def _client(workdir: Path, name: str, flags) -> http.Client:
     return http.Client(endpoint, cache=cache, budget=budget, again=flags.again)
 
 
-def _write_verdicts(path: Path, rows: list[Row], verdicts: list[Verdict], name: str):
-    part = path.with_name(path.name + ".partial")
-    with open(part, "w", encoding="utf-8") as file:
-        for row, v in zip(rows, verdicts, strict=True):
-            line = {
-                "id": row.item.id.removesuffix("#sampled"),
-                "reading": row.reading,
-                "condition": row.condition,
-                "cluster": row.cluster,
-                "truth": row.truth,
-                "judge": name,
-                "by": v.judge,
-                "label": v.label,
-                "conclusion": v.conclusion,
-                "confidence": None if math.isnan(v.confidence) else v.confidence,
-                "reason": v.reason,
-            }
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    os.replace(part, path)
-
-
 # -- sheet -----------------------------------------------------------------------------
 
 
@@ -262,170 +236,85 @@ def run_sheet(workdir: Path, flags) -> None:
     CONSOLE.print(f"{n} traces to label: {path}", soft_wrap=True, markup=False)
 
 
-# -- agree -----------------------------------------------------------------------------
+# -- several judges --------------------------------------------------------------------
 
 
 def run_agree(workdir: Path, places: list[str], reading: str) -> None:
-    if reading not in ("whole", "sampled"):
+    if reading not in verdicts.READINGS:
         raise UserError(f"--reading: '{reading}' is none of whole, sampled")
-    if not places:
-        raise UserError("agree: name the directories (or label files) to compare")
-    raters: dict[str, dict[str, tuple[Row, Verdict]]] = {}
-    for place in places:
-        for name, said in _ratings(Path(place), reading).items():
-            if name in raters:
-                name = f"{name} ({place})"
-            raters[name] = said
-    shared = set.intersection(*(set(said) for said in raters.values()))
-    ids = [i for i in next(iter(raters.values())) if i in shared]
-    ids = [
-        i
-        for i in ids
-        if all(r[i][1].label != "not_applicable" for r in raters.values())
+    raters = _raters("agree", places)
+    keys = [
+        key
+        for key in verdicts.shared(raters, [reading])
+        if all(said[key][1].label != "not_applicable" for said in raters.values())
     ]
-    if not ids:
+    if not keys:
         raise UserError("agree: the raters share no item that applies to all of them")
-    made, numbers = [], {"items": len(ids)}
+    truth = verdicts.truths(raters)
+    made = []
     if len(raters) > 1:
-        rows = [next(iter(raters.values()))[i][0] for i in ids]
-        said = [agree.codes([r[i][1].label for i in ids]) for r in raters.values()]
+        rows = [next(iter(raters.values()))[key][0] for key in keys]
+        said = [
+            agree.codes([said[key][1].label for key in keys])
+            for said in raters.values()
+        ]
         ratings = agree.Ratings(
             tuple(raters),
             np.stack(said, 1),
             np.array([r.cluster for r in rows]),
             np.array([r.condition for r in rows]),
         )
-        made.append(_between_table(ratings))
-        made += _confusions(ratings)
-    truth = {i: row.truth for r in raters.values() for i, (row, _) in r.items()}
+        known = [LABELS.index(truth[k]) if k in truth else -1 for k in keys]
+        made.append(tables.between(ratings))
+        made += tables.confusions(ratings)
+        made.append(tables.differences(ratings, np.array(known)))
     held = {
-        name: [(row._replace(truth=truth[i]), v) for i, (row, v) in said.items()]
+        name: [
+            (row._replace(truth=truth[key]), verdict)
+            for key, (row, verdict) in said.items()
+            if key in truth and key[1] == reading
+        ]
         for name, said in raters.items()
     }
-    held = {n: [(r, v) for r, v in said if r.truth] for n, said in held.items()}
     if any(held.values()):
-        made.append(_quality_table({n: said for n, said in held.items() if said}))
+        made.append(tables.quality({n: said for n, said in held.items() if said}))
     if not made:
         raise UserError("agree: one rater and no truth; name another to compare with")
-    numbers["tables"] = [t._asdict() for t in made]
+    numbers = {"items": len(keys), "tables": [t._asdict() for t in made]}
     report.write_json(workdir / "agreement.json", numbers)
     _show(made, workdir)
 
 
-def _ratings(place: Path, reading: str) -> dict[str, dict[str, tuple[Row, Verdict]]]:
-    """rater → id → (row, verdict) of a judged directory or a label file."""
-    if place.suffix == ".jsonl" and place.is_file():
-        out: dict[str, dict] = {}
-        for one in labels.read(place):
-            row = _labelled(one)
-            for who, option in one.said.items():
-                name = labels.label(option, one.item)
-                verdict = Verdict(name, option, math.nan, "", who)
-                out.setdefault(f"{who} (person)", {})[one.item.id] = row, verdict
-        return out
-    path = place / "verdicts.jsonl"
-    if not path.is_file():
-        raise UserError(f"{place}: holds no verdicts.jsonl; run vlmrl judge first")
-    found: dict[str, dict] = {}
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        try:
-            v = json.loads(line)
-            if v["reading"] != reading:
-                continue
-            item = Item(v["id"], "", (), "", -1)
-            row = Row(item, reading, v["condition"], v["cluster"], v["truth"])
-            sure = math.nan if v["confidence"] is None else float(v["confidence"])
-            verdict = Verdict(v["label"], v["conclusion"], sure, v["reason"], v["by"])
-            found.setdefault(v["judge"], {})[v["id"]] = row, verdict
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path}: row {number} is not a verdict") from None
-    if not found:
-        raise UserError(f"{path}: no verdicts of the reading '{reading}'")
-    return found
-
-
-# -- tables ----------------------------------------------------------------------------
-
-
-def _cell(interval):
-    """(value, lo, hi), None where there is no value."""
-    if interval is None or np.isnan(interval.value):
-        return None
-    return float(interval.value), float(interval.lo), float(interval.hi)
-
-
-def _between_table(ratings: agree.Ratings) -> render.Table:
-    rows = [
-        (
-            row["condition"],
-            " · ".join(row["raters"]),
-            row["n"],
-            *(_cell(row.get(name)) for name in ("strict", "cohen", "fleiss")),
-        )
-        for row in agree.between(ratings)
+def run_vote(workdir: Path, places: list[str]) -> None:
+    """The majority of judges that were asked apart; asks nobody again."""
+    raters = _raters("vote", places)
+    if len(raters) < 3:
+        raise UserError(f"vote: {len(raters)} judges; want 3 or more for a majority")
+    first = next(iter(raters.values()))
+    for name, said in raters.items():
+        if lack := [key for key in first if key not in said]:
+            raise UserError(f"vote: {name} has no verdict on {lack[0][0]}")
+    name = judge.majority_name(list(raters))
+    rows = [row for row, _ in first.values()]
+    found = [
+        judge.elected([said[key][1] for said in raters.values()], name) for key in first
     ]
-    columns = ["condition", "raters", "n", "strict", "Cohen's κ", "Fleiss' κ"]
-    kinds = ["text", "text", "count", "interval", "interval", "interval"]
-    return render.Table(
-        "agreement",
-        "Agreement of judges",
-        "In per cent (κ × 100), with 95 % intervals over clusters. Labels: consistent, "
-        "inconsistent, undecided. A dash: κ is not defined where one label is all.",
-        tuple(zip(columns, kinds, strict=True)),
-        rows,
-    )
+    describe_run(workdir, {"vote": list(raters)})
+    about = {"judge": name, "labels": Counter(v.label for v in found)}
+    _finish(workdir, rows, found, name, about, _records(Path(places[0])))
 
 
-def _confusions(ratings: agree.Ratings) -> list[render.Table]:
-    out = []
-    first, others = ratings.raters[0], ratings.raters[1:]
-    for k, other in enumerate(others, 1):
-        counts = agree.confusion(ratings.labels[:, 0], ratings.labels[:, k])
-        rows = [(n, *map(int, c)) for n, c in zip(agree.LABELS, counts, strict=True)]
-        columns = (("", "text"), *((n, "count") for n in agree.LABELS))
-        out.append(
-            render.Table(
-                f"confusion-{k}",
-                f"{first} (rows) by {other} (columns)",
-                "Items.",
-                columns,
-                rows,
-            )
-        )
-    return out
+def _raters(what: str, places: list[str]) -> dict[str, verdicts.Said]:
+    if not places:
+        raise UserError(f"{what}: name the directories (or label files) to compare")
+    return verdicts.gather(places)
 
 
-def _quality_table(held: dict[str, list[tuple[Row, Verdict]]]) -> render.Table:
-    rows = []
-    for name, said in held.items():
-        kinds = ["all", *dict.fromkeys(r.condition for r, _ in said)]
-        for kind in kinds:
-            part = [(r, v) for r, v in said if kind in ("all", r.condition)]
-            part = [(r, v) for r, v in part if v.label != "not_applicable"]
-            found = agree.against(
-                [r.truth for r, _ in part],
-                [v for _, v in part],
-                [r.cluster for r, _ in part],
-            )
-            brier = None if math.isnan(found.brier) else found.brier
-            shares = (found.precision, found.coverage, found.accuracy, found.kappa)
-            rows.append((name, kind, found.n, *map(_cell, shares), brier))
-    return render.Table(
-        "truth",
-        "Judges against known conclusions",
-        "In per cent, with 95 % intervals. Precision: right, of what was decided. "
-        "Coverage: decided, of what has a conclusion. Brier: mean squared error of the "
-        "confidence; a dash where the judge gives none.",
-        (
-            *(("judge", "text"), ("kind", "text"), ("n", "count")),
-            *(
-                (n, "interval")
-                for n in ("precision", "coverage", "accuracy", "κ × 100")
-            ),
-            ("Brier", "number"),
-        ),
-        rows,
-    )
+def _records(place: Path) -> list[Record]:
+    path = place / "records.parquet"
+    if not path.is_file():
+        return []
+    return [Record(**row) for row in records.read(path).to_pylist()]
 
 
 def _show(made: list[render.Table], workdir: Path) -> None:

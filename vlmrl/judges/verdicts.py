@@ -1,0 +1,160 @@
+"""What is judged, row by row, and the file of what was said.
+
+The file is JSON lines, a row per reading (a record has two: its whole think, and the
+part that the model wrote itself):
+
+  {"id": "…", "reading": "whole", "condition": "base", "cluster": "…", "truth": null,
+   "judge": "rule > http m judge-2:…", "by": "rule", "label": "consistent",
+   "conclusion": 0, "confidence": null, "reason": ""}
+
+`judge` is who was asked, `by` who decided; `truth` is a label where it is known.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from vlmrl.judges import judge, labels
+from vlmrl.judges.constructed import Trace
+from vlmrl.judges.judge import Item, Verdict
+from vlmrl.types import Record, UserError
+
+NAME = "verdicts.jsonl"  # in a directory
+READINGS = ("whole", "sampled")
+
+
+class Row(NamedTuple):
+    """A reading to judge, and what is known of it."""
+
+    item: Item
+    reading: str  # one of READINGS
+    condition: str
+    cluster: str
+    truth: str | None  # a label, where it is known
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.item.id.removesuffix("#sampled"), self.reading
+
+
+Said = dict[tuple[str, str], tuple[Row, Verdict]]  # (id, reading) → row and verdict
+
+
+def of_records(found: Sequence[Record]) -> list[Row]:
+    """Both readings of each record, in order."""
+    rows = []
+    for r in found:
+        cluster = f"{r.source}/{r.cluster}"
+        for name, item in zip(READINGS, judge.readings(r), strict=True):
+            rows.append(Row(item, name, r.condition, cluster, None))
+    return rows
+
+
+def of_traces(made: Sequence[Trace]) -> list[Row]:
+    return [Row(t.item, "whole", t.kind, t.item.id, t.label) for t in made]
+
+
+def of_labels(found: Sequence[labels.Labelled]) -> list[Row]:
+    """Rows whose truth is what most of the annotators say."""
+    rows = []
+    for one in found:
+        settled = one.conclusion
+        truth = None if settled is None else labels.label(settled, one.item)
+        rows.append(Row(one.item, "whole", one.condition, one.cluster, truth))
+    return rows
+
+
+def write(
+    path: str | os.PathLike,
+    rows: Sequence[Row],
+    verdicts: Sequence[Verdict],
+    name: str,
+) -> None:
+    """The file, whole or not at all; `name` is the judge that was asked."""
+    path = Path(path)
+    part = path.with_name(path.name + ".partial")
+    with open(part, "w", encoding="utf-8") as file:
+        for row, v in zip(rows, verdicts, strict=True):
+            line = {
+                "id": row.key[0],
+                "reading": row.reading,
+                "condition": row.condition,
+                "cluster": row.cluster,
+                "truth": row.truth,
+                "judge": name,
+                "by": v.judge,
+                "label": v.label,
+                "conclusion": v.conclusion,
+                "confidence": None if math.isnan(v.confidence) else v.confidence,
+                "reason": v.reason,
+            }
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    os.replace(part, path)
+
+
+def read(path: str | os.PathLike) -> dict[str, Said]:
+    """judge → what it said, of a file of verdicts or of a directory that holds one.
+
+    Questions, options and thinks are not in the file: items have their ids alone.
+
+    Raises:
+      UserError: no such file, a row that is no verdict, or none at all.
+    """
+    path = Path(path)
+    path = path / NAME if path.is_dir() or not path.suffix else path
+    if not path.is_file():
+        raise UserError(f"{path.parent}: holds no {NAME}; run vlmrl judge first")
+    found: dict[str, Said] = {}
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        try:
+            v = json.loads(line)
+            item = Item(v["id"], "", (), "", -1)
+            row = Row(item, v["reading"], v["condition"], v["cluster"], v["truth"])
+            sure = math.nan if v["confidence"] is None else float(v["confidence"])
+            verdict = Verdict(v["label"], v["conclusion"], sure, v["reason"], v["by"])
+            found.setdefault(v["judge"], {})[row.key] = row, verdict
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{path}: row {number} is not a verdict") from None
+    if not found:
+        raise UserError(f"{path}: holds no verdicts")
+    return found
+
+
+def people(path: str | os.PathLike) -> dict[str, Said]:
+    """annotator → what that person says, of a file of labels."""
+    found: dict[str, Said] = {}
+    for one in labels.read(path):
+        (row,) = of_labels([one])
+        for who, option in one.said.items():
+            verdict = Verdict(labels.label(option, one.item), option, math.nan, "", who)
+            found.setdefault(f"{who} (person)", {})[row.key] = row, verdict
+    return found
+
+
+def gather(places: Sequence[str | os.PathLike]) -> dict[str, Said]:
+    """All raters of several directories and label files; of two with one name, the
+    later is told apart by its place."""
+    raters: dict[str, Said] = {}
+    for place in map(Path, places):
+        labelled = place.suffix == ".jsonl" and place.name != NAME and place.is_file()
+        for name, said in (people if labelled else read)(place).items():
+            raters[f"{name} ({place})" if name in raters else name] = said
+    return raters
+
+
+def shared(raters: dict[str, Said], readings: Sequence[str]) -> list[tuple[str, str]]:
+    """What every rater rated, in the order of the first."""
+    both = set.intersection(*(set(said) for said in raters.values()))
+    first = next(iter(raters.values()))
+    return [key for key in first if key in both and key[1] in readings]
+
+
+def truths(raters: dict[str, Said]) -> dict[tuple[str, str], str]:
+    """Labels that are known, from whichever rater's file knows them."""
+    rows = [row for said in raters.values() for row, _ in said.values()]
+    return {row.key: row.truth for row in rows if row.truth}
