@@ -184,7 +184,7 @@ def test_every_sentence_of_a_trace_is_true(examples):
         assert steps[-1] == e.statements[e.answer]
         assert end in (
             f"so it is {e.options[e.answer]}",
-            f"so the answer is {'ABCDE'[e.answer]}",
+            f"so it is {e.options[e.answer]}, answer {'ABCDE'[e.answer]}",
         )
 
 

@@ -118,15 +118,15 @@ def test_every_drilled_line_ties_an_option_to_its_letter():
             f"So it is {option}.</think>\n<answer>{letter}</answer>": "text"
             for option, letter in pairs.items()
         } | {
-            f"{scenes.sentence(said)} So the answer is {letter}.": "letter"
-            for said, letter in zip(example.statements, "ABCDE", strict=False)
+            f"So it is {option}, answer {letter}.": "letter"
+            for option, letter in pairs.items()
         }
-        for _ in range(3):
+        for _ in range(4):
             (end,) = [e for e in ends if text.startswith(e)]
             forms[ends[end]] += 1
             text = text.removeprefix(end).lstrip(" ")
         assert not text
-    assert forms["text"] > 60 and forms["letter"] > 60
+    assert forms["text"] > 90 and forms["letter"] > 90
 
 
 def test_where_everything_is_names_each_object_once():

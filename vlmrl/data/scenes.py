@@ -5,8 +5,8 @@ Six tasks ask about a scene after the skills of the paper's benchmarks: `count`,
 → Example or None where the scene does not allow the question. Everything in an Example,
 the right and the wrong sentences and the reference chain of thought (CoT), comes from
 the scene graph; the slot of the answer is uniform over the options. A CoT ends with the
-statement of an option and a conclusion, by the option's letter in half of the examples
-and by its text in the others.
+statement of an option and a conclusion, by the option's text, in half of the examples
+with its letter.
 
 The vocabulary is some 80 lower-case words, numbers written out.
 """
@@ -45,10 +45,9 @@ def sentence(words: str) -> str:
 
 
 def conclusion(example_options: Sequence[str], index: int, by_letter: bool) -> str:
-    """The sentence that ends a CoT: by the option's letter or by its text."""
-    if by_letter:
-        return f"So the answer is {chr(ord('A') + index)}."
-    return f"So it is {example_options[index]}."
+    """The sentence that ends a CoT: by the option's text alone or with its letter."""
+    letter = f", answer {chr(ord('A') + index)}" if by_letter else ""
+    return f"So it is {example_options[index]}{letter}."
 
 
 def graph(scene: Scene) -> dict:

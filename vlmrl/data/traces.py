@@ -56,17 +56,17 @@ def located(scene: scenes.Scene, rng: np.random.Generator) -> tuple[Example, str
 
 
 def drilled(example: Example, rng: np.random.Generator) -> tuple[Example, str]:
-    """The auxiliary item that ties options to letters: what a think could end with,
-    three times, for options drawn with replacement, so that only looking up tells the
-    letter; a question asks for it but once."""
+    """The auxiliary item that ties options to letters: the end of a think, four times,
+    for options drawn with replacement, so that only looking up tells the letter; a
+    question asks for it but once. With the letter in the conclusion it is learnt first.
+    """
     lines = []
-    for i in rng.integers(len(example.options), size=3):
-        letter, option = chr(ord("A") + i), example.options[i]
-        if rng.random() < 0.5:
-            lines.append(f"So it is {option}.</think>\n<answer>{letter}</answer>")
-        else:
-            said = scenes.sentence(example.statements[i])
-            lines.append(f"{said} So the answer is {letter}.")
+    for i in rng.integers(len(example.options), size=4):
+        by_letter = rng.random() < 0.5
+        end = scenes.conclusion(example.options, i, by_letter)
+        if not by_letter:
+            end += f"</think>\n<answer>{chr(ord('A') + i)}</answer>"
+        lines.append(end)
     return example, " ".join(lines)
 
 
