@@ -43,14 +43,16 @@ def test_a_started_think_and_its_target_are_the_whole(brief):
     for before, after, target in _only(started=1.0, brief=brief):
         whole = before.thinks[before.answer] if brief else before.trace
         letter = "ABCDE"[before.answer]
-        assert after.prefill.startswith("<think>") and after.prefill.endswith(".")
+        assert after.prefill.startswith("<think>")
+        assert after.prefill.endswith((".", "</think>"))
         assert (
             after.prefill + target
             == f"<think>{whole}</think>\n<answer>{letter}</answer>"
         )
-        assert target.startswith((" ", "</think>"))
-        given[target.startswith("</think>")] += 1
-    assert given[True] and given[False]
+        (start,) = [t for t in (" ", "</think>", "\n<answer>") if target.startswith(t)]
+        assert (start == "\n<answer>") == after.prefill.endswith("</think>")
+        given[start] += 1
+    assert len(given) == 3
 
 
 def test_direct_and_abstain():

@@ -105,8 +105,8 @@ def supervised(
 
     `brief` is the share of one-sentence thinks; `caption`, `started`, `direct` and
     `abstain` are the shares of the contexts, at most one per example. A started think
-    is the first sentences, possibly all, of the text the model would have written, or
-    of the right think where that is a bare conclusion. A direct answer opens before the
+    is the first sentences, possibly all and closed, of the text the model would have
+    written, or of the right think where that is a bare conclusion. A direct answer opens before the
     tag's `>`, which tokenizers of the family join to the letter.
     """
     steps = _sentences(example.trace)
@@ -122,10 +122,12 @@ def supervised(
     elif context == 1:
         text = _sentences(example.thinks[example.answer]) if short else text
         given = int(rng.integers(1, len(text) + 1))
-        example = example._replace(
-            condition="correct_think", prefill="<think>" + " ".join(text[:given])
-        )
-        return example, "".join(" " + part for part in text[given:]) + end
+        prefill = "<think>" + " ".join(text[:given])
+        rest = "".join(" " + part for part in text[given:]) + end
+        if given == len(text) and rng.random() < 0.5:
+            closed = "</think>"  # as a prompt that stops the thinking ends
+            prefill, rest = prefill + closed, rest.removeprefix(closed)
+        return example._replace(condition="correct_think", prefill=prefill), rest
     elif context == 2:
         example = example._replace(condition="no_cot", direct=True, prefill="<answer")
         return example, f">{letter}</answer>"
