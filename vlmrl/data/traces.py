@@ -106,8 +106,8 @@ def supervised(
     `brief` is the share of one-sentence thinks; `caption`, `started`, `direct` and
     `abstain` are the shares of the contexts, at most one per example. A started think
     is the first sentences, possibly all and closed, of the text the model would have
-    written, or of the right think where that is a bare conclusion. A direct answer opens before the
-    tag's `>`, which tokenizers of the family join to the letter.
+    written, or of the right think where that is a bare conclusion. A direct answer
+    opens before the tag's `>`, which tokenizers of the family join to the letter.
     """
     steps = _sentences(example.trace)
     short = rng.random() < brief
