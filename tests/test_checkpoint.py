@@ -334,9 +334,10 @@ def test_a_full_disk_is_said_so(tmp_path, monkeypatch, error):
     def fails(self):
         raise RuntimeError("save failed") from error
 
+    wait = checkpoint.save(tmp_path, 2, {"x": np.arange(4)})
     monkeypatch.setattr(checkpoint.ocp.AsyncCheckpointer, "wait_until_finished", fails)
     with pytest.raises(UserError, match="the disk is full; step [12], the last good"):
-        checkpoint.save(tmp_path, 2, {"x": np.arange(4)})()
+        wait()
 
 
 def test_damage_is_one_line(tmp_path):

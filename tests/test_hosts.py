@@ -1,5 +1,11 @@
 """Several processes as one run."""
 
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from vlmrl import hosts
@@ -83,3 +89,41 @@ def test_hosts_that_differ_are_named():
     said = hosts.differences([mine, mine, other | {"jax": "0.9"}, other])
     assert f"config is {mine['config']} on host 0, {other['config']} on host 2" in said
     assert "and 1 more" in said and f"jax is {mine['jax']} on host 0, 0.9 on" in said
+
+
+# -- two of them -----------------------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def both(program, words, last, devices=2):
+    """[(status, output)] of two processes that run the same program."""
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    running = [
+        subprocess.Popen(
+            [sys.executable, program, *map(str, words), str(i), last[i]],
+            cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    said = [p.communicate()[0].decode() for p in running]
+    return [(p.returncode, text) for p, text in zip(running, said, strict=True)]
+
+
+@pytest.mark.slow
+def test_what_two_processes_tell_each_other(tmp_path):
+    words = [tmp_path / "points", free_port()]
+    for status, said in both("tests/plumbing.py", words, ["same", "same"]):
+        assert status == 0, said
+        first, *_, last = said.splitlines()
+        assert "4 × cpu on 2 hosts" in said and last == "done", first
