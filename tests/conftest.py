@@ -1,5 +1,6 @@
 """How the tests run: on 8 forced CPU devices, with compiled programs kept in `.cache/`,
-and with every test that did not run listed at the end.
+and with every test that did not run listed at the end. `--all-must-run` makes that a
+failure, except where only hardware that is not here could run it.
 
 Eight devices cost nothing measurable where a test uses one. Programs compiled by an
 earlier run are read back from `.cache/jax`.
@@ -29,11 +30,20 @@ NEEDS = {
         lambda: importlib.util.find_spec("torch") is not None,
         "needs torch: launch/local.sh test --all",
     ),
+    "libtpu": (
+        lambda: importlib.util.find_spec("libtpu") is not None,
+        "needs libtpu, TPU's compiler: launch/local.sh test --all",
+    ),
+    "gpu": (
+        lambda: os.environ["JAX_PLATFORMS"].startswith(("cuda", "gpu")),
+        "needs an NVIDIA GPU: JAX_PLATFORMS=cuda launch/local.sh test -m gpu",
+    ),
     "chromium": (
         lambda: shutil.which("chromium") is not None,
         "needs Debian's chromium: launch/local.sh test --all",
     ),
 }
+HARDWARE = ("gpu",)  # markers of what nothing can bring
 
 
 def pytest_addoption(parser):
@@ -63,6 +73,12 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+def could_have_run(rows):
+    """Those of `did_not_run` that did not only lack hardware."""
+    lacking = {NEEDS[marker][1] for marker in HARDWARE}
+    return [row for row in rows if row[1] not in lacking]
+
+
 def did_not_run(config):
     """[(test, reason)] of this session. Tests that the caller deselected are named only
     if all must run."""
@@ -82,7 +98,9 @@ def pytest_sessionfinish(session, exitstatus):
     config = session.config
     if hasattr(config, "workeroutput"):  # an xdist worker
         config.workeroutput["deselected"] = sorted(config.deselected_tests)
-    elif config.getoption("--all-must-run") and exitstatus == 0 and did_not_run(config):
+        return
+    left_out = could_have_run(did_not_run(config))
+    if config.getoption("--all-must-run") and exitstatus == 0 and left_out:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -102,7 +120,7 @@ def pytest_terminal_summary(terminalreporter, config):
     rows = did_not_run(config)
     if not rows:
         return
-    must = config.getoption("--all-must-run")
+    must = config.getoption("--all-must-run") and could_have_run(rows)
     terminalreporter.section(f"{len(rows)} did not run" + (": failure" if must else ""))
     for name, reason in rows:
         terminalreporter.line(f"did not run: {name} ({reason})")

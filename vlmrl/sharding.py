@@ -187,3 +187,21 @@ def _is_mrope(path) -> bool:
 
 def _size(mesh: Mesh, names) -> int:
     return int(np.prod([mesh.shape[n] for n in names]))
+
+
+def per_group_and_head(mesh: Mesh, function, groups: int, heads: int):
+    """`function(q, keys, values, valid, own)` of `engine/splash.py` on every device's
+    own groups and key-value heads: q [B, T, K, R, H], keys and values [b, S, K, H],
+    valid bool[b, S] per link, own bool[B, T]. An axis that its mesh axes do not divide
+    is computed by all of them."""
+    batch = spec(("batch",), (groups,), mesh)[0]
+    head = spec(("kv_heads",), (heads,), mesh)[0]
+    row = PartitionSpec(batch)
+    q, kv = (PartitionSpec(batch, None, head, *r) for r in ((None, None), (None,)))
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=(q, kv, kv, row, row),
+        out_specs=q,
+        check_vma=False,
+    )

@@ -1,6 +1,7 @@
-"""Attention over a chain equals one dense softmax over all keys, link by link."""
+"""Attention over a chain equals one dense softmax over all keys, whichever back end."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,11 @@ import numpy as np
 import pytest
 
 from tests import kit
+from vlmrl.engine import attention, blockwise, flash, splash
 from vlmrl.engine.attention import attend
+from vlmrl.engine.merge import Kernel
 from vlmrl.models.api import Level, Window
+from vlmrl.types import UserError
 
 K, R, H = 2, 3, 8
 
@@ -61,9 +65,22 @@ def run(function, q, links, limits):
     return out, grads
 
 
-@pytest.mark.parametrize("name", CHAINS)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_one_softmax_over_all_links(name, dtype):
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks that divide no length of CHAINS."""
+    monkeypatch.setattr(blockwise, "QUERIES", 4)
+    monkeypatch.setattr(blockwise, "KEYS", 3)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize(
+    ("backend", "name", "dtype"),
+    [("plain", n, d) for n in CHAINS for d in (np.float32, np.float64)]
+    + [("blockwise", n, np.float32) for n in ("alone", "four levels")]
+    + [("blockwise", "four levels", np.float64)],
+)
+def test_one_softmax_over_all_links(backend, name, dtype):
+    attend = attention.choose(backend)
     with jax.enable_x64(dtype is np.float64):
         limit = 1e-6 if dtype is np.float32 else 1e-14
         q, links, limits = case(name, dtype=dtype)
@@ -78,6 +95,7 @@ def test_one_softmax_over_all_links(name, dtype):
             assert kit.normwise(found, want) < 2 * limit or not np.any(want)
 
 
+@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("size", [1, 4, 7, 100])
 def test_a_window_counts_positions(size):
     """A chain cut into links of unlike lengths, with padding between them, is one row
@@ -106,15 +124,18 @@ def test_a_window_counts_positions(size):
         level = Level(None, None, mask)
         mine = np.pad(q[:, here], [*stretch, *[(0, 0)] * 3])
         window = Window(np.int32(size), tuple(places))
-        for function in (attend, kit.dense):
+        for function in (attend, attention.choose("blockwise"), kit.dense):
             out = function(jnp.asarray(mine), level, links, window)[:, :length]
             np.testing.assert_allclose(out, wanted[:, here], atol=2e-6)
         start += length
 
 
-def test_keys_that_are_not_seen_do_not_count():
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("backend", ["plain", "blockwise"])
+def test_keys_that_are_not_seen_do_not_count(backend):
     """Neither masked keys, nor those beyond a limit, nor later own ones: replaced by
     others they leave outputs as they were, bit by bit."""
+    attend = attention.choose(backend)
     q, links, limits = case("four levels", seed=3)
     out, _ = run(attend, q, links, limits)
     changed = []
@@ -137,7 +158,9 @@ def test_keys_that_are_not_seen_do_not_count():
     assert np.abs(first[:, -1] - second[:, -1]).max() > 1
 
 
-def test_a_query_that_sees_nothing_is_zero():
+@pytest.mark.parametrize("backend", ["plain", "blockwise"])
+def test_a_query_that_sees_nothing_is_zero(backend):
+    attend = attention.choose(backend)
     q, links, _ = case("two levels")
     for _, _, mask in links:
         mask[:] = False
@@ -146,7 +169,10 @@ def test_a_query_that_sees_nothing_is_zero():
     assert all(not np.any(g) for g in jax.tree.leaves(grads))
 
 
-def test_large_scores_neither_overflow_nor_vanish():
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("backend", ["plain", "blockwise"])
+def test_large_scores_neither_overflow_nor_vanish(backend):
+    attend = attention.choose(backend)
     q, links, limits = case("four levels", seed=1)
     links = [(40 * k, v, m) for k, v, m in links]
     out, grads = run(attend, 40 * q, links, limits)
@@ -155,7 +181,9 @@ def test_large_scores_neither_overflow_nor_vanish():
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
-def test_bfloat16_softmax_is_float32():
+@pytest.mark.parametrize("backend", ["plain", "blockwise"])
+def test_bfloat16_softmax_is_float32(backend):
+    attend = attention.choose(backend)
     q, links, limits = case("four levels", seed=2)
     low = functools.partial(jax.tree.map, lambda x: x.astype(jnp.bfloat16))
     rounded = [(*low((k, v)), m) for k, v, m in links]
@@ -165,3 +193,212 @@ def test_bfloat16_softmax_is_float32():
     wanted, _ = run(kit.dense, np.float32(low(q)), wide, limits)
     # Scores and weights are rounded to 8 bits, sums are not.
     np.testing.assert_allclose(np.float32(out), wanted, atol=0.04)
+
+
+# -- the kernels of platforms that are not here ----------------------------------------
+
+
+def valid_first(name, **more):
+    """A case whose valid keys come first, as cuDNN wants them; no limits."""
+    q, links, _ = case(name, limits=False, **more)
+    links = [(k, v, -np.sort(-m.astype(int), axis=1) > 0) for k, v, m in links]
+    return q, links
+
+
+def one_link(q, k, v, seen, own, lse=None):
+    """(probabilities under `lse`, or under the link's own, which is returned)."""
+    valid = seen.mask.sum(-1)
+    keep = (jnp.arange(k.shape[1]) < valid[:, None])[:, None]
+    if own:
+        keep = keep & jnp.tril(jnp.ones((q.shape[1], k.shape[1]), bool))
+    keep = keep[:, :, None, None]
+    s = jnp.einsum("bqkrh,bskh->bqkrs", q, k) * q.shape[-1] ** -0.5
+    s = jnp.where(keep, s, -1e30)
+    if lse is None:
+        lse = jax.nn.logsumexp(s, axis=-1)
+    return jnp.where(keep, jnp.exp(s - lse[..., None]), 0), lse
+
+
+def stand_in_forward(q, k, v, seen, own):
+    p, lse = one_link(q, k, v, seen, own)
+    return jnp.einsum("bqkrs,bskh->bqkrh", p, v), lse
+
+
+def stand_in_backward(q, k, v, seen, own, out, lse, g):
+    """What a flash kernel computes from the output and log-sum-exp it is given."""
+    p, _ = one_link(q, k, v, seen, own, lse)
+    dp = jnp.einsum("bqkrh,bskh->bqkrs", g, v)
+    ds = p * (dp - (out * g).sum(-1)[..., None]) * q.shape[-1] ** -0.5
+    return (
+        jnp.einsum("bqkrs,bskh->bqkrh", ds, k),
+        jnp.einsum("bqkrs,bqkrh->bskh", ds, q),
+        jnp.einsum("bqkrs,bqkrh->bskh", p, g),
+    )
+
+
+@pytest.mark.parametrize("name", ["two levels", "four levels"])
+def test_a_merge_of_kernels_has_the_gradients_of_the_whole(name, monkeypatch):
+    """Dispatch, folding and the merge as cuDNN is driven, with a kernel in its place
+    that keeps its contract: (out, lse) forward, the whole's out and lse backward."""
+    monkeypatch.setattr(flash, "KERNEL", Kernel(stand_in_forward, stand_in_backward))
+    monkeypatch.setattr(flash, "why_not", lambda q: None)
+    q, links = valid_first(name, seed=4)
+    out, grads = run(attention.choose("cudnn"), q, links, ())
+    wanted, wanted_grads = run(kit.dense, q, links, ())
+    np.testing.assert_allclose(out, wanted, atol=2e-6)
+    for found, want in zip(*map(jax.tree.leaves, (grads, wanted_grads)), strict=True):
+        assert kit.normwise(found, want) < 2e-6 or not np.any(want)
+
+
+def test_a_links_own_gradient_would_be_wrong():
+    """What the merge is for: each kernel's own backward pass, given the link's out and
+    lse, is far off, though the values are right."""
+
+    @jax.custom_vjp
+    def alone(q, k, v, seen):
+        return stand_in_forward(q, k, v, seen, False)
+
+    def forward(q, k, v, seen):
+        out, lse = alone(q, k, v, seen)
+        return (out, lse), (q, k, v, seen, out, lse)
+
+    def backward(kept, g):
+        q, k, v, seen, out, lse = kept
+        return *stand_in_backward(q, k, v, seen, False, out, lse, g[0]), None
+
+    alone.defvjp(forward, backward)
+    rng = np.random.default_rng(0)
+    q = rng.normal(size=(1, 5, K, R, H)).astype(np.float32)
+    k, v = rng.normal(size=(2, 2, 1, 6, K, H)).astype(np.float32)
+    read = rng.normal(size=q.shape).astype(np.float32)
+    seen = attention.Seen(np.ones((1, 6), bool), None, None)
+
+    def naive(q):
+        parts = [alone(q, k[i], v[i], seen) for i in range(2)]
+        total = jnp.logaddexp(parts[0][1], parts[1][1])
+        mixed = sum(o * jnp.exp(lse - total)[..., None] for o, lse in parts)
+        return (mixed * read).sum()
+
+    def whole(q):
+        link = one_link(q, np.concatenate(k, 1), None, twice, False)[0]
+        mixed = jnp.einsum("bqkrs,bskh->bqkrh", link, np.concatenate(v, 1))
+        return (mixed * read).sum()
+
+    twice = attention.Seen(np.ones((1, 12), bool), None, None)
+    wanted, wanted_grad = jax.value_and_grad(whole)(q)
+    found, grad = jax.value_and_grad(naive)(q)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    assert kit.normwise(grad, wanted_grad) > 0.05
+
+
+@pytest.mark.parametrize("name", ["four levels"])
+def test_splash_in_its_interpreter(name):
+    """The kernel itself, run step by step without a TPU, gradients included."""
+    q, links, _ = case(name, limits=False)
+    mask = links[-1][2]
+
+    def read(function):
+        def masked(q, level, links):  # what invalid queries get means nothing
+            out = function(q, level, links)
+            return jnp.where(mask[..., None, None, None], out, 0)
+
+        return masked
+
+    out, grads = run(read(attention.choose("splash", interpret=True)), q, links, ())
+    wanted, wanted_grads = run(read(kit.dense), q, links, ())
+    np.testing.assert_allclose(out, wanted, atol=2e-6)
+    for found, want in zip(*map(jax.tree.leaves, (grads, wanted_grads)), strict=True):
+        assert kit.normwise(found, want) < 2e-6 or not np.any(want)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CHAINS)
+def test_cudnn_on_a_gpu(name):
+    q, links = valid_first(name)
+    low = functools.partial(jax.tree.map, lambda x: x.astype(jnp.bfloat16))
+    links = [(*low((k, v)), m) for k, v, m in links]
+    out, grads = run(attention.choose("cudnn"), low(q), links, ())
+    wide = [(*map(np.float32, (k, v)), m) for k, v, m in links]
+    wanted, wanted_grads = run(kit.dense, np.float32(low(q)), wide, ())
+    np.testing.assert_allclose(np.float32(out), wanted, atol=0.04)
+    for found, want in zip(*map(jax.tree.leaves, (grads, wanted_grads)), strict=True):
+        assert kit.normwise(np.float32(found), want) < 0.03 or not np.any(want)
+
+
+def test_cudnn_is_given_shapes_it_takes():
+    """Traced without a GPU: shapes and dtypes of the two primitives, both ways."""
+    like = jax.ShapeDtypeStruct
+    q = like((6, 5, 2, 3, 16), jnp.bfloat16)
+    links = [like((b, s, 2, 16), jnp.bfloat16) for b, s in ((2, 7), (6, 5))]
+    masks = [like((b, s), bool) for b, s in ((2, 7), (6, 5))]
+
+    def loss(q, links, masks):
+        made = [(k, k, m) for k, m in zip(links, masks, strict=True)]
+        level = Level(None, None, masks[-1])
+        return attention.choose("cudnn")(q, level, made).astype(jnp.float32).sum()
+
+    grads = jax.eval_shape(jax.grad(loss, argnums=(0, 1)), q, links, masks)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), grads) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), (q, links)
+    )
+
+
+# -- the choice ------------------------------------------------------------------------
+
+
+def picked(monkeypatch, platform, q, level, sizes, window=None, mesh=None):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    links = [(np.empty((1, s, K, H)), None, None) for s in sizes]
+    return attention._automatic(q, level, links, window, mesh)
+
+
+def test_what_is_chosen_where(monkeypatch):
+    like = jax.ShapeDtypeStruct
+    long, short = (like((8, t, K, R, H), jnp.bfloat16) for t in (256, 4))
+    level = Level(None, None, None)
+    cut = level._replace(limits=(np.zeros(8, np.int32),))
+    sizes, few = (4096, 256), (16, 4)
+    cases = [
+        ("cpu", long, level, sizes, "blockwise"),
+        ("cpu", short, level, few, "plain"),
+        ("gpu", long, level, sizes, "cudnn"),
+        ("gpu", like(long.shape, jnp.float32), level, sizes, "blockwise"),
+        ("gpu", long, cut, sizes, "blockwise"),
+        ("gpu", like((8, 1, K, R, H), jnp.bfloat16), level, sizes, "plain"),
+        ("tpu", long, level, sizes, "splash"),
+        ("tpu", long, cut, sizes, "blockwise"),
+        ("tpu", like(long.shape, jnp.float64), level, sizes, "blockwise"),
+    ]  # fmt: skip
+    for platform, q, which, lengths, wanted in cases:
+        found = picked(monkeypatch, platform, q, which, lengths)
+        assert found == wanted, (platform, q, which.limits)
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    assert "mesh" in splash.why_not(long, (), None)
+
+
+def test_a_forced_back_end_says_why_it_cannot():
+    with pytest.raises(UserError, match="'flash' is not one of auto, plain, block"):
+        attention.choose("flash")
+    q, links = valid_first("two levels")
+    with pytest.raises(UserError, match="cudnn was asked for, but .* not float32"):
+        attention.choose("cudnn")(q, Level(None, None, links[-1][2]), links)
+
+
+def test_no_score_matrix_exists_whole():
+    """A 7B decoder's heads, 4,096 queries on 4,096 keys: nothing in the compiled
+    program, forward or backward, is a tenth of the score matrix."""
+    like, (length, heads, rep, width) = jax.ShapeDtypeStruct, (4096, 4, 7, 128)
+    q = like((1, length, heads, rep, width), jnp.bfloat16)
+    k = like((1, length, heads, width), jnp.bfloat16)
+    mask = like((1, length), bool)
+
+    def loss(q, k, v, mask):
+        return attend(q, Level(None, None, mask), [(k, v, mask)]).sum()
+
+    lowered = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, k, k, mask)
+    sizes = [
+        np.prod([int(n) for n in dims.split("x")[:-1]])
+        for dims in re.findall(r"tensor<((?:\d+x)+)", lowered.as_text())
+    ]
+    assert max(sizes) < 0.1 * length**2 * heads * rep

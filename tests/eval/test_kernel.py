@@ -416,8 +416,8 @@ def batch_of(examples, conditions) -> Batch:
     )
 
 
-@functools.partial(jax.jit, static_argnames="temperature")
-def evaluated(params, group, blind, rows, keys, temperature=1.0):
+@functools.partial(jax.jit, static_argnames=("temperature", "slots"))
+def evaluated(params, group, blind, rows, keys, temperature=1.0, slots=0):
     return kernel.evaluate(
         kit.model(),
         params,
@@ -430,6 +430,7 @@ def evaluated(params, group, blind, rows, keys, temperature=1.0):
         sampling=Sampling(temperature),
         probe_every=EVERY,
         probes=PROBES,
+        slots=slots,
     )
 
 
@@ -567,6 +568,17 @@ def test_the_order_of_conditions_and_items_changes_nothing():
     )
     back = np.arange(12).reshape(2, 3, 2)[::-1, ::-1].reshape(-1)
     same(found, sampled()[1], (back, np.arange(12)))
+
+
+@pytest.mark.slow
+def test_samples_that_take_turns_are_the_same_samples():
+    """Five of twelve at a time, each in the place of one that has ended."""
+    batch, wanted = sampled()
+    keys = branch_keys(0, "evaluate", 0, batch.names, 2)
+    found = jax.device_get(
+        evaluated(kit.params(), batch.group, batch.blind, batch.rows, keys, slots=5)
+    )
+    same(found, wanted, (np.arange(12), np.arange(12)))
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vlmrl.engine.attention import attend
+from vlmrl.engine import attention
 from vlmrl.models.api import Level, Model, Segment
 from vlmrl.types import Array, Group, Tokens
 
@@ -55,8 +55,15 @@ def levels_of(model: Model, params, group: Group, **options) -> tuple[Level, ...
     )
 
 
-def prefill(model: Model, params, group: Group, **options) -> Chain:
-    """Compute every link of a group once (vision tower included)."""
+def prefill(
+    model: Model, params, group: Group, *, attend=attention.attend, **options
+) -> Chain:
+    """Compute every link of a group once (vision tower included).
+
+    Args:
+      attend: the back end, as `attention.choose` gives it.
+      options: dtype, unroll, remat (see the family's `layers`).
+    """
     dtype = options.get("dtype")
     run = {k: v for k, v in options.items() if k != "dtype"}
     levels = levels_of(model, params, group, dtype=dtype, **run)
@@ -68,7 +75,17 @@ def prefill(model: Model, params, group: Group, **options) -> Chain:
     return Chain(links, last_valid(hidden[-1], levels[-1].mask), start)
 
 
-def extend(model: Model, params, chain: Chain, ids, mask, limits=(), **options):
+def extend(
+    model: Model,
+    params,
+    chain: Chain,
+    ids,
+    mask,
+    limits=(),
+    *,
+    attend=attention.attend,
+    **options,
+):
     """Read plain text rows behind a chain: (hidden dtype[B, T, D], the longer Chain).
 
     `ids` int32[B, T] may have more rows than the chain (branches). A row's positions

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vlmrl.automata import automaton
+from vlmrl.engine import decode
 from vlmrl.engine.chain import Chain, extend
 from vlmrl.engine.logprobs import entropy, logits, policy
 from vlmrl.models.api import Model, Segment
@@ -93,6 +94,26 @@ def truncate(logp, sampling: Sampling):
     return logp
 
 
+def draw(raw, keys, t, stops: Stops, sampling: Sampling):
+    """Sample a token for each row.
+
+    Args:
+      raw: float32[B, V]; keys: uint32[B, 2], one per branch; t: int32[B], how many
+        tokens the branch has: token keys are folded from both.
+    Returns:
+      (ids int32[B], their log-probs float32[B] under what was sampled from).
+    """
+    logp = policy(raw, sampling.temperature, stops.banned)
+    if sampling.temperature == 0:
+        ids = jnp.argmax(logp, axis=-1)
+    else:
+        logp = truncate(logp, sampling)
+        token_keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(keys), t)
+        ids = jax.vmap(jax.random.categorical)(token_keys, logp)
+    chosen = jnp.take_along_axis(logp, ids[:, None], axis=-1)[:, 0]
+    return ids.astype(jnp.int32), chosen
+
+
 def generate(
     model: Model,
     params,
@@ -110,6 +131,8 @@ def generate(
     the loop ends when every row has, or at max_tokens. Recorded log-probs are those of
     the distribution sampled from (temperature, bans and truncation included).
 
+    Args:
+      options: unroll (see the family's `layers`).
     Returns:
       the Rollout, and the chain with the rows' own link (all their tokens read).
     """
@@ -118,7 +141,8 @@ def generate(
     head = model.head(params)
     dtype = chain.hidden.dtype
     like = chain.links[-1].k
-    own_shape = (like.shape[0], rows, max_tokens, *like.shape[3:])
+    own_shape = (like.shape[0], rows, like.shape[3], max_tokens, like.shape[4])
+    cached = tuple(map(decode.heads_first, chain.links))
     chain = chain._replace(
         hidden=jnp.repeat(chain.hidden, fold, axis=0),
         next=jnp.repeat(chain.next, fold),
@@ -128,27 +152,15 @@ def generate(
     class State(NamedTuple):
         t: Array
         rollout: Rollout
-        k: Array  # [L, B, T, K, H], written in place
+        k: Array  # [L, B, K, T, H], written in place
         v: Array
         hidden: Array  # dtype[B, D]
         automaton: Array  # int32[B]
         done: Array  # bool[B]
 
-    def draw(raw, t):
-        logp = policy(raw, sampling.temperature, stops.banned)
-        if sampling.temperature == 0:
-            ids = jnp.argmax(logp, axis=-1)
-        else:
-            logp = truncate(logp, sampling)
-            fold_token = jax.vmap(lambda k: jax.random.fold_in(k, t))
-            token_keys = fold_token(jax.random.wrap_key_data(keys))
-            ids = jax.vmap(jax.random.categorical)(token_keys, logp)
-        chosen = jnp.take_along_axis(logp, ids[:, None], axis=-1)[:, 0]
-        return ids.astype(jnp.int32), chosen
-
     def step(s: State) -> State:
         raw = logits(s.hidden, head)
-        ids, logp = draw(raw, s.t)
+        ids, logp = draw(raw, keys, jnp.full(rows, s.t), stops, sampling)
         live = ~s.done
         ended = stops.end[ids] | (stops.hits[ids, s.automaton] != 0)
         r = s.rollout
@@ -165,11 +177,13 @@ def generate(
             r.stopped | (live & ended),
         )
         own_mask = jnp.broadcast_to(jnp.arange(max_tokens) < s.t, (rows, max_tokens))
-        links = (*chain.links, Segment(s.k, s.v, own_mask, places))
+        links = (*cached, Segment(s.k, s.v, own_mask, places))
         here = Chain(links, s.hidden, chain.next + s.t)
         one = jnp.ones((rows, 1), bool)
-        _, after = extend(model, params, here, ids[:, None], one, **options)
-        new, at = after.links[-1], (0, 0, s.t, 0, 0)
+        _, after = extend(
+            model, params, here, ids[:, None], one, attend=decode.attend, **options
+        )
+        new, at = decode.heads_first(after.links[-1]), (0, 0, 0, s.t, 0)
         return State(
             s.t + 1,
             r,
@@ -202,6 +216,6 @@ def generate(
     last = jax.lax.while_loop(
         lambda s: (s.t < max_tokens) & ~jnp.all(s.done), step, first
     )
-    own = Segment(last.k, last.v, last.rollout.mask, places)
+    own = decode.tokens_first(Segment(last.k, last.v, last.rollout.mask, places))
     after = chain.next + last.rollout.mask.sum(-1, dtype=jnp.int32)
     return last.rollout, Chain((*chain.links, own), last.hidden, after)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from vlmrl import hosts, prompts, sharding, tokens
+from vlmrl.engine import attention
 from vlmrl.engine.generate import Stops, make_stops
 from vlmrl.models import hf
 from vlmrl.models.api import Model
@@ -28,6 +29,11 @@ class Policy(NamedTuple):
     buckets: tokens.Buckets
     mesh: Any
     source: str  # directory or name it was loaded from
+
+    @property
+    def attend(self):
+        """Attention as this policy's mesh wants it."""
+        return attention.choose("auto", self.mesh)
 
     def write(self, examples: Sequence[Example]) -> list[Prompt]:
         """Prompts of examples, in this policy's style."""

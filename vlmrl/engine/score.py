@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from vlmrl.engine.attention import attend
+from vlmrl.engine import attention
 from vlmrl.engine.chain import last_valid, levels_of, next_position, text_tokens
 from vlmrl.engine.logprobs import token_logprobs
 from vlmrl.models.api import Model
@@ -23,7 +23,14 @@ def completions(group: Group, rollout: Rollout) -> Group:
 
 
 def score(
-    model: Model, params, group: Group, *, temperature=1.0, banned=None, **options
+    model: Model,
+    params,
+    group: Group,
+    *,
+    temperature=1.0,
+    banned=None,
+    attend=attention.attend,
+    **options,
 ):
     """log p(token | everything before it) for every branch token.
 
@@ -33,6 +40,7 @@ def score(
 
     Args:
       temperature, banned: of the scored distribution (`logprobs.policy`).
+      attend: the back end, as `attention.choose` gives it.
       options: dtype, remat, unroll (see the family's `layers`).
     Returns:
       (logprobs float32[B, T], entropy float32[B, T]); what lies under False of

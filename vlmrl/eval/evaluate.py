@@ -14,6 +14,7 @@ import numpy as np
 
 import vlmrl
 from vlmrl import hosts, perturb, prompts, sharding, tokens
+from vlmrl.engine import fit
 from vlmrl.engine.generate import Sampling, branch_keys
 from vlmrl.engine.policy import Policy
 from vlmrl.eval import kernel
@@ -35,6 +36,7 @@ def evaluator(
     probes: int = 4,
     batch: int = 16,
     options: int = OPTIONS,
+    slots: int = 0,
     unroll: bool = False,
 ) -> Callable[..., list[Record]]:
     """run(params, examples, *, recipe, seed, step, split, progress) -> records.
@@ -49,9 +51,11 @@ def evaluator(
       probe_every, probes: a sighted probe after every k think tokens, at most R.
       batch: examples per pass.
       options: of an item at most, an added one included.
+      slots: samples decoded side by side, each in the place of one that has ended; for
+        answers of very unlike lengths, on one data shard. 0: all of a batch at once.
     Raises:
-      UserError: an unknown condition, samples of a greedy evaluation, an item with
-        more options.
+      UserError: an unknown condition, samples of a greedy evaluation, slots on several
+        shards; when run, an item with more options, a batch that can't fit.
     """
     for name in conditions:
         perturb.check(name)
@@ -61,9 +65,12 @@ def evaluator(
         )
     shards = sharding.batch_shards(policy.mesh)
     batch += -batch % shards
+    if slots and shards > 1:
+        raise UserError(f"slots is {slots}: wants one data shard, there are {shards}")
     index, count = sharding.part(policy.mesh)
     own = batch // count  # examples of this process in a pass
     tables = make_tables(policy.processor, options)
+    unchecked = [True]  # all batches have the shapes of the first
 
     @functools.partial(jax.jit, out_shardings=sharding.batch_sharding(policy.mesh))
     def run_kernel(params, group, blind, rows, keys):
@@ -79,7 +86,9 @@ def evaluator(
             sampling=Sampling(temperature),
             probe_every=probe_every,
             probes=probes,
+            slots=slots,
             unroll=unroll,
+            attend=policy.attend,
         )
 
     def run(
@@ -102,6 +111,14 @@ def evaluator(
             inputs = _inputs(policy, written, len(conditions), options)
             names = [f"{e.source}/{e.id}/{e.condition}" for e in changed]
             keys = branch_keys(seed, "evaluate", 0, names, samples)
+            if unchecked:
+                unchecked.clear()
+                # The blind reading keeps as much as the sighted one, or less.
+                twice = 2 * len(keys)
+                fit.refuse(
+                    "batch", policy.model, params, inputs[0], twice, max_tokens,
+                    mesh=policy.mesh,
+                )  # fmt: skip
             placed = sharding.join_batch(policy.mesh, (*inputs, keys))
             found = run_kernel(params, *placed)
             rollout, scores = sharding.rows(found)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vlmrl.engine import slots as in_slots
 from vlmrl.engine.chain import Chain, extend, prefill
 from vlmrl.engine.generate import Sampling, generate
 from vlmrl.engine.logprobs import id_logprobs
@@ -153,6 +154,7 @@ def evaluate(
     sampling: Sampling,
     probe_every: int,
     probes: int,
+    slots: int = 0,
     **options,
 ) -> tuple[Rollout, Scores]:
     """Generate under every condition and score what was generated.
@@ -161,14 +163,25 @@ def evaluate(
       group: prefix [N, S], branches [N * V, T'] (the conditions' texts), images.
       blind: int32[N * V, S'], the same prompts without images.
       keys: uint32[B, 2], B / (N * V) samples of each condition row.
+      slots: samples decoded side by side; when one ends, the next takes its place
+        (`engine/slots.py`), and all are read once more at the end. 0: all at once.
       probe_every, probes: a sighted probe after every k think tokens, R at most.
-      options: dtype, unroll (see the family's `layers`).
+      options: dtype, unroll (see the family's `layers`); attend, the back end that
+        reads (`attention.choose`).
     """
     chain = prefill(model, params, group, **options)
-    rollout, own = generate(
-        model, params, chain, keys, tables.stops,
-        max_tokens=max_tokens, sampling=sampling, **_run(options),
-    )  # fmt: skip
+    drawing = dict(max_tokens=max_tokens, sampling=sampling, **_run(options, "attend"))
+    if slots:
+        n = group.prefix.ids.shape[0]
+        rollout, _ = in_slots.generate(
+            model, params, lambda i: in_slots.take(chain, i, n), n, keys, tables.stops,
+            slots=slots, places=slots, **drawing,
+        )  # fmt: skip
+        _, own = extend(
+            model, params, chain, rollout.tokens, rollout.mask, **_run(options)
+        )
+    else:
+        rollout, own = generate(model, params, chain, keys, tables.stops, **drawing)
     samples = keys.shape[0] // rows.stage.shape[0]
     rows = jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), rows)
     text = read(tables, rollout, rows.stage)
@@ -260,5 +273,5 @@ def _renormalise(mass, valid):
     return mass - total[..., None], jnp.exp(total)
 
 
-def _run(options):
-    return {k: v for k, v in options.items() if k != "dtype"}
+def _run(options, *others):
+    return {k: v for k, v in options.items() if k not in ("dtype", *others)}

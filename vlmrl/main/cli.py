@@ -41,6 +41,7 @@ COMMANDS = {
     "convert": "vlmrl.main.convert",
     "inspect": "vlmrl.main.inspect",
     "plan": "vlmrl.main.plan",
+    "bench": "vlmrl.main.bench",
     "tiny": "vlmrl.main.tiny",
 }
 

@@ -1,0 +1,62 @@
+"""What can't fit is refused before anything is compiled, with what would fit."""
+
+import jax
+import pytest
+
+from tests import kit
+from vlmrl.engine import fit
+from vlmrl.types import UserError
+
+BRANCHES, LENGTH = 6, 50
+
+
+def asked() -> fit.Need:
+    return fit.need(kit.model(), kit.params(), kit.group(2), BRANCHES, LENGTH)
+
+
+def test_bytes_are_those_of_the_arrays():
+    c = kit.model().config.text
+    token = 2 * c.layers * c.kv_heads * c.head_dim * 4
+    found, group = asked(), kit.group(2)
+    assert found.own == BRANCHES * LENGTH * token
+    patches = group.vision.patches.nbytes
+    assert found.prefix == 2 * group.prefix.ids.size * token + 2 * patches
+    assert found.drawing == 4 * BRANCHES * c.vocab * 4
+    assert found.total == found.prefix + found.own + found.drawing
+
+
+def refuse(there, **more):
+    fit.refuse("group_size", kit.model(), kit.params(), kit.group(2), BRANCHES, LENGTH,
+               there=there, **more)  # fmt: skip
+
+
+def test_a_request_too_large_is_refused_with_what_would_fit(monkeypatch):
+    def compiles(*_, **__):
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr(jax, "jit", compiles)
+    total = asked().total
+    refuse(total)
+    with pytest.raises(UserError) as error:
+        refuse(total - 1)
+    text = str(error.value)
+    assert text.startswith("group_size: 2 groups of 3 branches of 50 tokens ask for ")
+    assert f"{total / 1e9:.3g} GB" in text and "at most 1 groups fit" in text
+    with pytest.raises(UserError, match="not even one group"):
+        refuse(total // 3)
+
+
+def test_what_fits_is_what_was_said():
+    """A batch of the size the error names passes."""
+    per = fit.need(kit.model(), kit.params(), kit.group(1), 3, LENGTH).total
+    assert asked().total == 2 * per
+    fit.refuse("x", kit.model(), kit.params(), kit.group(1), 3, LENGTH,
+               there=asked().total - 1)  # fmt: skip
+
+
+def test_the_machines_own_memory():
+    found = fit.free(jax.devices()[0])
+    assert found is None or 2**20 < found < 2**50
+    fit.refuse("x", kit.model(), kit.params(), kit.group(2), BRANCHES, LENGTH)
+    with pytest.raises(UserError, match="GB a device"):
+        fit.refuse("x", kit.model(), kit.params(), kit.group(2), 2**40, LENGTH)

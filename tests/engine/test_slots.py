@@ -1,0 +1,139 @@
+"""Slots: every branch as the plain loop samples it, and few idle slots."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from tests import kit
+from vlmrl.automata import automaton
+from vlmrl.engine import chain as chains
+from vlmrl.engine import slots
+from vlmrl.engine.generate import Sampling, Stops, branch_keys, generate, make_stops
+
+V, END = 8, 7
+
+
+def stops() -> Stops:
+    words = [bytes([65 + i]) for i in range(V)]
+    found = automaton(words, (b"</answer>",))
+    ids = np.arange(V)
+    return Stops(
+        *map(jnp.asarray, (found.table, found.hits, ids == END)),
+        jnp.zeros(V, bool),
+    )
+
+
+def both(model, params, chain, groups, keys, stops, sizes, length, temperature=1.0):
+    """(the plain loop's Rollout, that of the slots, their Use)."""
+    sampling = Sampling(temperature)
+
+    @jax.jit
+    def run(params, chain, keys):
+        plain, _ = generate(
+            model, params, chain, keys, stops, max_tokens=length, sampling=sampling
+        )
+        load = functools.partial(slots.take, chain, groups=groups)
+        return plain, *slots.generate(
+            model, params, load, groups, keys, stops,
+            **sizes, max_tokens=length, sampling=sampling,
+        )  # fmt: skip
+
+    return jax.device_get(run(params, chain, keys))
+
+
+def same(found, wanted):
+    for name in ("tokens", "mask", "stopped"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
+    np.testing.assert_allclose(found.logprobs, wanted.logprobs, atol=1e-5)
+    np.testing.assert_allclose(found.entropy, wanted.entropy, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        dict(slots=5, places=3),
+        dict(slots=1, places=1),
+        dict(slots=3, places=1),  # one group after the other
+        dict(slots=99, places=99),  # more than there is
+    ],
+    ids=str,
+)
+def test_every_branch_is_that_of_the_plain_loop(sizes):
+    groups, each, length = 4, 3, 9
+    table = np.random.default_rng(0).normal(size=(groups, length + 1, V))
+    model, params, chain = kit.scripted(table)
+    keys = branch_keys(0, "rollout", 0, list("abcd"), each)
+    plain, found, use = both(model, params, chain, groups, keys, stops(), sizes, length)
+    assert len(set(plain.mask.sum(-1).tolist())) > 2  # they end at unlike lengths
+    same(found, plain)
+    assert use.kept == plain.mask.sum() and use.loads == groups
+    slotted = min(sizes["slots"], groups * each)
+    assert use.kept <= use.steps * slotted
+
+
+@pytest.mark.slow
+def test_links_above_links_and_attention():
+    """The toy with its images, 2 groups of 2 conditions with 3 samples each. Groups are
+    read when their turn comes; a slot attends to the links of its branch and to its own
+    tokens in the ring: equal ids, log-probs to 1e-5."""
+    group = kit.group(2, ("base", "wrong_caption"))
+    made = make_stops(kit.processor())
+    common = np.isin(np.arange(len(made.end)), np.arange(40, 100))
+    made = made._replace(end=made.end | common)
+    keys = branch_keys(0, "rollout", 0, list("abcd"), 3)
+    settings = dict(max_tokens=10, sampling=Sampling(0.7))
+
+    @jax.jit
+    def run(params, group):
+        read = functools.partial(chains.prefill, kit.model(), params)
+        plain, _ = generate(kit.model(), params, read(group), keys, made, **settings)
+        return plain, *slots.generate(
+            kit.model(), params, lambda i: read(slots.pick(group, i)), 2, keys, made,
+            slots=3, places=1, **settings,
+        )  # fmt: skip
+
+    plain, found, use = jax.device_get(run(kit.params(), group))
+    assert len(set(plain.mask.sum(-1).tolist())) > 2
+    same(found, plain)
+    assert use.loads == 2
+
+
+def long_tailed(groups, length):
+    """A model whose branches' lengths are log-normal with median 20, and the spread of
+    a factor e: at each step the end token has the hazard of that distribution."""
+    steps = np.maximum(np.arange(length + 1), 1e-9)
+    alive = scipy.stats.norm.sf(np.log(steps / 20))
+    hazard = 1 - alive[1:] / alive[:-1]
+    table = np.full((groups, length + 1, V), -30.0)
+    table[:, :-1, END], table[:, :-1, 0] = np.log(hazard), np.log1p(-hazard)
+    return kit.scripted(table)
+
+
+def test_few_slots_stand_idle_under_a_long_tail():
+    """256 branches in 16 slots, the longest ten times the median: at least 85 % of
+    slot-steps write a token that is kept, where 16 rows at a time keep less than half.
+    """
+    groups, each, length, width = 32, 8, 256, 16
+    model, params, chain = long_tailed(groups, length)
+    keys = branch_keys(0, "rollout", 0, [str(i) for i in range(groups)], each)
+    load = functools.partial(slots.take, chain, groups=groups)
+
+    @jax.jit
+    def run(params):
+        return slots.generate(
+            model, params, load, groups, keys, stops(),
+            slots=width, places=8, max_tokens=length, sampling=Sampling(1.0),
+        )  # fmt: skip
+
+    found, use = jax.device_get(run(params))
+    lengths = found.mask.sum(-1)
+    assert 15 < np.median(lengths) < 25 and lengths.max() > 150
+    assert use.kept == lengths.sum() and use.loads == groups
+    share = use.kept / (use.steps * width)
+    assert share >= 0.85, share
+    batches = lengths.reshape(-1, width).max(1).sum() * width
+    assert lengths.sum() / batches < 0.5

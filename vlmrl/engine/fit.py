@@ -1,0 +1,124 @@
+"""What a request needs, before anything is compiled for it: bytes against what the
+devices have left.
+
+Axis letters: N groups, G branches of each, B = N * G rows, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from vlmrl import sharding
+from vlmrl.engine.chain import prefill
+from vlmrl.models.api import Model
+from vlmrl.types import Group, UserError
+
+ROWS_OF_LOGITS = 4  # float32[B, V] alive while a token is drawn
+KEPT = 0.9  # share of free memory that a request may take
+
+
+class Need(NamedTuple):
+    """Bytes a rollout holds besides the parameters, over all devices."""
+
+    prefix: int  # keys and values of the groups' links, and images while they are read
+    own: int  # those of the branches
+    drawing: int  # logits of a step
+
+    @property
+    def total(self) -> int:
+        return self.prefix + self.own + self.drawing
+
+
+def need(model: Model, params, group: Group, branches: int, length: int, **options):
+    """Need of `branches` rows of `length` new tokens behind a group's links, counted on
+    shapes; nothing is computed."""
+
+    def read(params, group):
+        return prefill(model, params, group, **options)
+
+    chain = jax.eval_shape(read, params, group)
+    head = jax.eval_shape(model.head, params)
+    links = [_bytes((link.k, link.v)) for link in chain.links]
+    last = chain.links[-1]
+    token = _bytes((last.k, last.v)) // last.mask.size  # of one row
+    images = 0 if group.vision is None else 2 * _bytes(group.vision.patches)
+    return Need(
+        2 * sum(links) + images,  # decoding keeps them in an order of its own
+        branches * length * token,
+        ROWS_OF_LOGITS * 4 * branches * head.shape[0],
+    )
+
+
+def free(device) -> int | None:
+    """Bytes a device has left: its allocator's limit less what is in use; of a CPU,
+    what the system could give. None where nobody says."""
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    rows = dict(line.split(":", 1) for line in lines if ":" in line)
+    return (
+        int(rows["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in rows else None
+    )
+
+
+def refuse(
+    what: str,
+    model: Model,
+    params,
+    group: Group,
+    branches: int,
+    length: int,
+    *,
+    mesh=None,
+    there: int | None = None,
+    **options,
+) -> None:
+    """Raise if a rollout can't fit; a request that nobody can judge passes.
+
+    Args:
+      what: names the request's setting, first word of the error.
+      group: of this process, if there are several.
+      branches: B = N * G rows of `length` new tokens.
+      there: bytes of each device to count on, instead of what `free` says.
+      options: as for `prefill`.
+    Raises:
+      UserError: bytes asked, bytes there, and the most groups that would fit.
+    """
+    groups = group.prefix.ids.shape[0]
+    found = need(model, params, group, branches, length, **options)
+    shards = sharding.batch_shards(mesh) if mesh is not None else 1
+    shards = max(1, shards // jax.process_count())  # those that hold these groups
+    devices = mesh.local_devices if mesh is not None else jax.local_devices()[:1]
+    if there is None:
+        each = [free(d) for d in devices]
+        if None in each:
+            return
+        there = int(KEPT * min(each))
+        if devices[0].platform == "cpu":  # they share the machine's memory
+            there //= len(devices)
+    asked = -(-found.total // shards)
+    if asked <= there:
+        return
+    most = there * groups // asked // shards * shards
+    raise UserError(
+        f"{what}: {groups} groups of {branches // groups} branches of {length} tokens "
+        f"ask for {_gb(asked)} a device (prefixes {_gb(found.prefix // shards)}, "
+        f"branches {_gb(found.own // shards)}, logits {_gb(found.drawing // shards)}), "
+        f"but {_gb(there)} are there; "
+        + (f"at most {most} groups fit" if most else "not even one group a device fits")
+    )
+
+
+def _bytes(tree) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.3g} GB"
