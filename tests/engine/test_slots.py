@@ -114,10 +114,12 @@ def long_tailed(groups, length):
 
 
 def test_few_slots_stand_idle_under_a_long_tail():
-    """256 branches in 16 slots, the longest ten times the median: at least 85 % of
-    slot-steps write a token that is kept, where 16 rows at a time keep less than half.
+    """768 branches in 16 slots, the longest ten times the median: at least 85 % of
+    slot-steps write a token that is kept, where 16 rows at a time keep less than a
+    third. (What is lost goes at the end, when nothing waits: 256 branches keep 75 to
+    83 %.)
     """
-    groups, each, length, width = 32, 8, 256, 16
+    groups, each, length, width = 96, 8, 256, 16
     model, params, chain = long_tailed(groups, length)
     keys = branch_keys(0, "rollout", 0, [str(i) for i in range(groups)], each)
     load = functools.partial(slots.take, chain, groups=groups)
@@ -136,4 +138,4 @@ def test_few_slots_stand_idle_under_a_long_tail():
     share = use.kept / (use.steps * width)
     assert share >= 0.85, share
     batches = lengths.reshape(-1, width).max(1).sum() * width
-    assert lengths.sum() / batches < 0.5
+    assert lengths.sum() / batches < 1 / 3
