@@ -73,7 +73,7 @@ def test_a_run_writes_its_results_and_flags_what_got_worse(
 ):
     values = iter([2.0, 2.1, 1.5])
 
-    def suite(rounds, **_):
+    def suite(rounds):
         return [bench.result("step", next(values), "what it is", bar=1.8)]
 
     monkeypatch.setattr(bench, "SUITES", {"step": suite})

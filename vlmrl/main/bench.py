@@ -12,7 +12,7 @@ third_party/peers/ make, and load the very weights that run here.
   rollout   8 samples of 64 tokens behind 1,024 image tokens, against transformers
   training  the step against transformers' forward and backward pass in torch
   text      16 prompts of 32 tokens, 64 new ones each, 121 M parameters, against
-            transformers and, with --vllm, vLLM's CPU build
+            transformers
   grpo      a whole GRPO step, 4 prompts of 32 tokens, 8 completions of 64 each, 10 M
             parameters, against TRL's
   agree     how often bfloat16's sampler and trainer differ by more than 10 % on a token
@@ -55,7 +55,6 @@ FLAGS = {
     "rounds": (5, "how often each side runs, in turn, after one run to warm up"),
     "out": ("", "directory for the JSON file; without it, it is only printed"),
     "against": ("", "earlier JSON file, or directory of them; default: --out"),
-    "vllm": (False, "run vLLM's CPU build beside `text` (installs about 3 GB)"),
     "args": ("[SUITE ...]", "suites to run; all of them if none is named"),
 }
 PEERS = args.CHECKOUT / "third_party" / "peers"
@@ -75,7 +74,7 @@ def main(argv):
     results = []
     for name in other.args or SUITES:
         print(f"{name} ...", file=sys.stderr, flush=True)
-        results += SUITES[name](other.rounds, vllm=other.vllm)
+        results += SUITES[name](other.rounds)
     found = describe(results)
     print(table(found))
     worse = []
@@ -100,7 +99,7 @@ def result(name, value, definition, *, unit="ratio", bar=None, seconds=None) -> 
     )  # fmt: skip
 
 
-def counts(rounds, **_) -> list[dict]:
+def counts(rounds) -> list[dict]:
     c = workloads.counts(workloads.sees())
     return [
         result(
@@ -123,7 +122,7 @@ def counts(rounds, **_) -> list[dict]:
     ]  # fmt: skip
 
 
-def step(rounds, **_) -> list[dict]:
+def step(rounds) -> list[dict]:
     config = workloads.sees()
     model, params = workloads.build(config)
     one = workloads.gradient(model, workloads.scored(config))
@@ -148,7 +147,7 @@ def step(rounds, **_) -> list[dict]:
     ]  # fmt: skip
 
 
-def evaluation(rounds, **_) -> list[dict]:
+def evaluation(rounds) -> list[dict]:
     """Definitions: P prompt, P₀ shared, q own tokens, T new ones; c is the cost of a
     decoded token in tokens of reading, measured in the one pass."""
     config = workloads.sees()
@@ -185,7 +184,7 @@ def evaluation(rounds, **_) -> list[dict]:
     return out
 
 
-def rollout(rounds, **_) -> list[dict]:
+def rollout(rounds) -> list[dict]:
     config, new = workloads.sees(), 64
     model, params = workloads.build(config)
     row = workloads.prompt(config)
@@ -216,7 +215,7 @@ def rollout(rounds, **_) -> list[dict]:
     ]  # fmt: skip
 
 
-def training(rounds, **_) -> list[dict]:
+def training(rounds) -> list[dict]:
     config = workloads.sees()
     model, params = workloads.build(config)
     group = workloads.scored(config)
@@ -245,31 +244,31 @@ def training(rounds, **_) -> list[dict]:
     ]  # fmt: skip
 
 
-def text(rounds, *, vllm: bool, **_) -> list[dict]:
+def text(rounds) -> list[dict]:
     config, new = workloads.reads(), 64
     model, params = workloads.build(config)
     group, ids = workloads.texts()
     ours = workloads.sampler(model, group, len(ids), new)
-    names = ["transformers_generate"] + ["vllm_generate"] * vllm
-    out = []
-    for name in names:
-        with peer(name, config, model, params, dict(ids=ids), new=new) as theirs:
-            seconds = interleave({"vlmrl": lambda: ours(params), name: theirs}, rounds)
-        speed = {k: len(ids) * new / statistics.median(s) for k, s in seconds.items()}
-        out.append(
-            result(
-                f"text/{name.partition('_')[0]}", ratio(seconds, name, "vlmrl"),
-                f"seconds of the peer / of vlmrl: {len(ids)} prompts of {ids.shape[1]} "
-                f"tokens, {new} new ones each, float32, reading included, "
-                f"{model.size / 1e6:.0f} M parameters; new tokens/s: "
-                + ", ".join(f"{k} {v:.0f}" for k, v in speed.items()),
-                bar=1.0 if name.startswith("transformers") else None, seconds=seconds,
-            )
-        )  # fmt: skip
-    return out
+    with peer(
+        "transformers_generate", config, model, params, dict(ids=ids), new=new
+    ) as theirs:
+        seconds = interleave(
+            {"vlmrl": lambda: ours(params), "transformers": theirs}, rounds
+        )
+    speed = {k: len(ids) * new / statistics.median(s) for k, s in seconds.items()}
+    return [
+        result(
+            "text", ratio(seconds, "transformers", "vlmrl"),
+            f"seconds of transformers' generate / of vlmrl: {len(ids)} prompts of "
+            f"{ids.shape[1]} tokens, {new} new ones each, float32, reading included, "
+            f"{model.size / 1e6:.0f} M parameters; new tokens/s: "
+            + ", ".join(f"{k} {v:.0f}" for k, v in speed.items()),
+            bar=1.0, seconds=seconds,
+        )
+    ]  # fmt: skip
 
 
-def agree(rounds, **_) -> list[dict]:
+def agree(rounds) -> list[dict]:
     tiny = policy.load("tiny", dtype=jnp.bfloat16)
     prompts = policy.prefixes(tiny, tiny.write(scenes.suite("test", 32)))
     config = workloads.reads(4096, 768, 6, 12, 4, 2304)
@@ -297,27 +296,6 @@ def agree(rounds, **_) -> list[dict]:
     return out
 
 
-def grpo(rounds, **_) -> list[dict]:
-    config = workloads.reads(4096, 384, 4, 6, 2, 1024)
-    model, params = workloads.build(config)
-    prompts, each, new = 4, workloads.BRANCHES, 64
-    group, ids = workloads.texts(prompts)
-    ours = workloads.grpo(model, params, group, each, new)
-    with peer(
-        "trl_grpo", config, model, params, dict(ids=ids), new=new, samples=each
-    ) as theirs:
-        seconds = interleave({"vlmrl": ours, "trl": theirs}, rounds)
-    return [
-        result(
-            "grpo", ratio(seconds, "trl", "vlmrl"),
-            f"seconds of TRL's step / of vlmrl's: {prompts} prompts of {ids.shape[1]} "
-            f"tokens, {each} completions of {new} each, sampled, scored, one AdamW "
-            f"update, no reference model, float32, {model.size / 1e6:.0f} M parameters",
-            seconds=seconds,
-        )
-    ]  # fmt: skip
-
-
 SUITES: dict[str, Callable] = {
     "counts": counts,
     "step": step,
@@ -325,7 +303,6 @@ SUITES: dict[str, Callable] = {
     "rollout": rollout,
     "training": training,
     "text": text,
-    "grpo": grpo,
     "agree": agree,
 }
 

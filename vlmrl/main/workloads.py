@@ -4,7 +4,6 @@ stated lengths, and the same work done in one group, in replicated rows and in a
 
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +11,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from vlmrl import tokens
 from vlmrl.engine import attention
@@ -221,47 +219,6 @@ def sampler(model: Model, group: Group, rows: int, length: int, **options):
 
     run = jax.jit(work)
     return lambda params: run(params, group)
-
-
-def grpo(model: Model, params, group: Group, each: int, length: int):
-    """() → the loss of one whole GRPO step: `each` completions of `length` tokens per
-    prompt, made-up rewards, advantages within the group, AdamW."""
-    tx = optax.adamw(1e-6)
-    total = each * len(group.prefix.ids)
-    rewards = np.random.default_rng(4).normal(size=(total // each, each))
-    advantage = (rewards - rewards.mean(1, keepdims=True)) / rewards.std(1)[:, None]
-    advantage = jnp.float32(advantage.reshape(-1, 1))
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(1), jnp.arange(total))
-    stops = endless(model.head(_shapes(model)).shape[0])
-
-    @jax.jit
-    def draw(params, group):
-        chain = prefill(model, params, group)
-        return generate(
-            model, params, chain, jax.random.key_data(keys), stops,
-            max_tokens=length, sampling=Sampling(1.0),
-        )[0]  # fmt: skip
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def update(params, moments, group, rollout):
-        def loss(params):
-            logp, _ = score(model, params, completions(group, rollout))
-            ratio = jnp.exp(logp - rollout.logprobs)
-            clipped = jnp.clip(ratio, 0.8, 1.2)
-            return -jnp.minimum(ratio * advantage, clipped * advantage).mean()
-
-        value, grads = jax.value_and_grad(loss)(params)
-        changes, moments = tx.update(grads, moments, params)
-        return optax.apply_updates(params, changes), moments, value
-
-    kept = [jax.tree.map(jnp.copy, params), tx.init(params)]
-
-    def step():
-        rollout = draw(kept[0], group)
-        kept[0], kept[1], value = update(*kept, group, rollout)
-        return value
-
-    return step
 
 
 def disagreement(model: Model, params, group: Group, stops: Stops, length: int):
