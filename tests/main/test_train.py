@@ -268,6 +268,14 @@ def test_an_adapter_is_trained_and_merged(vlmrl, tmp_path):
     assert len(rows) == 16 and {r["weights_step"] for r in rows} == {0}
 
 
+@pytest.mark.parametrize("mode", ["", ":runlocal"])
+@pytest.mark.parametrize("name", [*REMEDIES, "dapo"])
+def test_every_other_recipe_passes_its_check(name, mode):
+    settings = args.load_config(f"configs/tiny/{name}.py{mode}").to_dict()
+    settings["prompts"] = 8
+    train.check(settings)
+
+
 def test_the_other_configs_load():
     names = [f"sft.py:stage={s}" for s in ("letters", "ends", "scenes")]
     for name in [*names, "sft.py", "eval.py", "demo.py", "grpo.py"]:
