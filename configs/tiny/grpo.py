@@ -7,6 +7,7 @@ Options after ':' — runlocal (three steps, a handful of items), seeds=N (seeds
 from ml_collections import ConfigDict
 
 from configs.common import parse_arg
+from configs.options import switch_off
 
 # 10 % each, 60 % clean (arXiv 2602.12506).
 MIX = {
@@ -87,6 +88,7 @@ def recipe(arg, *, name: str, reward: str = "grpo", mix: dict | None = None):
     c.eval.split = "validation"
     c.eval.size = 8 if small else 96
     c.eval.every = 3 if small else 40  # steps; 0 for never
+    c.eval.start = False  # also before the first step
     c.eval.conditions = ("base", "wrong_caption", "wrong_think", "stop_think")
     c.eval.max_tokens = 72
 
@@ -99,7 +101,7 @@ def recipe(arg, *, name: str, reward: str = "grpo", mix: dict | None = None):
     c.mesh.data = -1  # copies of the parameters
     c.mesh.fsdp = 1  # shares of parameters and optimizer, gathered layer by layer
     c.mesh.tensor = 1  # shares of heads, MLPs and vocabulary
-    return c
+    return switch_off(c)
 
 
 def get_config(arg=None):

@@ -4,11 +4,12 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from tests import kit
 from tests.data import published
-from tests.main.small import CONDITIONS, SMALL, overrides
+from tests.main.small import CONDITIONS, KERNEL, SMALL, overrides
 from vlmrl import checkpoint, metrics
 from vlmrl.data import loader
 from vlmrl.eval import records
@@ -95,6 +96,9 @@ def test_a_run_leaves_what_it_promises(runs):
     assert sorted(samples) == [1, 2, 3, 4]
     for (drawn,) in samples.values():
         assert len(drawn) == 8 * 2
+    course = metrics.read(seed / "course.jsonl")
+    assert [row["step"] for row in course] == [2, 4]
+    assert "base/accuracy" in course[0] and "base/accuracy/change" in course[1]
     conditions = {s.condition for (drawn,) in samples.values() for s in drawn}
     assert "base" in conditions and len(conditions) > 1
     assert (workdir / "data").is_dir()
@@ -179,6 +183,99 @@ def test_every_recipe_is_consistent(name, mode):
     assert config.seeds == ((0, 1, 2) if "seeds" in mode else (0,))
 
 
+REMEDIES = ("lagrange", "cora", "acre", "blind", "ranked")
+
+
+@pytest.mark.parametrize("mode", ["", ":runlocal", ":seeds=3"])
+@pytest.mark.parametrize("name", ["dynamics", "remedies"])
+def test_every_study_is_consistent(name, mode):
+    config = args.load_config(f"configs/tiny/{name}.py{mode}")
+    recipes = config.to_dict()["recipes"]
+    assert config.algorithm == "study"
+    own = RECIPES if name == "dynamics" else ("accuracy", *REMEDIES)
+    assert tuple(recipes) == own
+    assert len({r["recipe"] for r in recipes.values()}) == len(recipes)
+    for settings in recipes.values():
+        settings["prompts"] = 8  # of 8 devices
+        train.check(settings)
+        assert settings["seeds"] == (0, 1, 2)
+        assert settings["eval"]["split"] != config.split  # which is read at the end
+        if mode != ":runlocal":
+            assert settings["steps"] / settings["eval"]["every"] >= 3
+            assert "stop_think" in settings["eval"]["conditions"]
+
+
+@pytest.mark.slow
+def test_a_study_of_two_recipes_and_the_same_again(vlmrl, tmp_path):
+    fields = {"size": 8, "conditions": CONDITIONS}
+    fields |= {f"kernel.{name}": value for name, value in KERNEL.items()}
+    small = SMALL | {"steps": 1, "eval.every": 1, "save_every": 1}
+    config = tmp_path / "configs" / "two.py"
+    config.parent.mkdir()
+    config.write_text(STUDY)
+    words = ["train", "--config", str(config), *overrides(fields)]
+    for name in ("accuracy", "lagrange"):
+        words += overrides(small, f"recipes.{name}.")
+    workdir = tmp_path / "run"
+    vlmrl(*words, "--workdir", workdir)
+    for seed in (0, 1):
+        done = workdir / "lagrange-faithful-augmented" / f"seed-{seed}"
+        (row,) = metrics.read(done / "metrics.jsonl")
+        assert row["control/multiplier"] == 0.0
+        (course,) = metrics.read(done / "course.jsonl")
+        assert course["step"] == 1 and 0 <= course["base/accuracy"] <= 1
+        assert (done / "model").is_dir()
+    for name in ("claims", "remedies"):
+        text = (workdir / "tables" / f"{name}.md").read_text()
+        assert "lagrange" in text or name == "claims"
+    claims = json.loads((workdir / "claims.json").read_text())
+    assert [c["number"] for c in claims] == list(range(1, 9))
+    before = {p: p.read_bytes() for p in workdir.rglob("seed-*/**/*") if p.is_file()}
+    vlmrl(*words, "--workdir", workdir)
+    after = {p: p.read_bytes() for p in workdir.rglob("seed-*/**/*") if p.is_file()}
+    assert after == before
+
+
+STUDY = """
+from configs.tiny import accuracy, dynamics, lagrange
+
+def get_config(arg=None):
+    both = {"accuracy": accuracy, "lagrange": lagrange}
+    return dynamics.study("runlocal", both, seeds=2, title="t", summary="s")
+"""
+
+
+@pytest.mark.slow
+def test_an_adapter_is_trained_and_merged(vlmrl, tmp_path):
+    """Only the adapter moves, rollouts are kept, and what is exported is the sum."""
+    fields = SMALL | {"steps": 1, "eval.every": 0, "save_every": 1}
+    fields |= {"lora.rank": 2, "save_rollouts": 1, "loss.entropy_weight": 0.1}
+    words = ["train", "--config", "configs/tiny/accuracy.py:runlocal"]
+    fields |= {"optimizer.warmup": 0}
+    vlmrl(*words, *overrides(fields), "--workdir", tmp_path)
+    seed = tmp_path / "seed-0"
+    held, _ = checkpoint.restore(seed / "checkpoints", 1)
+    model, start = hf.load("tiny")
+    adapters = [n for n in held if n.startswith("state/params/lora.")]
+    assert adapters and any(held[n].any() for n in adapters if n.endswith(".b"))
+    assert not any("text.embed" in n for n in held if n.startswith("state/opt_state"))
+    for name in model.table:
+        np.testing.assert_array_equal(held[f"state/params/{name}"], start[name])
+    _, exported = hf.load(seed / "model")
+    moved = {n for n in model.table if (exported[n] != start[n]).any()}
+    assert moved and all(n.startswith("text.layers.") for n in moved)
+    rows = pq.read_table(seed / "rollouts" / "step-000001.parquet").to_pylist()
+    assert len(rows) == 16 and {r["weights_step"] for r in rows} == {0}
+
+
+@pytest.mark.parametrize("mode", ["", ":runlocal"])
+@pytest.mark.parametrize("name", [*REMEDIES, "dapo"])
+def test_every_other_recipe_passes_its_check(name, mode):
+    settings = args.load_config(f"configs/tiny/{name}.py{mode}").to_dict()
+    settings["prompts"] = 8
+    train.check(settings)
+
+
 def test_the_other_configs_load():
     names = [f"sft.py:stage={s}" for s in ("letters", "ends", "scenes")]
     for name in [*names, "sft.py", "eval.py", "demo.py", "grpo.py"]:
@@ -210,11 +307,14 @@ def test_a_supervised_run_and_the_same_again(vlmrl, tmp_path):
     "fields, complaint",
     [
         ({"model": "/nowhere"}, "model '/nowhere': no such directory"),
-        ({"group_size": 1}, "config.group_size is 1: an advantage compares"),
-        ({"temperature": 0.0}, "config.temperature is 0.0: rollouts of a group must"),
+        ({"group_size": 1}, "config.group_size is 1, but config.advantage='grpo' co"),
+        ({"temperature": 0.0}, "config.temperature is 0.0, but the rollouts of"),
+        ({"judge": "gpt"}, "config.judge is 'gpt', want one of rule, blind, shuffle"),
+        ({"lag": 1, "rounds": 2}, "config.lag=1 draws a step ahead, but config.rounds"),
+        ({"lora.rank": -1}, "config.lora.rank is -1, want 0 or more"),
         ({"reward": "gate"}, "config.reward is 'gate', want one of grpo, gated"),
         ({"advantage": "x"}, "config.advantage is 'x', want one of"),
-        ({"algorithm": "ppo"}, "config.algorithm is 'ppo', want one of grpo, sft"),
+        ({"algorithm": "ppo"}, "config.algorithm is 'ppo', want one of grpo, sft, "),
         ({"data.source": "x"}, "data source 'x' is not one of scenes, and no prepared"),
         ({"data.source": ""}, "config.data.source is ''"),
         ({"data.source": "scenes,x"}, "config.eval.source: must be given where config"),

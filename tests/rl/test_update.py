@@ -38,14 +38,14 @@ def objective(logp, entropy, mask, extra):
     return Mean(loss, count), {"entropy": spread}
 
 
-def fresh(tx) -> update.State:
+def fresh(tx, **how) -> update.State:
     """A state on a mesh of one device; its arrays are its own, an update takes them."""
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     places = sharding.param_shardings(mesh, kit.model().table)
     params = {
         n: jax.device_put(np.array(p), places[n]) for n, p in kit.params().items()
     }
-    return update.init_state(params, tx)
+    return update.init_state(params, tx, **how)
 
 
 @functools.cache
@@ -152,20 +152,6 @@ def test_decay_leaves_out_norms_biases_and_vectors():
         np.testing.assert_allclose(found, wanted, rtol=1e-6, err_msg=name)
 
 
-def test_frozen_prefixes_neither_move_nor_count_in_the_norm():
-    grads = jax.tree.map(lambda p: jnp.full_like(p, 0.3), PARAMS)
-    grads["vision.patch"] = jnp.full((2, 2), 1e6)
-    moved = change(grads, freeze=("vision.",), weight_decay=0.1, clip=1.0)
-    np.testing.assert_array_equal(moved["vision.patch"], 0)
-    live = {n: g for n, g in grads.items() if n != "vision.patch"}
-    tx = update.optimizer(0.1, weight_decay=0.1, clip=1.0)
-    rest = {n: PARAMS[n] for n in live}
-    wanted = tx.update(live, tx.init(rest), rest)[0]
-    for name in live:
-        np.testing.assert_allclose(moved[name], wanted[name], rtol=1e-6)
-        assert np.all(np.asarray(moved[name]) < 0)
-
-
 def test_clipping_is_by_the_global_norm():
     """After the first Adam step clipping leaves no trace in the sign, but it does in
     the moments: they are those of g · clip / |g|."""
@@ -200,18 +186,45 @@ def test_schedules():
 
 
 def test_a_frozen_tower_stays_as_it_is():
-    """Through the whole step, moments and decay included."""
-    tx = update.optimizer(0.01, weight_decay=0.1, freeze=("vision.",))
-    state = fresh(tx)
+    """Through the whole step: it has no gradient, no moments and no average; those of
+    the rest follow the parameters."""
+    tx, how = update.optimizer(0.01, weight_decay=0.1), {"freeze": ("vision.",)}
+    state = fresh(tx, ema=True, **how)
     before = jax.device_get(state.params)
-    step = update.jit_update(update.make_update(kit.model(), tx, objective), state)
+    made = update.make_update(kit.model(), tx, objective, ema=0.75, **how)
+    step, average = update.jit_update(made, state), before
     for _ in range(2):
-        state, _ = step(state, batch())
-    after = jax.device_get(state.params)
-    assert state.step == 2
+        state, metrics = step(state, batch())
+        now = jax.device_get(state.params)
+        average = {n: 0.75 * average[n] + 0.25 * now[n] for n in now}
+    assert state.step == 2 and metrics["grad_norm"].value > 0
     for name, was in before.items():
-        same = np.array_equal(after[name], was)
+        same = np.array_equal(now[name], was)
         assert same == name.startswith("vision."), name
+    names = [
+        jax.tree_util.keystr(path)
+        for path, _ in jax.tree_util.tree_leaves_with_path(state.opt_state)
+    ]
+    assert any("text.embed" in n for n in names)
+    assert not any("vision." in n for n in names)
+    assert set(state.ema) == {n for n in before if not n.startswith("vision.")}
+    measured = update.averaged(state)
+    for name in before:
+        np.testing.assert_allclose(measured[name], average[name], rtol=1e-5)
+
+
+def test_a_token_budget_says_into_how_many_parts():
+    width = batch().group.prefix.ids.shape[1] + BRANCHES * LENGTH  # of one group
+    for budget, shards, parts in (
+        (0, 1, 1),
+        (4 * width, 1, 1),
+        (4 * width - 1, 1, 2),
+        (2 * width, 1, 2),
+        (2 * width - 1, 1, 4),
+        (1, 1, 4),  # a group is never cut
+        (1, 2, 2),  # nor a shard left without one
+    ):
+        assert update.parts_of(batch(), budget, shards) == parts, (budget, shards)
 
 
 def test_muon_steps_along_the_orthogonal_factor():

@@ -320,20 +320,24 @@ def batches(
             f"batch is {batch}, more than the {len(source)} examples"
             + (f" × {epochs} epochs" if epochs is not None else "")
         )
-    if weights is None:
-        stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat(epochs)
-    else:
-        parts = [
-            grain.MapDataset.source(part).seed(seed + i).shuffle().repeat()
-            for i, part in enumerate(source)
-        ]
-        stream = grain.MapDataset.mix(parts, [w / sum(weights) for w in weights])
+    stream = stream_of(source, seed=seed, epochs=epochs, weights=weights)
     end = start + max(0, len(stream) - start) // batch * batch
     mine = stream[start + process_index : end : process_count]
     part = mine.batch(batch // process_count, drop_remainder=True, batch_fn=list)
     reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     for i, examples in enumerate(part.to_iter_dataset(reading)):
         yield start + (i + 1) * batch, examples
+
+
+def stream_of(source, *, seed: int, epochs: int | None = None, weights=None):
+    """The stream that `batches` cuts: the example at a position by index."""
+    if weights is None:
+        return grain.MapDataset.source(source).seed(seed).shuffle().repeat(epochs)
+    parts = [
+        grain.MapDataset.source(part).seed(seed + i).shuffle().repeat()
+        for i, part in enumerate(source)
+    ]
+    return grain.MapDataset.mix(parts, [w / sum(weights) for w in weights])
 
 
 def _check_mixture(sources, weights, epochs) -> None:

@@ -93,11 +93,11 @@ def params(job: Job, mesh, dtype) -> dict:
     }
 
 
-def state(job: Job, mesh, tx) -> update.State:
-    """The training state: parameters, the optimizer's, the step."""
+def state(job: Job, mesh, tx, freeze: tuple[str, ...] = ()) -> update.State:
+    """The training state: parameters, the live ones' moments, the step."""
     held = params(job, mesh, job.dtype)
     places = {n: p.sharding for n, p in held.items()}
-    moments = jax.eval_shape(tx.init, held)
+    moments = jax.eval_shape(tx.init, update.live_of(held, freeze))
     places = sharding.like_params(mesh, moments, places)
     moments = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), moments, places
@@ -237,16 +237,17 @@ def step(job: Job, mesh, **options) -> Program:
         steps=1000,
         decay=opts.pop("decay"),
     )
-    opts["freeze"] = tuple(opts.get("freeze", ()))
-    tx = update.optimizer(rate, table=job.model.table, **opts)
-    held = state(job, mesh, tx)
+    freeze = tuple(opts.pop("freeze", ()))
+    table = update.live_of(job.model.table, freeze)
+    tx = update.optimizer(rate, table=table, **opts)
+    held = state(job, mesh, tx, freeze)
 
     def objective(logp, entropy, mask, extra):
         return losses.policy_objective(logp, entropy, mask, extra, **job.loss)
 
     function = update.make_update(
-        job.model, tx, objective, microbatches=job.microbatches, dtype=job.compute,
-        remat=job.remat, **options,
+        job.model, tx, objective, microbatches=job.microbatches, freeze=freeze,
+        dtype=job.compute, remat=job.remat, **options,
     )  # fmt: skip
     rows = job.prompts * job.group_size
     drawn = rollout_shapes(rows, job.max_tokens)

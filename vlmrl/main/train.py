@@ -1,12 +1,15 @@
-"""Fine-tune a model: GRPO and its relatives, or supervised warm start.
+"""Fine-tune a model: GRPO and its relatives, supervised warm start, or a study of
+several recipes.
 
 Reads a config, trains every seed of it under WORKDIR/seed-N, evaluates on a held-out
 split while training, and exports WORKDIR/seed-N/model in Hugging Face format. The same
-command again resumes from the newest checkpoint, to the bit.
+command again resumes from the newest checkpoint, to the bit. Several seeds are put
+together in WORKDIR/tables, and a study in WORKDIR/report.html.
 
 A run directory holds config.json, environment.json, metrics.jsonl, records/ (one
-Parquet file per evaluation), checkpoints/, model/, time.jsonl (seconds by phase, a line
-per step) and goodput.jsonl (the same, a line per start of the run).
+Parquet file per evaluation), course.jsonl (their measures and changes), rollouts/ (if
+kept), checkpoints/, model/, time.jsonl (seconds by phase, a line per step) and
+goodput.jsonl (the same, a line per start of the run).
 
 On several hosts the same command runs on each, with the run directory where all see it;
 see launch/. SIGTERM to any of them is honoured at the next safe point of all: the state
@@ -30,12 +33,13 @@ from vlmrl.data import loader
 from vlmrl.engine import policy as policies
 from vlmrl.eval import records
 from vlmrl.eval.evaluate import evaluator
-from vlmrl.main import args, sft
+from vlmrl.main import args, report, sft, watch
 from vlmrl.main.progress import bar, no_bar
 from vlmrl.models import hf
+from vlmrl.models import lora as adapters
 from vlmrl.phases import STOPPED, Phases, Stopped
-from vlmrl.rl import advantages, augment, loop, rewards, update
 from vlmrl.rl import check as recipe_check
+from vlmrl.rl import loop, update
 from vlmrl.types import Record, UserError
 
 HELP = "fine-tune a model from a config, resumable"
@@ -48,7 +52,7 @@ FLAGS = {
     "devices": (0, "devices in all; the run ends if there are not as many"),
     "stuck_after": (1800.0, "seconds in one phase after which the run ends with 70"),
 }
-ALGORITHMS = ("grpo", "sft")
+ALGORITHMS = ("grpo", "sft", "study")
 DECAYS = ("constant", "cosine", "linear")
 NUMBERS = ("bool", "int", "float")  # kinds of column that keep_best may average
 
@@ -68,6 +72,11 @@ def main(argv):
         describe_run(workdir, config.to_dict())
         sft.run(workdir=workdir, **settings)
         return 0
+    if algorithm == "study":
+        from vlmrl.main import study  # which trains its recipes through this module
+
+        study.run(workdir, config.to_dict(), show=True, **settings["about"])
+        return 0
     check(settings)
     for part in (settings["data"], settings["eval"]):  # before a model is loaded
         for name in loader.names_of(part["source"] or settings["data"]["source"]):
@@ -84,8 +93,9 @@ def main(argv):
         if hosts.first():
             describe_run(workdir, config.to_dict())
         hosts.wait("config")
+        seeds = settings.pop("seeds")
         try:
-            for seed in settings.pop("seeds"):
+            for seed in seeds:
                 train(
                     policy,
                     workdir=workdir / f"seed-{seed}",
@@ -101,6 +111,9 @@ def main(argv):
             return STOPPED
         finally:
             report_time(workdir, phases)
+    if len(seeds) > 1 and settings["eval"]["every"] and hosts.first():
+        info = {"title": settings["recipe"], "Seeds": ", ".join(map(str, seeds))}
+        report.build(workdir, report.find_records(workdir), {}, info)
     return 0
 
 
@@ -129,8 +142,6 @@ def report_time(workdir: Path, phases: Phases) -> None:
 def check(settings: dict) -> None:
     """Refuse a config that contradicts itself before anything is loaded."""
     for field, value, known in (
-        ("reward", settings["reward"], rewards.REWARDS),
-        ("advantage", settings["advantage"], advantages.ADVANTAGES),
         ("optimizer.decay", settings["optimizer"]["decay"], DECAYS),
     ):
         if value not in known:
@@ -156,18 +167,10 @@ def check(settings: dict) -> None:
         )
     for name in held_out["conditions"]:
         perturb.check(name)
-    augment.check(settings["mix"], "config.mix")
-    if settings["temperature"] <= 0:
-        raise UserError(
-            f"config.temperature is {settings['temperature']}: rollouts of a group "
-            "must differ, so it must be above 0"
-        )
-    if settings["group_size"] < 2:
-        raise UserError(
-            f"config.group_size is {settings['group_size']}: an advantage compares the "
-            "completions of a group, so it must be at least 2"
-        )
     recipe_check.check(settings)
+    rank = settings.get("lora", {}).get("rank", 0)
+    if rank < 0:
+        raise UserError(f"config.lora.rank is {rank}, want 0 or more")
     best = settings.get("keep_best", "")
     column, _, condition = best.partition("/")
     kinds = {f for f, kind in Record.__annotations__.items() if kind in NUMBERS}
@@ -209,6 +212,19 @@ def datasets(data: dict, eval: dict, where: Path):
     return source, weights, list(held_out)
 
 
+def adapted(policy: policies.Policy, rank: int, seed: int, **adapter):
+    """(the policy that is trained, plain): with `rank` > 0 a LoRA adapter on the
+    policy's own parameters, which then take no gradient. plain(params) merges it into
+    parameters of the policy as it was, to measure and to export."""
+    if not rank:
+        return policy, lambda params: params
+    how = adapters.Adapter(rank, **adapter)
+    model, base = adapters.attach(policy.model, how), policy.model
+    params = adapters.start(base, how, policy.params, jax.random.key(seed))
+    actor = policy._replace(model=model, params=params)
+    return actor, lambda params: adapters.merge(base, how, params)
+
+
 def train(
     policy: policies.Policy,
     *,
@@ -225,6 +241,10 @@ def train(
     save_minutes: float = 0.0,
     keep_best: str = "",
     phases: Phases | None = None,
+    lora: dict | None = None,
+    save_rollouts: int = 0,
+    tensorboard: bool = False,
+    wandb: str = "",
     **settings,
 ) -> tuple[dict, list[Path]]:
     """One seed of one recipe: (parameters, record files of its evaluations).
@@ -235,6 +255,9 @@ def train(
       keep, keep_best: how many checkpoints stay, and what the best of all is told by,
         as 'correct/base': a column of its records, averaged over a condition.
       phases: of the run this is part of.
+      lora: rank, alpha and targets of an adapter to train; rank 0 for none.
+      save_rollouts: steps between kept rollouts, 0 for never.
+      settings: of the recipe (`rl.recipe.Recipe`).
     Raises:
       Stopped: on request, the newest state saved.
     """
@@ -259,10 +282,15 @@ def train(
         steps=steps,
         decay=opts.pop("decay"),
     )
-    opts["freeze"] = tuple(opts.get("freeze", ()))
-    tx = update.optimizer(rate, **opts)
-    params = jax.tree.map(lambda x: x.copy(), policy.params)  # the update donates
-    carry = loop.Carry(update.init_state(params, tx), 0)
+    actor, plain = adapted(policy, seed=seed, **(lora or {"rank": 0}))
+    base = tuple(policy.model.table) if actor is not policy else ()
+    freeze = settings["freeze"] = (*opts.pop("freeze", ()), *base)
+    table = update.live_of(actor.model.table, freeze)
+    tx = update.optimizer(rate, table=table, **opts)
+    params = jax.tree.map(lambda x: x.copy(), actor.params)  # the update donates
+    averages = bool(settings.get("ema"))
+    state = update.init_state(params, tx, freeze=freeze, ema=averages)
+    carry = loop.begin(state, prompts=prompts, **settings)
     points = workdir / "checkpoints"
     restored = checkpoint.latest(points)
     if restored is not None:
@@ -272,21 +300,30 @@ def train(
             source, weights=weights, seed=seed, batch=prompts, start=carry.position
         )
     )
+    at = loader.stream_of(source, seed=seed, weights=weights).__getitem__
     run = loop.train(
-        policy, batches, tx, carry, seed=seed, steps=steps, phase=phases, **settings
+        actor,
+        batches,
+        tx,
+        carry,
+        seed=seed,
+        steps=steps,
+        at=at,
+        phase=phases,
+        **settings,
     )
     progress = bar if hosts.first() else no_bar
     kept = workdir / "records"
     if hosts.first():
         kept.mkdir(exist_ok=True)
 
-    def evaluated(step: int, params) -> float | None:
+    def evaluated(step: int, state) -> float | None:
         """Records of a step, unless they are there; the score for keep_best."""
         path = kept / f"step-{step:06d}.parquet"
         if hosts.agree(not path.exists()):
             phases("eval", step)
             found = run_eval(
-                params,
+                plain(update.averaged(state)),
                 held_out,
                 recipe=recipe,
                 seed=seed,
@@ -296,6 +333,8 @@ def train(
             )
             if hosts.first():
                 records.write(path, found)
+        if hosts.first():
+            watch.course_of(workdir, kept, step)
         hosts.wait("records")  # all read what the first one wrote
         return score_of(path, keep_best) if keep_best else None
 
@@ -307,14 +346,18 @@ def train(
     def due(step: int) -> bool:
         return bool(eval["every"]) and (step % eval["every"] == 0 or step == steps)
 
+    logs: dict = {"tensorboard": tensorboard}
+    logs["wandb"] = {"project": wandb, "name": f"{recipe}-{seed}"} if wandb else None
+    logs = logs if step < steps else {}  # else nothing is left to log
     try:
         with (
-            metrics.Writer(workdir, restored=restored) as writer,
+            metrics.Writer(workdir, restored=restored, **logs) as writer,
             progress(f"train {recipe} seed {seed}", steps, step) as advance,
         ):
-            if step and due(step):  # the run was stopped before it got to this
-                evaluated(step, carry.state.params)
-            for step, carry, numbers, _ in run:
+            # At its start, or where a run was stopped before it got to this.
+            if due(step) if step else eval.get("start"):
+                evaluated(step, carry.state)
+            for step, carry, numbers, samples, advantages in run:
                 phases.switch("log", step)
                 row = metrics.values(numbers)
                 spent = phases.row()
@@ -322,7 +365,12 @@ def train(
                 writer.write(step, row)
                 append(workdir / "time.jsonl", {"step": step, **spent})
                 advance(1, f"reward {row['reward/total']:.2f}")
-                score = evaluated(step, carry.state.params) if due(step) else None
+                if save_rollouts and (step % save_rollouts == 0 or step == steps):
+                    lag = int(row["lag"])
+                    watch.rollouts_of(
+                        workdir, samples, advantages, step=step, lag=lag, seed=seed
+                    )
+                score = evaluated(step, carry.state) if due(step) else None
                 phases("checkpoint", step)
                 save(step, carry, score, now=step % save_every == 0 or step == steps)
             save.finish()
@@ -333,9 +381,10 @@ def train(
         raise
     phases("checkpoint", step)
     target = workdir / "model"
+    params = plain(update.averaged(carry.state))
     if not hosts.agree(target.exists()):
-        hf.save(target, policy.model, carry.state.params, policy.source)
-    return carry.state.params, [kept / p.name for p in sorted(kept.glob("*.parquet"))]
+        hf.save(target, policy.model, params, policy.source)
+    return params, [kept / p.name for p in sorted(kept.glob("*.parquet"))]
 
 
 def append(path: Path, row: dict) -> None:

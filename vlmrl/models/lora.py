@@ -11,7 +11,7 @@ format of peft, or merged into the base.
     adapter = lora.Adapter(rank=16, alpha=32.0, targets=("text.*",))
     adapted = lora.attach(model, adapter)
     params = lora.start(model, adapter, params, key)
-    tx = update.optimizer(rate, freeze=tuple(model.table))
+    state = update.init_state(params, tx, freeze=tuple(model.table))
 """
 
 from __future__ import annotations

@@ -14,5 +14,16 @@ On the device:
   losses/         log-probs, advantages and masks → sums and counts
 
 None of them sees a model, a config or a logger. A new algorithm is a new function here
-and its name in a config. `update.py` and `loop.py` put them together.
+and its name in a config.
+
+What puts them together:
+  recipe.py       what a run chooses, as one record
+  rollouts.py     one draw: completions, verdicts (verdicts.py, reread.py), rewards
+  measure.py      terms of a completion by name; guards of a batch
+  signals.py      what was earned → advantages, and who takes part
+  replay.py       past groups that stand in for idle ones
+  learner.py      one draw → one update (update.py)
+  dynamics.py     what a step showed; weights of the next
+  loop.py         all of it, in order
+  keep.py         sample rollouts on disk
 """

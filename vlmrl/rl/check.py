@@ -15,10 +15,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vlmrl.rl import augment, rewards, verify
+from vlmrl.data import distort
+from vlmrl.rl import augment, measure, rewards, verify
+from vlmrl.rl import recipe as recipes
 from vlmrl.rl.advantages import ADVANTAGES, DECOUPLED, GROUPED
-from vlmrl.rl.losses import SURROGATES, policy_objective
+from vlmrl.rl.losses import ESTIMATORS, SURROGATES, policy_objective
+from vlmrl.rl.recipe import Recipe
 from vlmrl.types import UserError
+
+JUDGES = ("rule", "blind", "shuffle")  # by name; a `judges.Judge` serves as well
 
 
 def check(settings: Mapping[str, Any], field: str = "config") -> None:
@@ -27,14 +32,12 @@ def check(settings: Mapping[str, Any], field: str = "config") -> None:
     Args:
       settings: of one recipe:
         group_size, max_tokens, temperature, top_k, top_p   of the rollout
-        replay       the trainer masks what the sampler's top-k and top-p cut
         reward       a key of REWARDS; judge: where its verdict comes from, None for
                      nobody; verifier: of open answers
         advantage    a key of ADVANTAGES or DECOUPLED
         loss         of `policy_objective`
-        overlong     limit and buffer of the penalty
         mix          augmentation
-        kl_target    of the adaptive KL weight
+        the rest     as `recipe.Recipe` has them
       field: how the whole is called in messages.
 
     Raises:
@@ -53,7 +56,10 @@ def check(settings: Mapping[str, Any], field: str = "config") -> None:
             f"{field}.group_size is 1, but {field}.advantage={advantage!r} compares the"
             " completions of a group: want at least 2, or advantage='reinforce_pp'"
         )
-    if reward in rewards.JUDGED and not get("judge", "rule"):
+    judge = get("judge", "rule")
+    if isinstance(judge, str) and judge not in JUDGES:
+        raise UserError(f"{field}.judge is {judge!r}, want one of {', '.join(JUDGES)}")
+    if reward in rewards.JUDGED and not judge:
         raise UserError(
             f"{field}.reward={reward!r} needs a verdict, but {field}.judge is "
             f"{get('judge')!r}: name a judge, or reward='grpo'"
@@ -63,7 +69,7 @@ def check(settings: Mapping[str, Any], field: str = "config") -> None:
             f"{field}.advantage={advantage!r} normalises consistency apart, but "
             f"{field}.judge is {get('judge')!r}: name a judge"
         )
-    if get("verifier") is not None:
+    if get("verifier"):
         _known(f"{field}.verifier", get("verifier"), verify.VERIFIERS)
     if get("verifier") == "math":
         verify.Math()
@@ -74,29 +80,105 @@ def check(settings: Mapping[str, Any], field: str = "config") -> None:
         )
     for cut, whole in (("top_p", 1.0), ("top_k", 0)):
         value = get(cut, whole)
-        if value != whole and not get("replay"):
+        if value != whole:
             raise UserError(
                 f"{field}.{cut}={value} cuts the sampler's distribution, but "
-                f"{field}.replay is {get('replay', False)}: the trainer scores the "
-                f"whole one, and no importance ratio is exact; want {cut}={whole}, or "
-                "replay=True"
+                f"{field}.loss compares it with the trainer's, which is whole: no "
+                f"importance ratio would be exact; want {cut}={whole}"
             )
-    if get("kl_target") is not None and not loss.get("kl_weight"):
+    if get("kl_target") and not loss.get("kl_weight"):
         raise UserError(
             f"{field}.kl_target={get('kl_target')} adapts {field}.loss.kl_weight, which"
             f" is {loss.get('kl_weight', 0)} and would stay so: want a weight above 0"
         )
-    overlong = get("overlong")
-    if overlong:
-        limit = overlong.get("limit", 0)
-        if "max_tokens" in settings and limit > settings["max_tokens"]:
-            raise UserError(
-                f"{field}.overlong.limit={limit} is beyond {field}.max_tokens="
-                f"{settings['max_tokens']}: no completion would pay the whole penalty"
-            )
-        rewards.overlong_penalty(0, limit, overlong.get("buffer", 0))
     augment.check(get("mix") or {}, f"{field}.mix")
+    known = {n: v for n, v in settings.items() if n in recipes.Recipe._fields}
+    known = dict.fromkeys(recipes.REQUIRED) | known
+    known |= {"group_size": size, "reward": reward, "advantage": advantage}
+    recipe = recipes.make(field=field, **known)
+    _check_rewards(recipe, field)
+    _check_draws(recipe, field)
     check_loss(loss, f"{field}.loss")
+
+
+def _check_rewards(recipe: Recipe, field: str) -> None:
+    """What is paid: shaping, ranking, the constraint, overlong."""
+    for name in recipe.shaping:
+        _known(f"{field}.shaping.{name}", name, measure.TERMS)
+    if recipe.ranking.weight:
+        _known(f"{field}.ranking.by", recipe.ranking.by, measure.TERMS)
+    takes = inspect.signature(rewards.REWARDS[recipe.reward]).parameters
+    for name in recipe.reward_options:
+        if name not in list(takes)[3:]:
+            raise UserError(
+                f"{field}.reward_options.{name}: no option of {field}.reward="
+                f"{recipe.reward!r}"
+            )
+    prices = recipe.reward == "lagrangian" or recipe.advantage in DECOUPLED
+    if recipe.constraint.threshold and not prices:
+        raise UserError(
+            f"{field}.constraint.threshold={recipe.constraint.threshold} has no place "
+            f"in {field}.reward={recipe.reward!r} and {field}.advantage="
+            f"{recipe.advantage!r}: want reward='lagrangian' or advantage='decoupled'"
+        )
+    if recipe.reward == "lagrangian" and not recipe.constraint.threshold:
+        raise UserError(
+            f"{field}.reward='lagrangian', but {field}.constraint.threshold is 0: the "
+            "multiplier would stay where it starts"
+        )
+    long = recipe.overlong
+    if long.limit:
+        if recipe.max_tokens and long.limit > recipe.max_tokens:
+            raise UserError(
+                f"{field}.overlong.limit={long.limit} is beyond {field}.max_tokens="
+                f"{recipe.max_tokens}: no completion would pay the whole penalty"
+            )
+        rewards.overlong_penalty(0, long.limit, long.buffer)
+    if recipe.kl_reward.weight:
+        _known(f"{field}.kl_reward.estimator", recipe.kl_reward.estimator, ESTIMATORS)
+    _known(f"{field}.kl_rule", recipe.kl_rule, ("ppo", "proportional"))
+    for name in ("kl_target", "entropy_target"):
+        if getattr(recipe, name) < 0:
+            raise UserError(
+                f"{field}.{name} is {getattr(recipe, name)}, want 0 or more"
+            )
+
+
+def _check_draws(recipe: Recipe, field: str) -> None:
+    """How rollouts are drawn: lag, dynamic sampling, noise, replay, averages."""
+    if recipe.lag not in (0, 1):
+        raise UserError(f"{field}.lag is {recipe.lag}, want 0 or 1")
+    if recipe.rounds < 1:
+        raise UserError(f"{field}.rounds is {recipe.rounds}, want 1 or more")
+    if recipe.lag and recipe.rounds > 1:
+        raise UserError(
+            f"{field}.lag=1 draws a step ahead, but {field}.rounds={recipe.rounds} "
+            "draws until groups are mixed, which is known only after judging: want one"
+        )
+    if recipe.rounds > 1 and recipe.group_size < 2:
+        raise UserError(
+            f"{field}.rounds={recipe.rounds} wants groups that hold a right and a "
+            f"wrong completion, but {field}.group_size is {recipe.group_size}"
+        )
+    share, size = recipe.noise.share, recipe.group_size
+    if share and not 0 < round(share * size) < size:
+        raise UserError(
+            f"{field}.noise.share={share} of {field}.group_size={size} leaves no "
+            "completion of one kind: want a share of whole completions below 1"
+        )
+    _known(f"{field}.noise.distortion", recipe.noise.distortion, distort.DISTORTIONS)
+    if recipe.replay_groups.capacity < 0:
+        raise UserError(
+            f"{field}.replay_groups.capacity is {recipe.replay_groups.capacity}, want "
+            "0 or more"
+        )
+    if not 0 <= recipe.ema < 1:
+        raise UserError(f"{field}.ema is {recipe.ema}, want a decay in [0, 1)")
+    if recipe.token_budget < 0 or recipe.microbatches < 1:
+        raise UserError(
+            f"{field}.token_budget is {recipe.token_budget} and {field}.microbatches "
+            f"is {recipe.microbatches}: want at least 0 and 1"
+        )
 
 
 def check_loss(loss: Mapping[str, Any], field: str = "config.loss") -> None:

@@ -2,26 +2,25 @@
 
 A generator: every step yields, so that who drives it evaluates, saves and stops when it
 wants. All that a step depends on is in its `Carry` and in (seed, step, example ids).
+
+What a recipe chooses stands in `recipe.py`; each choice is a pure function, called here
+in order: `rollouts` draws and pays, `signals` compares, `learner` updates, `dynamics`
+measures and moves the weights of the next step.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+from vlmrl.engine.policy import Policy
+from vlmrl.rl import dynamics, learner, replay, rollouts, update
+from vlmrl.rl import recipe as recipes
+from vlmrl.rl.rollouts import Sample
+from vlmrl.rl.signals import signal
+from vlmrl.types import Array, Example, Rollout
 
-from vlmrl import prompts, sharding, tokens
-from vlmrl.engine.chain import prefill
-from vlmrl.engine.generate import Sampling, branch_keys, generate
-from vlmrl.engine.policy import Policy, prefixes
-from vlmrl.engine.score import completions, score
-from vlmrl.judges import rule
-from vlmrl.rl import advantages, augment, losses, rewards, update
-from vlmrl.types import Example, Group, Mean, Prompt, Rollout, UserError
+__all__ = ["Carry", "Sample", "Step", "begin", "train"]
 
 
 class Carry(NamedTuple):
@@ -29,16 +28,9 @@ class Carry(NamedTuple):
 
     state: update.State
     position: Any  # int: examples trained on so far (the data frontier)
-
-
-class Sample(NamedTuple):
-    """One rollout on the host, for logs."""
-
-    example: str
-    condition: str
-    text: str  # completion
-    reward: rewards.Reward
-    verdict: str
+    weights: dict[str, float] = {}  # that controllers move
+    ahead: Rollout | None = None  # drawn already for the next step
+    replay: replay.Buffer | None = None
 
 
 class Step(NamedTuple):
@@ -46,49 +38,19 @@ class Step(NamedTuple):
     carry: Carry
     metrics: dict
     samples: list[Sample]
+    advantages: Array  # float32[N, G], of the samples
 
 
-def make_sampler(policy: Policy, *, max_tokens: int, sampling: Sampling) -> Callable:
-    """sample(params, group, keys) -> Rollout, jitted."""
-
-    @functools.partial(jax.jit, out_shardings=sharding.batch_sharding(policy.mesh))
-    def sample(params, group: Group, keys) -> Rollout:
-        chain = prefill(policy.model, params, group)
-        return generate(
-            policy.model,
-            params,
-            chain,
-            keys,
-            policy.stops,
-            max_tokens=max_tokens,
-            sampling=sampling,
-        )[0]
-
-    return sample
-
-
-def judged(
-    policy: Policy, written: Sequence[Prompt], rollout: Rollout, reward: Callable
-) -> list[Sample]:
-    """Decode, parse, judge and reward every rollout, in branch order."""
-    ids, mask = sharding.fetch((rollout.tokens, rollout.mask))
-    each = len(ids) // len(written)
-    out = []
-    for i, (row, keep) in enumerate(zip(ids, mask, strict=True)):
-        example = written[i // each].example
-        text = tokens.decode(policy.processor, row[keep])
-        parsed = prompts.read(example.prefill + text, example, policy.style)
-        applies = rule.applicable(example.condition)
-        verdict = rule.verdict(
-            parsed.think or "",
-            parsed.option,
-            example.question,
-            example.options,
-            applies,
-        )
-        value = reward(parsed, example.answer, verdict)
-        out.append(Sample(example.id, example.condition, text, value, verdict))
-    return out
+def begin(state: update.State, *, prompts: int, **settings) -> Carry:
+    """The Carry before the first step, with the shape of every later one."""
+    recipe = recipes.make(**settings)
+    size, length = recipe.group_size, recipe.max_tokens
+    ahead = buffer = None
+    if recipe.lag:
+        ahead = replay.zeros((prompts * size,), length)
+    if recipe.replay_groups.capacity:
+        buffer = replay.empty(recipe.replay_groups.capacity, size, length)
+    return Carry(state, 0, dynamics.start(recipe), ahead, buffer)
 
 
 def train(
@@ -99,102 +61,38 @@ def train(
     *,
     seed: int,
     steps: int,
-    group_size: int,
-    max_tokens: int,
-    reward: str,
-    advantage: str,
-    mix: dict[str, float],
-    loss: dict,
-    temperature: float = 1.0,
-    microbatches: int = 1,
-    unroll: bool = False,
-    remat: str | None = None,
+    at: Callable[[int], Example] | None = None,
     phase: Callable[..., None] = lambda name, step=None: None,
+    **settings,
 ) -> Iterator[Step]:
     """Train until `steps` updates are behind `carry`.
 
     Args:
+      policy: its own parameters are what a KL refers to.
       batches: (data position after it, examples) per step, from carry.position on.
-      group_size: G completions per prompt.
-      reward: a key of `rewards.REWARDS`; advantage: a key of `advantages.ADVANTAGES`.
-      mix: augmentation, share per condition (`augment.choose`).
-      loss: settings of `losses.policy_objective`.
-      temperature: sampled and scored at.
+      at: the example at a position of that stream; group replay needs it.
       phase: told where a phase begins (`phases.Phases`); may raise to stop the run, and
         nothing that `carry` needs is under way then.
+      settings: of the recipe, see `recipe.Recipe`.
     """
-    if group_size < 2:
-        raise UserError(
-            f"group_size is {group_size}, but advantage '{advantage}' compares the "
-            "completions of a group: at least 2"
-        )
-    augment.check(mix)
-    sample = make_sampler(policy, max_tokens=max_tokens, sampling=Sampling(temperature))
-    reward_of, advantage_of = rewards.REWARDS[reward], advantages.ADVANTAGES[advantage]
-    options = {"unroll": unroll, "remat": remat}
-
-    def objective(logp, entropy, mask, extra):
-        return losses.policy_objective(logp, entropy, mask, extra, **loss)
-
-    step_fn = update.jit_update(
-        update.make_update(
-            policy.model,
-            tx,
-            objective,
-            microbatches=microbatches,
-            temperature=temperature,
-            banned=policy.stops.banned,
-            **options,
-        ),
-        carry.state,
+    recipe = recipes.make(**settings)
+    draw = rollouts.drawer(
+        policy, recipe, batches, seed=seed, ahead=carry.ahead, phase=phase
     )
-    grow = jax.jit(completions)
-    reference = None
-    if loss.get("kl_weight"):
-        start = jax.tree.map(jnp.copy, policy.params)
-        # `start` is an argument: a program may not hold arrays of other hosts' devices.
-        reference = jax.jit(
-            lambda start, group: score(
-                policy.model,
-                start,
-                group,
-                temperature=temperature,
-                banned=policy.stops.banned,
-            )[0]
-        )
+    learn = learner.make(policy, tx, carry.state, recipe, seed=seed, phase=phase)
     for step in range(int(carry.state.step) + 1, steps + 1):
         phase("data", step)
-        position, examples = next(batches)
-        names = [augment.choose(e.id, seed, mix) for e in examples]
-        pairs = zip(examples, names, strict=True)
-        examples = [augment.apply(e, name, seed) for e, name in pairs]
-        written = policy.write(examples)
-        group = policy.put(prefixes(policy, written))
-        ids = [e.id for e in examples]
-        keys = policy.put(branch_keys(seed, "rollout", step, ids, group_size))
-        phase("rollout")
-        rollout = jax.block_until_ready(sample(carry.state.params, group, keys))
-        phase("reward")
-        samples = judged(policy, written, rollout, reward_of)
-        values = np.array([s.reward.total for s in samples], np.float32)
-        values = jnp.asarray(values.reshape(len(examples), group_size))
-        valid = jnp.ones(values.shape, bool)
-        group = grow(group, rollout)
-        extra = {
-            "old_logprobs": rollout.logprobs,
-            "advantages": policy.put(
-                np.asarray(advantage_of(values, valid)).reshape(-1)
-            ),
-        }
-        if reference is not None:
-            phase("score")
-            extra["ref_logprobs"] = jax.block_until_ready(reference(start, group))
-        phase("update")
-        state, metrics = step_fn(carry.state, update.Batch(group, extra))
-        jax.block_until_ready(metrics)
-        carry = Carry(state, position)
-        metrics["reward"] = rewards.parts(s.reward for s in samples)
-        metrics["degenerate"] = advantages.degenerate(values, valid)
-        metrics["length"] = Mean(rollout.mask.sum(), len(samples))
-        metrics["stopped"] = Mean(rollout.stopped.sum(), len(samples))
-        yield Step(step, carry, metrics, samples)
+        state, weights = carry.state, carry.weights
+        drawn, ahead = draw(state.params, step, weights.get("multiplier", 0.0))
+        earned = learn.charge(drawn)
+        found = signal(earned, recipe, weights, step)
+        used, buffer = rollouts.Used(drawn, found), carry.replay
+        if buffer is not None:
+            used, buffer = rollouts.replayed(
+                policy, recipe, used, buffer, at, seed=seed, step=step
+            )
+        state, metrics = learn.update(state, used, weights, step)
+        metrics |= dynamics.measure(policy, used, drawn, weights)
+        weights = dynamics.follow(weights, recipe, metrics, drawn)
+        carry = Carry(state, drawn.position, weights, ahead, buffer)
+        yield Step(step, carry, metrics, drawn.samples, found.advantages)

@@ -26,18 +26,22 @@ class State(NamedTuple):
     """What training changes; a plain pytree, saved and restored whole."""
 
     params: Any
-    opt_state: Any
+    opt_state: Any  # of the parameters that are not frozen
     step: Any  # int32[]
+    ema: Any = None  # running average of the parameters that are not frozen
 
 
 class Batch(NamedTuple):
     """Groups with their branches, and what the objective wants to know of every row.
 
     `extra` is a dict of arrays whose leading axis is N * G: advantages, masks, ...
+    `second` has the same branches behind other prefixes (PAPO's masked images); the
+    objective finds their log-probs, with gradients, as extra['masked_logprobs'].
     """
 
     group: Group
     extra: dict[str, Any]
+    second: Group | None = None
 
 
 def schedule(*, peak: float, warmup: int, steps: int, decay: str = "constant"):
@@ -89,8 +93,7 @@ def optimizer(
     embed: float = 1.0,
     table: dict[str, Param] | None = None,
 ) -> optax.GradientTransformation:
-    """AdamW after clipping by global norm. Decay leaves out norms, biases and vectors;
-    `freeze` names prefixes of parameters that stay as they are ('vision.').
+    """AdamW after clipping by global norm. Decay leaves out norms, biases and vectors.
 
     With `muon` > 0 matrices are stepped along their orthogonalised momentum at `muon`
     times the rate (https://kellerjordan.github.io/posts/muon), the rest by Adam; it
@@ -143,6 +146,10 @@ def make_update(
     objective: Callable,
     *,
     microbatches: int = 1,
+    token_budget: int = 0,
+    shards: int = 1,
+    freeze: tuple[str, ...] = (),
+    ema: float = 0.0,
     temperature: float = 1.0,
     banned=None,
     **options,
@@ -153,29 +160,38 @@ def make_update(
     returns (loss: Mean, metrics: dict name → Mean).
 
     Args:
+      tx: of the live parameters alone.
       microbatches: into how many parts the groups of a batch are split, one after the
         other; it must divide the number of groups.
+      token_budget, shards: split further until a part holds at most so many tokens,
+        see `parts_of`; 0 for no budget.
+      freeze: prefixes of parameters that take no gradient and stay as they are.
+      ema: decay of `State.ema`, 0 for none.
       temperature, banned: of the scored distribution, as it was sampled.
       options: dtype, remat, unroll of the forward pass.
     """
+    how = {"temperature": temperature, "banned": banned, **options}
 
-    def loss(params, batch: Batch):
-        group = batch.group
-        logp, ent = score(
-            model, params, group, temperature=temperature, banned=banned, **options
-        )
-        total, metrics = objective(logp, ent, group.branches.mask, batch.extra)
+    def loss(live, params, batch: Batch):
+        params, group, extra = {**params, **live}, batch.group, batch.extra
+        logp, ent = score(model, params, group, **how)
+        if batch.second is not None:
+            masked, _ = score(model, params, batch.second, **how)
+            extra = extra | {"masked_logprobs": masked}
+        total, metrics = objective(logp, ent, group.branches.mask, extra)
         return total.sum, (total, metrics)
 
     def part(params, batch):
-        grads, (total, metrics) = jax.grad(loss, has_aux=True)(params, batch)
+        live = live_of(params, freeze)
+        grads, (total, metrics) = jax.grad(loss, has_aux=True)(live, params, batch)
         return grads, total, metrics
 
     def update(state: State, batch: Batch):
-        if microbatches == 1:
+        count = max(microbatches, parts_of(batch, token_budget, shards))
+        if count == 1:
             grads, total, metrics = part(state.params, batch)
         else:
-            parts = split(batch, microbatches)
+            parts = split(batch, count)
             first = part(state.params, jax.tree.map(lambda x: x[0], parts))
 
             def body(carry, one):
@@ -185,8 +201,12 @@ def make_update(
             (grads, total, metrics), _ = jax.lax.scan(body, first, rest)
         count = jnp.maximum(total.count, 1)
         grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
-        changes, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, changes)
+        live = live_of(state.params, freeze)
+        changes, opt_state = tx.update(grads, state.opt_state, live)
+        live = optax.apply_updates(live, changes)
+        average = state.ema
+        if ema:
+            average = jax.tree.map(lambda a, p: ema * a + (1 - ema) * p, average, live)
         one = jnp.float32(1)
         metrics = {
             **metrics,
@@ -194,9 +214,36 @@ def make_update(
             "grad_norm": Mean(optax.tree.norm(grads), one),
             "update_norm": Mean(optax.tree.norm(changes), one),
         }
-        return State(params, opt_state, state.step + 1), metrics
+        params = {**state.params, **live}
+        return State(params, opt_state, state.step + 1, average), metrics
 
     return update
+
+
+def live_of(params: dict, freeze: tuple[str, ...] = ()) -> dict:
+    """The parameters that are not frozen."""
+    return {n: p for n, p in params.items() if not n.startswith(tuple(freeze))}
+
+
+def averaged(state: State) -> dict:
+    """The parameters to measure and export: the running average where there is one."""
+    return {**state.params, **(state.ema or {})}
+
+
+def parts_of(batch: Batch, token_budget: int, shards: int = 1) -> int:
+    """Into how few parts a batch is split so that each has at most `token_budget`
+    tokens, padding included: groups · (S + G · T). A part holds a multiple of `shards`
+    groups, and never less, whatever the budget; 0 is no budget."""
+    groups, prefix = batch.group.prefix.ids.shape
+    rows, length = batch.group.branches.ids.shape
+    each = prefix + rows // groups * length
+    if not token_budget:
+        return 1
+    for parts in range(1, groups // shards + 1):
+        fits = groups // parts * each <= token_budget
+        if groups % (parts * shards) == 0 and fits:
+            return parts
+    return max(1, groups // shards)
 
 
 def split(batch: Batch, parts: int) -> Batch:
@@ -214,21 +261,25 @@ def split(batch: Batch, parts: int) -> Batch:
             image=cut(t.image),
         )
 
-    group = Group(
-        tokens(batch.group.prefix),
-        jax.tree.map(cut, batch.group.vision),
-        tokens(batch.group.branches),
-    )
-    return Batch(group, jax.tree.map(cut, batch.extra))
+    def groups(g):
+        return g and Group(
+            tokens(g.prefix), jax.tree.map(cut, g.vision), tokens(g.branches)
+        )
+
+    extra = jax.tree.map(cut, batch.extra)
+    return Batch(groups(batch.group), extra, groups(batch.second))
 
 
-def init_state(params, tx) -> State:
+def init_state(params, tx, *, freeze: tuple[str, ...] = (), ema: bool = False) -> State:
     """A fresh state whose optimizer moments lie like the parameters."""
-    mesh = next(iter(params.values())).sharding.mesh
-    places = {name: p.sharding for name, p in params.items()}
-    places = like_params(mesh, jax.eval_shape(tx.init, params), places)
-    opt_state = jax.jit(tx.init, out_shardings=places)(params)
-    return State(params, opt_state, jax.device_put(jnp.int32(0), replicate(mesh)))
+    mesh = jax.tree.leaves(params)[0].sharding.mesh
+    live = live_of(params, freeze)
+    places = {name: p.sharding for name, p in live.items()}
+    shards = like_params(mesh, jax.eval_shape(tx.init, live), places)
+    opt_state = jax.jit(tx.init, out_shardings=shards)(live)
+    average = {n: p.copy() for n, p in live.items()} if ema else None
+    zero = jax.device_put(jnp.int32(0), replicate(mesh))
+    return State(params, opt_state, zero, average)
 
 
 def jit_update(update, state: State):

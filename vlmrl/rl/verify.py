@@ -14,7 +14,8 @@ from __future__ import annotations
 import importlib.util
 import multiprocessing
 import re
-from collections.abc import Iterable
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -201,6 +202,20 @@ class Math:
             self._pool.terminate()
             self._pool.join()
         self._pool = None
+
+
+def checker(name: str) -> Callable[[Sequence[tuple[str, str]]], list[bool]]:
+    """Whether each (answer, gold) agrees, by the verifier of that name. Processes that
+    it needs end with it."""
+    if name == "math":
+        pool = Math()
+
+        def by_pool(pairs):
+            return pool(pairs)
+
+        weakref.finalize(by_pool, pool._stop)
+        return by_pool
+    return lambda pairs: [exact(answer, gold) for answer, gold in pairs]
 
 
 def agree(answer: str, gold: str) -> bool:

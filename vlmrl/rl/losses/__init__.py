@@ -35,7 +35,7 @@ from vlmrl.rl.losses.kl import (
     perception,
     to_go,
 )
-from vlmrl.rl.losses.objective import policy_objective, supervised_objective
+from vlmrl.rl.losses.objective import needs, policy_objective, supervised_objective
 from vlmrl.rl.losses.surrogates import (
     SURROGATES,
     Policy,
@@ -75,6 +75,7 @@ __all__ = [
     "kl",
     "kl_cov",
     "kl_loss",
+    "needs",
     "penalised",
     "perception",
     "policy_objective",

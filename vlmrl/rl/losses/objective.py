@@ -5,7 +5,7 @@ Axes: B completions (rows), T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -102,6 +102,18 @@ def policy_objective(
         loss = total(loss, (-perception_weight, aggregate(values, mask, **how)))
         metrics["perception"] = aggregate(jax.lax.stop_gradient(values), mask)
     return loss, metrics
+
+
+def needs(loss: Mapping[str, Any]) -> frozenset[str]:
+    """Names of what `policy_objective` wants in `extra` under these settings, beside
+    'old_logprobs' and 'advantages'."""
+    asked = {
+        "ref_logprobs": bool(loss.get("kl_weight")),
+        "masked_logprobs": bool(loss.get("perception_weight")),
+        "sampler_logprobs": loss.get("importance") is not None,
+        "noise": loss.get("surrogate") in ("clip_cov", SURROGATES["clip_cov"]),
+    }
+    return frozenset(name for name, wanted in asked.items() if wanted)
 
 
 def supervised_objective(

@@ -1,0 +1,62 @@
+"""The paper's study in small: four recipes × three seeds from one warm start, measured
+while they train and at the end, then a verdict on each of the paper's eight claims.
+
+    vlmrl train --config configs/tiny/dynamics.py --workdir runs/dynamics
+
+Options after ':' — runlocal (seconds instead of minutes), seeds=N.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import parse_arg
+from configs.tiny import accuracy, augmented, both, faithful, grpo
+
+RECIPES = {
+    "accuracy": accuracy,  # (ii): right answers pay
+    "augmented": augmented,  # (iii): on perturbed prompts, too
+    "faithful": faithful,  # (iv): only where the think concludes the answer
+    "both": both,
+}
+
+
+def study(arg, recipes, *, seeds: int, title: str, summary: str):
+    """The config of a study of recipes, by name the modules that make them."""
+    options = parse_arg(arg, seeds=seeds)
+    small = options.runlocal
+    inner = f"{'runlocal,' if small else ''}seeds={options.seeds}"
+    c = ConfigDict()
+    c.algorithm = "study"
+    c.about = ConfigDict(dict(title=title, summary=summary))
+    c.recipes = ConfigDict()  # trained one after the other from the same start
+    for name, make in recipes.items():
+        recipe = make.get_config(inner)
+        recipe.eval.conditions = grpo.CONDITIONS[:-2] if not small else ("base",)
+        c.recipes[name] = recipe
+    c.model = "tiny"  # the warm start
+    c.style = "tiny"  # prompt style
+    c.split = "test"  # read once, at the end
+    c.size = 12 if small else 504  # examples of it
+    c.ood_size = 0 if small else 120  # of the out-of-distribution split
+    c.conditions = grpo.CONDITIONS
+
+    c.kernel = ConfigDict()  # eval/evaluate.py: evaluator
+    c.kernel.samples = 1
+    c.kernel.temperature = 0.0  # greedy
+    c.kernel.max_tokens = 72
+    c.kernel.probe_every = 16
+    c.kernel.probes = 4
+    c.kernel.batch = 12 if small else 24
+    return c
+
+
+def get_config(arg=None):
+    return study(
+        arg,
+        RECIPES,
+        seeds=3,
+        title="What RL does to robustness and faithfulness, in small",
+        summary=(
+            "Four recipes, three seeds each, from one warm start on procedural scenes: "
+            "accuracy reward, with augmentation, with the faithfulness reward, both."
+        ),
+    )

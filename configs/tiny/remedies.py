@@ -1,0 +1,31 @@
+"""Remedies side by side: each proposed repair of the drift from chain of thought to
+answer, three seeds, from the same warm start and beside plain accuracy training.
+
+    vlmrl train --config configs/tiny/remedies.py --workdir runs/remedies
+
+Options after ':' — runlocal, seeds=N.
+"""
+
+from configs.tiny import accuracy, acre, blind, cora, dynamics, lagrange, ranked
+
+RECIPES = {
+    "accuracy": accuracy,
+    "lagrange": lagrange,
+    "cora": cora,
+    "acre": acre,
+    "blind": blind,
+    "ranked": ranked,
+}
+
+
+def get_config(arg=None):
+    return dynamics.study(
+        arg,
+        RECIPES,
+        seeds=3,
+        title="Remedies for unfaithful reasoning, in small",
+        summary=(
+            "Five remedies and plain accuracy training, three seeds each, from one "
+            "warm start on procedural scenes."
+        ),
+    )

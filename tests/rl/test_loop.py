@@ -1,0 +1,397 @@
+"""The loop as a whole, on a toy: grouped equals separate rows at every step, the same
+run twice is the same, resuming is exact, and every switch does what it says."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests import kit
+from vlmrl import checkpoint, metrics, prompts, sharding, tokens
+from vlmrl.engine.generate import make_stops
+from vlmrl.engine.policy import Policy
+from vlmrl.judges import judge as judging
+from vlmrl.rl import (
+    learner,
+    loop,
+    losses,
+    recipe,
+    replay,
+    rollouts,
+    update,
+    verdicts,
+    verify,
+)
+from vlmrl.rl.signals import Signal
+
+PROMPTS, GROUP, LENGTH, RATE = 4, 4, 6, 1e-3
+BUCKETS = tokens.Buckets(prefix=(160,), branch=(64,), windows=(4,))
+# A random model never writes the format: what tells its completions apart is measured
+# of a think that the prompt has begun.
+PLAIN = {
+    "group_size": GROUP,
+    "max_tokens": LENGTH,
+    "reward": "grpo",
+    "advantage": "grpo",
+    "mix": {"wrong_think": 1.0},
+    "loss": {"entropy_weight": 0.01},
+    "shaping": {"repetition": 1.0, "copied": 1.0},
+}
+
+
+@functools.cache
+def policy() -> Policy:
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    places = sharding.param_shardings(mesh, kit.model().table)
+    params = {
+        n: jax.device_put(np.array(p), places[n]) for n, p in kit.params().items()
+    }
+    processor = kit.processor()
+    stops = make_stops(processor)
+    return Policy(kit.model(), params, processor, stops, "tiny", BUCKETS, mesh, "toy")
+
+
+def example(position: int):
+    return kit.examples(12, "train")[position % 12]
+
+
+def batches(start: int, prompts: int = PROMPTS):
+    while True:
+        yield (
+            start + prompts,
+            [example(p) for p in range(start, start + prompts)],
+        )
+        start += prompts
+
+
+def begun(settings, prompts=PROMPTS):
+    tx = optax.sgd(RATE)
+    params = jax.tree.map(lambda x: x.copy(), policy().params)
+    how = {"freeze": settings.get("freeze", ()), "ema": bool(settings.get("ema"))}
+    state = update.init_state(params, tx, **how)
+    return tx, loop.begin(state, prompts=prompts, **settings)
+
+
+def run(settings, steps, carry=None, prompts=PROMPTS):
+    """Every Step, with its metrics as floats and its carry on the host (the next update
+    takes the arrays)."""
+    tx, fresh = begun(settings, prompts)
+    carry = carry or fresh
+    made = loop.train(
+        policy(),
+        batches(carry.position, prompts),
+        tx,
+        carry,
+        seed=3,
+        steps=steps,
+        at=example,
+        **settings,
+    )
+    return [
+        s._replace(metrics=metrics.values(s.metrics), carry=jax.device_get(s.carry))
+        for s in made
+    ]
+
+
+def equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """(steps of a plain run, [(parameters before, batch)] of its updates)."""
+    seen, real = [], update.jit_update
+
+    def watched(step, state):
+        compiled = real(step, state)
+
+        def call(state, batch):
+            seen.append(jax.device_get((state.params, batch)))
+            return compiled(state, batch)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learner.update, "jit_update", watched)
+        steps = run(PLAIN, 3)
+    return steps, seen
+
+
+@pytest.mark.slow
+def test_grouped_equals_separate_rows_at_every_step(plain):
+    steps, seen = plain
+
+    banned = policy().stops.banned
+
+    def objective(logp, ent, batch):
+        mask = batch.group.branches.mask
+        total, _ = losses.policy_objective(
+            logp, ent, mask, batch.extra, **PLAIN["loss"]
+        )
+        return total.value, logp
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def separate(params, rows, batch):
+        raw = kit.row_logits(kit.model(), params, rows)
+        logp = kit.branch_logprobs(raw, batch.group, banned=banned)
+        return objective(logp, branch_entropy(raw, batch.group), batch)
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def grouped(params, batch):
+        how = {"temperature": 1.0, "banned": banned}
+        logp, ent = learner.score(kit.model(), params, batch.group, **how)
+        return objective(logp, ent, batch)
+
+    assert len(seen) == 3
+    for step, (params, batch) in zip(steps, seen, strict=True):
+        assert np.abs(batch.extra["advantages"]).max() > 0.1
+        rows = kit.ordinary(batch.group)
+        (_, logp), grads = jax.device_get(separate(params, rows, batch))
+        (_, own), found = jax.device_get(grouped(params, batch))
+        mask = batch.group.branches.mask
+        np.testing.assert_allclose(own[mask], logp[mask], atol=1e-5)
+        np.testing.assert_allclose(
+            batch.extra["old_logprobs"][mask], logp[mask], atol=1e-5
+        )
+        for name, grad in grads.items():
+            assert kit.normwise(found[name], grad) < 1e-5, name
+            after = step.carry.state.params[name]
+            np.testing.assert_allclose(
+                after, params[name] - RATE * grad, atol=1e-5, rtol=1e-6, err_msg=name
+            )
+
+
+def branch_entropy(raw, group):
+    """float[B, T]: entropy of the distribution each branch token was drawn from."""
+    logp = jax.nn.log_softmax(raw, -1)
+    whole = -(jnp.exp(logp) * logp).sum(-1)
+    fold = len(group.branches.ids) // len(group.prefix.ids)
+    start = jnp.repeat(group.prefix.mask.sum(-1), fold)
+    at = start[:, None] - 1 + jnp.arange(group.branches.ids.shape[1])
+    return jnp.take_along_axis(whole, at, axis=1)
+
+
+@pytest.mark.slow
+def test_the_same_run_twice_is_the_same(plain):
+    steps, _ = plain
+    again = run(PLAIN, 3)
+    for one, two in zip(steps, again, strict=True):
+        assert one.metrics == two.metrics and one.samples == two.samples
+        equal(one.carry, two.carry)
+
+
+@pytest.mark.slow
+def test_what_is_measured(plain):
+    steps, _ = plain
+    for step in steps:
+        m = step.metrics
+        assert m["lag"] == 0 and abs(m["ratio"] - 1) < 1e-4
+        assert m["reward/total"] <= 0 and 0 <= m["think/template"] <= 1
+        assert 0 < m["think/tokens"] <= LENGTH and m["grad_norm"] > 0
+        assert m["think/entropy"] > 0 and 0 <= m["degenerate"] <= 1
+        assert not any(name.startswith(("control/", "kl_ref")) for name in m)
+        assert np.isfinite(list(m.values())).all()
+        assert {"repetition", "copied"} == set(step.samples[0].terms)
+
+
+AHEAD = PLAIN | {
+    "lag": 1,
+    "noise": {"share": 0.5, "sigma": 0.3, "anneal": 4},
+    "loss": {"kl_weight": 0.1, "importance": {"level": "token"}, "entropy_weight": 0.1},
+    "kl_target": 1e-4,
+    "entropy_target": 50.0,
+    "ema": 0.5,
+    "freeze": ("vision.",),
+    "overlong": {"limit": 6, "buffer": 4, "weight": 0.1},
+}
+JUDGED = PLAIN | {
+    "rounds": 2,
+    "replay_groups": {"capacity": 6},
+    "reward": "agreement",
+    "advantage": "decoupled",
+    "constraint": {"threshold": 0.9, "rate": 0.5},
+    "judge": "shuffle",
+    "ranking": {"by": "p_correct", "weight": 0.2},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [AHEAD, JUDGED], ids=["ahead", "judged"])
+def test_resuming_is_exact(settings, tmp_path):
+    straight = run(settings, 3)
+    begun_ = run(settings, 1)
+    equal(begun_[0].carry, straight[0].carry)
+    checkpoint.save(tmp_path, 1, begun_[0].carry)()
+    _, like = begun(settings)
+    carry, _ = checkpoint.restore(tmp_path, 1, like)
+    rest = run(settings, 3, carry)
+    assert [s.step for s in rest] == [2, 3]
+    for one, two in zip(straight[1:], rest, strict=True):
+        assert one.metrics == two.metrics and one.samples == two.samples
+        equal(one.carry, two.carry)
+    check = _ahead if settings is AHEAD else _judged
+    check(straight)
+
+
+def _ahead(steps):
+    assert [s.metrics["lag"] for s in steps] == [0, 1, 1]
+    start, carry = policy().params, steps[-1].carry
+    for name, was in start.items():
+        same = np.array_equal(carry.state.params[name], was)
+        assert same == name.startswith("vision."), name
+    assert not any(n.startswith("vision.") for n in carry.state.ema)
+    last, before = steps[-1].carry.state, steps[-2].carry.state
+    for name, value in last.ema.items():
+        want = 0.5 * before.ema[name] + 0.5 * last.params[name]
+        np.testing.assert_allclose(value, want, rtol=1e-6)
+    # Rollouts of the noisy image and of older parameters: the raw ratio is logged.
+    assert all(s.metrics["mismatch"] > 0 for s in steps)
+    assert all(abs(s.metrics["ratio"] - 1) < 1e-4 for s in steps)
+    assert all(s.metrics["kl_ref"] >= 0 for s in steps)
+    kl = [s.carry.weights["kl_weight"] for s in steps]
+    moves = np.array(kl) / np.array([0.1, *kl[:-1]])
+    assert np.isclose(moves[:, None], [0.5, 1.0, 2.0]).any(-1).all()
+    assert np.isclose(kl[0], 0.05)  # at the start there is no divergence
+    bonus = [s.carry.weights["entropy_weight"] for s in steps]
+    np.testing.assert_allclose(bonus, [0.105, 0.11, 0.115], atol=1e-6)
+
+
+def _judged(steps):
+    for step in steps:
+        assert {s.verdict for s in step.samples} <= {
+            "consistent",
+            "inconsistent",
+            "undecided",
+        }
+        assert all(0 <= s.terms["p_correct"] <= 1 for s in step.samples)
+    # A random model answers nothing: all undecided, no group is mixed, the price rises.
+    price = [s.carry.weights["multiplier"] for s in steps]
+    np.testing.assert_allclose(price, [0.45, 0.9, 1.35], atol=1e-6)
+    assert [s.carry.position for s in steps] == [8, 16, 24]  # two draws per step
+    assert all(s.metrics["kept"] == 0 for s in steps)
+
+
+@pytest.mark.slow
+def test_one_completion_per_prompt_perception_and_a_token_budget():
+    settings = PLAIN | {
+        "group_size": 1,
+        "advantage": "reinforce_pp",
+        "kl_reward": {"weight": 0.1, "to_go": True},
+        "loss": {"perception_weight": 0.02, "surrogate": "clip_cov"},
+        "token_budget": 2 * (160 + LENGTH),
+    }
+    (step,) = run(settings, 1)
+    assert step.advantages.shape == (PROMPTS, 1)
+    assert abs(float(np.sum(step.advantages))) < 1e-4
+    assert step.metrics["perception"] > 0  # a masked image says something else
+    assert step.metrics["grad_norm"] > 0
+
+
+@pytest.mark.slow
+def test_idle_groups_give_way_to_those_of_the_buffer():
+    """What stands in is scored behind its own prompt, with its own advantages."""
+    made = recipe.make(**PLAIN, replay_groups={"capacity": 4, "power": 0.0})
+    draw = rollouts.drawer(policy(), made, batches(0), seed=3)
+    first, second = (draw(policy().params, step, 0.0)[0] for step in (1, 2))
+    rollout = jax.device_get(first.rollout)
+    buffer = replay.empty(4, GROUP, LENGTH)
+    held = np.array([[0] * 4, [1, -1, 1, -1], [0] * 4, [0] * 4], np.float32)
+    buffer = replay.added(buffer, first.places, rollout, held)
+    assert buffer.places.tolist() == [1, -1, -1, -1]
+    new = np.array([[1, -1, 0, 0], [0] * 4, [2, -2, 0, 0], [1, 0, -1, 0]], np.float32)
+    used, after = rollouts.replayed(
+        policy(),
+        made,
+        rollouts.Used(second, Signal(new, new != 0, {})),
+        buffer,
+        example,
+        seed=3,
+        step=2,
+    )
+    np.testing.assert_array_equal(used.signal.advantages[1], held[1])
+    np.testing.assert_array_equal(used.signal.advantages[[0, 2, 3]], new[[0, 2, 3]])
+    assert used.signal.keep[1].all()
+    assert used.signal.metrics["replayed"].value == 0.25
+    assert [p.example.id for p in used.drawn.written] == [
+        example(p).id for p in (4, 1, 6, 7)
+    ]
+    ids = np.asarray(used.drawn.group.prefix.ids)
+    np.testing.assert_array_equal(ids[1], first.group.prefix.ids[1])
+    np.testing.assert_array_equal(ids[2], second.group.prefix.ids[2])
+    tokens_ = np.asarray(used.drawn.rollout.tokens).reshape(PROMPTS, GROUP, LENGTH)
+    own = np.asarray(second.rollout.tokens).reshape(tokens_.shape)
+    np.testing.assert_array_equal(tokens_[1], rollout.tokens[4:8])
+    np.testing.assert_array_equal(tokens_[[0, 2, 3]], own[[0, 2, 3]])
+    assert after.places.tolist() == [1, 4, 6, 7]  # the idle group is not kept
+
+
+def test_draws_are_refilled_with_mixed_groups():
+    """Groups all right or all wrong give way, in order, while there are mixed ones."""
+    marks = np.array([[1, 1], [1, 0], [0, 0]], np.float32)
+
+    def drawn(correct, first):
+        samples = [f"{first + i}/{k}" for i in range(3) for k in range(2)]
+        written = [prompts.build(example(first + i), "tiny") for i in range(3)]
+        rows = np.repeat(np.arange(first, first + 3), 2)
+        rollout = jax.tree.map(
+            lambda x: x + rows.reshape(-1, *[1] * (x.ndim - 1)).astype(x.dtype),
+            replay.zeros((6,), LENGTH),
+        )
+        earned = rollouts.Earned(correct, correct, correct, correct > 0, None)
+        places = list(range(first, first + 3))
+        group = rollouts.prefixes(policy(), written)
+        return rollouts.Drawn(
+            first + 3, places, 0, written, group, rollout, samples, earned
+        )
+
+    old, new = drawn(marks, 0), drawn(1 - marks, 3)
+    got = rollouts.refilled(policy(), old, new)
+    assert got.places == [4, 1, 2] and got.position == 6
+    assert got.samples == ["4/0", "4/1", "1/0", "1/1", "2/0", "2/1"]
+    assert np.asarray(got.rollout.tokens)[:, 0].tolist() == [4, 4, 1, 1, 2, 2]
+    np.testing.assert_array_equal(got.earned.correct, [[0, 1], [1, 0], [0, 0]])
+    np.testing.assert_array_equal(got.group.prefix.ids[0], new.group.prefix.ids[1])
+    same = rollouts.refilled(policy(), got, drawn(np.ones((3, 2), np.float32), 6))
+    assert same.places == got.places and same.position == 9
+
+
+def test_a_judge_of_ones_own_gives_the_verdicts():
+    """It is asked once per kind of completion, and never of what the prompt settles."""
+    asked = []
+
+    def judge(items):
+        asked.extend(items)
+        return [judging.Verdict("consistent", 0, 1.0, "", "own") for _ in items]
+
+    made = recipe.make(**PLAIN, judge=judging.Judge("own", judge, {}))
+    source = verdicts.source(policy(), made, seed=0)
+    texts = ["<think>So A.</think><answer>A</answer>", "<think>x</think>"]
+    written = [prompts.build(example(0), "tiny")] * 2
+    parsed = [prompts.parse(t, example(0).options) for t in texts]
+    assert source(None, written, parsed) == ["consistent", "undecided"]
+    assert [i.think for i in asked] == ["So A."]
+    nobody = verdicts.source(policy(), made._replace(judge=None), seed=0)
+    assert nobody(None, written, parsed) == [None, None]
+
+
+def test_open_answers_are_verified_by_what_they_mean():
+    made = example(0)._replace(options=("0.5", "3"), answer=0, open=True)
+    closed = made._replace(open=False)
+    texts = ["1/2", "3", "0.5", ""]
+    written = [prompts.build(e, "tiny") for e in [made] * 4 + [closed]]
+    parsed = [
+        prompts.parse(f"<think>x</think><answer>{t}</answer>", made.options, "text")
+        for t in [*texts, "1/2"]
+    ]
+    assert [q.option for q in parsed] == [-1, 1, 0, -1, -1]
+    got = rollouts.verified(verify.checker("exact"), written, parsed)
+    assert [q.option for q in got] == [0, 1, 0, -1, -1]
+    nothing = rollouts.verified(lambda pairs: [False] * len(pairs), written, parsed)
+    assert [q.option for q in nothing] == [-1, 1, -1, -1, -1]

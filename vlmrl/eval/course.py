@@ -1,0 +1,70 @@
+"""How a run is doing: measures of an evaluation, and its change since the start.
+
+From records alone, like every table; these are the numbers logged while training.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from vlmrl.eval import records, stats
+from vlmrl.eval.drift import drift
+
+MEASURES = (
+    "accuracy",
+    "p_correct",
+    "entropy",
+    "consistent",
+    "faithful_accuracy",
+    "think_tokens",
+    "think_entropy",
+    "follow",
+    "format",
+)
+
+
+def course(now: pa.Table, start: pa.Table | None = None) -> dict[str, float]:
+    """Numbers by name, of one evaluation of one run.
+
+    `<condition>/<measure>`: means. With `start`, an earlier evaluation of the same
+    items, also `<condition>/<measure>/change` with `/lo` and `/hi`, a paired 95 %
+    interval over clusters, for accuracy and consistent, and, where Fieller's interval
+    is bounded, `<condition>/drift` with `/lo` and `/hi`: the change of the consistent
+    ratio per point of accuracy gained.
+    """
+    out, (here, cells) = {}, _cells(now)
+    before = _cells(start) if start is not None else None
+    for condition, rows in cells.items():
+        for name in MEASURES:
+            values = here[name][rows]
+            if not np.isnan(values).all():
+                out[f"{condition}/{name}"] = float(np.nanmean(values))
+        if before is None or condition not in before[1]:
+            continue
+        old = before[0], before[1][condition]
+        pairs = [
+            tuple(_cell(*at, name) for name in ("accuracy", "consistent"))
+            for at in (old, (here, rows))
+        ]
+        found = drift(*pairs, draws=1000)
+        for name, change in (("accuracy", found.gain), ("consistent", found.change)):
+            if change.n:
+                out |= _named(f"{condition}/{name}/change", *change[:3])
+        if found.slope.kind == "bounded":
+            out |= _named(f"{condition}/drift", *found.slope[:3])
+    return out
+
+
+def _cells(table: pa.Table):
+    data = records.columns(table)
+    return data, {key[4]: rows for key, rows in records.cells(data).items()}
+
+
+def _cell(data, rows, measure: str) -> stats.Cell:
+    return stats.Cell(data["item"][rows], data[measure][rows], data["cluster"][rows])
+
+
+def _named(name: str, value: float, lo: float, hi: float) -> dict[str, float]:
+    found = {name: value, f"{name}/lo": lo, f"{name}/hi": hi}
+    return {k: float(v) for k, v in found.items() if np.isfinite(v)}

@@ -1,0 +1,114 @@
+"""Several recipes from one start, over seeds, measured alike: the demo, the dynamics
+study and the remedies are configs of it.
+
+Everything that takes work is a file of the run directory; what is there is not done
+again, so the same command resumes a study where it stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from vlmrl.data import loader
+from vlmrl.engine import policy as policies
+from vlmrl.eval import records
+from vlmrl.eval.evaluate import evaluator
+from vlmrl.main import report
+from vlmrl.main import train as training
+from vlmrl.main.progress import CONSOLE, bar
+from vlmrl.report import claims, remedies, render
+
+OWN = (
+    "algorithm",
+    "model",
+    "style",
+    "mesh",
+)  # fields of a recipe that the study decides
+
+
+def run(workdir: Path, c: dict, *, title: str, summary: str, show: bool = False):
+    """Trains and measures every recipe of a study, and writes its report.
+
+    Args:
+      c: fields of the config: recipes, model, style, split, size, ood_size, conditions
+        and kernel.
+      show: write and print the tables of claims and of remedies, too.
+    """
+    began = time.monotonic()
+    recipes = c["recipes"]
+    for settings in recipes.values():
+        training.check(settings)
+    policy = policies.load(c["model"], style=c["style"])
+    measure = evaluator(policy, c["conditions"], **c["kernel"])
+    training.describe_run(workdir, c)
+    first = next(iter(recipes.values()))
+    sizes = {c["split"]: c["size"]}
+    sizes |= {"ood": c["ood_size"]} if c["ood_size"] else {}
+    where = loader.prepare(first["data"]["source"], sizes, workdir / "data")
+    sets = {split: list(loader.load(where, split)) for split in sizes}
+    report.write_images(workdir, sets[c["split"]])
+    files = []
+
+    def evaluate(params, recipe, seed, step):
+        for split, examples in sets.items():
+            path = workdir / "records" / f"{recipe}-seed-{seed}-{split}.parquet"
+            path.parent.mkdir(exist_ok=True)
+            files.append(path)
+            if path.is_file():
+                continue
+            what = f"evaluate {recipe}, {split}"
+            with bar(what, len(examples)) as advance:
+                found = measure(
+                    params,
+                    examples,
+                    recipe=recipe,
+                    seed=seed,
+                    step=step,
+                    split=split,
+                    progress=advance,
+                )
+            records.write(path, found)
+
+    CONSOLE.print("1. The warm start, under every condition")
+    evaluate(policy.params, "warm-start", 0, 0)
+    for number, given in enumerate(recipes.values(), 2):
+        settings = {name: v for name, v in given.items() if name not in OWN}
+        name, steps = settings["recipe"], settings["steps"]
+        CONSOLE.print(f"{number}. GRPO, recipe '{name}'")
+        for seed in settings.pop("seeds"):
+            params, during = training.train(
+                policy, workdir=workdir / name / f"seed-{seed}", seed=seed, **settings
+            )
+            files.extend(during)
+            evaluate(params, name, seed, steps)
+    table = records.concat([records.read(f) for f in files])
+    records.write(workdir / "records.parquet", table)
+    minutes = (time.monotonic() - began) / 60
+    info = {"title": title, "summary": summary} | _info(c, policy, minutes)
+    report.build(workdir, table, report.read_images(workdir), info)
+    if show:
+        made = [
+            claims.as_table(claims.judge_claims(table)),
+            remedies.as_table(remedies.judge(table, split=c["split"])),
+        ]
+        render.write(workdir / "tables", made)
+        for each in made:
+            CONSOLE.print(render.terminal(each))
+    CONSOLE.print(f"{minutes:.1f} minutes")
+
+
+def _info(c: dict, policy, minutes: float) -> dict:
+    recipes = list(c["recipes"].values())
+    first = recipes[0]
+    return {
+        "Model": f"{c['model']}, {policy.model.size / 1e6:.2f} M parameters",
+        "Training": (
+            f"{first['steps']} steps of {first['prompts']} prompts × "
+            f"{first['group_size']} completions per recipe: "
+            + ", ".join(f"{r['recipe']} (reward {r['reward']})" for r in recipes)
+        ),
+        "Seeds": ", ".join(map(str, first["seeds"])),
+        "Test": f"{c['size']} examples, {len(c['conditions'])} conditions, greedy",
+        "Time": f"{minutes:.1f} minutes in all",
+    }

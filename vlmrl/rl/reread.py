@@ -1,0 +1,125 @@
+"""Reading a completion's think back to the policy: which letter does it then give?
+
+One chain serves all of it: what the prompts of a group share is read once (its image
+once, too), the G thinks are branches of it, the C letters are branches of those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from string import ascii_uppercase as LETTERS
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vlmrl import sharding, tokens
+from vlmrl.engine.chain import extend, prefill
+from vlmrl.engine.logprobs import token_logprobs
+from vlmrl.engine.policy import Policy
+from vlmrl.perturb import TAGS
+from vlmrl.rl import consistency
+from vlmrl.types import Example, Prompt
+
+OPTIONS = 8  # of an item at most
+STEP = 32  # branch lengths are multiples of it
+
+
+class Reading(NamedTuple):
+    """What is read back."""
+
+    text: str
+    images: tuple[bytes, ...]
+    whole: bool  # False: the think can't stand in a prompt, "-" stands for it
+
+
+def sighted(prompt: Prompt, think: str) -> Reading:
+    """The prompt with the think, closed, and the answer opened."""
+    return _read(prompt.text, prompt.example, think, prompt.example.images)
+
+
+def blind(prompt: Prompt, think: str) -> Reading:
+    """The same without the image, the think's literal conclusion stripped."""
+    return _read(prompt.blind, prompt.example, consistency.stripped(think), ())
+
+
+def _read(text: str, example: Example, think: str, images) -> Reading:
+    start = text.removesuffix(example.prefill) if example.prefill else text
+    whole = readable(think)
+    shown = think if whole else "-"
+    return Reading(start + "<think>" + shown + consistency.OPENING, images, whole)
+
+
+def readable(think: str) -> bool:
+    """Whether a think can stand in a prompt again: not empty, no tags, no control."""
+    tagged = any(tag in think for tag in TAGS) or "<|" in think
+    return bool(think.strip()) and not tagged
+
+
+def reader(policy: Policy, max_tokens: int) -> Callable:
+    """letters(params, readings: N lists of G) -> float32[N, G, OPTIONS] probabilities
+    of the letters after each, from raw logits at temperature 1; what could not be read
+    is all zero. A letter is what the tokenizer makes of '>A' after '<answer'.
+    """
+    encode = policy.processor.tokenizer.encode
+    rows = [encode(">" + c, add_special_tokens=False) for c in LETTERS[:OPTIONS]]
+    width = max(map(len, rows))
+    ids = np.array([r + [0] * (width - len(r)) for r in rows], np.int32)
+    mask = np.arange(width) < np.array([len(r) for r in rows])[:, None]
+    room = -(-(max_tokens + STEP) // STEP) * STEP
+    buckets = policy.buckets._replace(
+        prefix=(*policy.buckets.prefix, max(policy.buckets.prefix) + room),
+        branch=tuple(range(STEP, room + STEP, STEP)),
+    )
+    wide = policy._replace(buckets=buckets)
+
+    @jax.jit
+    def run(params, group):
+        return letter_probs(policy.model, params, group, jnp.asarray(ids), mask)
+
+    def letters(params, readings: Sequence[Sequence[Reading]]):
+        encoded, good = [], []
+        for group in readings:
+            made = [tokens.encode(policy.processor, (r.text, r.images)) for r in group]
+            shared = tokens.shared_length(made, leave=1)
+            fits = [len(e.ids) - shared <= room for e in made]
+            short = min(made, key=lambda e: len(e.ids))
+            encoded.append([e if f else short for e, f in zip(made, fits, strict=True)])
+            good.append([r.whole and f for r, f in zip(group, fits, strict=True)])
+        mine = wide.group(wide.own(encoded))
+        probs = sharding.fetch(run(params, sharding.join_batch(policy.mesh, mine)))
+        probs = probs.reshape(*np.shape(good), OPTIONS)
+        return probs * np.array(good)[..., None]
+
+    return letters
+
+
+def letter_probs(model, params, group, ids, mask):
+    """softmax over letters of log P(letter's tokens | row), float32[B, C].
+
+    Args:
+      group: B rows, as branches or as whole prefixes.
+      ids, mask: [C, K], the tokens of every letter.
+    """
+    chain = prefill(model, params, group)
+    rows, (count, width) = chain.next.shape[0], ids.shape
+    tiled = jnp.tile(ids, (rows, 1))
+    valid = jnp.tile(jnp.asarray(mask), (rows, 1))
+    own, _ = extend(model, params, chain, tiled, valid)
+    first = jnp.repeat(chain.hidden, count, axis=0)[:, None]
+    hidden = jnp.concatenate([first, own[:, : width - 1]], axis=1)
+    logp, _ = token_logprobs(hidden, model.head(params), tiled)
+    total = jnp.where(valid, logp, 0).sum(-1).reshape(rows, count)
+    return jax.nn.softmax(total, axis=-1)
+
+
+def implied(letters, options: int) -> np.ndarray:
+    """Probabilities of an item's own options, renormalised; all zero stays zero."""
+    own = np.asarray(letters[:options], np.float64)
+    return own / own.sum() if own.sum() > 0 else own
+
+
+def in_groups(rows: list, each: int) -> list[list]:
+    """Rows in branch order, group by group."""
+    return [rows[i : i + each] for i in range(0, len(rows), each)]

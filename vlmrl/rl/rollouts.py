@@ -1,0 +1,392 @@
+"""One draw: prompts → completions → verdicts → rewards, before anything is learnt.
+
+`drawer` is made once per run. What it draws depends on the parameters, the step and the
+examples alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vlmrl import prompts, sharding, tokens
+from vlmrl.data import distort
+from vlmrl.engine.chain import prefill
+from vlmrl.engine.generate import Sampling, branch_keys, generate
+from vlmrl.engine.policy import Policy, prefixes
+from vlmrl.prompts import Parsed
+from vlmrl.rl import (
+    augment,
+    measure,
+    replay,
+    reread,
+    rewards,
+    verdicts,
+    verify,
+)
+from vlmrl.rl.recipe import Recipe
+from vlmrl.rl.signals import Earned, Signal
+from vlmrl.types import Example, Group, Mean, Prompt, Rollout
+
+
+class Sample(NamedTuple):
+    """One rollout on the host, for rewards and logs."""
+
+    example: str
+    condition: str
+    text: str  # completion
+    reward: rewards.Reward
+    verdict: str | None  # None: nobody was asked
+    prompt_hash: str = ""
+    think: str = ""
+    tokens: int = 0
+    stopped: bool = True
+    terms: dict[str, float] = {}  # measured, see `measure.TERMS`
+
+
+class Started(NamedTuple):
+    """Rollouts under way on the device."""
+
+    lag: int  # updates between the parameters that sample and those of that update
+    position: int  # data frontier behind the examples
+    written: list[Prompt]  # N, augmented
+    group: Group  # N prefixes
+    rollout: Rollout  # N * G rows
+
+
+class Drawn(NamedTuple):
+    """N groups of G rollouts and what they earned, rows in branch order."""
+
+    position: int
+    places: list[int]  # of the groups' examples in the data stream
+    lag: int
+    written: list[Prompt]
+    group: Group
+    rollout: Rollout
+    samples: list[Sample]
+    earned: Earned
+
+
+def make_sampler(policy: Policy, *, max_tokens: int, sampling: Sampling) -> Callable:
+    """sample(params, group, keys) -> Rollout, jitted."""
+
+    @functools.partial(jax.jit, out_shardings=sharding.batch_sharding(policy.mesh))
+    def sample(params, group: Group, keys) -> Rollout:
+        chain = prefill(policy.model, params, group)
+        return generate(
+            policy.model,
+            params,
+            chain,
+            keys,
+            policy.stops,
+            max_tokens=max_tokens,
+            sampling=sampling,
+        )[0]
+
+    return sample
+
+
+class Used(NamedTuple):
+    """What an update learns from: a draw, groups of it perhaps replaced, and its
+    signal."""
+
+    drawn: Drawn
+    signal: Signal
+
+
+def drawer(
+    policy: Policy,
+    recipe: Recipe,
+    batches: Iterator[tuple[int, list[Example]]],
+    *,
+    seed: int,
+    ahead: Rollout | None = None,
+    phase: Callable[..., None] = lambda name: None,
+) -> Callable[..., tuple[Drawn, Rollout | None]]:
+    """draw(params, step, multiplier) -> (Drawn for this step, the next one's rollout).
+
+    With lag 1 the rollouts of a step were begun, on the device, before the update of
+    the step before it was; judging overlaps with sampling. With dynamic sampling,
+    groups all right or all wrong are drawn again, of further prompts, `rounds` times at
+    most.
+
+    Args:
+      ahead: the rollout that a checkpoint brought back.
+      phase: as in `loop`.
+    """
+    sample = make_sampler(
+        policy, max_tokens=recipe.max_tokens, sampling=Sampling(recipe.temperature)
+    )
+    judge = verdicts.source(policy, recipe, seed=seed)
+    measured = [*recipe.shaping]
+    measured += [recipe.ranking.by] if recipe.ranking.weight else []
+    lettered = any(name in measure.LETTERED for name in measured)
+    letters = reread.reader(policy, recipe.max_tokens) if lettered else None
+    check = verify.checker(recipe.verifier) if recipe.verifier else None
+    noisy = round(recipe.noise.share * recipe.group_size)
+
+    def start(params, step, lag=0, rollout=None) -> Started:
+        phase("data")
+        position, examples = next(batches)
+        written = policy.write([augmented(e, recipe, seed) for e in examples])
+        group = policy.put(prefixes(policy, written))
+        if rollout is None:
+            ids = [e.id for e in examples]
+            keys = branch_keys(seed, "rollout", step, ids, recipe.group_size)
+            phase("rollout")
+            if noisy:
+                rollout = partly_noisy(params, step, written, group, keys)
+            else:
+                rollout = sample(params, group, policy.put(keys))
+        return Started(lag, position, written, group, rollout)
+
+    def partly_noisy(params, step, written, group, keys) -> Rollout:
+        """NoisyRollout: the last `noisy` of every group see a perturbed image."""
+        how = recipe.noise
+        fade = max(0.0, 1 - (step - 1) / how.anneal) if how.anneal else 1.0
+        extra = {"sigma": how.sigma * fade} if how.distortion == "noisy" else {}
+        seen = [
+            distort.distort(p.example, how.distortion, seed, **extra)._replace(
+                condition=p.example.condition
+            )
+            for p in written
+        ]
+        other = policy.put(prefixes(policy, policy.write(seen)))
+        clean = recipe.group_size - noisy
+        keys = np.asarray(keys).reshape(len(written), recipe.group_size, -1)
+        first, last = (
+            sample(params, g, policy.put(k.reshape(-1, k.shape[-1])))
+            for g, k in ((group, keys[:, :clean]), (other, keys[:, clean:]))
+        )
+        return jax.tree.map(lambda a, b: join(a, b, len(written)), first, last)
+
+    def finish(params, started: Started, multiplier: float = 0.0) -> Drawn:
+        phase("rollout")
+        rollout, written = sharding.fetch(started.rollout), started.written
+        phase("reward")
+        each = recipe.group_size
+        prompt_of = [written[i // each] for i in range(len(rollout.tokens))]
+        texts = [
+            tokens.decode(policy.processor, row[keep])
+            for row, keep in zip(rollout.tokens, rollout.mask, strict=True)
+        ]
+        parsed = [
+            prompts.read(p.example.prefill + text, p.example, policy.style)
+            for p, text in zip(prompt_of, texts, strict=True)
+        ]
+        if recipe.verifier:
+            parsed = verified(check, prompt_of, parsed)
+        said = judge(params, prompt_of, parsed)
+        probs = [None] * len(texts)
+        if letters is not None:
+            rows = [
+                reread.sighted(p, q.think or "")
+                for p, q in zip(prompt_of, parsed, strict=True)
+            ]
+            found = letters(params, reread.in_groups(rows, each)).reshape(
+                len(texts), -1
+            )
+            probs = [
+                reread.implied(row, len(p.example.options))
+                for p, row in zip(prompt_of, found, strict=True)
+            ]
+        samples = []
+        for i, (p, q) in enumerate(zip(prompt_of, parsed, strict=True)):
+            size = int(rollout.mask[i].sum())
+            seen = measure.Seen(q, q.think or "", p, size, probs[i])
+            terms = measure.terms(measured, seen, recipe)
+            value = paid(q, p.example.answer, said[i], size, terms, multiplier)
+            e, stopped = p.example, bool(rollout.stopped[i])
+            about = (p.hash, q.think or "", size, stopped, terms)
+            samples.append(Sample(e.id, e.condition, texts[i], value, said[i], *about))
+        return Drawn(
+            started.position,
+            list(range(started.position - len(written), started.position)),
+            started.lag,
+            written,
+            started.group,
+            started.rollout,
+            samples,
+            earned(samples, each, recipe),
+        )
+
+    def paid(parsed, answer, verdict, size, terms, multiplier) -> rewards.Reward:
+        options = dict(recipe.reward_options)
+        if recipe.reward == "lagrangian":
+            options["multiplier"] = multiplier
+        value = rewards.REWARDS[recipe.reward](parsed, answer, verdict, **options)
+        if recipe.shaping:
+            value = rewards.shaped(value, terms, recipe.shaping)
+        if recipe.overlong.limit:
+            how = recipe.overlong
+            cost = rewards.overlong_penalty(size, how.limit, how.buffer)
+            value = value._replace(total=value.total + how.weight * cost)
+        return value
+
+    def draw(params, step: int, multiplier: float):
+        nonlocal begun
+        if not recipe.lag:
+            found = finish(params, start(params, step), multiplier)
+            for _ in range(recipe.rounds - 1):
+                if is_mixed(found.earned).all():
+                    break
+                more = finish(params, start(params, step), multiplier)
+                found = refilled(policy, found, more)
+            return found, None
+        if begun is None:  # the first step of a run, or of a resumed one
+            known = step > 1 and ahead is not None
+            given = policy.put(ahead) if known else None
+            begun = start(params, step, lag=int(known), rollout=given)
+        now, begun = begun, start(params, step + 1, lag=1)
+        return finish(params, now, multiplier), begun.rollout
+
+    begun: Started | None = None
+    return draw
+
+
+def replayed(
+    policy: Policy,
+    recipe: Recipe,
+    used: Used,
+    buffer: replay.Buffer,
+    at: Callable[[int], Example],
+    *,
+    seed: int,
+    step: int,
+) -> tuple[Used, replay.Buffer]:
+    """Groups without an advantage replaced by ones of the buffer, which then takes in
+    what was drawn. `at` gives the example at a place of the data stream."""
+    drawn, found = used
+    advantages, keep = np.array(found.advantages), np.array(found.keep)
+    idle = np.flatnonzero(np.abs(advantages).max(-1) == 0)
+    rng = np.random.default_rng([seed, step])
+    rows = replay.chosen(buffer, len(idle), power=recipe.replay_groups.power, rng=rng)
+    rollout = sharding.fetch(drawn.rollout)
+    grown = replay.added(buffer, drawn.places, rollout, advantages)
+    if len(rows):
+        examples = [at(int(buffer.places[r])) for r in rows]
+        again = policy.write([augmented(e, recipe, seed) for e in examples])
+        written, (count, each) = list(drawn.written), advantages.shape
+        whole = Rollout(*(x.reshape(count, each, *x.shape[1:]).copy() for x in rollout))
+        for i, r, prompt in zip(idle, rows, again, strict=False):
+            written[i], advantages[i], keep[i] = prompt, buffer.advantages[r], True
+            for mine, theirs in zip(whole, buffer.rollout, strict=True):
+                mine[i] = theirs[r]
+        flat = Rollout(*(x.reshape(count * each, *x.shape[2:]) for x in whole))
+        group = policy.put(prefixes(policy, written))
+        drawn = drawn._replace(written=written, group=group, rollout=policy.put(flat))
+    share = {"replayed": Mean(float(len(rows)), len(advantages))}
+    return Used(drawn, Signal(advantages, keep, found.metrics | share)), grown
+
+
+def verified(
+    check: Callable, prompt_of: Sequence[Prompt], parsed: Sequence[Parsed]
+) -> list[Parsed]:
+    """Answers of open items, told right by what they mean and not by their wording:
+    `option` is the right one where `check` accepts the answer, and no longer is where
+    it doesn't."""
+    out = list(parsed)
+    asked = [
+        i
+        for i, (p, q) in enumerate(zip(prompt_of, parsed, strict=True))
+        if p.example.open and q.answer
+    ]
+    gold = [prompt_of[i].example for i in asked]
+    pairs = [
+        (parsed[i].answer, e.options[e.answer])
+        for i, e in zip(asked, gold, strict=True)
+    ]
+    for i, e, right in zip(asked, gold, check(pairs), strict=True):
+        wrong = -1 if out[i].option == e.answer else out[i].option
+        out[i] = out[i]._replace(option=e.answer if right else wrong)
+    return out
+
+
+def augmented(example: Example, recipe: Recipe, seed: int) -> Example:
+    name = augment.choose(example.id, seed, recipe.mix)
+    return augment.apply(example, name, seed)
+
+
+def masked(written: Sequence[Prompt], seed: int) -> list[Example]:
+    """The examples with most patches of their images in black, for the perception term
+    (`losses.perception`)."""
+    return [
+        distort.distort(p.example, "masked", seed)._replace(
+            condition=p.example.condition
+        )
+        for p in written
+    ]
+
+
+def earned(samples: Sequence[Sample], each: int, recipe: Recipe) -> Earned:
+    """The samples' rewards as [N,G] arrays."""
+
+    def table(values, kind=np.float32):
+        return np.array(list(values), kind).reshape(-1, each)
+
+    agree = (s.reward.consistent for s in samples)
+    by = recipe.ranking.by
+    return Earned(
+        table(s.reward.total for s in samples),
+        table(s.reward.correct for s in samples),
+        table(np.nan if c is None else c for c in agree),
+        table((s.stopped for s in samples), bool),
+        table(s.terms[by] for s in samples) if recipe.ranking.weight else None,
+    )
+
+
+def is_mixed(earned: Earned) -> np.ndarray:
+    """bool[N]: the group holds a right completion and a wrong one."""
+    return (earned.correct.max(-1) > 0) & (earned.correct.min(-1) <= 0)
+
+
+def refilled(policy: Policy, old: Drawn, new: Drawn) -> Drawn:
+    """The old groups, those that aren't mixed replaced by mixed ones of the new."""
+    count = len(old.written)
+    spare = [count + i for i in np.flatnonzero(is_mixed(new.earned))]
+    order = [
+        i if good or not spare else spare.pop(0)
+        for i, good in enumerate(is_mixed(old.earned))
+    ]
+    return picked(policy, old, new, order)._replace(position=new.position)
+
+
+def picked(policy: Policy, old: Drawn, new: Drawn, order: Sequence[int]) -> Drawn:
+    """Groups `order` of old and new, the new ones numbered after the old."""
+    count, rows = len(old.written), len(old.samples)
+    if list(order) == list(range(count)):
+        return old
+    each = rows // count
+    index = [i * each + k for i in order for k in range(each)]
+    written = [(old.written + new.written)[i] for i in order]
+    a, b = sharding.fetch((old.rollout, new.rollout))
+    both = [old.samples, new.samples]
+    return old._replace(
+        places=[(old.places + new.places)[i] for i in order],
+        written=written,
+        group=policy.put(prefixes(policy, written)),
+        rollout=policy.put(
+            jax.tree.map(lambda x, y: np.concatenate([x, y])[index], a, b)
+        ),
+        samples=[(both[0] + both[1])[i] for i in index],
+        earned=jax.tree.map(
+            lambda x, y: np.concatenate([x, y])[list(order)], old.earned, new.earned
+        ),
+    )
+
+
+@jax.jit
+def _joined(a, b):
+    return jnp.concatenate([a, b], axis=1)
+
+
+def join(a, b, groups: int):
+    """[N * G1, ...] and [N * G2, ...] as [N * (G1 + G2), ...], group by group."""
+    rows = a.shape[0] + b.shape[0]
+    parts = (x.reshape(groups, -1, *x.shape[1:]) for x in (a, b))
+    return _joined(*parts).reshape(rows, *a.shape[1:])
