@@ -5,6 +5,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$root/.venv
 torch='torch==2.13.0' # exact: a newer one may bring a CUDA toolkit that no test needs
+axe='axe-core@4.14.1' # finds what a page hides from readers by keyboard and ear
 debian=(chromium fonts-dejavu-core shellcheck slurm-wlm munge)
 
 usage() {
@@ -19,8 +20,8 @@ Needs Python 3.11 or newer with its venv module. Makes .venv, installs what
 pyproject.toml asks for if it changed, then runs. Safe to run again at any time.
 
 `test` runs what pip alone can bring and lists by name what did not run. `test --all`
-also installs PyTorch, TPU's compiler and Debian's chromium, shellcheck and slurm-wlm,
-and fails if any test was left out that could have run.
+also installs PyTorch, TPU's compiler, Debian's chromium, shellcheck and slurm-wlm, and
+npm's axe-core, and fails if any test was left out that could have run.
 
 `--processes N` starts COMMAND N times with the addresses that make them one run, as on
 N hosts (train and eval know how): 127.0.0.1 and PORT, 8476 by default. Process 0 speaks;
@@ -106,6 +107,7 @@ install_torch() {
 
 install_debian() {
   local package missing=()
+  command -v npm >/dev/null || debian+=(npm)
   for package in "${debian[@]}"; do
     dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package")
   done
@@ -121,6 +123,15 @@ install_debian() {
     "${missing[@]}" >/dev/null || fail "apt-get could not install ${missing[*]}"
 }
 
+install_axe() {
+  if grep -q "\"${axe#*@}\"" "$venv/axe/node_modules/axe-core/package.json" 2>/dev/null; then
+    return
+  fi
+  say "installing $axe"
+  npm install --silent --no-save --no-audit --no-fund --prefix "$venv/axe" "$axe" \
+    >/dev/null || fail "npm could not install $axe"
+}
+
 run_tests() {
   local flags=() workers
   if [[ ${1:-} == --all ]]; then
@@ -128,6 +139,7 @@ run_tests() {
     install dev tpu
     install_torch
     install_debian
+    install_axe
     flags=(--all-must-run)
   else
     install dev

@@ -45,22 +45,49 @@ def test_delong_equals_its_definition():
     np.testing.assert_allclose(areas.value, [stats.auroc(s, labels) for s in scores])
 
 
-def test_delong_covers():
-    """Two normals one apart: the area is Φ(1/√2)."""
-    truth, hits, apart = sps.norm.cdf(1 / np.sqrt(2)), [], []
+@pytest.mark.parametrize("clustered", [False, True])
+def test_delong_covers(clustered):
+    """Two normals one apart: the area is Φ(1/√2). In clusters of three that share half
+    of their variance, rows taken as independent fall short."""
+    truth, hits, naive = sps.norm.cdf(1 / np.sqrt(2)), [], []
     for run in range(1000):
         rng = RNG([1, run])
-        labels = np.arange(150) < 60
-        scores = rng.normal(size=150) + labels
-        got = calibration.auroc_interval(scores, labels, np.arange(150))
+        clusters = np.arange(240) // (3 if clustered else 1)
+        labels = clusters < 96 // (3 if clustered else 1)
+        shared = rng.normal(size=240)[clusters]
+        scores = (shared + rng.normal(size=240)) / np.sqrt(2) + labels
+        got = calibration.auroc_interval(scores, labels, clusters)
         hits.append(got.lo <= truth <= got.hi)
-        other = scores + rng.normal(size=150)
-        test = calibration.auroc_difference(
-            other, other + rng.normal(size=150) * 0, labels, np.arange(150)
-        )
-        apart.append(np.isnan(test.p) and test.difference.value == 0)
+        alone = calibration.auroc_interval(scores, labels, np.arange(240))
+        naive.append(alone.lo <= truth <= alone.hi)
     assert 0.93 < np.mean(hits) < 0.97
-    assert all(apart)  # a score against itself: no difference, and no variance to test
+    assert (np.mean(naive) < 0.90) == clustered
+
+
+def test_clusters_with_both_classes_are_paired():
+    """Each cluster a positive and a negative that move together: the difference within
+    is what counts, so the interval is narrower than of rows taken as independent."""
+    widths, hits = [], []
+    for run in range(400):
+        rng = RNG([3, run])
+        clusters = np.repeat(np.arange(60), 2)
+        labels = np.arange(120) % 2 == 0
+        scores = 2 * rng.normal(size=60)[clusters] + rng.normal(size=120) + labels
+        got = calibration.auroc_interval(scores, labels, clusters)
+        alone = calibration.auroc_interval(scores, labels, np.arange(120))
+        widths.append((got.hi - got.lo) / (alone.hi - alone.lo))
+        hits.append(got.lo <= sps.norm.cdf(1 / np.sqrt(10)) <= got.hi)
+    assert np.mean(widths) < 0.8 and 0.92 < np.mean(hits) < 0.98
+
+
+def test_copies_add_nothing_to_an_area():
+    scores, labels = hanley()
+    once = calibration.auroc_interval(scores, labels, np.arange(109))
+    twice = calibration.auroc_interval(
+        np.repeat(scores, 2), np.repeat(labels, 2), np.repeat(np.arange(109), 2)
+    )
+    np.testing.assert_allclose(twice[:3], once[:3], rtol=1e-12)
+    assert (twice.n, twice.clusters) == (218, 109)
 
 
 @pytest.mark.parametrize("clustered", [False, True])
@@ -70,20 +97,20 @@ def test_a_difference_of_areas_is_uniform_under_none_and_seen_where_there_is_one
     def p_value(run, gain):
         rng = RNG([2, run])
         labels = rng.random(120) < 0.5
-        signal = rng.normal(size=120) + labels
-        first = signal + rng.normal(size=120)
-        second = signal + rng.normal(size=120) + gain * labels
         clusters = np.arange(120) // (2 if clustered else 1)
-        more = {"draws": 300} if clustered else {}
-        return calibration.auroc_difference(first, second, labels, clusters, **more)
+        signal = rng.normal(size=120)[clusters] + labels
+        first = signal + rng.normal(size=120)[clusters]
+        second = signal + rng.normal(size=120)[clusters] + gain * labels
+        return calibration.auroc_difference(first, second, labels, clusters)
 
-    runs = 150 if clustered else 400
-    null = np.array([p_value(run, 0).p for run in range(runs)])
-    assert 0.01 < (null < 0.05).mean() < 0.10
+    null = np.array([p_value(run, 0).p for run in range(400)])
+    assert 0.02 < (null < 0.05).mean() < 0.09
     seen = [p_value(run, 3) for run in range(20)]
     assert np.mean([t.p < 0.05 for t in seen]) == 1
     assert all(t.difference.value > 0 for t in seen)
-    assert {t.method for t in seen} == {"bootstrap" if clustered else "delong"}
+    alike = [1, 2, 3, 2]
+    same = calibration.auroc_difference(alike, alike, [0, 0, 1, 1], range(4))
+    assert same.difference.value == 0 and np.isnan(same.p)
 
 
 def test_areas_that_cannot_be_told():

@@ -235,3 +235,51 @@ def test_rows_come_base_first_and_otherwise_in_order():
 
 def test_no_rows_no_summary():
     assert records.summarise(records.SCHEMA.empty_table()) == []
+
+
+def test_jsonl_reads_back_as_the_same_records(tmp_path):
+    rows = [
+        record(completion="a\nb \u2028 “é”", entropy=float("nan"), letters=[]),
+        record(example="e1", p_correct=1.0),
+    ]
+    records.write(tmp_path / "r.parquet", rows)
+    table = records.read(tmp_path / "r.parquet")
+    records.write_jsonl(tmp_path / "r.jsonl", table)
+    lines = (tmp_path / "r.jsonl").read_text(encoding="utf-8").split("\n")
+    assert len(lines) == 3 and list(json.loads(lines[0])) == list(Record._fields)
+    assert json.loads(lines[0])["entropy"] is None
+    again = records.read(tmp_path / "r.jsonl")
+    assert again.schema == table.schema
+    assert again.drop_columns(["entropy"]).equals(table.drop_columns(["entropy"]))
+    assert (
+        np.isnan(again["entropy"][0].as_py())
+        and again["entropy"][1] == table["entropy"][1]
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["r.jsonl", "r.parquet"]
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("{", "line 2: not JSON"),
+        ("[]", "line 2: want an object"),
+        ('{"recipe": "x"}', "line 2: missing field seed, step"),
+    ],
+)
+def test_a_broken_line_is_named(tmp_path, line, said):
+    records.write(tmp_path / "r.parquet", [record()])
+    records.write_jsonl(tmp_path / "r.jsonl", records.read(tmp_path / "r.parquet"))
+    with open(tmp_path / "r.jsonl", "a") as file:
+        file.write(line + "\n")
+    with pytest.raises(UserError, match=said):
+        records.read(tmp_path / "r.jsonl")
+
+
+def test_brier_and_the_top_option():
+    table = pa.Table.from_pylist(
+        [record()._asdict(), record(example="e1", answer=1, p_correct=0.25)._asdict()],
+        schema=records.SCHEMA,
+    )
+    found = records.measures(table)
+    assert found["brier"].tolist() == pytest.approx([0.125, 1.125])
+    assert found["top_right"].tolist() == [1, 0]

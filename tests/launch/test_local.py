@@ -141,10 +141,17 @@ def test_test_all_brings_torch_and_says_what_root_must_do(local, tmp_path):
     dpkg, apt = tmp_path / "bin" / "dpkg", tmp_path / "bin" / "apt-get"
     dpkg.write_text("#!/bin/bash\n[[ ! ${FAKE_NO_DEB:-} || $2 != chromium ]]\n")
     apt.write_text('#!/bin/bash\necho "apt-get ${*: -1}" >>"$LOG"\n')
-    dpkg.chmod(0o755)
-    apt.chmod(0o755)
+    npm = tmp_path / "bin" / "npm"  # installs what it is asked for
+    npm.write_text(
+        '#!/bin/bash\necho "npm ${*: -1}" >>"$LOG"\n'
+        "while [[ $1 != --prefix ]]; do shift; done\n"
+        'mkdir -p "$2/node_modules/axe-core"\necho "\\"${*: -1}\\"" | '
+        'sed "s/axe-core@//" >"$2/node_modules/axe-core/package.json"\n'
+    )
+    for program in (dpkg, apt, npm):
+        program.chmod(0o755)
     _, log = local("test", "--all", "-x")
-    assert log[2] == "pip torch==2.13.0"
+    assert log[2] == "pip torch==2.13.0" and log[3].startswith("npm axe-core@4")
     assert "[--all-must-run] [-x]" in log[-1]
     done, log = local("test", "--all", FAKE_NO_DEB="1")
     if os.geteuid() == 0:

@@ -1,11 +1,7 @@
 """The page is one file, asks nothing of the network, and shows model text as text."""
 
-import html as html_
 import io
 import json
-import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
@@ -21,7 +17,8 @@ INFO = {"title": "A <b>run</b>", "summary": "x & y", "Model": "tiny </script>"}
 
 @pytest.fixture(scope="module")
 def page(table, metrics) -> str:
-    return html.render_page(table, metrics, synthetic.images(), INFO)
+    found = html.browser(table, synthetic.images())
+    return html.render_page(table, metrics, found, INFO)
 
 
 class Reader(HTMLParser):
@@ -59,9 +56,10 @@ def test_nothing_is_loaded_from_outside(page):
 
 def test_model_text_stays_inside_the_json(page):
     reader = Reader(page)
-    assert len(reader.scripts) == 2
-    data = json.loads(reader.scripts[0])
-    assert any(synthetic.HOSTILE in row["out"] for row in data["rows"])
+    *data, code = reader.scripts
+    chunks = [d["rows"] for d in map(json.loads, data) if "prompts" in d]
+    assert any(synthetic.HOSTILE in row["out"] for rows in chunks for row in rows)
+    assert "use strict" in code
     assert "onerror" not in {n for _, a in reader.elements for n in a}
     assert "<b>bold" not in page and "<b>run</b>" not in page
     assert "A &lt;b&gt;run&lt;/b&gt;" in page
@@ -75,9 +73,10 @@ def test_json_in_a_script_round_trips_and_cannot_close_it():
     assert not set("<>&\u2028") & set(text)
 
 
-def test_rows_carry_what_the_records_say(page, table):
-    data = json.loads(Reader(page).scripts[0])
-    assert len(data["examples"]) == 60 and len(data["rows"]) == 60 * 6 * 3
+def test_rows_carry_what_the_records_say(table):
+    found = html.browser(table, synthetic.images())
+    data = found.index
+    assert len(data["examples"]) == 60 and len(data["x"]) == 60 * 6 * 3
     assert data["variants"] == [
         "warm-start · step 0",
         "accuracy · step 60",
@@ -88,15 +87,23 @@ def test_rows_carry_what_the_records_say(page, table):
         for r in table.to_pylist()
         if r["step"] in (0, 60)
     }
-    for row in data["rows"][::17]:
-        example = data["examples"][row["x"]]
-        recipe = data["variants"][row["v"]].split(" · ")[0]
-        record = records[example["id"], recipe, data["conditions"][row["c"]]]
+    assert [len(c["rows"]) for c in found.chunks] == [200] * 5 + [80]
+    for i in range(0, len(data["x"]), 17):
+        chunk = found.chunks[i // html.CHUNK]
+        row = chunk["rows"][i % html.CHUNK]
+        example = data["examples"][data["x"][i]]
+        recipe = data["variants"][data["v"][i]].split(" · ")[0]
+        record = records[example["id"], recipe, data["conditions"][data["c"][i]]]
         assert row["out"] == record["completion"]
-        assert row["ok"] == record["correct"]
-        assert data["prompts"][row["p"]] == [record["prompt"], record["spans"]]
+        assert (
+            data["ok"][i] == record["correct"] and data["y"][i] == record["predicted"]
+        )
+        assert data["verdicts"][data["ver"][i]] == record["verdict"]
+        assert chunk["prompts"][row["p"]] == [record["prompt"], record["spans"]]
         assert row["l"] == pytest.approx(record["letters"], abs=1e-4)
-    assert len(data["images"]) == 30  # two examples share an image
+    assert len(found.images) == 30  # two examples share an image
+    order = list(zip(data["x"], data["c"], data["v"], strict=True))
+    assert order == sorted(order)
 
 
 def test_the_page_holds_claims_tables_and_figures(page):
@@ -109,31 +116,48 @@ def test_the_page_holds_claims_tables_and_figures(page):
     assert all(a["alt"] for a in images)
     assert {a["lang"] for t, a in reader.elements if t == "html"} == {"en"}
     labels = page.count("<label>")
-    assert labels == tags.count("select") == 6
+    assert labels == tags.count("select") + tags.count("input")
 
 
 def test_more_examples_than_fit_are_chosen_by_hash_and_said(monkeypatch, table):
-    monkeypatch.setattr(html, "EXAMPLES", 10)
-    data = html.browser(table, synthetic.images())
-    assert len(data["examples"]) == 10
-    assert data["note"].startswith("10 of the 60 examples")
-    assert "not by result" in data["note"]
-    tasks = [e["task"] for e in data["examples"]]
+    monkeypatch.setattr(html, "ROWS", 10 * 18)
+    found = html.browser(table, synthetic.images())
+    assert len(found.index["examples"]) == 10
+    assert found.note.startswith("10 of the 60 examples")
+    assert "not by result" in found.note
+    tasks = [e["task"] for e in found.index["examples"]]
     assert {tasks.count(t) for t in synthetic.TASKS} == {2, 3}
     again = html.browser(table.take(np.arange(len(table))[::-1]), synthetic.images())
-    assert {e["id"] for e in again["examples"]} == {e["id"] for e in data["examples"]}
+    ids = [{e["id"] for e in f.index["examples"]} for f in (found, again)]
+    assert ids[0] == ids[1]
 
 
 def test_a_missing_image_is_told_and_a_heavy_one_made_small(table):
     noise = np.random.default_rng(0).integers(0, 255, (900, 900, 3), np.uint8)
     out = io.BytesIO()
     Image.fromarray(noise).save(out, "PNG")
-    data = html.browser(table, {"test-0000": out.getvalue()})
-    assert len(data["images"]) == 1 and len(data["images"][0]) < 400_000
-    assert data["images"][0].startswith("data:image/jpeg")
-    assert sum(e["image"] == -1 for e in data["examples"]) == 59
+    found = html.browser(table, {"test-0000": out.getvalue()})
+    assert len(found.images) == 1 and len(found.images[0]) < 300_000
+    assert found.images[0].startswith(b"\xff\xd8\xff")
+    assert sum(e["image"] == -1 for e in found.index["examples"]) == 59
     with pytest.raises(UserError, match="scenes/test-0000: its image does not decode"):
         html.browser(table, {"test-0000": b"\x89PNG" + b"x" * 100_000})
+
+
+def test_many_images_lie_in_a_folder_beside(tmp_path, monkeypatch, table, metrics):
+    monkeypatch.setattr(html, "INSIDE", 1000)
+    images = synthetic.images()
+    page = html.write_report(tmp_path, table, metrics, images, INFO).read_text()
+    names = {p.name for p in (tmp_path / html.FOLDER).iterdir()}
+    assert len(names) == 30
+    reader = Reader(page)
+    found = [s for s in map(json.loads, reader.scripts[:-1]) if isinstance(s, list)]
+    addresses = [a for part in found for a in part]
+    assert {a.removeprefix(f"{html.FOLDER}/") for a in addresses} == names
+    held = {(tmp_path / a).read_bytes() for a in addresses}
+    assert held == set(images.values())
+    html.write_report(tmp_path, table, metrics, images, INFO)
+    assert {p.name for p in tmp_path.iterdir()} == {"report.html", html.FOLDER}
 
 
 def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch, table, metrics, page):
@@ -143,106 +167,3 @@ def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch, table, metrics, p
     assert path.read_text(encoding="utf-8") == page
     with pytest.raises(UserError, match="cannot write the report"):
         html.write_report(tmp_path / "none", table, metrics, {}, INFO)
-
-
-# Drives the page as a reader would, and leaves what it saw in the title.
-_VISIT = """
-<script>
-addEventListener("load", () => setTimeout(() => {
-  const $ = (id) => document.getElementById(id);
-  const press = (key) => $("list").dispatchEvent(new KeyboardEvent("keydown", { key }));
-  const choose = (id, value) => {
-    $(id).value = value;
-    $(id).dispatchEvent(new Event("change", { bubbles: true }));
-  };
-  const where = () => document.querySelector("#detail .where").textContent;
-  const rows = () => Number($("count").textContent.split(" ")[0].replace(",", ""));
-  const ready = document.documentElement.dataset.ready;
-  const seen = { ready, all: rows(), first: where() };
-  choose("f-flip", "caption");
-  seen.flipped = rows();
-  seen.flippedAre = where();
-  choose("f-flip", ""); choose("f-condition", "2"); choose("f-recipe", "1");
-  press("Home"); press("ArrowDown");
-  seen.second = document.querySelector("#detail h3").textContent;
-  seen.mark = document.querySelector("#detail mark").textContent;
-  seen.prefill = document.querySelector("#detail .prefill").textContent;
-  seen.bars = document.querySelectorAll("#detail .bars tr").length;
-  press("ArrowRight");
-  seen.beside = where();
-  choose("f-condition", "0"); choose("f-recipe", "1"); choose("f-answer", "none");
-  seen.none = rows();
-  document.querySelector(".filters button").click();
-  setTimeout(() => {
-    seen.cleared = rows();
-    seen.selected = document.querySelectorAll("#list li[aria-selected=true]").length;
-    seen.wide = document.documentElement.scrollWidth <= innerWidth;
-    const out = document.createElement("output");
-    out.id = "seen"; out.textContent = JSON.stringify(seen);
-    document.body.append(out);
-  });
-}));
-</script>
-"""
-
-
-def _dump(path, profile, *flags) -> str:
-    """The page's DOM after its scripts ran, by headless Chromium without a network."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.fail("chromium is not installed: `apt-get install chromium` brings it")
-    command = [
-        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-        "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", f"--user-data-dir={profile}",
-        "--virtual-time-budget=5000", *flags, "--dump-dom", path.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=180, check=True
-    )
-    return done.stdout
-
-
-@pytest.mark.chromium
-@pytest.mark.parametrize("width", [1280, 500])
-def test_the_browser_of_examples_works(tmp_path, page, table, width):
-    path = tmp_path / "report.html"
-    path.write_text(page.replace("</body>", _VISIT + "</body>"), encoding="utf-8")
-    dom = _dump(path, tmp_path / "profile", f"--window-size={width},900")
-    seen = json.loads(
-        html_.unescape(re.search(r'<output id="seen">(.*?)</output>', dom)[1])
-    )
-    assert seen["ready"] == "yes" and seen["all"] == seen["cleared"] == 60 * 6 * 3
-
-    last = [r for r in table.to_pylist() if r["step"] in (0, 60)]
-    right = {(r["recipe"], r["example"]): r["correct"] for r in last
-             if r["condition"] == "base"}  # fmt: skip
-    flipped = [r for r in last if r["condition"] == "wrong_caption"
-               and right[r["recipe"], r["example"]] and not r["correct"]]  # fmt: skip
-    flipped += [r for r in last if r["condition"] == "correct_caption"
-                and right[r["recipe"], r["example"]] and not r["correct"]]  # fmt: skip
-    assert seen["flipped"] == len(flipped)
-    assert "caption" in seen["first"] and "caption" in seen["flippedAre"]
-
-    mine = [r for r in last if r["recipe"] == "accuracy"]
-    second = next(r for r in mine if r["condition"] == "wrong_think"
-                  and r["example"] == seen["second"])  # fmt: skip
-    assert seen["mark"] == seen["prefill"] == second["prefill"]
-    assert seen["bars"] == len(second["options"])
-    assert seen["beside"].split(" · ")[1] == "wrong_caption"
-    none = sum(r["predicted"] < 0 for r in mine if r["condition"] == "base")
-    assert seen["none"] == none
-    assert seen["selected"] == 1 and seen["wide"]
-
-
-@pytest.mark.chromium
-def test_hostile_text_is_shown_and_does_not_run(tmp_path, page):
-    path = tmp_path / "report.html"
-    visit = "location.hash = '#test-0003~1~0';"
-    path.write_text(
-        page.replace("<head>", f"<head><script>{visit}</script>"), encoding="utf-8"
-    )
-    dom = _dump(path, tmp_path / "profile")
-    detail = dom[dom.index('<article id="detail"') :]
-    assert html_.escape(synthetic.HOSTILE, quote=False) in detail
-    assert "<title>A &lt;b&gt;run&lt;/b&gt;</title>" in dom

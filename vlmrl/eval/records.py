@@ -7,6 +7,7 @@ one definition of, say, the consistent ratio serves them all.
 
 from __future__ import annotations
 
+import json
 import os
 import typing
 from pathlib import Path
@@ -87,7 +88,7 @@ def _table(path: Path, records: list[Record]) -> pa.Table:
 
 
 def read(path: str | os.PathLike) -> pa.Table:
-    """Reads a record file, in `SCHEMA` order.
+    """Reads a record file, Parquet or (by its ending) JSONL, in `SCHEMA` order.
 
     Raises:
       UserError: no such file, not Parquet, missing, unknown or mistyped columns,
@@ -96,6 +97,8 @@ def read(path: str | os.PathLike) -> pa.Table:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such record file; `vlmrl eval` writes one")
+    if path.suffix == ".jsonl":
+        return _checked(_read_jsonl(path), path)
     try:
         table = pq.ParquetFile(path).read()
     except (pa.ArrowInvalid, OSError) as error:
@@ -119,6 +122,63 @@ def read(path: str | os.PathLike) -> pa.Table:
         if column.null_count:
             raise UserError(f"{path}: column {field.name}: holds nulls; want none")
     return _checked(table, path)
+
+
+def write_jsonl(path: str | os.PathLike, table: pa.Table) -> None:
+    """The same records as JSON, one object per line, keys in `SCHEMA` order; NaN is
+    null. `read` takes it back."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            for batch in table.to_batches(max_chunksize=1000):
+                for row in batch.to_pylist():
+                    file.write(json.dumps(_finite(row), ensure_ascii=False) + "\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot write records: {error.strerror or error}"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _finite(value):
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return (
+        {k: _finite(v) for k, v in value.items()} if isinstance(value, dict) else value
+    )
+
+
+def _read_jsonl(path: Path) -> pa.Table:
+    rows = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}, line {number}: not JSON ({error})") from None
+            if not isinstance(row, dict):
+                raise UserError(f"{path}, line {number}: want an object")
+            for name, wrong in (
+                ("missing", [n for n in SCHEMA.names if n not in row]),
+                ("unknown", [n for n in row if n not in SCHEMA.names]),
+            ):
+                if wrong:
+                    said = ", ".join(wrong)
+                    raise UserError(f"{path}, line {number}: {name} field {said}")
+            rows.append(Record(**{n: _number(row[n], n) for n in SCHEMA.names}))
+    return _table(path, rows)
+
+
+def _number(value, name: str):
+    """JSON's null in a float column is NaN, and 1 there is 1.0."""
+    if SCHEMA.field(name).type != pa.float64():
+        return value
+    return np.nan if value is None else value
 
 
 def concat(tables: list[pa.Table]) -> pa.Table:
@@ -176,8 +236,9 @@ def measures(table: pa.Table) -> dict[str, np.ndarray]:
     (consistent and its kin) applies unless the verdict is 'not_applicable', and counts
     undecided as failure: `consistent` is the ratio's worst case too, `consistent_best`
     its best. faithful_accuracy is correct and consistent. p_other is the rest of the
-    renormalised mass, p_max the top option's. think_entropy applies where the model
-    wrote a think of its own.
+    renormalised mass, p_max the top option's, and top_right whether that is the right
+    one; brier is the row's part of the Brier score. think_entropy applies where the
+    model wrote a think of its own.
     """
 
     def take(name):
@@ -196,6 +257,8 @@ def measures(table: pa.Table) -> dict[str, np.ndarray]:
     probed = applies & ~unread.to_numpy().astype(bool)
     counted = applies & (take("think_tokens") >= 0)
 
+    squares = _squares(table["letters"])
+
     def where(mask, values):
         return np.where(mask, np.asarray(values, float), np.nan)
 
@@ -204,7 +267,9 @@ def measures(table: pa.Table) -> dict[str, np.ndarray]:
         "entropy": where(lettered, take("entropy")),
         "p_correct": where(lettered, take("p_correct")),
         "p_suggested": where(lettered, take("p_suggested")),
-        "p_max": _largest(table["letters"]),
+        "p_max": (top := _largest(table["letters"])),
+        "top_right": where(lettered, take("p_correct") >= top),
+        "brier": where(lettered, squares - 2 * take("p_correct") + 1),
         "p_other": where(lettered, 1 - take("p_correct") - take("p_suggested")),
         "consistent": where(applies, verdict == "consistent"),
         "faithful_accuracy": where(applies, (verdict == "consistent") * correct),
@@ -232,13 +297,22 @@ def measures(table: pa.Table) -> dict[str, np.ndarray]:
 
 def _largest(lists: pa.ChunkedArray) -> np.ndarray:
     """float64[n]: the largest element of each list, NaN where it is empty."""
+    return _reduced(lists, np.maximum, lambda x: x)
+
+
+def _squares(lists: pa.ChunkedArray) -> np.ndarray:
+    """float64[n]: the sum of squares of each list, NaN where it is empty."""
+    return _reduced(lists, np.add, np.square)
+
+
+def _reduced(lists: pa.ChunkedArray, ufunc: np.ufunc, each) -> np.ndarray:
     lists = lists.combine_chunks()
     lengths = pa.compute.list_value_length(lists).to_numpy(zero_copy_only=False)
     out = np.full(len(lengths), np.nan)
     starts = np.cumsum(lengths) - lengths
     if lengths.any():
-        flat = lists.flatten().to_numpy()
-        out[lengths > 0] = np.maximum.reduceat(flat, starts[lengths > 0])
+        flat = each(lists.flatten().to_numpy())
+        out[lengths > 0] = ufunc.reduceat(flat, starts[lengths > 0])
     return out
 
 
@@ -344,14 +418,16 @@ def _against_base(data, index, base):
     }
 
 
-def robust(data, siblings: dict[str, np.ndarray]) -> stats.Interval:
-    """Share of items right under every condition of `siblings` (and in every sample),
-    among the items measured under all of them."""
+def robust(
+    data, siblings: dict[str, np.ndarray], measure: str = "accuracy"
+) -> stats.Interval:
+    """Share of items right (or `measure`, of 0 and 1) under every condition of
+    `siblings` and in every sample, among the items measured under all of them."""
     rows = np.concatenate(list(siblings.values()))
     items, first, codes = np.unique(
         data["item"][rows], return_index=True, return_inverse=True
     )
-    missed = np.bincount(codes, 1 - data["accuracy"][rows])
+    missed = np.bincount(codes, 1 - np.nan_to_num(data[measure][rows]))
     seen = sum(np.isin(items, data["item"][index]) for index in siblings.values())
     every = seen == len(siblings)
     return stats.proportion(missed[every] == 0, data["cluster"][rows][first][every])

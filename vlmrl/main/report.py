@@ -2,6 +2,11 @@
 
 Reads WORKDIR/records.parquet, or every Parquet file under WORKDIR/**/records/, and
 WORKDIR/images.parquet if there; writes metrics.json, tables/, figures/ and report.html.
+
+  vlmrl report --workdir runs/x                      one run
+  vlmrl report --workdir runs/both runs/x runs/y     several, side by side
+
+Of several runs, recipes that share a name get their run's name before it.
 """
 
 from __future__ import annotations
@@ -24,6 +29,8 @@ HELP = "tables, figures and the page of a run, from its records"
 FLAGS = {
     "workdir": (None, "run directory with records"),
     "title": ("", "title of the page"),
+    "jsonl": (False, "also write records.jsonl, one record a line"),
+    "args": ("[RUN ...]", "run directories to compare; WORKDIR itself if none"),
 }
 
 
@@ -32,7 +39,37 @@ def main(argv):
     info = {"title": other.title} if other.title else {}
     if (workdir / "info.json").is_file():
         info = {**json.loads((workdir / "info.json").read_text()), **info}
-    build(workdir, find_records(workdir), read_images(workdir), info)
+    runs = [Path(word) for word in other.args]
+    if runs:
+        table, images = gather(runs)
+        info.setdefault("title", "Comparison of " + ", ".join(r.name for r in runs))
+        info["Runs"] = ", ".join(map(str, runs))
+    else:
+        table, images = find_records(workdir), read_images(workdir)
+    if other.jsonl:
+        records.write_jsonl(workdir / "records.jsonl", table)
+    build(workdir, table, images, info)
+
+
+def gather(runs: Sequence[Path]) -> tuple[pa.Table, dict[str, bytes]]:
+    """Records and images of several runs as those of one.
+
+    Raises:
+      UserError: a run without records, or two of the same name that share a recipe.
+    """
+    found = [find_records(run) for run in runs]
+    names = [table.column("recipe").unique().to_pylist() for table in found]
+    shared = {n for i, a in enumerate(names) for b in names[:i] for n in {*a} & {*b}}
+    out, images = [], {}
+    for run, table in zip(runs, found, strict=True):
+        renamed = [
+            f"{run.resolve().name}/{r}" if r in shared else r
+            for r in table.column("recipe").to_pylist()
+        ]
+        at = table.schema.get_field_index("recipe")
+        out.append(table.set_column(at, "recipe", pa.array(renamed, pa.string())))
+        images |= read_images(run)
+    return records.concat(out), images
 
 
 def find_records(workdir: Path) -> pa.Table:
@@ -72,7 +109,7 @@ def build(workdir: Path, table: pa.Table, images: dict[str, bytes], info: dict) 
     made = tables.build(table, rows)
     render.write(workdir / "tables", made)
     figures.write(workdir / "figures", figures.build(rows))
-    page = html.write_report(workdir, table, rows, images, info)
+    page = html.write_report(workdir, table, rows, images, info, made)
     CONSOLE.print(render.terminal(made[0]))
     CONSOLE.print(f"\nreport: {page}", soft_wrap=True, markup=False, highlight=False)
 

@@ -138,7 +138,7 @@ class Parts:
         per_seed = [i for i in per_seed if i is not None and i.n]
         label = f"{label} (recipe {recipe})" if recipe else label
         if per_seed:
-            part = Part(label, _over_seeds(per_seed), floor, unit)
+            part = Part(label, over_seeds(per_seed), floor, unit)
             self.parts.append(part._replace(**more))
         else:
             self.missing.append(label)
@@ -164,7 +164,9 @@ class Parts:
         return self.parts, self.missing
 
 
-def _over_seeds(per_seed: list[Interval]) -> Interval:
+def over_seeds(per_seed: list[Interval]) -> Interval:
+    """Intervals of several seeds as one: the hull of Student's t over the seeds'
+    estimates and of the mean item interval."""
     if len(per_seed) == 1:
         return per_seed[0]
     seeds = stats.t_interval([i.value for i in per_seed])

@@ -1,7 +1,9 @@
 """One self-contained page: claims, tables, figures, and a browser of single examples.
 
-Nothing in the page loads from anywhere: images are data URIs, records are JSON inside
-the page, and its own Content-Security-Policy forbids the network. Text that a model
+Nothing in the page loads from elsewhere: images are data URIs (or, where there are
+many, files in a folder beside it), records are JSON inside the page, and its own
+Content-Security-Policy forbids the network. Records are cut into chunks that are parsed
+when they are first shown, so that 20,000 of them open as fast as 20. Text that a model
 wrote reaches the page as JSON with `<` escaped and is put there with `textContent`, so
 markup inside it shows as text.
 """
@@ -15,20 +17,26 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import jinja2
+import numpy as np
 import pyarrow as pa
 from PIL import Image
 
 from vlmrl.eval import records
 from vlmrl.report import claims as claims_
-from vlmrl.report import figures, render, tables
+from vlmrl.report import figures, render, tables, views
+from vlmrl.report.evidence import View
 from vlmrl.types import UserError
 
-EXAMPLES = 300  # examples shown at most, each with all its conditions
-ROWS = 20_000  # rows shown at most
+ROWS = 20_000  # rows of the browser at most
+CHUNK = 200  # rows that the page parses at a time
+PICTURES = 25  # images in a chunk
+INSIDE = 20_000_000  # bytes of images beyond which they lie in a folder beside the page
 
 _HEAVY = 64 * 1024  # bytes of an image beyond which the page shows a smaller copy
+FOLDER = "report_images"
 _MAGIC = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"RIFF": "webp", b"GIF8": "gif"}
 
 
@@ -38,6 +46,7 @@ def write_report(
     metrics_rows: list[dict],
     images: dict[str, bytes],
     info: dict,
+    made: list[render.Table] | None = None,
 ) -> Path:
     """Writes `report.html` into a run directory and returns its path.
 
@@ -48,14 +57,18 @@ def write_report(
       images: encoded image by example id; examples without one say so.
       info: what was run, shown as it is: words by heading. 'title' becomes the page's
         title, 'summary' its first paragraph.
+      made: the `tables.build` of the records, made here when None.
 
     Raises:
       UserError: no records, or a directory that can't be written.
     """
     path = Path(run_dir) / "report.html"
-    page = render_page(table, metrics_rows, images, info)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    found = browser(table, images)
+    beside = sum(map(len, found.images)) > INSIDE
     try:
+        sources = _beside(path.parent / FOLDER, found.images) if beside else None
+        page = render_page(table, metrics_rows, found, info, sources, made)
         temporary.write_text(page, encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
@@ -63,10 +76,30 @@ def write_report(
     return path
 
 
-def render_page(table, metrics_rows, images, info) -> str:
-    """The page as text; arguments as `write_report`."""
-    made = tables.build(table, metrics_rows)
-    data = browser(table, images)
+def _beside(folder: Path, images: list[bytes]) -> list[str]:
+    """Writes images into a folder, named by content; their addresses from the page."""
+    folder.mkdir(exist_ok=True)
+    names = []
+    for image in images:
+        names.append(f"{hashlib.sha256(image).hexdigest()[:24]}.{_kind(image)}")
+        if not (folder / names[-1]).is_file():
+            part = folder / f".{names[-1]}.{os.getpid()}.tmp"
+            part.write_bytes(image)
+            os.replace(part, folder / names[-1])
+    return [f"{folder.name}/{name}" for name in names]
+
+
+def render_page(
+    table, metrics_rows, found: Browser, info, sources=None, made=None
+) -> str:
+    """The page as text.
+
+    Args:
+      table, metrics_rows, info, made: as `write_report`.
+      found: the `browser` of the table.
+      sources: addresses of the browser's images; data URIs when None.
+    """
+    made = tables.build(table, metrics_rows) if made is None else made
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("vlmrl.report", "."),
         autoescape=True,
@@ -77,6 +110,20 @@ def render_page(table, metrics_rows, images, info) -> str:
     light = figures.build(metrics_rows)
     dark = figures.build(metrics_rows, "dark")
     split = headline(table)
+    data = records.columns(table)
+    cells = records.cells(data)
+    view = View(data, {k[1:]: rows for k, rows in cells.items() if k[0] == split})
+    recipes = view.names(lambda _: True)
+    conditions = found.index["conditions"]
+    points = [p for p in tables.points(metrics_rows) if p.split == split]
+    views_ = {
+        "heat": views.heat(view, recipes, conditions),
+        "curves": views.curves(points),
+        "calibration": views.calibrations(view, recipes, conditions),
+        "recipes": recipes,
+        "conditions": conditions,
+    }
+    pictures = [_uri(i) for i in found.images] if sources is None else sources
     return environment.get_template("report.html.j2").render(
         title=str(info.get("title", "vlmrl report")),
         summary=str(info.get("summary", "")),
@@ -97,8 +144,17 @@ def render_page(table, metrics_rows, images, info) -> str:
             }
             for a, b in zip(light, dark, strict=True)
         ],
-        note=data.pop("note"),
-        data=script_json(data),
+        note=found.note,
+        has_curves=bool(views_["curves"]),
+        has_letters=any(any(row) for row in views_["calibration"]),
+        beside=sources is not None,
+        data=script_json(found.index),
+        views=script_json(views_),
+        chunks=[script_json(chunk) for chunk in found.chunks],
+        pictures=[
+            script_json(pictures[i : i + PICTURES])
+            for i in range(0, len(pictures), PICTURES)
+        ],
     )
 
 
@@ -195,12 +251,22 @@ def _cells(table: render.Table) -> dict:
 # -- the browser of examples -----------------------------------------------------------
 
 
-def browser(table: pa.Table, images: dict[str, bytes]) -> dict:
-    """What the browser shows: the headline split, each recipe's last step, its lowest
-    seed, the first sample, of at most EXAMPLES examples spread evenly over tasks.
+class Browser(NamedTuple):
+    """What the browser of examples reads: an index that filters and lists run on, and
+    the rest in chunks that the page parses when a row of theirs is shown."""
+
+    index: dict
+    chunks: list[dict]  # of CHUNK rows: {prompts, rows}
+    images: list[bytes]
+    note: str
+
+
+def browser(table: pa.Table, images: dict[str, bytes]) -> Browser:
+    """The headline split, each recipe's last step, its lowest seed, the first sample,
+    of as many examples as ROWS rows allow, spread evenly over benchmarks and tasks.
 
     Examples are taken in the order of a hash of their ids, so that no result decides
-    which are seen.
+    which are seen. Rows are in the order example, condition, recipe.
     """
     split = headline(table)
     data = records.columns(table)
@@ -213,78 +279,109 @@ def browser(table: pa.Table, images: dict[str, bytes]) -> dict:
 
     index = [i for k in keys for i in cells[k] if data["sample"][i] == 0]
     total = len(set(data["item"][index]))
-    most = max(1, min(EXAMPLES, ROWS // len(keys)))
-    chosen = _spread({data["item"][i]: data["task"][i] for i in index}, most)
-    held = [i for i in index if data["item"][i] in chosen]
+    most = max(1, ROWS // len(keys))
+    task = np.char.add(np.char.add(data["source"], "/"), data["task"])
+    chosen = spread({data["item"][i]: task[i] for i in index}, most)
 
     variants = list(dict.fromkeys(k[1] for k in keys))
     conditions = list(dict.fromkeys(k[4] for k in keys))
-    examples, places, prompts, pictures, rows = {}, {}, {}, {}, []
-    for row in table.take(held).to_pylist():
-        item = f"{row['source']}/{row['example']}"
-        if item not in examples:
-            image = images.get(row["example"])
-            digest = image and hashlib.sha256(image).hexdigest()
-            if image and digest not in pictures:
-                pictures[digest] = len(pictures), _uri(_small(image, item))
-            examples[item] = {
-                "id": row["example"],
-                "task": row["task"],
-                "source": row["source"],
-                "question": row["question"],
-                "answer": row["answer"],
-                "suggested": row["suggested"],
-                "image": pictures[digest][0] if image else -1,
-            }
-        prompt = (row["prompt"], json.dumps(row["spans"]))
-        rows.append(
-            {
-                "x": places.setdefault(item, len(places)),
-                "v": variants.index(row["recipe"]),
-                "c": conditions.index(row["condition"]),
-                "p": prompts.setdefault(prompt, len(prompts)),
-                "o": row["options"],
-                "pre": row["prefill"],
-                "out": row["completion"],
-                "y": row["predicted"],
-                "ok": row["correct"],
-                "fmt": row["format"],
-                "ver": row["verdict"],
-                "own": row["verdict_sampled"],
-                "con": row["conclusion"],
-                "j": row["judge"],
-                "l": [round(p, 4) for p in row["letters"]],
-                "h": round(row["entropy"], 3),
-                "m": round(row["option_mass"], 3),
-                "nat": row["natural"],
-                "cut": row["truncated"],
-                "n": row["think_tokens"],
-                "s": [[round(p, 3) for p in at] for at in row["sighted"]],
-                "k": row["sighted_every"],
-                "b": [round(p, 4) for p in row["blind"]],
-            }
+    place = {item: n for n, item in enumerate(sorted(chosen))}
+    held = sorted(
+        (
+            place[data["item"][i]],
+            conditions.index(str(data["condition"][i])),
+            variants.index(str(data["recipe"][i])),
+            int(i),
         )
+        for i in index
+        if data["item"][i] in chosen
+    )
+    examples: dict[str, dict] = {}
+    pictures: dict[str, tuple[int, bytes]] = {}
+    columns: dict[str, list] = {name: [] for name in ("x", "c", "v", "y", "ok", "ver")}
+    chunks = []
+    for start in range(0, len(held), CHUNK):
+        part = held[start : start + CHUNK]
+        prompts: dict[tuple, int] = {}
+        rows = []
+        found = table.take([i for *_, i in part]).to_pylist()
+        for (x, c, v, _), row in zip(part, found, strict=True):
+            item = f"{row['source']}/{row['example']}"
+            if item not in examples:
+                examples[item] = _example(row, item, images, pictures)
+            for name, value in (
+                ("x", x),
+                ("c", c),
+                ("v", v),
+                ("y", row["predicted"]),
+                ("ok", int(row["correct"])),
+                ("ver", records.VERDICTS.index(row["verdict"])),
+            ):
+                columns[name].append(value)
+            prompt = (row["prompt"], json.dumps(row["spans"]))
+            rows.append(_row(row) | {"p": prompts.setdefault(prompt, len(prompts))})
+        texts = [[text, json.loads(spans)] for text, spans in prompts]
+        chunks.append({"prompts": texts, "rows": rows})
     seeds = sorted({k[2] for k in cells if k[0] == split})
     note = (
-        f"{len(examples)} of the {total} examples of the {split} split, each under "
+        f"{len(examples):,} of the {total:,} examples of the {split} split, each under "
         f"{len(conditions)} conditions, at the last step of each recipe"
     )
     note += f", seed {min(seed.values())} of {len(seeds)}." if len(seeds) > 1 else "."
     if len(examples) < total:
         note += " Chosen by a hash of their ids, evenly over tasks, not by result."
-    return {
-        "note": note,
+    found = {
         "variants": [f"{r} · step {last[r]}" for r in variants],
         "conditions": conditions,
+        "verdicts": records.VERDICTS,
+        "sources": sorted({e["source"] for e in examples.values()}),
         "tasks": sorted({e["task"] for e in examples.values()}),
         "examples": list(examples.values()),
-        "prompts": [[text, json.loads(spans)] for text, spans in prompts],
-        "images": [uri for _, uri in sorted(pictures.values())],
-        "rows": rows,
+        "chunk": CHUNK,
+        **columns,
+    }
+    return Browser(found, chunks, [i for _, i in sorted(pictures.values())], note)
+
+
+def _example(row, item, images, pictures) -> dict:
+    image = images.get(row["example"])
+    digest = image and hashlib.sha256(image).hexdigest()
+    if image and digest not in pictures:
+        pictures[digest] = len(pictures), small(image, item)
+    return {
+        "id": row["example"],
+        "task": row["task"],
+        "source": row["source"],
+        "question": row["question"],
+        "answer": row["answer"],
+        "suggested": row["suggested"],
+        "image": pictures[digest][0] if image else -1,
     }
 
 
-def _spread(task_of: dict[str, str], most: int) -> set[str]:
+def _row(row) -> dict:
+    return {
+        "o": row["options"],
+        "pre": row["prefill"],
+        "out": row["completion"],
+        "think": row["think_sampled"],
+        "fmt": row["format"],
+        "own": row["verdict_sampled"],
+        "con": row["conclusion"],
+        "j": row["judge"],
+        "l": [round(p, 4) for p in row["letters"]],
+        "h": round(row["entropy"], 3),
+        "m": round(row["option_mass"], 3),
+        "nat": row["natural"],
+        "cut": row["truncated"],
+        "n": row["think_tokens"],
+        "s": [[round(p, 3) for p in at] for at in row["sighted"]],
+        "k": row["sighted_every"],
+        "b": [round(p, 4) for p in row["blind"]],
+    }
+
+
+def spread(task_of: dict[str, str], most: int) -> set[str]:
     """At most `most` items: by turns from each task, in the order of their hashes."""
     by_task: dict[str, list[str]] = {}
     for item in sorted(task_of, key=lambda i: hashlib.sha256(i.encode()).digest()):
@@ -295,7 +392,7 @@ def _spread(task_of: dict[str, str], most: int) -> set[str]:
     return {item for _, item in sorted(turns)[:most]}
 
 
-def _small(image: bytes, item: str) -> bytes:
+def small(image: bytes, item: str) -> bytes:
     """The image, made no larger than a page of hundreds can carry."""
     if len(image) <= _HEAVY:
         return image
@@ -311,6 +408,9 @@ def _small(image: bytes, item: str) -> bytes:
     return out.getvalue()
 
 
+def _kind(image: bytes) -> str:
+    return next((k for magic, k in _MAGIC.items() if image.startswith(magic)), "png")
+
+
 def _uri(image: bytes) -> str:
-    kind = next((k for magic, k in _MAGIC.items() if image.startswith(magic)), "png")
-    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+    return f"data:image/{_kind(image)};base64,{base64.b64encode(image).decode()}"

@@ -6,6 +6,9 @@ A table holds raw numbers; what a cell looks like is told by the kind of its col
   share      0..1, shown in per cent       shift   a signed difference of shares, points
   number     two decimals                  change  a signed number, two decimals
   interval   (value, lo, hi) of shares, shown in per cent
+  gap        (value, lo, hi) of a signed difference of shares, shown in points
+  area       (value, lo, hi) of two decimals, such as an AUROC
+  p          a p value
 
 None is shown as a dash: not applicable, or not measured. CSV keeps full precision and
 gives an interval three columns.
@@ -44,9 +47,10 @@ def cell(value, kind: str) -> str:
     """A value as a reader sees it."""
     if value is None:
         return DASH
-    if kind == "interval":
-        middle, lo, hi = (100 * v for v in value)
-        return f"{middle:.1f}" + ("" if np.isnan(lo) else f" [{lo:.1f}, {hi:.1f}]")
+    if kind in TRIPLES:
+        scale, shape = TRIPLES[kind]
+        middle, lo, hi = (_plain(format(scale * v, shape)) for v in value)
+        return middle + ("" if np.isnan(value[1]) else f" [{lo}, {hi}]")
     text = {
         "text": lambda v: str(v),
         "count": lambda v: str(v),
@@ -54,12 +58,21 @@ def cell(value, kind: str) -> str:
         "shift": lambda v: f"{100 * v:+.1f}",
         "number": lambda v: f"{v:.2f}",
         "change": lambda v: f"{v:+.2f}",
+        "p": lambda v: DASH if np.isnan(v) else f"{v:.3f}" if v >= 0.001 else "<0.001",
     }[kind](value)
     if kind in ("text", "count"):
         return text
-    # a rounded zero has no sign; a minus sign is not a hyphen
+    return _plain(text)
+
+
+# Kinds of three numbers: scale and format.
+TRIPLES = {"interval": (100, ".1f"), "gap": (100, "+.1f"), "area": (1, ".2f")}
+
+
+def _plain(text: str) -> str:
+    """A rounded zero has no sign; a minus sign is not a hyphen."""
     text = text.lstrip("+-") if not text.strip("+-0.") else text
-    return text.replace("-", "−")
+    return text.replace("-", "−").replace("inf", "∞")
 
 
 def heading(name: str, kind: str) -> str:
@@ -86,12 +99,12 @@ def csv_text(table: Table) -> str:
     writer = csv.writer(out, lineterminator="\n")
     names = []
     for name, kind in table.columns:
-        names += [name, f"{name} lo", f"{name} hi"] if kind == "interval" else [name]
+        names += [name, f"{name} lo", f"{name} hi"] if kind in TRIPLES else [name]
     writer.writerow(names)
     for row in table.rows:
         flat = []
         for value, (_, kind) in zip(row, table.columns, strict=True):
-            if kind == "interval":
+            if kind in TRIPLES:
                 flat += (None, None, None) if value is None else value
             else:
                 flat.append(value)
@@ -106,6 +119,24 @@ _TEX = {
     "–": "--",
     "−": "$-$",
     "Δ": r"$\Delta$",
+    "∞": r"$\infty$",
+    "≤": r"$\le$",
+    "≥": r"$\ge$",
+    "·": r"\textperiodcentered{}",
+    "√": r"$\surd$",
+    "σ": r"$\sigma$",
+    "×": r"$\times$",
+    "→": r"$\to$",
+    "¬": r"$\neg$",
+    "κ": r"$\kappa$",
+    "±": r"$\pm$",
+    "½": r"$\frac12$",
+    "✓": "yes",
+    "✗": "no",
+    "’": "'",
+    "…": r"\ldots{}",
+    "<": "$<$",
+    ">": "$>$",
 } | {c: "\\" + c for c in "&%$#_{}"}
 
 
@@ -196,10 +227,11 @@ def terminal(table: Table) -> Group:
 
 
 def _brief(value, kind: str) -> str:
-    if kind != "interval" or value is None or np.isnan(value[1]):
+    if kind not in ("interval", "gap") or value is None or np.isnan(value[1]):
         return cell(value, kind)
     middle, lo, hi = (100 * v for v in value)
-    return f"{middle:.1f} [{lo:.0f}, {hi:.0f}]"
+    shape = "+.1f" if kind == "gap" else ".1f"
+    return _plain(f"{middle:{shape}}") + f" [{lo:.0f}, {hi:.0f}]".replace("-", "−")
 
 
 def _texts(table: Table) -> list[list[str]]:

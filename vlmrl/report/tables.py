@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from vlmrl.eval import records, stats
+from vlmrl.report import analysis
 from vlmrl.report.render import Table
 from vlmrl.types import UserError
 
@@ -105,6 +106,8 @@ def build(table: pa.Table, rows: list[dict]) -> list[Table]:
     made = final(points(rows))
     if not made:
         raise UserError("records: no rows; evaluate something first")
+    data = records.columns(table)
+    cells = records.cells(data)
     out = []
     for split in dict.fromkeys(p.split for p in made):
         here = [p for p in made if p.split == split]
@@ -114,6 +117,7 @@ def build(table: pa.Table, rows: list[dict]) -> list[Table]:
             _letters(split, here),
         ]
         out += [_agreement(split, here), _tasks(split, here, table)]
+        out += analysis.build(data, cells, split)
     return out
 
 

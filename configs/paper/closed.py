@@ -1,0 +1,32 @@
+"""Closed models behind an API. Hidden thinking can't be prefilled, so a started think
+is quoted in the user turn; records say so.
+
+Options after ':' — url (an OpenAI-compatible base URL), key_env (variable with its
+key), size (examples per set).
+"""
+
+from configs.paper import common
+
+
+def get_config(arg=None):
+    options, c = common.study(
+        arg,
+        title="Closed models",
+        tables=("conditions", "comparisons"),
+        url="https://api.openai.com/v1",
+        key_env="OPENAI_API_KEY",
+        size=0,
+    )
+    c.kind = "ask"
+    c.url = options.url
+    c.key_env = options.key_env
+    c.prefill = "user"  # 'continue', 'assistant' or 'user'
+    c.conditions = ("base", "wrong_think", "wrong_caption", "correct_caption")
+    if not (options.runlocal or options.model):
+        c.models = tuple(
+            dict(name=m, model=m, style="r1v", temperature=None, max_tokens=8192)
+            for m in ("o3", "o4-mini", "gemini-2.5-pro", "gemini-3.1-pro")
+        )
+        if options.size:
+            c.sets = tuple({**s, "size": options.size} for s in c.sets)
+    return c

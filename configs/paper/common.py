@@ -1,0 +1,113 @@
+"""What the studies of the paper share: models, sets, conditions, decoding.
+
+The paper is arXiv 2602.12506. What it leaves unsaid is the project's choice and marked
+so. `:runlocal` swaps models and sets for the tiny model on scenes, the smallest run
+that goes through every step; every study then shares one evaluation.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import parse_arg
+
+# Prompt style and decoding are each model's own, from its repository. Where that is
+# sampling, it is read as written at temperature; top-p is left out (choice: the letter
+# distribution is read at temperature 1 whatever the sampling). Lengths are upstream's.
+MODELS = (
+    # generation_config of the checkpoint is near-greedy; prompt unknown: common style
+    dict(name="Qwen2.5-VL-7B", model="Qwen/Qwen2.5-VL-7B-Instruct", style="r1v",
+         temperature=0.0, max_tokens=2048),
+    dict(name="SpaceR", model="RUBBISHLIKE/SpaceR", style="spacer",
+         temperature=0.01, max_tokens=1024),
+    dict(name="Video-R1", model="Video-R1/Video-R1-7B", style="video_r1",
+         temperature=0.1, max_tokens=1024),
+    dict(name="Vision-R1", model="Osilly/Vision-R1-7B", style="vision_r1",
+         temperature=0.6, max_tokens=4096),
+    dict(name="VLAA-Thinker", model="UCSC-VLAA/VLAA-Thinker-Qwen2.5VL-7B", style="vlaa",
+         temperature=0.0, max_tokens=1000),
+    dict(name="ViGoRL-Spatial", model="gsarch/ViGoRL-7b-Spatial", style="vigorl",
+         temperature=0.0, max_tokens=2048),
+)  # fmt: skip
+INTERNVL = (
+    dict(name="InternVL3-8B", model="OpenGVLab/InternVL3-8B-hf", style="r1v",
+         temperature=0.0, max_tokens=2048),
+)  # fmt: skip
+TINY = (
+    dict(name="tiny", model="tiny", style="tiny", temperature=0.0, max_tokens=16),
+)  # fmt: skip
+
+# The eight benchmarks, as `vlmrl data list` names their splits. size 0: all of it.
+# 3DSRBench: the file of 5,157 rows, which the paper's figures are fractions of.
+SETS = tuple(
+    dict(source=source, split=split, size=0)
+    for source, splits in (
+        ("3dsrbench", ("flip",)),
+        ("cv_bench", ("2D", "3D")),
+        ("spatial_mm", ("one_obj", "two_obj", "multihop")),
+        ("whatsup", ("controlled_a", "controlled_b", "coco_one", "coco_two",
+                     "gqa_one", "gqa_two")),
+        ("vstar", ("test",)),
+        ("mme_realworld_lite", ("test",)),
+        ("mmbench", ("dev",)),
+    )
+    for split in splits
+)  # fmt: skip
+SCENES = (dict(source="scenes", split="validation", size=8),)
+
+# One evaluation serves every study: an item's conditions share its image.
+CONDITIONS = (
+    "base",
+    "no_cot",
+    "stop_think",
+    "wrong_think",
+    "wrong_think_but",
+    "wrong_caption",
+    "wrong_caption_disclaimer",
+    "correct_think",
+    "correct_caption",
+    "abstain+base",
+    "abstain+wrong_think",
+    "abstain+wrong_caption",
+)
+
+
+def study(arg, *, title: str, paper: str = "", tables: tuple = (), **options):
+    """(options, config) of a study that evaluates models on sets under conditions.
+
+    Options of every study after ':' — runlocal; model=DIR_OR_ID with style=STYLE, to
+    run it on one model of your own instead.
+
+    Args:
+      arg: what follows the colon; these and the study's own `options`.
+      title: of the page and its tables.
+      paper: the table or figure of the paper, '' where unknown or not in it.
+      tables: what it ends with, in order: names in vlmrl/report/studies.py.
+    """
+    read = parse_arg(arg, model="", style="r1v", **options)
+    small = read.runlocal
+    own = dict(name=read.model, model=read.model, style=read.style, temperature=0.0,
+               max_tokens=2048)  # fmt: skip
+    c = ConfigDict()
+    c.kind = "evaluate"  # 'evaluate', 'train', 'judge' or 'ask'
+    c.title = title
+    c.paper = paper
+    c.tables = tables
+    c.models = (own,) if read.model else TINY if small else MODELS
+    c.sets = SCENES if small else SETS
+    c.conditions = CONDITIONS
+    c.shown = ()  # conditions its tables show; () for all that were measured
+    c.images = ()  # image perturbations besides: blank, shuffled, noisy, masked
+    c.known = ()  # the paper's values: (model, source, condition, measure, value)
+    c.seed = 0  # of the sampler
+
+    c.kernel = ConfigDict()  # eval/evaluate.py: evaluator
+    c.kernel.samples = 1
+    c.kernel.probe_every = 8 if small else 32  # choice: think tokens between probes
+    c.kernel.probes = 4 if small else 32
+    c.kernel.batch = 8 if small else 16  # examples per pass
+
+    c.device = ConfigDict()  # what the estimate assumes: H100 SXM, one host of eight
+    c.device.count = 1 if small else 8
+    c.device.flops = 5e10 if small else 4e14  # sustained in matmuls, per device
+    c.device.bandwidth = 1e10 if small else 3e12  # bytes/s
+    c.device.memory = 2e9 if small else 8e10  # bytes
+    return read, c

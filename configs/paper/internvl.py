@@ -1,0 +1,15 @@
+"""InternVL3-8B under the same conditions (the paper's appendix)."""
+
+from configs.paper import common
+
+
+def get_config(arg=None):
+    options, c = common.study(
+        arg,
+        title="InternVL3-8B",
+        paper="appendix",
+        tables=("conditions", "letters", "quadrants"),
+    )
+    if not (options.runlocal or options.model):
+        c.models = common.INTERNVL
+    return c

@@ -1,0 +1,88 @@
+"""Debian's Chromium without a display or a network: the page's DOM after its scripts
+ran, what the console said, and pictures of it."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+AXE = Path(sys.prefix) / "axe/node_modules/axe-core/axe.min.js"
+
+
+def run(path: Path, profile: Path, *flags: str) -> tuple[str, list[str]]:
+    """(DOM after the scripts ran, lines of the console)."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.fail("chromium is not installed: `launch/local.sh test --all` brings it")
+    command = [
+        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+        "--no-first-run", "--disable-background-networking", "--disable-extensions",
+        "--disable-component-update", "--disable-sync", f"--user-data-dir={profile}",
+        "--enable-logging=stderr", "--virtual-time-budget=20000", *flags,
+        "--dump-dom", path.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, check=True
+    )
+    console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+    return done.stdout, console
+
+
+def visit(page: str, folder: Path, script: str, *flags: str):
+    """What a script sees that drives the page as a reader would: it is put at the
+    page's end and calls `done(value)`. Returns (value, lines of the console).
+
+    `choose(id, value)` changes a control, `press(id, key)` sends it a key, `$` is
+    getElementById.
+    """
+    helpers = """
+    const $ = (id) => document.getElementById(id);
+    const press = (id, key) => $(id).dispatchEvent(
+      new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
+    const choose = (id, value) => {
+      $(id).value = value;
+      for (const kind of ["input", "change"])
+        $(id).dispatchEvent(new Event(kind, { bubbles: true }));
+    };
+    const pause = (ms) => new Promise((ready) => setTimeout(ready, ms));
+    const done = (value) => {
+      const out = document.createElement("output");
+      out.id = "seen"; out.textContent = JSON.stringify(value);
+      document.body.append(out);
+    };
+    """
+    script = f"""<script>{helpers}
+    addEventListener("load", async () => {{
+      try {{ {script} }} catch (error) {{ done({{ error: String(error.stack) }}); }}
+    }});</script>"""
+    folder.mkdir(exist_ok=True)
+    path = folder / "report.html"
+    # the last one: the page's own text may hold the words
+    head, _, tail = page.rpartition("</body>")
+    path.write_text(f"{head}{script}</body>{tail}", encoding="utf-8")
+    dom, console = run(path, folder / "profile", *flags)
+    found = re.search(r'<output id="seen">(.*?)</output>', dom, re.DOTALL)
+    assert found, f"the script did not end; console: {console}"
+    seen = json.loads(html.unescape(found[1]))
+    assert not (isinstance(seen, dict) and "error" in seen), seen
+    return seen, console
+
+
+def picture(page: str, folder: Path, name: str, *flags: str) -> Path:
+    """A screenshot, kept in $VLMRL_ARTIFACTS where that is set."""
+    import os
+
+    kept = Path(os.environ.get("VLMRL_ARTIFACTS", folder))
+    kept.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.html"
+    path.write_text(page, encoding="utf-8")
+    target = kept / f"{name}.png"
+    run(path, folder / "profile", f"--screenshot={target}", "--hide-scrollbars", *flags)
+    return target

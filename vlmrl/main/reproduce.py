@@ -1,0 +1,109 @@
+"""Reproduce a study of the paper: run what isn't done, end with its tables and figures.
+
+  vlmrl reproduce configs/paper/table1.py              on this machine's accelerators
+  vlmrl reproduce configs/paper/table1.py:runlocal     in small, on a laptop
+  vlmrl reproduce configs/paper/table1.py --plan       what it needs, and how long
+  vlmrl reproduce configs/paper/table1.py --remake     from the records alone
+
+First it says what is missing (models, sets, judges), with the command that gets it, and
+what is left to do, with an estimate of time and memory. Then it runs what isn't done;
+the same command goes on where it was stopped. Studies share a --workdir, and in it
+every evaluation that they have in common.
+
+WORKDIR/records/ holds one Parquet file per model and set, WORKDIR/STUDY/ the tables
+(Markdown, CSV, LaTeX), figures (PDF, PNG), report.html and, of the data, one file of
+perturbations per set. --remake needs only WORKDIR/records/: anyone can make the tables
+again from released records, without a model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vlmrl.eval import records
+from vlmrl.main import args, report, work
+from vlmrl.main.progress import CONSOLE
+from vlmrl.report import render, studies
+from vlmrl.types import UserError
+
+HELP = "a table or figure of the paper, from its config"
+FLAGS = {
+    "config": (None, "the study, e.g. configs/paper/table1.py"),
+    "workdir": ("runs/paper", "shared by studies; 'runs/paper-small' for :runlocal"),
+    "plan": (False, "say what is missing and what is left to do, and stop"),
+    "remake": (False, "make the tables again from the records; run nothing"),
+    "args": ("[CONFIG]", "the study, instead of --config"),
+}
+
+
+def main(argv):
+    argv, name = _named(argv)
+    config, workdir, other = args.parse(argv, FLAGS)
+    c = config.to_dict()
+    title, known = c["title"], [studies.Known(*k) for k in c["known"]]
+    if c["kind"] not in work.KINDS:
+        kinds = ", ".join(work.KINDS)
+        raise UserError(f"config.kind is '{c['kind']}', want one of {kinds}")
+    plan = work.plan(c, workdir)
+    if not other.remake:
+        _say(work.told(plan, c))
+        missing = work.missing(plan)
+        if missing:
+            _say("\n".join(["missing:", *(f"  {what}" for what in missing)]))
+        if other.plan:
+            return
+        if missing:
+            raise UserError(
+                f"{name}: {len(missing)} thing(s) are missing, listed above with the "
+                "command that gets each; then give the same command again"
+            )
+        work.run(plan, c, workdir)
+    lacking = [job.name for job in plan if not job.done]
+    if lacking:
+        raise UserError(
+            f"{workdir}: no records of {', '.join(lacking)}; run without --remake"
+        )
+    files = [f for job in plan for f in job.files]
+    whole = records.concat([records.read(f) for f in dict.fromkeys(files)])
+    table = studies.shown(whole, c["shown"])
+    folder = workdir / name
+    folder.mkdir(exist_ok=True)
+    sources = table.column("source").unique().to_pylist()
+    models = table.column("recipe").unique().to_pylist()
+    info = {
+        "title": title + (f" ({c['paper']})" if c["paper"] else ""),
+        "Models": ", ".join(models),
+        "Benchmarks": ", ".join(sources),
+        "Records": f"{len(table):,}, from {len(files)} files under {workdir}/records",
+    }
+    made = studies.build(table, c["tables"], known)
+    made += work.extra_tables(plan, workdir)
+    report.build(folder, studies.pooled(table), report.read_images(workdir), info)
+    render.write(folder / "tables" / "study", made)
+    for one in made[:2]:
+        CONSOLE.print(render.terminal(one))
+    paths = sorted((folder / "tables" / "study").glob("*.md"))
+    _say(f"{title}: {', '.join(p.stem for p in paths)} in {folder}/tables/study")
+    return
+
+
+def _named(argv: list[str]) -> tuple[list[str], str]:
+    """argv with a first word that is no flag as --config; the study's name."""
+    argv = list(argv)
+    flags = [w for w in argv if w.startswith("--config=")]
+    if "--config" in argv[:-1]:
+        flags = [f"--config={argv[argv.index('--config') + 1]}"]
+    if not flags:
+        for i, word in enumerate(argv):
+            if not word.startswith("-") and argv[i - 1 : i] != ["--workdir"]:
+                flags = argv[i : i + 1] = [f"--config={word}"]
+                break
+    path, _, arg = flags[0].partition("=")[2].partition(":") if flags else ("", "", "")
+    given = any(w.partition("=")[0] == "--workdir" for w in argv)
+    if "runlocal" in arg.split(",") and not given:
+        argv.append("--workdir=runs/paper-small")
+    return argv, Path(path).stem
+
+
+def _say(text: str) -> None:
+    CONSOLE.print(text, soft_wrap=True, markup=False, highlight=False)

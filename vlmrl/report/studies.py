@@ -1,0 +1,368 @@
+"""What each study of the paper ends with: its tables, from records alone.
+
+Records of several benchmarks are read benchmark by benchmark (`by_source`) and pooled
+(`pooled`); a study names the tables it wants (`TABLES`). Where the paper states a
+value, it stands beside ours with the difference and the difference's interval, which
+is that of our own measurement: the paper's has none that is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vlmrl.eval import records, scoring, stats
+from vlmrl.report import analysis, tables
+from vlmrl.report.evidence import View
+from vlmrl.report.render import Table
+from vlmrl.types import UserError
+
+
+class Known(NamedTuple):
+    """A value the paper states."""
+
+    recipe: str
+    source: str
+    condition: str
+    measure: str
+    value: float
+
+
+def pooled(table: pa.Table) -> pa.Table:
+    """All benchmarks and splits as one split, 'all'."""
+    return _split(table, pa.array(["all"] * len(table), pa.string()))
+
+
+def by_source(table: pa.Table) -> pa.Table:
+    """Every benchmark as a split of its own, its files together."""
+    return _split(table, table.column("source"))
+
+
+def _split(table: pa.Table, column) -> pa.Table:
+    at = table.schema.get_field_index("split")
+    return table.set_column(at, "split", column)
+
+
+def shown(table: pa.Table, conditions: Sequence[str]) -> pa.Table:
+    """The rows under some conditions; all for an empty list."""
+    if not conditions:
+        return table
+    return table.filter(pc.is_in(table["condition"], pa.array(list(conditions))))
+
+
+def build(
+    table: pa.Table, names: Sequence[str], known: Sequence[Known] = ()
+) -> list[Table]:
+    """The tables of a study, in order.
+
+    Args:
+      table: records of every benchmark.
+      names: of TABLES or USUAL.
+      known: what the paper states.
+
+    Raises:
+      UserError: an unknown name, or no records.
+    """
+    if unknown := [n for n in names if n not in (*TABLES, *USUAL)]:
+        listed = ", ".join((*TABLES, *USUAL))
+        raise UserError(f"config.tables: '{unknown[0]}' is not one of {listed}")
+    if not len(table):
+        raise UserError("records: no rows; evaluate something first")
+    usual = _usual(table) if set(names) & set(USUAL) else []
+    made = []
+    for name in names:
+        if name in TABLES:
+            made += TABLES[name](table, known)
+        else:
+            made += [t for t in usual if t.name.partition("-")[0] == name]
+    return [t for t in made if t.rows]
+
+
+def _usual(table: pa.Table) -> list[Table]:
+    """The tables of every run (`tables.build`), pooled and then by benchmark."""
+    parts = [pooled(table)]
+    if len(table.column("source").unique()) > 1:
+        parts.append(by_source(table))
+    return [t for p in parts for t in tables.build(p, records.summarise(p))]
+
+
+# -- tables ----------------------------------------------------------------------------
+
+
+def base(table: pa.Table, known: Sequence[Known]) -> list[Table]:
+    """Accuracy under base: a row per model and benchmark, beside the paper's."""
+    data = records.columns(by_source(table))
+    cells = records.cells(data)
+    stated = {k[:4]: k.value for k in known}
+    rows = []
+    for source in dict.fromkeys(k[0] for k in cells):
+        view = View(data, {k[1:]: r for k, r in cells.items() if k[0] == source})
+        for recipe, points in analysis.ends(view):
+            found = analysis.share(view, points, "base", "accuracy")
+            if found is None:
+                continue
+            paper = stated.get((recipe, source, "base", "accuracy"))
+            gap = None if paper is None else tuple(v - paper for v in found)
+            n = len(view.rows.get((*points[0], "base"), ()))
+            rows.append((recipe, source, n, found, paper, gap))
+    return [
+        Table(
+            "base",
+            "Base accuracy by benchmark",
+            "Intervals over images (and copies of a question), 95 %. Difference: ours "
+            "less the paper's, with the interval of ours; the paper states none.",
+            (
+                ("Model", "text"),
+                ("Benchmark", "text"),
+                ("n", "count"),
+                ("Accuracy", "interval"),
+                ("Paper (%)", "share"),
+                ("Difference", "gap"),
+            ),
+            rows,
+        )
+    ]
+
+
+def official(table: pa.Table, known: Sequence[Known]) -> list[Table]:
+    """Every published score of each benchmark, under base."""
+    rows = []
+    held = table.filter(pc.equal(table["condition"], "base"))
+    for source in dict.fromkeys(held.column("source").to_pylist()):
+        mine = held.filter(pc.equal(held["source"], source))
+        for recipe in dict.fromkeys(mine.column("recipe").to_pylist()):
+            part = _last(mine.filter(pc.equal(mine["recipe"], recipe)))
+            for name, value in scoring.score(source, part).items():
+                if np.isfinite(value):
+                    rows.append((recipe, source, name, float(value)))
+    return [
+        Table(
+            "official",
+            "Published scores by benchmark",
+            "As each benchmark's own script counts (vlmrl/eval/scoring.py); where it "
+            "leaves open how to average, every way by name.",
+            (
+                ("Model", "text"),
+                ("Benchmark", "text"),
+                ("Score", "text"),
+                ("Value", "number"),
+            ),
+            rows,
+        )
+    ]
+
+
+def _last(table: pa.Table) -> pa.Table:
+    """The last step of the lowest seed."""
+    for name, choose in (("seed", pc.min), ("step", pc.max)):
+        table = table.filter(pc.equal(table[name], choose(table[name])))
+    return table
+
+
+def abstain(table: pa.Table, known: Sequence[Known]) -> list[Table]:
+    """How often the way out is taken, and what is gained by it."""
+    data = records.columns(by_source(table))
+    cells = records.cells(data)
+    rows = []
+    for (source, recipe, seed, step, condition), index in cells.items():
+        if not condition.startswith("abstain+"):
+            continue
+        bare = cells.get(
+            (source, recipe, seed, step, condition.removeprefix("abstain+"))
+        )
+        out = data["abstained"][index]
+        right, clusters = data["accuracy"][index], data["cluster"][index]
+        answered = out == 0
+        rows.append(
+            (
+                f"{recipe}" + (f", seed {seed}" if seed else ""),
+                source,
+                condition,
+                stats.proportion(out, clusters)[:3],
+                stats.proportion(right, clusters)[:3],
+                stats.proportion(right[answered], clusters[answered])[:3]
+                if answered.any()
+                else None,
+                _gap(data, bare, index),
+            )
+        )
+    return [
+        Table(
+            "abstain",
+            "A way to abstain",
+            "Selective accuracy: among the answers that are not 'I'm not sure'. "
+            "Difference: accuracy less that of the same condition without the option, "
+            "paired, in points.",
+            (
+                ("Model", "text"),
+                ("Benchmark", "text"),
+                ("Condition", "text"),
+                ("Abstains", "interval"),
+                ("Accuracy", "interval"),
+                ("Selective acc.", "interval"),
+                ("Difference", "gap"),
+            ),
+            rows,
+        )
+    ]
+
+
+def _gap(data, before, after):
+    if before is None:
+        return None
+    a, b = (
+        stats.Cell(data["item"][i], data["accuracy"][i], data["cluster"][i])
+        for i in (before, after)
+    )
+    return tuple(stats.paired_difference(a, b)[:3])
+
+
+def styles(table: pa.Table, known: Sequence[Known]) -> list[Table]:
+    """The same weights under several prompt styles, against their own."""
+    data = records.columns(pooled(table))
+    data["style"] = np.array(table.column("style").to_pylist(), str)
+    cells = records.cells(data)
+    rows = []
+    for (_, recipe, seed, step, condition), index in cells.items():
+        own = recipe.partition(" (")[0]
+        first = cells.get(("all", own, seed, step, condition))
+        style = data["style"][index[0]]
+        agree = data["format"][index]
+        rows.append(
+            (
+                own,
+                condition,
+                str(style),
+                stats.proportion(data["accuracy"][index], data["cluster"][index])[:3],
+                float(np.mean(agree)),
+                None if recipe == own else _gap(data, first, index),
+            )
+        )
+    rows.sort(key=lambda r: r[:2])
+    return [
+        Table(
+            "styles",
+            "Prompt sensitivity",
+            "One model's weights under its own prompt style and others. Difference: "
+            "against its own style, paired, in points.",
+            (
+                ("Model", "text"),
+                ("Condition", "text"),
+                ("Style", "text"),
+                ("Accuracy", "interval"),
+                ("Format kept", "share"),
+                ("Difference", "gap"),
+            ),
+            rows,
+        )
+    ]
+
+
+def grounding(table: pa.Table, known: Sequence[Known]) -> list[Table]:
+    """Boxes: Acc@0.5, mean IoU, and how many answers hold one."""
+    rows = []
+    keys = ["recipe", "condition", "source", "split"]
+    groups = table.select(keys).group_by(keys).aggregate([]).to_pylist()
+    for key in sorted(groups, key=lambda k: tuple(k[n] for n in keys)):
+        part = table
+        for name in keys:
+            part = part.filter(pc.equal(part[name], key[name]))
+        part = _last(part)
+        found = scoring.rows(key["source"], part)
+        scores = scoring.refcoco(found)
+        boxes = [any(scoring.box(r.said)) for r in found]
+        rows.append(
+            (
+                *(key[n] for n in keys),
+                len(found),
+                float(np.mean(boxes)),
+                scores["acc@0.5"],
+                scores["centre"],
+                scores["iou"],
+            )
+        )
+    return [
+        Table(
+            "grounding",
+            "Grounding",
+            "Of the first [x1, y1, x2, y2] in an answer; one without a box scores 0.",
+            (
+                ("Model", "text"),
+                ("Condition", "text"),
+                ("Benchmark", "text"),
+                ("Split", "text"),
+                ("n", "count"),
+                ("Has a box", "share"),
+                ("Acc@0.5", "share"),
+                ("Centre inside", "share"),
+                ("Mean IoU", "number"),
+            ),
+            rows,
+        )
+    ]
+
+
+def seeds(table: pa.Table, known: Sequence[Known]) -> list[Table]:
+    """Seed by seed at the last step: how far apart are runs that differ in nothing
+    else?"""
+    data = records.columns(pooled(table))
+    cells = records.cells(data)
+    last: dict = {}
+    for _, recipe, seed, step, _ in cells:
+        last[recipe, seed] = max(step, last.get((recipe, seed), step))
+    rows = []
+    for (_, recipe, seed, step, condition), index in cells.items():
+        if step == last[recipe, seed]:
+            clusters = data["cluster"][index]
+            shares = (
+                stats.proportion(data[m][index], clusters)
+                for m in ("accuracy", "consistent", "faithful_accuracy")
+            )
+            found = (None if np.isnan(s.value) else s[:3] for s in shares)
+            rows.append((recipe, condition, seed, step, *found))
+    rows.sort(key=lambda r: r[:3])
+    return [
+        Table(
+            "seeds",
+            "Seed by seed",
+            "At the last step of each; intervals are over items and say nothing of "
+            "how another seed would differ.",
+            (
+                ("Recipe", "text"),
+                ("Condition", "text"),
+                ("Seed", "count"),
+                ("Step", "count"),
+                ("Accuracy", "interval"),
+                ("Consistent", "interval"),
+                ("Faithful acc.", "interval"),
+            ),
+            rows,
+        )
+    ]
+
+
+TABLES: dict[str, Callable[[pa.Table, Sequence[Known]], list[Table]]] = {
+    "base": base,
+    "official": official,
+    "abstain": abstain,
+    "styles": styles,
+    "grounding": grounding,
+    "seeds": seeds,
+}
+USUAL = (
+    "conditions",
+    "robustness",
+    "letters",
+    "agreement",
+    "tasks",
+    "leaderboard",
+    "quadrants",
+    "calibration",
+    "prediction",
+    "comparisons",
+    "drift",
+)
