@@ -19,12 +19,8 @@ from vlmrl.main import train as training
 from vlmrl.main.progress import CONSOLE, bar
 from vlmrl.report import claims, remedies, render
 
-OWN = (
-    "algorithm",
-    "model",
-    "style",
-    "mesh",
-)  # fields of a recipe that the study decides
+# Fields of a recipe that the study decides.
+OWN = ("algorithm", "model", "style", "buckets", "pixels", "mesh")
 
 
 def run(workdir: Path, c: dict, *, title: str, summary: str, show: bool = False):
