@@ -1,0 +1,185 @@
+"""`vlmrl plan`: what is counted, what is compiled, and what is said of it."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from vlmrl import sharding
+from vlmrl.main import args, chips, compiled, plan, programs
+
+WORDS = ["plan", "--config", "configs/plan.py:runlocal"]
+
+
+def job(name="configs/plan.py:runlocal", **changes):
+    return plan.read_job(args.load_config(name).to_dict())._replace(**changes)
+
+
+# -- counting --------------------------------------------------------------------------
+
+
+def test_flops_of_loops_and_branches_are_multiplied_out():
+    x, w = jnp.ones((4, 8)), jnp.ones((3, 8, 8))
+
+    def loops(x, w):
+        y, _ = jax.lax.scan(lambda c, a: (c @ a, None), x, w)
+        y = jax.lax.while_loop(lambda s: s[0, 0] < 9, lambda s: s @ w[0], y)
+        y = jax.lax.cond(y[0, 0] > 0, lambda y: y @ w[0] @ w[0], lambda y: y, y)
+        return jax.checkpoint(lambda y: jax.jit(lambda y: y @ w[1])(y))(y).sum()
+
+    one = 2 * 4 * 8 * 8
+    assert compiled.flops(loops, x, w, trips=5) == one * (3 + 5 + 2 + 1)
+    grad = jax.grad(lambda w: (x @ w).sum())
+    assert compiled.flops(grad, w[0]) == 2 * one  # the product itself, and dw
+    image, kernel = jnp.ones((1, 3, 16, 16)), jnp.ones((5, 3, 2, 2))
+    conv = jax.lax.conv_general_dilated
+    found = compiled.flops(lambda a, b: conv(a, b, (2, 2), "VALID"), image, kernel)
+    assert found == 2 * 3 * 2 * 2 * 5 * 8 * 8
+
+
+def analytic(job, *, passes, head):
+    """FLOPs of a forward over N prefixes and N·G completions, by hand, times `passes`;
+    the head's times `head`."""
+    c, v = job.model.config.text, job.model.config
+    n, s = job.prompts, job.buckets["prefix"]
+    b, t = n * job.group_size, job.max_tokens
+    width, inner = c.heads * c.head_dim, c.kv_heads * c.head_dim
+    linear = c.width * (2 * width + 2 * inner + 3 * c.mlp)
+    seen = n * s * s + b * t * (s + t)
+    text = c.layers * (2 * (n * s + b * t) * linear + 4 * width * seen)
+    side = v.window // v.merge // v.patch
+    patches = n * job.buckets["images"] * job.buckets["windows"] * (side * v.merge) ** 2
+    e, one = v.vision_width, (side * v.merge) ** 2
+    full = len(v.full_layers)
+    spans = full * job.buckets["windows"] * one + (v.vision_layers - full) * one
+    look = v.vision_layers * 2 * patches * (4 * e * e + 3 * e * v.vision_mlp)
+    look += 4 * e * patches * spans
+    wide = v.merge**2 * e
+    look += 2 * patches * v.patch_dim * e
+    look += 2 * patches / v.merge**2 * wide * (wide + c.width)
+    return passes * (text + look) + head * 2 * b * t * c.vocab * c.width
+
+
+def test_flops_of_the_update_are_those_of_the_formula():
+    mesh = sharding.make_mesh()
+    here = job()
+    step = programs.step(here, mesh, unroll=True)
+    found = compiled.flops(step.function, *step.args)
+    # Forward, and twice that backward; the head's chunks are computed once more.
+    wanted = analytic(here, passes=3, head=4)
+    assert found == pytest.approx(wanted, rel=0.05)
+    more = here._replace(prompts=16, group_size=4, max_tokens=32)
+    step = programs.step(more, mesh, unroll=True)
+    wanted = analytic(more, passes=3, head=4)
+    assert compiled.flops(step.function, *step.args) == pytest.approx(wanted, rel=0.05)
+
+
+def test_collectives_are_read_from_the_compiled_text():
+    mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)
+
+    def shape(dims, *spec):
+        place = NamedSharding(mesh, PartitionSpec(*spec))
+        return jax.ShapeDtypeStruct(dims, jnp.float32, sharding=place)
+
+    def run(x, w):
+        y, _ = jax.lax.scan(lambda c, a: (jnp.tanh(c @ a[0]) @ a[1], None), x, w)
+        return y
+
+    w = (
+        shape((6, 256, 512), None, "fsdp", "tensor"),
+        shape((6, 512, 256), None, "tensor", "fsdp"),
+    )
+    x = shape((2048, 256), "fsdp")
+    made = jax.jit(run, out_shardings=x.sharding).lower(x, w).compile()
+    sent = compiled.by_axis(compiled.collectives(made.as_text()), mesh)
+    assert set(sent) == {"fsdp", "tensor"}
+    weights = 6 * 2 * 256 * 512 * 4 / 2  # of a tensor shard, gathered over fsdp
+    assert sent["fsdp"] == pytest.approx(weights * 3 / 4, rel=0.01)
+    sums = 6 * 2 * (2048 // 4) * 256 * 4 / 2  # all-reduce of the products over tensor
+    assert sent["tensor"] == pytest.approx(sums, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "line, group",
+    [
+        ("replica_groups={{0,2},{1,3}}, x", (0, 2)),
+        ("replica_groups=[2,4]<=[8]", (0, 1, 2, 3)),
+        ("replica_groups=[2,4]<=[4,2]T(1,0)", (0, 2, 4, 6)),
+        ("replica_groups=mesh['a'=4,'b'=2] {'a'}, x", (0, 2, 4, 6)),
+        ("no groups", ()),
+    ],
+)
+def test_groups_of_devices(line, group):
+    assert compiled._groups(line) == (group, max(1, len(group)))
+
+
+# -- where things lie ------------------------------------------------------------------
+
+
+def test_shapes_lie_like_the_arrays_of_a_run():
+    mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)
+    here = job()
+    step = programs.step(here, mesh)
+    state, batch = step.args
+    assert state.params["text.embed"].sharding.spec == PartitionSpec("tensor", "fsdp")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state):
+        owner = [k.key for k in path if getattr(k, "key", None) in state.params]
+        spec = state.params[owner[0]].sharding.spec if owner else PartitionSpec()
+        assert leaf.sharding.spec == spec
+    assert batch.group.prefix.positions.sharding.spec[1] == ("data", "fsdp")
+    assert batch.group.prefix.ids.shape == (8, 96)
+    assert batch.group.branches.ids.shape == (16, 16)
+    embed = math.prod(here.model.table["text.embed"].shape) * 4
+    assert programs.held(state.params["text.embed"]) == embed / 8
+    kept = programs.cache(here, mesh, groups=8, length=16, rows=16)
+    c = here.model.config.text
+    assert kept == (8 * 96 + 16 * 16) / 4 * 2 * c.layers * c.kv_heads * c.head_dim * 2
+
+
+@pytest.mark.parametrize(
+    "text, count, sizes",
+    [
+        ("", 64, {"data": 1, "fsdp": 16, "tensor": 4}),
+        ("", 256, {"data": 1, "fsdp": 64, "tensor": 4}),
+        ("", 4, {"data": 1, "fsdp": 4, "tensor": 1}),
+        ("fsdp=8,tensor=1", 8, {"data": 1, "fsdp": 8, "tensor": 1}),
+    ],
+)
+def test_meshes_that_suit_a_7b_model(text, count, sizes):
+    here = job("configs/plan.py")
+    assert here.model.config.text.kv_heads == 4
+    place = chips.Topology("v5e", "", [jax.devices()[0]] * count, "")
+    assert dict(plan.make_mesh(here, place, text).shape) == sizes
+
+
+def test_the_published_sizes_are_planned():
+    for name, size in (("3b", 3.75e9), ("7b", 8.29e9), ("72b", 73.4e9)):
+        here = job(f"configs/plan.py:model={name}")
+        assert here.model.size == pytest.approx(size, rel=0.01)
+        assert (here.prompts, here.group_size, here.max_tokens) == (128, 8, 2048)
+
+
+# -- the command -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words, complaint",
+    [
+        (["--topology", "v5e"], "--topology is 'v5e', want a chip and a slice, as"),
+        (["--topology", "v7:8"], "chips: v5e, v5p, v6e"),
+        (["--topology", "v5p:4x4"], "slices of v5p are 2x2x1, 2x2x2"),
+        (["--topology", "h100:16"], "no compiler for it here, and there are 8 CPU"),
+        (["--topology", "host:8", "--mesh", "fsdp"], "want it as fsdp=16,tensor=4"),
+        (["--topology", "host:8", "--mesh", "rows=8"], "--mesh: no axis rows"),
+        (["--topology", "host:8", "--mesh", "fsdp=3"], "do not multiply to the 8"),
+        (["--topology", "host:8", "--only", "sleep"], "--only: no program sleep"),
+        (
+            ["--topology=host:8", "--mesh=fsdp=8", "--config.microbatches=3"],
+            "config.prompts is 8, want a multiple of the 8 parts",
+        ),
+    ],
+)
+def test_bad_input_is_refused(words, complaint, refused):
+    assert complaint in refused(*WORDS, *words)
