@@ -168,13 +168,13 @@ def test_an_8_bit_base_can_be_adapted(adapted, logits):
     def loss(live, held):
         levels = levels_of(model, held | live, prefix)
         (hidden,), _ = model.layers(held | live, levels, (), kit.dense)
-        return jnp.sum(hidden**2)
+        return jnp.sum(hidden**3)  # the norm makes the sum of squares a constant
 
     live = {n: p for n, p in params.items() if n.startswith("lora.")}
     grad = jax.jit(jax.grad(loss))
     found, wanted = grad(live, small), grad(live, plain)
     for name, g in wanted.items():
-        assert kit.normwise(found[name], g) < 1e-5, name
+        assert kit.normwise(found[name], g) < 1e-3, name
 
 
 # -- peft's format ---------------------------------------------------------------------

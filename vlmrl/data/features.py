@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
 
 from vlmrl.types import Example
 
 _text = tfds.features.Text
-# Type of a field of Example → (feature, how it reads back).
+# Type of a field of Example → (feature, how it reads back from a stored record, which
+# takes half the time that TFDS's arrays take).
 _KINDS = {
-    str: (_text(), lambda v: v.decode()),
-    int: (tfds.features.Scalar(np.int32), int),
-    bool: (tfds.features.Scalar(np.bool_), bool),
+    str: (_text(), lambda v: v.bytes_list.value[0].decode()),
+    int: (tfds.features.Scalar(np.int32), lambda v: v.int64_list.value[0]),
+    bool: (tfds.features.Scalar(np.bool_), lambda v: bool(v.int64_list.value[0])),
     tuple[str, ...]: (
         tfds.features.Sequence(_text()),
-        lambda v: tuple(item.decode() for item in v),
+        lambda v: tuple(item.decode() for item in v.bytes_list.value),
     ),
     tuple[bytes, ...]: (
         tfds.features.Sequence(_text()),
-        lambda v: tuple(bytes(item) for item in v),
+        lambda v: tuple(v.bytes_list.value),
     ),
 }
 FIELDS = {field: _KINDS[kind] for field, kind in get_type_hints(Example).items()}
@@ -31,9 +32,10 @@ FEATURES = tfds.features.FeaturesDict(
 )
 
 
-def example(row: Mapping[str, Any]) -> Example:
-    """The Example of a row as TFDS reads it."""
-    return Example(**{f: read(row[f]) for f, (_, read) in FIELDS.items()})
+def example(record: bytes) -> Example:
+    """The Example of a record that TFDS stores (`serialised`)."""
+    held = tf_example_pb2.Example.FromString(record).features.feature
+    return Example(**{f: read(held[f]) for f, (_, read) in FIELDS.items()})
 
 
 def serialised(example: Example) -> bytes:

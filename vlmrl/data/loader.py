@@ -30,6 +30,7 @@ SOURCES: dict[str, Callable[[str, int], Iterable[Example]]] = {"scenes": scenes.
 ROOT_VARIABLE = "VLMRL_DATA"
 ROOT = Path("runs/data/data")
 
+RAW = tfds.decode.DeserializeMethod.RAW_BYTES
 _HASHED = 12  # examples that a data set is recognised by
 
 
@@ -153,7 +154,8 @@ def load(directory: str | os.PathLike, split: str) -> Source:
             f"{directory}: fields {', '.join(missing)} differ from today's Example; "
             "prepare it again"
         )
-    return Source(builder.as_data_source(split=split), f"{directory} {split}")
+    records = builder.as_data_source(split=split, deserialize_method=RAW)
+    return Source(records, f"{directory} {split}")
 
 
 def examples_of(
