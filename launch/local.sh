@@ -19,8 +19,8 @@ Needs Python 3.11 or newer with its venv module. Makes .venv, installs what
 pyproject.toml asks for if it changed, then runs. Safe to run again at any time.
 
 `test` runs what pip alone can bring and lists by name what did not run. `test --all`
-also installs PyTorch, TPU's compiler and Debian's chromium, shellcheck and slurm-wlm,
-and fails if any test was left out that could have run.
+also installs PyTorch and Debian's chromium, shellcheck and slurm-wlm, and fails if any
+test was left out.
 
 `--processes N` starts COMMAND N times with the addresses that make them one run, as on
 N hosts (train and eval know how): 127.0.0.1 and PORT, 8476 by default. Process 0 speaks;
@@ -123,14 +123,12 @@ install_debian() {
 
 run_tests() {
   local flags=() workers
+  install dev
   if [[ ${1:-} == --all ]]; then
     shift
-    install dev tpu
     install_torch
     install_debian
     flags=(--all-must-run)
-  else
-    install dev
   fi
   # Compiling takes one core, so a worker per core halves the time; each wants a GiB or
   # two of memory. A file stays with one worker, which loads its models once.
