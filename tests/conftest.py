@@ -1,6 +1,6 @@
 """How the tests run: on 8 forced CPU devices, with compiled programs kept in `.cache/`,
 and with every test that did not run listed at the end. `--all-must-run` makes that a
-failure, except where only hardware that is not here could run it.
+failure, except for what needs a GPU or TPU's compiler.
 
 Eight devices cost nothing measurable where a test uses one. Programs compiled by an
 earlier run are read back from `.cache/jax`.
@@ -32,7 +32,7 @@ NEEDS = {
     ),
     "libtpu": (
         lambda: importlib.util.find_spec("libtpu") is not None,
-        "needs libtpu, TPU's compiler: launch/local.sh test --all",
+        "needs libtpu, TPU's compiler: pip install libtpu",
     ),
     "gpu": (
         lambda: os.environ["JAX_PLATFORMS"].startswith(("cuda", "gpu")),
@@ -43,7 +43,7 @@ NEEDS = {
         "needs Debian's chromium: launch/local.sh test --all",
     ),
 }
-HARDWARE = ("gpu",)  # markers of what nothing can bring
+LOCAL = ("gpu", "libtpu")  # markers of what `test --all` does not bring
 
 
 def pytest_addoption(parser):
@@ -74,8 +74,8 @@ def pytest_collection_modifyitems(items):
 
 
 def could_have_run(rows):
-    """Those of `did_not_run` that did not only lack hardware."""
-    lacking = {NEEDS[marker][1] for marker in HARDWARE}
+    """Those of `did_not_run` that lacked nothing, or what `test --all` brings."""
+    lacking = {NEEDS[marker][1] for marker in LOCAL}
     return [row for row in rows if row[1] not in lacking]
 
 

@@ -13,6 +13,7 @@ import jax
 
 from vlmrl import sharding
 from vlmrl.engine.chain import prefill
+from vlmrl.engine.logprobs import logits
 from vlmrl.models.api import Model
 from vlmrl.types import Group, UserError
 
@@ -39,8 +40,11 @@ def need(model: Model, params, group: Group, branches: int, length: int, **optio
     def read(params, group):
         return prefill(model, params, group, **options)
 
+    def draw(params, hidden):
+        return logits(hidden, model.head(params))
+
     chain = jax.eval_shape(read, params, group)
-    head = jax.eval_shape(model.head, params)
+    vocabulary = jax.eval_shape(draw, params, chain.hidden).shape[-1]
     links = [_bytes((link.k, link.v)) for link in chain.links]
     last = chain.links[-1]
     token = _bytes((last.k, last.v)) // last.mask.size  # of one row
@@ -48,7 +52,7 @@ def need(model: Model, params, group: Group, branches: int, length: int, **optio
     return Need(
         2 * sum(links) + images,  # decoding keeps them in an order of its own
         branches * length * token,
-        ROWS_OF_LOGITS * 4 * branches * head.shape[0],
+        ROWS_OF_LOGITS * 4 * branches * vocabulary,
     )
 
 

@@ -206,7 +206,7 @@ def sampler(model: Model, group: Group, rows: int, length: int, **options):
     of length 0: the logits of the first one."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(1), jnp.arange(rows))
     keys = jax.random.key_data(keys)
-    stops = endless(model.head(_shapes(model)).shape[0])
+    stops = endless(jax.eval_shape(model.head, _shapes(model)).shape[0])
 
     def work(params, group):
         chain = prefill(model, params, group)
