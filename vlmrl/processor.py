@@ -41,6 +41,27 @@ NEVER_SAMPLED = (
 )
 
 
+# What transformers 4.49 left out of the vision_config of a Qwen2.5-VL that it saved,
+# most fine-tuned ones among them: values that were its defaults.
+LEFT_OUT = dict(
+    depth=32,
+    intermediate_size=3420,
+    num_heads=16,
+    patch_size=14,
+    spatial_merge_size=2,
+    temporal_patch_size=2,
+    window_size=112,
+    fullatt_block_indexes=(7, 15, 23, 31),
+)
+
+
+def vision_of(config: dict) -> dict:
+    """The vision_config of a config.json, whole."""
+    said = config.get("vision_config") or {}
+    known = LEFT_OUT if config.get("model_type") == "qwen2_5_vl" else {}
+    return {**known, **said}
+
+
 class Facts(NamedTuple):
     """What the host must know of a vision tower (sizes in pixels, merge in patches).
 
@@ -141,6 +162,8 @@ def load_processor(
     Raises:
       UserError: a file is missing, does not parse or contradicts another.
     """
+    # Else it says that torch is missing, which nothing here needs.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
     directory = Path(directory)
@@ -291,7 +314,7 @@ def _grid(config: dict, directory: Path):
     )
 
     resizer = _settings(Qwen2VLImageProcessorPil, directory)
-    vision = config["vision_config"]
+    vision = vision_of(config)
     patch, merge = vision["patch_size"], vision["spatial_merge_size"]
     facts = Facts(
         patch=patch,

@@ -41,6 +41,12 @@ def recipe(arg, *, name: str, reward: str = "grpo", mix: dict | None = None):
     c.recipe = name  # its name in records, tables and figures
     c.model = "tiny"  # 'tiny' or a directory in Hugging Face format
     c.style = "tiny"  # prompt style (vlmrl/prompts.py: STYLES)
+    c.pixels = ()  # least and most pixels of an image; () as the checkpoint says
+    c.buckets = ConfigDict()  # static lengths programs are made for; () as for scenes
+    c.buckets.prefix = ()  # tokens of a prompt, (512, 1024)
+    c.buckets.branch = ()  # tokens of a condition's text
+    c.buckets.images = ()  # images of an example
+    c.buckets.windows = ()  # attention windows, or tiles, of an image
     c.seeds = tuple(range(options.seeds))  # one run each, under WORKDIR/seed-N
     c.steps = 3 if small else 120  # updates
     c.prompts = 8 if small else 16  # groups per step
@@ -69,11 +75,15 @@ def recipe(arg, *, name: str, reward: str = "grpo", mix: dict | None = None):
     c.optimizer.freeze = ()  # prefixes of parameters left alone: ('vision.',)
 
     c.data = ConfigDict()
-    c.data.source = "scenes"
+    c.data.source = "scenes"  # or a prepared set, or several: 'sat,geometry3k'
+    c.data.weights = ()  # share of each of several sources; equal if not said
     c.data.split = "train"
-    c.data.size = 64 if small else 2400  # examples
+    c.data.size = 64 if small else 2400  # examples of each source; 0: all it has
+    c.data.texts = ""  # file of misleading texts instead of the sources' own
 
     c.eval = ConfigDict()  # during training, on a held-out split
+    c.eval.source = ""  # of what is held out; data.source if not said
+    c.eval.texts = ""  # as data.texts
     c.eval.split = "validation"
     c.eval.size = 8 if small else 96
     c.eval.every = 3 if small else 40  # steps; 0 for never

@@ -208,7 +208,8 @@ def test_prefetch_changes_nothing():
 
 def test_time_waited_is_counted():
     waited = loader.Waited(iter([1, 2]))
-    assert list(waited) == [1, 2] and 0 <= waited.seconds < 5
+    assert list(waited) == [1, 2] and 0 < waited.seconds < 5
+    assert waited.taken() > 0 and waited.taken() == 0
 
 
 def test_prepared_sets_are_found_by_name(tmp_path, monkeypatch):

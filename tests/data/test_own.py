@@ -123,19 +123,30 @@ def test_a_model_rewrites_once_and_goes_on(tmp_path):
     found, _ = built(write(tmp_path, rows), tmp_path)
     path, asked = tmp_path / "t.jsonl", []
 
-    def ask(prompt, until=3):
+    def ask(prompts, until=2):
         if len(asked) == until:
             raise KeyboardInterrupt
-        asked.append(prompt)
-        return "Two\nlines" if "Answer: cup" in prompt else '"There is a mug"'
+        asked.extend(prompts)
+        return [
+            "Two\nlines" if "Answer: cup" in p else '"There is a mug"' for p in prompts
+        ]
 
     with pytest.raises(KeyboardInterrupt):
-        texts.rewrite(found, ask, "m", path)
+        texts.rewrite(found, ask, "m", path, batch=1)
     assert not path.exists()
     with open(path.with_name("t.jsonl.unfinished"), "a") as file:
         file.write('{"source": "mi')
-    texts.rewrite(found, lambda p: ask(p, 99), "m", path)
-    assert len(asked) == 3 + 4  # the second example again, the first one not
+    done = []
+    fell = texts.rewrite(found, lambda p: ask(p, 99), "m", path, done.append, batch=2)
+    assert len(asked) == 2 + 4 and fell == 2  # the first example is not asked again
+    assert done == [2, 1]
     (first, *_) = texts.apply(found, texts.read(path))
     assert first.statements == ("It is a cup", "There is a mug")
+    assert list(texts.Told(found, texts.read(path))) == [
+        *texts.apply(found, texts.read(path))
+    ]
+    leaking = lambda prompts: ["A mug is it, not a cup" for _ in prompts]  # noqa: E731
+    texts.rewrite(found[:1], leaking, "another", tmp_path / "u.jsonl")
+    (held,) = texts.read(tmp_path / "u.jsonl").values()
+    assert held["statements"] == ["It is a cup", "A mug is it, not a cup"]
     texts.rewrite(found, lambda p: ask(p, 0), "m", path)  # nothing left to ask

@@ -102,6 +102,12 @@ READ = [  # question, options, index, sentence
     + ("The person in this image is Elon Musk",),
     ("Where is this photo taken?", ["Paris", "Rome"], 1)
     + ("The place where this photo is taken is Rome",),
+    ("In which hand is the man holding the glass?", ["left", "right"], 1)
+    + ("The man is holding the glass in the right hand",),
+    ("Where is the pen in relation to the cup?", ["bottom left", "ahead"], 0)
+    + ("The pen is at the bottom left of the cup",),
+    ("Where is the pen in relation to the cup?", ["left top", "touching"], 1)
+    + ("The pen is touching the cup",),
 ]  # fmt: skip
 
 

@@ -56,6 +56,18 @@ def test_every_set_has_a_score():
     assert set(scoring.SCORES) == set(SETS)
 
 
+def test_scores_by_condition_name_what_does_not_exist():
+    rows = table("mine", [("a", "t", 1), ("b", "t", 0)])
+    rows += table("mine", [("a", "t", 0)], condition="wrong_caption")
+    assert scoring.by_condition("mine", rows) == {
+        "base": {"accuracy": 0.5, "t": 0.5},
+        "wrong_caption": {"accuracy": 0.0, "t": 0.0},
+    }
+    some = table("cv_bench", [("2D/0", "2D/Count/ADE20K", 1)])
+    found = scoring.by_condition("cv_bench", some)["base"]
+    assert found["micro"] == 1 and None in found.values()
+
+
 def test_3dsrbench_official_and_the_four_settings():
     hits = [("ABCD1234", 1), ("ABCD1234-1", 0), ("ABCD1234-flip", 1)]
     hits += [("ABCD1234-flip-1", 0), ("EFGH5678", 1), ("EFGH5678-flip", 0)]

@@ -9,6 +9,7 @@ from PIL import Image
 
 from tests import kit
 from tests.data import published
+from tests.judges import server
 from vlmrl import perturb, prompts
 from vlmrl.data import drawing, loader, scenes
 from vlmrl.data.sets import SETS
@@ -149,6 +150,34 @@ def test_data_of_ones_own_needs_no_code(vlmrl, capsys, tmp_path):
     vlmrl("data", "prepare", "kitchen", "--source", tmp_path / "in", *at)
     vlmrl("data", "show", "kitchen", *at)
     assert "B. mug  (answer)" in capsys.readouterr().out
+
+
+def test_a_model_rewrites_what_misleads(vlmrl, capsys, tmp_path):
+    rows = [
+        {"question": f"Which is {i}?", "options": ["cup", "mug"], "answer": 1}
+        for i in range(3)
+    ]
+    published.text(tmp_path / "in/dev.jsonl", "\n".join(map(json.dumps, rows)))
+    at = ["--workdir", tmp_path]
+    vlmrl("data", "prepare", "kitchen", "--source", tmp_path / "in", *at)
+
+    def answer(request):
+        (message,) = request["messages"]
+        option = message["content"].split("Answer: ")[1].split("\n")[0]
+        return server.body_of(f"What we see is a {option}.")
+
+    words = ["data", "texts", "kitchen", "--model=m", *at]
+    with server.serve(answer) as there:
+        vlmrl(*words, "--url", there.url)
+        assert len(there.bodies) == 6
+    path = tmp_path / "kitchen-dev.texts.jsonl"
+    assert f"{path}: 0 sentences fell back" in capsys.readouterr().out
+    (first, *_) = (json.loads(line) for line in path.read_text().splitlines())
+    assert first["by"] == "m" and first["statements"][0] == "What we see is a cup."
+    vlmrl(*words, "--url", there.url)  # the server is gone, and not asked
+    words = ["data", "show", "kitchen", "--texts", path, "--conditions=wrong_caption"]
+    vlmrl(*words, *at)
+    assert "«What we see is a cup" in capsys.readouterr().out
 
 
 def test_what_is_left_by_hand_is_told(refused, tmp_path):

@@ -59,6 +59,8 @@ def test_it_leaves_records_numbers_and_a_page(evaluated):
         assert row["accuracy"] == pytest.approx(np.mean([r["correct"] for r in mine]))
         assert row["entropy"] == pytest.approx(np.mean([r["entropy"] for r in mine]))
         assert row["accuracy_lo"] <= row["accuracy"] <= row["accuracy_hi"]
+        scores = json.loads((workdir / "scores.json").read_text())[row["condition"]]
+        assert scores["accuracy"] == pytest.approx(row["accuracy"])
     page = (workdir / "report.html").read_text()
     assert examples[0].question in page and "data:image/png;base64," in page
     for name in ("tables", "figures", "config.json", "environment.json"):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests import kit
+from tests.data import published
 from tests.main.small import CONDITIONS, SMALL, overrides
 from vlmrl import checkpoint, metrics
 from vlmrl.data import loader
@@ -14,6 +15,7 @@ from vlmrl.eval import records
 from vlmrl.main import args, cli, train
 from vlmrl.models import hf
 from vlmrl.rl import loop
+from vlmrl.types import UserError
 
 RECIPES = ("accuracy", "augmented", "faithful", "both")
 # Everything that could lose its place: augmentation, both rewards' parts, KL, decay.
@@ -65,7 +67,7 @@ def runs(tmp_path_factory):
 
 def logged(workdir):
     return [
-        {k: v for k, v in row.items() if k != "seconds"}
+        {k: v for k, v in row.items() if k not in ("seconds", "input_wait")}
         for row in metrics.read(workdir / "seed-0" / "metrics.jsonl")
     ]
 
@@ -80,6 +82,8 @@ def test_a_run_leaves_what_it_promises(runs):
     seed = workdir / "seed-0"
     assert checkpoint.steps(seed / "checkpoints") == [2, 4]
     assert [row["step"] for row in logged(workdir)] == [1, 2, 3, 4]
+    for row in metrics.read(seed / "metrics.jsonl"):
+        assert 0 < row["input_wait"] <= row["seconds"]
     for row in logged(workdir):
         assert row["grad_norm"] > 0 and 0 <= row["reward/total"] <= 1.1
         assert np.isfinite(list(row.values())).all()
@@ -211,7 +215,9 @@ def test_a_supervised_run_and_the_same_again(vlmrl, tmp_path):
         ({"reward": "gate"}, "config.reward is 'gate', want one of grpo, gated"),
         ({"advantage": "x"}, "config.advantage is 'x', want one of"),
         ({"algorithm": "ppo"}, "config.algorithm is 'ppo', want one of grpo, sft"),
-        ({"data.source": "x"}, "config.data.source is 'x', want one of scenes"),
+        ({"data.source": "x"}, "data source 'x' is not one of scenes, and no prepared"),
+        ({"data.source": ""}, "config.data.source is ''"),
+        ({"data.source": "scenes,x"}, "config.eval.source: must be given where config"),
         ({"eval.split": "train"}, "config.eval.split is 'train', the split that is"),
         ({"eval.conditions": "('bass',)"}, "unknown condition 'bass'; known: base"),
         ({"optimizer.decay": "x"}, "config.optimizer.decay is 'x', want one of"),
@@ -261,6 +267,29 @@ def test_after_a_failure_the_same_place_can_be_used(refused, tmp_path):
         assert f"size of validation is {size}" in said
         config = json.loads((tmp_path / "config.json").read_text())
         assert config["eval"]["size"] == size
+
+
+def test_sets_that_were_prepared_are_trained_on_mixed(tmp_path, vlmrl, refused):
+    row = {"options": ["cup", "mug"], "answer": 1}
+    rows = [json.dumps(row | {"question": f"Which is number {i}?"}) for i in range(6)]
+    for split, some in {"train": rows[:4], "dev": rows[4:]}.items():
+        published.text(tmp_path / f"in/{split}.jsonl", "\n".join(some))
+    vlmrl("data", "prepare", "own", "--source", tmp_path / "in", "--workdir", tmp_path)
+    data = dict(source="scenes,own", split="train", size=3, weights=(1, 2))
+    data, eval = data | {"texts": ""}, dict(source="own", split="dev", size=0, texts="")
+    parts, weights, held_out = train.datasets(data, eval, tmp_path / "data")
+    assert [len(p) for p in parts] == [3, 3] and weights == [1, 2]
+    assert [e.question for e in held_out] == [
+        json.loads(r)["question"] for r in rows[4:]
+    ]
+    with pytest.raises(UserError, match="names 2 sources, weights are .1, 2, 3."):
+        train.datasets(data | {"weights": (1, 2, 3)}, eval, tmp_path / "data")
+    with pytest.raises(UserError, match="split train has 4 examples, not 5"):
+        train.datasets(data | {"size": 5}, eval, tmp_path / "data")
+    words = overrides(SMALL | {"data.source": "scenes,own", "eval.source": "other"})
+    said = refused(*WORDS, *words, workdir=tmp_path)  # before any data are made
+    assert "run `vlmrl data prepare own` first" not in said
+    assert "run `vlmrl data prepare other` first" in said
 
 
 def test_a_picture_that_does_not_decode(refused, tmp_path, monkeypatch):

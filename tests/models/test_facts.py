@@ -28,6 +28,12 @@ PUBLISHED = {
     "Qwen/Qwen3-8B": 8_190_735_360,
     "Qwen/Qwen3-32B": 32_762_123_264,
 }
+# Bytes of the weights' files, to the digits that the hub lists them with.
+FILES = {
+    "OpenGVLab/InternVL3-2B-hf": (4.18e9, 1e7),
+    "OpenGVLab/InternVL3-8B-hf": (4.88e9 + 4.99e9 + 4.93e9 + 1.09e9, 2e7),
+    "OpenGVLab/InternVL3-14B-hf": (30.2e9, 1e8),
+}
 NAMES = sorted(hf.published())
 
 
@@ -38,6 +44,32 @@ def size(name: str) -> int:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_counts_are_those_of_the_published_files(name):
     assert size(name) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_sizes_are_those_of_the_published_files(name):
+    """A decoder of Qwen2.5's sizes and the tower of the smallest InternVL3, whose
+    counts are known, have these bytes in bfloat16."""
+    size_of_files, rounding = FILES[name]
+    assert abs(2 * size(name) - size_of_files) <= rounding
+    known = {"2B": "1.5B", "8B": "7B", "14B": "14B"}
+    text = hf.published()[name]["text_config"]
+    other = hf.published()[f"Qwen/Qwen2.5-{known[name.split('-')[1]]}-Instruct"]
+    sizes = [k for k in text if k.endswith(("_size", "_heads", "_layers"))]
+    sizes.remove("vocab_size")
+    assert {k: text[k] for k in sizes} == {k: other[k] for k in sizes}
+    tower = hf.published()[name]["vision_config"]
+    assert tower == hf.published()["OpenGVLab/InternVL3-1B-hf"]["vision_config"]
+
+
+def test_a_file_without_its_defaults_is_the_same_model():
+    """As transformers 4.49 saved fine-tuned models."""
+    name = "Qwen/Qwen2.5-VL-7B-Instruct"
+    raw = hf.published()[name]
+    few = {k: raw["vision_config"][k] for k in ("hidden_size", "in_chans")}
+    model = hf.family_of({**raw, "vision_config": few}, name)[1]
+    assert model.config == hf.family_of(raw, name)[1].config
+    assert model.size == PUBLISHED[name]
 
 
 def test_every_family_has_facts():

@@ -414,7 +414,10 @@ def changed(path, **fields):
         ),
         ({"model_type": None}, "model_type 'None' is not supported"),
         ({"text_config.hidden_size": None}, "field 'hidden_size' is missing"),
-        ({"vision_config.depth": None}, r"field 'vision_config\.depth' is missing"),
+        (
+            {"vision_config.hidden_size": None},
+            r"field 'vision_config\.hidden_size' is missing",
+        ),
         ({"vision_config": None}, r"field 'vision_config\.[a-z_]+' is missing"),
         ({"text_config.hidden_act": "gelu"}, "field 'hidden_act' must be 'silu'"),
         (
@@ -425,7 +428,10 @@ def changed(path, **fields):
             {"text_config.rope_parameters.mrope_section": [2, 2, 3]},
             r"mrope_section \[2, 2, 3\] must sum to half the head width, 6",
         ),
-        ({"text_config.use_sliding_window": True}, "use_sliding_window must be false"),
+        (
+            {"text_config.use_sliding_window": True},
+            "'use_sliding_window' must be false",
+        ),
     ],
 )
 def test_a_config_that_is_wrong(copy, fields, match):

@@ -161,6 +161,19 @@ def test_an_8_bit_base_can_be_adapted(adapted, logits):
         bound = small[name].scale * 0.5001
         assert (jnp.abs(plain[name] - params[name]) <= bound).all(), name
 
+    prefix = kit.group(1)._replace(branches=None)
+
+    def loss(live, held):
+        levels = levels_of(model, held | live, prefix)
+        (hidden,), _ = model.layers(held | live, levels, (), kit.dense)
+        return jnp.sum(hidden**2)
+
+    live = {n: p for n, p in params.items() if n.startswith("lora.")}
+    grad = jax.jit(jax.grad(loss))
+    found, wanted = grad(live, small), grad(live, plain)
+    for name, g in wanted.items():
+        assert kit.normwise(found[name], g) < 1e-5, name
+
 
 # -- peft's format ---------------------------------------------------------------------
 

@@ -4,11 +4,14 @@ config.json may say, and what it may not."""
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.models import peer as peers
+from vlmrl.engine.attention import attend
 from vlmrl.models import text
+from vlmrl.models.api import Level
 from vlmrl.types import UserError
 
 parity = pytest.mark.parity
@@ -195,6 +198,30 @@ def test_llama_frequencies_by_hand():
 
 def test_text_turns_by_one_axis():
     assert config(head_dim=8).rope.axes == (0,) * 4
+
+
+def test_a_rope_that_would_change_beyond_the_trained_length_is_refused_there():
+    raw = RAW | dict(rope_scaling=dict(rope_type="dynamic", factor=2.0))
+    with pytest.raises(UserError, match="'max_position_embeddings' is missing"):
+        text.model(raw)
+    model = text.model(raw | dict(max_position_embeddings=6))
+    assert model.config.text.rope.frequencies == config().rope.frequencies
+
+    def run(params, length, then):
+        def level(n):
+            positions = jnp.broadcast_to(jnp.arange(n), (3, 1, n))
+            mask = jnp.ones((1, n), bool)
+            return Level(jnp.zeros((1, n, RAW["hidden_size"])), positions, mask)
+
+        _, cached = model.layers(params, (level(length),), (), attend)
+        return model.layers(params, (level(then),), cached, attend)[0]
+
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    assert jax.eval_shape(lambda p: run(p, 4, 2), params)[0].shape == (1, 2, 8)
+    with pytest.raises(
+        UserError, match="'dynamic' and max_position.* 6; .*to 7 tokens"
+    ):
+        jax.eval_shape(lambda p: run(p, 4, 3), params)
 
 
 def test_images_are_refused():

@@ -19,7 +19,7 @@ from pathlib import Path
 import grain.python as grain
 import tensorflow_datasets as tfds
 
-from vlmrl.data import build, features, scenes
+from vlmrl.data import build, features, scenes, texts
 from vlmrl.types import Example, UserError
 
 # Source → (split, n) → its first n examples.
@@ -157,22 +157,55 @@ def load(directory: str | os.PathLike, split: str) -> Source:
 
 
 def examples_of(
-    source: str, split: str, n: int, data_dir: str | os.PathLike
+    source: str, split: str, n: int, data_dir: str | os.PathLike, told: str = ""
 ) -> Sequence[Example]:
     """The first n examples of a source's split, all of them for n = 0.
 
     A procedural source is written under `data_dir` if it is not there yet. Any other is
     one that `vlmrl data prepare` has left under `data_dir`, $VLMRL_DATA or
     runs/data/data; under its name there may be a published set or one of your own.
+    `told` is a file of texts that take the place of the examples' own (`texts.py`).
     """
+    found = _examples(source, split, n, data_dir)
+    return texts.Told(found, texts.read(Path(told))) if told else found
+
+
+def _examples(source, split, n, data_dir) -> Sequence[Example]:
     if source in SOURCES:
         return load(prepare(source, {split: n}, data_dir), split)
     found = load(where(source, split, data_dir), split)
-    if n > len(found):
+    if not 0 <= n <= len(found):
         raise UserError(
             f"data source {source}: split {split} has {len(found)} examples, not {n}"
         )
     return found if n == 0 else Part(found, n)
+
+
+def names_of(source: str) -> list[str]:
+    """The sources that a config names: one, or several parted by commas."""
+    return [name for name in source.replace(" ", "").split(",") if name]
+
+
+def mixture(
+    source: str,
+    split: str,
+    n: int,
+    data_dir: str | os.PathLike,
+    weights: Sequence[float] = (),
+    told: str = "",
+) -> tuple[Sequence, list[float] | None]:
+    """(source, weights) as `batches` takes them: one source by name, or several mixed
+    by weight, equal ones unless given; each the first n as `examples_of` finds them."""
+    names = names_of(source)
+    if not names or (weights and len(weights) != len(names)):
+        raise UserError(
+            f"data source {source!r}: names {len(names)} sources, weights are "
+            f"{list(weights)}; needs one or more, and a weight for each"
+        )
+    parts = [examples_of(name, split, n, data_dir, told) for name in names]
+    if len(parts) == 1:
+        return parts[0], None
+    return parts, list(weights or [1] * len(parts))
 
 
 def where(source: str, split: str, data_dir: str | os.PathLike) -> Path:
@@ -228,6 +261,11 @@ class Waited(Iterator):
             return next(self._stream)
         finally:
             self.seconds += time.monotonic() - began
+
+    def taken(self) -> float:
+        """Seconds since this was last asked."""
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
 
 
 def batches(

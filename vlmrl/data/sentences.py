@@ -50,6 +50,7 @@ _ATTRIBUTES = {
     *"term statement phrase sentence claim description option caption".split(),
     *"value letter word text relationship relation mood emotion state".split(),
 }
+_X = ("left", "right")
 _PLACES = {
     "left": "on the left",
     "right": "on the right",
@@ -60,10 +61,7 @@ _PLACES = {
     "centre": "in the centre",
     "front": "in front",
     "back": "at the back",
-    "top left": "at the top left",
-    "top right": "at the top right",
-    "bottom left": "at the bottom left",
-    "bottom right": "at the bottom right",
+    **{f"{y} {x}": f"at the {y} {x}" for y in ("top", "bottom") for x in _X},
 }
 _RELATIONS = {
     "left": "to the left of",
@@ -80,8 +78,13 @@ _RELATIONS = {
     "to the right": "to the right of",
     "on the left": "on the left of",
     "on the right": "on the right of",
+    "up": "above",
+    "down": "below",
+    "ahead": "ahead of",
+    **{f"{y} {x}": f"at the {y} {x} of" for y in ("top", "bottom") for x in _X},
+    **{f"{x} {y}": f"at the {y} {x} of" for y in ("top", "bottom") for x in _X},
     **{w: w for w in "on under above below behind beside near inside in".split()},
-    **{w: w for w in "over beneath underneath between outside facing".split()},
+    **{w: w for w in "over beneath underneath between outside facing touching".split()},
 }
 _PREPOSITION = re.compile(
     r"(?:on|in|at|under|above|below|behind|beside|near|next|to|inside|outside|between"
@@ -438,10 +441,12 @@ def _which_is(core, option, options):
     return f"The one that {m[1].lower()} {m[2]} is {_definite(option)}"
 
 
+_PARTS = "side|direction|position|part|hand|arm|ear|foot|leg|shoulder"
+
+
 def _on_which(core, option, options):
     m = _m(
-        rf"(on|in|from|to|at) (?:which|what) (side|direction|position|part) (of .+? )?"
-        rf"({_BE}) (.+)",
+        rf"(on|in|from|to|at) (?:which|what) ({_PARTS}) (of .+? )?({_BE}) (.+)",
         core,
     )
     if not m:

@@ -11,9 +11,11 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
+from vlmrl.data.statements import leaks
 from vlmrl.types import Example, UserError
 
 ASK = (
@@ -103,24 +105,42 @@ def apply(
         yield e._replace(statements=said, thinks=thinks, suggested=held["suggested"])
 
 
+class Told(Sequence):
+    """Examples by index, with the texts of a file (`read`) in place of their own."""
+
+    def __init__(self, examples: Sequence[Example], found: Mapping):
+        self._examples, self._found = examples, found
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return next(apply([self._examples[index]], self._found))
+
+
 def rewrite(
     examples: Iterable[Example],
-    ask: Callable[[str], str],
+    ask: Callable[[list[str]], list[str]],
     by: str,
     path: Path,
     progress: Callable[[int], None] = lambda n: None,
-) -> None:
+    batch: int = 16,
+) -> int:
     """A model's sentences instead of templates, one per option, into a file.
 
     What the file holds already, written by the same model for the same words with the
-    same prompt, is kept, so that a run cut off goes on. A reply that is not one line
-    falls back to the template's sentence.
+    same prompt, is kept, so that a run cut off goes on. A reply that is not one line,
+    or gives the right answer away in a sentence for a wrong one, falls back to the
+    template's sentence.
 
     Args:
       examples: with statements by template.
-      ask: prompt → reply.
+      ask: prompts → replies, in order.
       by: the model's name.
       path: of the file.
+      batch: examples asked about at a time.
+
+    Returns: how many sentences fell back, of those asked for now.
     """
     unfinished = path.with_name(path.name + ".unfinished")
     held = read(path) if path.is_file() else {}
@@ -130,22 +150,37 @@ def rewrite(
                 known = json.loads(line)
                 held[known["source"], known["id"]] = known
     mark = hashlib.sha256(ASK.encode()).hexdigest()[:16]
-    entries = []
+
+    def known(e: Example) -> dict | None:
+        old = held.get((e.source, e.id)) or {}
+        same = (old.get("key"), old.get("by"), old.get("prompt_hash"))
+        return old if same == (key(e), by, mark) else None
+
+    entries, fell, rest = [], 0, iter(examples)
     with open(unfinished, "a", encoding="utf-8") as file:
-        for e in examples:
-            known = held.get((e.source, e.id))
-            same = known and (known["key"], known["by"], known.get("prompt_hash"))
-            if same != (key(e), by, mark):
+        while some := list(islice(rest, batch)):
+            new = [e for e in some if known(e) is None]
+            prompts = [
+                ASK.format(question=e.question, option=o)
+                for e in new
+                for o in e.options
+            ]
+            replies = iter(ask(prompts) if prompts else [])
+            for e in new:
                 said = []
                 for i, option in enumerate(e.options):
-                    prompt = ASK.format(question=e.question, option=option)
-                    reply = ask(prompt).strip().strip('"')
-                    lone = reply and "\n" not in reply
-                    said.append(reply if lone else e.statements[i])
-                known = entry(e._replace(statements=tuple(said)), by, mark)
-                file.write(json.dumps(known, ensure_ascii=False) + "\n")
-                file.flush()
-            entries.append(known)
-            progress(1)
+                    reply = next(replies).strip().strip('"')
+                    right = e.options[e.answer]
+                    told = i != e.answer and leaks(reply, e.question, right, option)
+                    bad = not reply or "\n" in reply or told
+                    fell += bad
+                    said.append(e.statements[i] if bad else reply)
+                line = entry(e._replace(statements=tuple(said)), by, mark)
+                held[e.source, e.id] = line
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
+            entries += [known(e) for e in some]
+            progress(len(some))
     write(path, entries)
     unfinished.unlink()
+    return fell

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ from vlmrl import hosts, prompts, sharding, tokens
 from vlmrl.engine.generate import Stops, make_stops
 from vlmrl.models import hf
 from vlmrl.models.api import Model
-from vlmrl.types import Example, Group, Prompt
+from vlmrl.types import Example, Group, Prompt, UserError
 
 # Sizes for the tiny model: the longest prompts of scenes. Others give their own.
 BUCKETS = tokens.Buckets(prefix=(32, 80, 96), branch=(76,), windows=(4,))
@@ -57,9 +57,10 @@ def load(
     *,
     style: str | None = None,
     dtype=jnp.float32,
-    buckets: tokens.Buckets = BUCKETS,
+    buckets: tokens.Buckets | Mapping[str, Sequence[int]] = BUCKETS,
     mesh=None,
-    pixels: tuple[int, int] | None = None,
+    pixels: Sequence[int] = (),
+    quantize: str = "",
 ) -> Policy:
     """Load a checkpoint onto a mesh (all devices on the data axis by default).
 
@@ -67,13 +68,27 @@ def load(
       name: 'tiny', a directory in Hugging Face format, a hub id, or a run.
       style: prompt style; by default 'tiny' for the tiny tokenizer, else 'r1v'.
       dtype: of the parameters.
+      buckets: static lengths; of a mapping, empty entries stand for the tiny model's.
       pixels: (min, max) pixels of an image, instead of the checkpoint's own.
+      quantize: 'int8' holds the linear layers in 8 bits, to be read or adapted only.
+    Raises:
+      UserError: no such model, or sizes that make no sense.
     """
+    if not isinstance(buckets, tokens.Buckets):
+        given = {k: tuple(sorted(v)) for k, v in buckets.items() if v}
+        buckets = BUCKETS._replace(**given)
+    if min(n for sizes in buckets for n in sizes) < 1:
+        raise UserError(f"buckets: sizes must be 1 or more: {buckets._asdict()}")
+    if len(pixels or ()) not in (0, 2):
+        raise UserError(f"pixels is {pixels}, want the least and the most of an image")
     path = hf.resolve(name)
     mesh = mesh or sharding.make_mesh()
     table = hf.read_model(path).table
     model, params = hf.load(
-        name, dtype=dtype, shardings=sharding.param_shardings(mesh, table)
+        name,
+        dtype=dtype,
+        shardings=sharding.param_shardings(mesh, table),
+        quantize=quantize or None,
     )
     low, high = pixels or (None, None)
     processor = tokens.load_processor(path, min_pixels=low, max_pixels=high)

@@ -77,6 +77,20 @@ def score(source: str, records: Iterable[Record] | pa.Table, **more) -> dict:
     return SCORES.get(source, by_task)(rows(source, records), **more)
 
 
+def by_condition(source: str, records: Iterable[Record], **more) -> dict[str, dict]:
+    """Condition → the scores under it; a number that does not exist is None."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(record.condition, []).append(record)
+    return {
+        name: {
+            k: None if np.isnan(v) else v
+            for k, v in score(source, some, **more).items()
+        }
+        for name, some in found.items()
+    }
+
+
 # -- means -----------------------------------------------------------------------------
 
 

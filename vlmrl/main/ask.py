@@ -32,9 +32,10 @@ FLAGS = {
     "model": ("", "name of the model there"),
     "key_env": ("", "environment variable that holds the endpoint's key"),
     "insecure": (False, "allow plain http to another machine"),
-    "source": ("scenes", "data source"),
+    "source": ("scenes", "data source: scenes, or a prepared set"),
     "split": ("validation", "of the source"),
-    "size": (192, "examples"),
+    "size": (192, "examples; 0: all of a prepared set"),
+    "texts": ("", "file of misleading texts instead of the source's own"),
     "conditions": (["base", "wrong_think", "wrong_caption"], "to evaluate under"),
     "style": ("r1v", "prompt style"),
     "prefill": ("user", "continue, assistant or user"),
@@ -80,8 +81,9 @@ def main(argv):
     http.check_url(f.url, f.insecure)
     budget = Budget(f.budget_tokens, f.budget_cost, f.prompt_price, f.completion_price)
     describe_run(workdir, {k: v for k, v in vars(f).items() if k not in _NOT_IN_CONFIG})
-    where = loader.prepare(f.source, {f.split: f.size}, workdir / "data")
-    examples = list(loader.load(where, f.split))
+    examples = list(
+        loader.examples_of(f.source, f.split, f.size, workdir / "data", f.texts)
+    )
     recipe = f.recipe or f.model
     total = len(examples) * len(f.conditions) * f.samples
     with (

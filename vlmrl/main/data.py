@@ -15,9 +15,12 @@ vlmrl data show NAME            some examples: questions, options, answers, and 
                                 WORKDIR/NAME-SPLIT.png
 vlmrl data check NAME           counts against the published ones, letter balance,
                                 duplicates, what was repaired and refused, by row
-vlmrl data texts NAME           the misleading statements as a file, one line of JSON
-                                per example, WORKDIR/NAME-SPLIT.texts.jsonl; `show
-                                --texts=FILE` reads one
+vlmrl data texts NAME [--model=NAME]
+                                the misleading statements as a file, one line of JSON
+                                per example, WORKDIR/NAME-SPLIT.texts.jsonl; with
+                                --model those that a model behind --url rewrites. Read
+                                by `show --texts=FILE` and by the `texts` fields of
+                                configs, so that two labs can mislead with one file
 
 What a condition wrote stands between « and ».
 """
@@ -47,6 +50,7 @@ from vlmrl.data import (
 )
 from vlmrl.data.check import check, told
 from vlmrl.data.sets import SETS
+from vlmrl.judges import http
 from vlmrl.main import args
 from vlmrl.main.progress import bar
 from vlmrl.types import Example, Prompt, UserError
@@ -66,6 +70,11 @@ FLAGS = {
     "pins": ("third_party/datasets.json", "file of repositories, revisions, licences"),
     "seed": (0, "of what preparing draws: option order, suggestions, wrong answers"),
     "texts": ("", "file of statements to show instead of the prepared ones"),
+    "model": ("", "name of the model that rewrites statements, at an endpoint"),
+    "url": ("http://127.0.0.1:8000/v1", "base URL of the endpoint"),
+    "key_env": ("", "environment variable that holds the endpoint's key"),
+    "insecure": (False, "allow plain http to another machine"),
+    "concurrency": (16, "requests in flight"),
 }
 WORDS = ("list", "prepare", "show", "check", "texts")
 
@@ -241,8 +250,44 @@ def written(name: str, other, workdir: Path) -> None:
     for split in splits_of(name, other, workdir):
         stored = loader.examples_of(name, split, 0, workdir / "data")
         path = workdir / f"{name}-{split}.texts.jsonl"
-        texts.write(path, map(texts.entry, stored))
-        print(path)
+        if other.model:
+            with bar(f"{name} {split}: {other.model}", len(stored)) as advance:
+                fell = rewritten(stored, path, other, advance)
+            print(f"{path}: {fell} sentences fell back to their templates")
+        else:
+            texts.write(path, map(texts.entry, stored))
+            print(path)
+
+
+def rewritten(stored: Sequence[Example], path: Path, other, progress) -> int:
+    """A file of the sentences that a model behind an endpoint makes of templates."""
+    endpoint = http.Endpoint(
+        other.url,
+        other.model,
+        key_env=other.key_env,
+        insecure=other.insecure,
+        concurrency=other.concurrency,
+    )
+    with http.Client(endpoint) as client:
+
+        def ask(asked: list[str]) -> list[str]:
+            calls = [
+                http.Call(
+                    [{"role": "user", "content": text}],
+                    {"temperature": 0.0, "max_tokens": 128},
+                )
+                for text in asked
+            ]
+            replies = client.complete(calls)
+            for reply in replies:
+                if reply.error:
+                    raise UserError(
+                        f"{other.url}: {other.model}: {reply.error}; the same command "
+                        "goes on from here"
+                    )
+            return [reply.text for reply in replies]
+
+        return texts.rewrite(stored, ask, other.model, path, progress)
 
 
 def listed(pins: dict[str, fetch.Pin]) -> str:

@@ -70,7 +70,7 @@ def main(argv):
         settings = dict(settings)
         name, steps = settings["recipe"], settings["steps"]
         CONSOLE.print(f"{number}. GRPO, recipe '{name}'")
-        for key in ("algorithm", "model", "style", "mesh"):
+        for key in ("algorithm", "model", "style", "buckets", "pixels", "mesh"):
             settings.pop(key)
         for seed in settings.pop("seeds"):
             params, during = training.train(

@@ -1,15 +1,18 @@
 """Evaluate a model under conditions: records, tables, figures and a page.
 
-Each example is read once for all its conditions. Writes WORKDIR/records.parquet and
-what `vlmrl report` makes of it.
+Each example is read once for all its conditions. Writes WORKDIR/records.parquet, what
+`vlmrl report` makes of it, and WORKDIR/scores.json: the published scores of the set
+(vlmrl/eval/scoring.py) under every condition.
 """
 
 from __future__ import annotations
 
+import json
+
 from vlmrl import hosts
 from vlmrl.data import loader
 from vlmrl.engine import policy as policies
-from vlmrl.eval import records
+from vlmrl.eval import records, scoring
 from vlmrl.eval.evaluate import evaluator
 from vlmrl.main import args, report
 from vlmrl.main.progress import bar, no_bar
@@ -31,13 +34,16 @@ def main(argv):
     hosts.start(ops.coordinator, ops.processes, ops.process)
     say(hosts.check(config.to_json_best_effort(sort_keys=True), ops.devices))
     c = config.to_dict()
-    policy = policies.load(c["model"], style=c["style"])
+    read = ("style", "buckets", "pixels", "quantize")
+    policy = policies.load(c["model"], **{name: c[name] for name in read})
     run = evaluator(policy, c["conditions"], **c["kernel"])
     if hosts.first():  # the others find the data there
         loader.examples_of(c["source"], c["split"], c["size"], workdir / "data")
     hosts.wait("data")
     examples = list(
-        loader.examples_of(c["source"], c["split"], c["size"], workdir / "data")
+        loader.examples_of(
+            c["source"], c["split"], c["size"], workdir / "data", c["texts"]
+        )
     )
     if hosts.first():
         describe_run(workdir, c)
@@ -55,6 +61,8 @@ def main(argv):
     if not hosts.first():
         return
     records.write(workdir / "records.parquet", found)
+    scores = scoring.by_condition(c["source"], found)
+    (workdir / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
     report.write_images(workdir, examples)
     info = {
         "title": f"{c['recipe']} on {c['source']}",

@@ -69,12 +69,16 @@ def main(argv):
         sft.run(workdir=workdir, **settings)
         return 0
     check(settings)
+    for part in (settings["data"], settings["eval"]):  # before a model is loaded
+        for name in loader.names_of(part["source"] or settings["data"]["source"]):
+            if name not in loader.SOURCES:
+                loader.where(name, part["split"], workdir / "data")
     say(hosts.check(config.to_json_best_effort(sort_keys=True), ops.devices))
     phases = Phases()
     with phases.watched(workdir / "hosts", ops.stuck_after):
         policy = policies.load(
             settings.pop("model"),
-            style=settings.pop("style"),
+            **{name: settings.pop(name) for name in ("style", "buckets", "pixels")},
             mesh=sharding.make_mesh(**settings.pop("mesh")),
         )
         if hosts.first():
@@ -128,17 +132,24 @@ def check(settings: dict) -> None:
         ("reward", settings["reward"], rewards.REWARDS),
         ("advantage", settings["advantage"], advantages.ADVANTAGES),
         ("optimizer.decay", settings["optimizer"]["decay"], DECAYS),
-        ("data.source", settings["data"]["source"], loader.SOURCES),
     ):
         if value not in known:
             names = ", ".join(known)
             raise UserError(f"config.{field} is '{value}', want one of {names}")
     data, held_out = settings["data"], settings["eval"]
-    if data["split"] == held_out["split"]:
+    names = loader.names_of(data["source"])
+    if not names:
+        raise UserError("config.data.source is '', want the name of a data source")
+    if len(names) > 1 and not held_out["source"]:
+        raise UserError(
+            f"config.eval.source: must be given where config.data.source is several, "
+            f"'{data['source']}'"
+        )
+    if data["split"] == held_out["split"] and (held_out["source"] or names[0]) in names:
         raise UserError(
             f"config.eval.split is '{data['split']}', the split that is trained on"
         )
-    if data["size"] < settings["prompts"]:
+    if 0 < data["size"] < settings["prompts"]:
         raise UserError(
             f"config.data.size is {data['size']}, fewer than the "
             f"{settings['prompts']} prompts of a step (config.prompts)"
@@ -176,6 +187,28 @@ def check(settings: dict) -> None:
             )
 
 
+def datasets(data: dict, eval: dict, where: Path):
+    """(source and weights to train on, as `loader.batches` takes them; held-out
+    examples to evaluate on). Procedural sources are written below `where`; others have
+    been prepared there or elsewhere (`loader.examples_of`)."""
+    source, weights = loader.mixture(
+        data["source"],
+        data["split"],
+        data["size"],
+        where,
+        data["weights"],
+        data["texts"],
+    )
+    held_out = loader.examples_of(
+        eval["source"] or data["source"],
+        eval["split"],
+        eval["size"],
+        where,
+        eval["texts"],
+    )
+    return source, weights, list(held_out)
+
+
 def train(
     policy: policies.Policy,
     *,
@@ -208,18 +241,15 @@ def train(
     phases = phases or Phases()
     if hosts.first():
         workdir.mkdir(parents=True, exist_ok=True)
-    sizes = {data["split"]: data["size"], eval["split"]: eval["size"]}
     if hosts.first():  # the others find it there
-        loader.prepare(data["source"], sizes, workdir.parent / "data")
+        datasets(data, eval, workdir.parent / "data")
     hosts.wait("data")
-    prepared = loader.prepare(data["source"], sizes, workdir.parent / "data")
-    source = loader.load(prepared, data["split"])
-    held_out = list(loader.load(prepared, eval["split"]))
+    source, weights, held_out = datasets(data, eval, workdir.parent / "data")
     run_eval = evaluator(
         policy,
         eval["conditions"],
         max_tokens=eval["max_tokens"],
-        batch=min(16, eval["size"]),
+        batch=min(16, len(held_out)),
     )
 
     opts = dict(optimizer)
@@ -237,7 +267,11 @@ def train(
     restored = checkpoint.latest(points)
     if restored is not None:
         carry, _ = checkpoint.restore(points, restored, carry)
-    batches = loader.batches(source, seed=seed, batch=prompts, start=carry.position)
+    batches = loader.Waited(
+        loader.batches(
+            source, weights=weights, seed=seed, batch=prompts, start=carry.position
+        )
+    )
     run = loop.train(
         policy, batches, tx, carry, seed=seed, steps=steps, phase=phases, **settings
     )
@@ -284,7 +318,8 @@ def train(
                 phases.switch("log", step)
                 row = metrics.values(numbers)
                 spent = phases.row()
-                writer.write(step, {**row, "seconds": spent["seconds"]})
+                row |= {"seconds": spent["seconds"], "input_wait": batches.taken()}
+                writer.write(step, row)
                 append(workdir / "time.jsonl", {"step": step, **spent})
                 advance(1, f"reward {row['reward/total']:.2f}")
                 score = evaluated(step, carry.state.params) if due(step) else None

@@ -40,6 +40,7 @@ class Rope(NamedTuple):
     frequencies: tuple[float, ...]  # H / 2, radians per position
     axes: tuple[int, ...]  # H / 2: the position axis each one turns by
     scale: float  # of cosine and sine
+    longest: int = 0  # tokens of a sequence that these hold for; 0: of any length
 
 
 class Config(NamedTuple):
@@ -168,7 +169,9 @@ def read_rope(
     Section i of the frequencies turns by axis i mod 3. They follow each other, or are
     dealt in turn (time, height, width) for as long as height and width have any.
     Frequencies are rounded to float32 step by step, as transformers computes them: at
-    position p an angle is p ulps off otherwise.
+    position p an angle is p ulps off otherwise. The type 'dynamic' slows them down by
+    the length of a sequence once that exceeds max_position_embeddings: what was cached
+    before it did no longer fits then, so longer sequences are refused (`layers`).
     """
     raw = dict(text.get("rope_scaling") or text.get("rope_parameters") or {})
     kind = raw.get("rope_type", raw.get("type", "default"))
@@ -199,7 +202,10 @@ def read_rope(
         axes = [i % 3 for i, n in enumerate(sections) for _ in range(n)]
         if interleaved:
             axes = [i % 3 * (i < 3 * sections[i % 3]) for i in range(size // 2)]
-    return Rope(tuple(map(float, frequencies)), tuple(axes), float(scale))
+    longest = 0
+    if kind == "dynamic":
+        longest = need(text, "max_position_embeddings", where)
+    return Rope(tuple(map(float, frequencies)), tuple(axes), float(scale), longest)
 
 
 def _default(plain, raw):
@@ -255,7 +261,7 @@ def _yarn(plain, raw):
 ROPES: dict[str, Callable] = {
     "default": _default,
     "mrope": _default,
-    "dynamic": _default,  # stretches only beyond max_position_embeddings
+    "dynamic": _default,  # up to max_position_embeddings, see `read_rope`
     "linear": _linear,
     "llama3": _llama3,
     "yarn": _yarn,
@@ -357,9 +363,21 @@ def layers(
     unroll=False,
     remat=None,
 ):
-    """All decoder layers over new levels of a chain (see `api.Model`)."""
+    """All decoder layers over new levels of a chain (see `api.Model`).
+
+    Raises:
+      UserError: the chain, padding included, is longer than the config's rope allows.
+    """
     dtype = levels[0].x.dtype
-    ropes = [fn.rope(v.positions, *c.rope, dtype) for v in levels]
+    length = sum(x.mask.shape[1] for x in (*cached, *levels))
+    if 0 < c.rope.longest < length:
+        raise UserError(
+            f"config.json has rope type 'dynamic' and max_position_embeddings "
+            f"{c.rope.longest}; sequences of up to {length} tokens need more, which "
+            "changes the frequencies and is not supported: shorten prompt or completion"
+        )
+    turns = c.rope[:3]
+    ropes = [fn.rope(v.positions, *turns, dtype) for v in levels]
     sizes = [size or FAR for size in c.windows]
     places = [s.positions for s in cached] + [v.positions[0] for v in levels]
     # J features per token, added after the first J layers: [B, T, J, D]

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from vlmrl.models import decoder
 from vlmrl.models import layers as fn
 from vlmrl.models.api import Model, Param, linear_rows, norm_rows, qkv_rows
+from vlmrl.processor import vision_of
 from vlmrl.types import UserError, Vision
 
 FAMILY = "qwen2_5_vl"
@@ -46,9 +47,15 @@ def read_config(raw: dict, where: str) -> Config:
     Raises:
       UserError: a field is missing, or asks for something this family does not do.
     """
-    text, vision = raw.get("text_config") or raw, raw.get("vision_config", {})
+    text, vision = raw.get("text_config") or raw, vision_of(raw)
     if text.get("use_sliding_window"):
-        raise UserError(f"{where}: use_sliding_window must be false")
+        # No published checkpoint has it. Transformers would count rows of the cache,
+        # which padding and shared prefixes change; time, which we count, stands still
+        # over an image: no window is the same in both.
+        raise UserError(
+            f"{where}: field 'use_sliding_window' must be false, as it is in every "
+            "published Qwen2.5-VL"
+        )
     if vision.get("hidden_act", "silu") != "silu":
         raise UserError(f"{where}: field 'vision_config.hidden_act' must be 'silu'")
 

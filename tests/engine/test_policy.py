@@ -1,0 +1,27 @@
+"""A model with what it is read with: static lengths, pixels of its images."""
+
+import pytest
+
+from vlmrl.engine import policy
+from vlmrl.types import UserError
+
+
+def test_static_lengths_and_pixels_are_a_configs():
+    sizes = {"prefix": [256, 64], "branch": (), "images": (2,), "windows": ()}
+    found = policy.load(buckets=sizes, pixels=(56 * 56, 84 * 84))
+    assert found.buckets == policy.BUCKETS._replace(prefix=(64, 256), images=(2,))
+    assert found.processor.pixels == (56 * 56, 84 * 84)
+    assert policy.load(pixels=()).processor.pixels != found.processor.pixels
+
+
+@pytest.mark.parametrize(
+    "options, why",
+    [
+        ({"buckets": {"prefix": (0, 64)}}, "sizes must be 1 or more"),
+        ({"pixels": (3136,)}, "want the least and the most"),
+        ({"quantize": "int3"}, "'int3' is not supported; supported: int8"),
+    ],
+)
+def test_sizes_that_make_no_sense(options, why):
+    with pytest.raises(UserError, match=why):
+        policy.load(**options)
