@@ -32,7 +32,7 @@ INTERNVL = (
          temperature=0.0, max_tokens=2048),
 )  # fmt: skip
 TINY = (
-    dict(name="tiny", model="tiny", style="tiny", temperature=0.0, max_tokens=16),
+    dict(name="tiny", model="tiny", style="tiny", temperature=0.0, max_tokens=72),
 )  # fmt: skip
 
 # The eight benchmarks, as `vlmrl data list` names their splits. size 0: all of it.
@@ -101,7 +101,7 @@ def study(arg, *, title: str, paper: str = "", tables: tuple = (), **options):
 
     c.kernel = ConfigDict()  # eval/evaluate.py: evaluator
     c.kernel.samples = 1
-    c.kernel.probe_every = 8 if small else 32  # choice: think tokens between probes
+    c.kernel.probe_every = 16 if small else 32  # choice: think tokens between probes
     c.kernel.probes = 4 if small else 32
     c.kernel.batch = 8 if small else 16  # examples per pass
 

@@ -85,7 +85,8 @@ def test_refusals(refused, run, tmp_path, table):
     empty = tmp_path / "empty"
     assert "holds no records; run vlmrl eval" in refused("report", workdir=empty)
     assert "--workdir: must be given" in refused("report")
-    assert "unexpected word 'runs'" in refused("report", "runs", workdir=empty)
+    none = tmp_path / "none"
+    assert f"{none}: holds no records" in refused("report", none, workdir=empty)
     torn = tmp_path / "torn"
     torn.mkdir()
     (torn / "records.parquet").write_bytes((run / "records.parquet").read_bytes()[:-99])

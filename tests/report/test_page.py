@@ -1,5 +1,5 @@
 """The page in a real browser: it works by mouse and keyboard, says nothing on the
-console, passes axe, stays small with 20,000 rows, and model text does not run."""
+console, passes axe, and model text does not run."""
 
 import html as html_
 
@@ -41,6 +41,7 @@ VISIT = """
   seen.mark = document.querySelector("#detail mark").textContent;
   seen.prefill = document.querySelector("#detail .prefill").textContent;
   seen.bars = document.querySelectorAll("#detail .bars tr").length;
+  seen.room = document.querySelector("#detail .bars .bar div").clientWidth;
   seen.probes = document.querySelectorAll("#detail pre .probe").length;
   press("list", "ArrowRight");
   seen.beside = where();
@@ -95,7 +96,7 @@ def test_a_reader_finds_the_way(tmp_path, page, table, metrics, width):
                   and r["example"] == seen["second"])  # fmt: skip
     assert seen["second"] in seen["active"]
     assert seen["mark"] == seen["prefill"] == second["prefill"]
-    assert seen["bars"] == len(second["options"])
+    assert seen["bars"] == len(second["options"]) and seen["room"] > 60
     assert seen["probes"] == len(second["sighted"])
     assert seen["beside"].split(" · ")[1] == "wrong_caption"
     none = sum(r["predicted"] < 0 for r in mine if r["condition"] == "base")
@@ -152,36 +153,6 @@ def test_hostile_text_is_shown_and_does_not_run(tmp_path, page):
     )
     assert shown in plain or shown in detail
     assert "<title>A &lt;b&gt;run&lt;/b&gt;</title>" in dom
-
-
-def test_twenty_thousand_rows_keep_the_page_small(tmp_path):
-    """Nodes in the page don't grow with rows; scrolling to the end shows the last."""
-    import pyarrow as pa
-
-    from vlmrl.eval import records
-
-    rows = synthetic.records(
-        examples=1112,
-        models={k: v for k, v in synthetic._MODELS.items() if k[1] % 60 == 0},
-    )
-    table = pa.Table.from_pylist([r._asdict() for r in rows], schema=records.SCHEMA)
-    found = html.browser(table, synthetic.images())
-    page = html.render_page(table, records.summarise(table), found, INFO)
-    script = """
-      const nodes = () => document.querySelectorAll("*").length;
-      const before = nodes();
-      press("list", "End"); await pause(100);
-      $("list").scrollTop = 200000; await pause(200);
-      done({ before, after: nodes(), list: $("rows").children.length,
-             count: $("count").textContent, scripts: document.scripts.length,
-             last: document.querySelector("#detail h3").textContent });
-    """
-    seen, console = chromium.visit(page, tmp_path, script, "--window-size=1280,900")
-    assert console == []
-    assert seen["count"].startswith("19,998 of 19,998")
-    assert seen["list"] < 60 and seen["scripts"] < 130
-    assert max(seen["before"], seen["after"]) < 6000
-    assert seen["last"] == max(e["id"] for e in found.index["examples"])
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
