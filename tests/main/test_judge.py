@@ -189,7 +189,9 @@ def test_an_evaluation_that_is_killed_goes_on_where_it_was(tmp_path):
             ["--on=constructed:2", "--judge=oracle"],
             "'oracle' is none of rule, model:DIR",
         ),
-        (["--on=constructed:2", "--judge=http:m"], "--url: must be given"),
+        (["--on=constructed:2", "--judge=rule:x"], "'rule:x' is none of rule, model"),
+        (["--on=constructed:2", "--judge=http:a,http:b"], "one http judge at a time"),
+        (["--on=constructed:2", "--judge=http:m"], "an http judge needs a url"),
         (
             ["--on=constructed:2", "--judge=http:m", "--url=http://example.com"],
             "plain http to another machine",

@@ -10,6 +10,7 @@ to judge. Those labels are the same whichever judge gave them.
   model        a JAX model of this project: the probabilities of two verdict tokens
   http         a careful client of OpenAI-compatible endpoints: budget, cache, retries
   chat         the judge behind such an endpoint
+  named        judges by name, as commands and configs give them
   desk         a judge at work beside other work, up to a set time
   prompt       the judge prompt, a file with a version and a hash
   agree        agreement of judges with each other and with the truth

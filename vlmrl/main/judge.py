@@ -10,7 +10,8 @@
       the truth where it is known
   vlmrl judge vote A B C                   the majority of several such WORKDIRs, of
       judges behind different endpoints for one; asks nobody again
-  vlmrl judge sheet --on=runs/x --count=200    a sheet of traces for people to label
+  vlmrl judge sheet --on=runs/x --count=200    a sheet of traces for people to label,
+      drawn evenly over conditions from what the run wrote after its last step
 
 Several judges, separated by commas, are a cascade: each is asked what those before it
 left undecided. With --vote they are a majority. A judge is one of
@@ -28,7 +29,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -36,17 +37,15 @@ import numpy as np
 from vlmrl.eval import records
 from vlmrl.judges import (
     agree,
-    chat,
     constructed,
     http,
     judge,
     labels,
-    prompt,
-    rule,
     verdicts,
 )
-from vlmrl.judges.judge import LABELS, Judge
+from vlmrl.judges.judge import LABELS
 from vlmrl.judges.ledger import Budget
+from vlmrl.judges.named import Named, named
 from vlmrl.main import args, report
 from vlmrl.main.progress import CONSOLE, bar
 from vlmrl.main.train import describe_run
@@ -107,14 +106,8 @@ def main(argv):
 def run_judge(workdir: Path, flags) -> None:
     found, rows = _load(flags.on, flags.seed)
     chosen = {k: v for k, v in vars(flags).items() if k not in _NOT_IN_CONFIG}
-    with ExitStack() as stack:
-        judges, client = _judges(workdir, flags, stack)
-        first, whole = judges[0], judges[0]
-        if flags.vote and len(judges) > 1:
-            whole = judge.majority(judges)
-        elif len(judges) > 1:
-            for other in judges[1:]:
-                whole = judge.cascade(whole, other)
+    whole, parts, client = _named(workdir, flags)
+    with client or nullcontext():
         describe_run(workdir, chosen)
         with bar(f"judge {whole.name}", len(rows)) as advance:
             said = []
@@ -139,8 +132,8 @@ def run_judge(workdir: Path, flags) -> None:
         "decided by": Counter(v.judge for v in said if v.label != "not_applicable"),
         "spent": spent,
     }
-    if len(judges) > 1 and not flags.vote:
-        about["saved by " + first.name] = judge.saving(said, first)
+    if len(parts) > 1 and not flags.vote:
+        about["saved by " + parts[0].name] = judge.saving(said, parts[0])
     _finish(workdir, rows, said, whole.name, about, found)
 
 
@@ -152,6 +145,10 @@ def _finish(workdir: Path, rows, said, name: str, about: dict, found) -> None:
     if found:
         made = judge.apply_verdicts(found, said, name)
         records.write(workdir / "records.parquet", made)
+        shown = {k: str(v) for k, v in about.items() if v and k != "spent"}
+        report.write_json(
+            workdir / "info.json", {"title": f"Judged by {name}", **shown}
+        )
     held = [(r, v) for r, v in zip(rows, said, strict=True) if r.truth]
     if held:
         _show([tables.quality({name: held})], workdir)
@@ -176,64 +173,54 @@ def _load(on: str, seed: int) -> tuple[list[Record], list[verdicts.Row]]:
     return found, verdicts.of_records(found)
 
 
-def _judges(workdir: Path, flags, stack: ExitStack):
-    """The judges that --judge names, and the client of those behind an endpoint."""
-    given = prompt.load(flags.prompt or prompt.DEFAULT)
-    out: list[Judge] = []
-    client = None
-    for word in flags.judge.split(","):
-        kind, _, name = word.strip().partition(":")
-        if kind == "rule" and not name:
-            out.append(rule.JUDGE)
-        elif kind == "model" and name:
-            from vlmrl.engine import policy as policies
-            from vlmrl.judges import model
-
-            found = policies.load(name)
-            out.append(model.make(found, given, sure=flags.sure, brief=flags.brief))
-        elif kind == "http" and name:
-            if client is not None:
-                raise UserError(
-                    "--judge: one http judge per run; `agree` compares runs"
-                )
-            client = stack.enter_context(_client(workdir, name, flags))
-            params = {"temperature": flags.temperature, "max_tokens": flags.max_tokens}
-            out.append(chat.make(client, given, params=params))
-        else:
-            raise UserError(f"--judge: '{word}' is none of rule, model:DIR, http:MODEL")
-    return out, client
-
-
-def _client(workdir: Path, name: str, flags) -> http.Client:
-    if not flags.url:
-        raise UserError("--url: must be given with an http judge")
-    endpoint = http.Endpoint(
-        flags.url,
-        name,
-        key_env=flags.key_env,
-        insecure=flags.insecure,
-        concurrency=flags.concurrency,
-        attempts=flags.attempts,
+def _named(workdir: Path, flags) -> Named:
+    return named(
+        flags.judge,
+        vote=flags.vote,
+        endpoint=http.Endpoint(
+            flags.url,
+            "",
+            key_env=flags.key_env,
+            insecure=flags.insecure,
+            concurrency=flags.concurrency,
+            attempts=flags.attempts,
+        ),
+        params={"temperature": flags.temperature, "max_tokens": flags.max_tokens},
+        cache=workdir / "replies.jsonl",
+        budget=Budget(
+            flags.budget_tokens,
+            flags.budget_cost,
+            flags.prompt_price,
+            flags.completion_price,
+        ),
+        again=flags.again,
+        prompt_file=flags.prompt,
+        sure=flags.sure,
+        brief=flags.brief,
+        field="--judge",
     )
-    budget = Budget(
-        flags.budget_tokens,
-        flags.budget_cost,
-        flags.prompt_price,
-        flags.completion_price,
-    )
-    cache = workdir / "replies.jsonl"
-    return http.Client(endpoint, cache=cache, budget=budget, again=flags.again)
 
 
 # -- sheet -----------------------------------------------------------------------------
 
 
 def run_sheet(workdir: Path, flags) -> None:
-    _, rows = _load(flags.on, flags.seed)
+    found, rows = _load(flags.on, flags.seed)
+    if found:  # of a run that was evaluated while it trained, what it ended with
+        rows = verdicts.of_records(_ended(found))
     items = [(r.item, r.condition, r.cluster) for r in rows if r.reading == "whole"]
     path = workdir / "sheet.jsonl"
     n = labels.write_sheet(path, items, n=flags.count, seed=flags.seed)
     CONSOLE.print(f"{n} traces to label: {path}", soft_wrap=True, markup=False)
+
+
+def _ended(found: list[Record]) -> list[Record]:
+    """The records at the last step of each split, recipe and seed."""
+    last: dict[tuple, int] = {}
+    for r in found:
+        key = (r.split, r.recipe, r.seed)
+        last[key] = max(last.get(key, r.step), r.step)
+    return [r for r in found if r.step == last[r.split, r.recipe, r.seed]]
 
 
 # -- several judges --------------------------------------------------------------------

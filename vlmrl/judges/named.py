@@ -1,0 +1,91 @@
+"""Judges by name, as commands and configs give them.
+
+  rule          cues, letters and option texts by rule
+  model:DIR     a model of this project
+  http:MODEL    a model behind an OpenAI-compatible endpoint
+
+Several, separated by commas, are a cascade, or a majority where they are to vote.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from vlmrl.judges import chat, http, judge, prompt, rule
+from vlmrl.judges.judge import Judge
+from vlmrl.judges.ledger import Budget
+from vlmrl.types import UserError
+
+
+class Named(NamedTuple):
+    judge: Judge  # the whole
+    parts: list[Judge]
+    client: http.Client | None  # of the endpoint, for who closes it; None without one
+
+
+def named(
+    words: str,
+    *,
+    vote: bool = False,
+    endpoint: http.Endpoint | None = None,
+    params: dict | None = None,
+    seconds: float = 0.0,
+    cache: str | os.PathLike | None = None,
+    budget: Budget | None = None,
+    again: bool = False,
+    prompt_file: str | os.PathLike = "",
+    sure: float = 0.5,
+    brief: bool = False,
+    field: str = "judge",
+) -> Named:
+    """The judge that `words` name.
+
+    Args:
+      endpoint: of an http judge; its model is the name's.
+      params, seconds: see `chat.make`; cache, budget, again: see `http.Client`.
+      prompt_file: '' is the project's own.
+      sure, brief: see `model.make`.
+      field: where the words come from, for messages.
+
+    Raises:
+      UserError: an unknown name, an http judge without a URL or a second one, or what
+        the judges themselves raise.
+    """
+    given = prompt.load(prompt_file or prompt.DEFAULT)
+    kinds = []
+    for word in words.split(","):
+        kind, _, name = word.strip().partition(":")
+        if kind not in ("rule", "model", "http") or (kind == "rule") == bool(name):
+            raise UserError(f"{field}: '{word}' is none of rule, model:DIR, http:MODEL")
+        kinds.append((kind, name))
+    if sum(kind == "http" for kind, _ in kinds) > 1:
+        raise UserError(
+            f"{field}: one http judge at a time; `vlmrl judge vote` joins several"
+        )
+    parts, client = [], None
+    for kind, name in kinds:
+        if kind == "rule":
+            parts.append(rule.JUDGE)
+        elif kind == "model":
+            parts.append(_model(name, given, sure, brief))
+        else:
+            if endpoint is None or not endpoint.url:
+                raise UserError(f"{field}: an http judge needs a url")
+            at = endpoint._replace(model=name)
+            client = http.Client(at, cache=cache, budget=budget, again=again)
+            parts.append(chat.make(client, given, params=params, seconds=seconds))
+    whole = parts[0]
+    if vote and len(parts) > 1:
+        whole = judge.majority(parts)
+    else:
+        for other in parts[1:]:
+            whole = judge.cascade(whole, other)
+    return Named(whole, parts, client)
+
+
+def _model(name: str, given: prompt.JudgePrompt, sure: float, brief: bool) -> Judge:
+    from vlmrl.engine import policy as policies  # brings the models
+    from vlmrl.judges import model
+
+    return model.make(policies.load(name), given, sure=sure, brief=brief)
