@@ -209,15 +209,14 @@ def test_the_reader_of_facts_tells_lies():
 def test_thinks_state_their_option_and_conclude_it(examples):
     ways = collections.Counter()
     for e in examples:
-        letters = {think.rsplit(". ", 1)[1].startswith("So the") for think in e.thinks}
+        letters = {", answer " in think.rsplit(". ", 1)[1] for think in e.thinks}
         assert len(letters) == 1  # one way per example, whatever the option
         by_letter = letters.pop()
         ways[by_letter] += 1
         for i, think in enumerate(e.thinks):
-            end = (
-                "the answer is " + "ABCDE"[i] if by_letter else f"it is {e.options[i]}"
-            )
-            assert sentences(think) == [e.statements[i], f"so {end}"]
+            end = f", answer {'ABCDE'[i]}" if by_letter else ""
+            said = [e.statements[i], f"so it is {e.options[i]}{end}"]
+            assert sentences(think) == said
     share = ways[True] / len(examples)
     assert abs(share - 0.5) < 4 * 0.5 / len(examples) ** 0.5
 
@@ -231,7 +230,7 @@ def test_the_shape_of_an_example(examples):
         assert e.id == f"{e.cluster}/{e.task}" and e.source == "scenes"
         assert len(e.images) == 1 and e.images[0].startswith(b"\x89PNG")
         assert len(" ".join([e.question, *e.options]).split()) <= 35
-        assert len(e.trace.split()) <= 45
+        assert len(e.trace.split()) <= 47
         assert (e.condition, e.caption, e.prefill) == ("base", "", "")
         assert (e.direct, e.abstain) == (False, -1)
         assert json.loads(e.meta)["template"].startswith(e.task + "/")

@@ -23,7 +23,7 @@ from vlmrl.data.drawing import COLOURS, SHAPES, Object, Scene, make_scene, png
 from vlmrl.types import Example
 
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_MAX_COUNT = 5  # largest count asked for, so that every trace stays within 45 words
+_MAX_COUNT = 5  # largest count asked for, so that every trace stays within 47 words
 
 # -- words -----------------------------------------------------------------------------
 
