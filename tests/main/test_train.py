@@ -193,7 +193,7 @@ def test_every_study_is_consistent(name, mode):
     recipes = config.to_dict()["recipes"]
     assert config.algorithm == "study"
     own = RECIPES if name == "dynamics" else ("accuracy", *REMEDIES)
-    assert tuple(recipes) == own
+    assert sorted(recipes) == sorted(own)
     assert len({r["recipe"] for r in recipes.values()}) == len(recipes)
     for settings in recipes.values():
         settings["prompts"] = 8  # of 8 devices
