@@ -2,6 +2,19 @@
 
 from ml_collections import ConfigDict
 
+# The conditions of the paper's table (arXiv 2602.12506), and correct ones beside them.
+CONDITIONS = (
+    "base",
+    "no_cot",
+    "stop_think",
+    "wrong_think",
+    "wrong_think_but",
+    "wrong_caption",
+    "wrong_caption_disclaimer",
+    "correct_think",
+    "correct_caption",
+)
+
 
 def parse_arg(arg: str | None, **defaults) -> ConfigDict:
     """Reads what follows the colon in `--config configs/x.py:arg`.

@@ -6,25 +6,13 @@ Options after ':' — model=7b|3b|72b, runlocal (the tiny model, in small).
 
 from ml_collections import ConfigDict
 
-from configs.common import parse_arg
+from configs.common import CONDITIONS, parse_arg
 
 MODELS = {
     "7b": "Qwen/Qwen2.5-VL-7B-Instruct",
     "3b": "Qwen/Qwen2.5-VL-3B-Instruct",
     "72b": "Qwen/Qwen2.5-VL-72B-Instruct",
 }
-# The conditions of the paper's table.
-CONDITIONS = (
-    "base",
-    "no_cot",
-    "stop_think",
-    "wrong_think",
-    "wrong_think_but",
-    "wrong_caption",
-    "wrong_caption_disclaimer",
-    "correct_think",
-    "correct_caption",
-)
 
 
 def get_config(arg=None):

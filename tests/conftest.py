@@ -32,7 +32,7 @@ NEEDS = {
     ),
     "libtpu": (
         lambda: importlib.util.find_spec("libtpu") is not None,
-        "needs libtpu, TPU's compiler: pip install libtpu",
+        "needs libtpu, TPU's compiler: launch/local.sh test --all",
     ),
     "gpu": (
         lambda: os.environ["JAX_PLATFORMS"].startswith(("cuda", "gpu")),
@@ -43,7 +43,7 @@ NEEDS = {
         "needs Debian's chromium: launch/local.sh test --all",
     ),
 }
-LOCAL = ("gpu", "libtpu")  # markers of what `test --all` does not bring
+LOCAL = ("gpu",)  # markers of what `test --all` does not bring
 
 
 def pytest_addoption(parser):

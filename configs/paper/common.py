@@ -7,6 +7,7 @@ that goes through every step; every study then shares one evaluation.
 
 from ml_collections import ConfigDict
 
+from configs import common
 from configs.common import parse_arg
 
 # Prompt style and decoding are each model's own, from its repository. Where that is
@@ -55,15 +56,7 @@ SCENES = (dict(source="scenes", split="validation", size=8),)
 
 # One evaluation serves every study: an item's conditions share its image.
 CONDITIONS = (
-    "base",
-    "no_cot",
-    "stop_think",
-    "wrong_think",
-    "wrong_think_but",
-    "wrong_caption",
-    "wrong_caption_disclaimer",
-    "correct_think",
-    "correct_caption",
+    *common.CONDITIONS,
     "abstain+base",
     "abstain+wrong_think",
     "abstain+wrong_caption",

@@ -6,6 +6,7 @@ Options after ':' — runlocal (three steps, a handful of items), seeds=N (seeds
 
 from ml_collections import ConfigDict
 
+from configs import common
 from configs.common import parse_arg
 from configs.options import switch_off
 
@@ -18,19 +19,7 @@ MIX = {
 }
 
 # The conditions of the paper's table, then abstain as a modifier of two of them.
-CONDITIONS = (
-    "base",
-    "no_cot",
-    "stop_think",
-    "wrong_think",
-    "wrong_think_but",
-    "wrong_caption",
-    "wrong_caption_disclaimer",
-    "correct_think",
-    "correct_caption",
-    "abstain+base",
-    "abstain+wrong_think",
-)
+CONDITIONS = (*common.CONDITIONS, "abstain+base", "abstain+wrong_think")
 
 
 def recipe(arg, *, name: str, reward: str = "grpo", mix: dict | None = None):
