@@ -8,13 +8,13 @@
 
 Without pictures it learns to look up letters in short lists, then at the ends of
 thinks; with pictures, to describe what it sees and to reason about it, and last to
-answer. On an otherwise idle machine with 2 cores the stages take about 4, 4, 17 and 6
-minutes.
+answer. By the seconds per step seen on 2 cores beside other work (0.6, 0.8, 1.3, 1.2),
+the stages take about 6, 4, 17 and 6 minutes.
 
 What ships as vlmrl/models/tiny was made so, with these differences: `ends` drew the
 lines of `traces.drilled` in an earlier form; `scenes` began with the vision tower of a
-run of revision fd1ac1a (its stages letters, ends, look, and 600 steps of scenes), which
-saves it some 400 steps, and was stopped at step 600.
+run of revision fd1ac1a (its stages letters, ends, look, and 600 steps of scenes) and was
+stopped at step 600; no stage had seen a started think that is closed.
 
 Options after ':' — stage, runlocal (four steps).
 """
