@@ -13,8 +13,8 @@ the stages take about 6, 4, 17 and 6 minutes.
 
 What ships as vlmrl/models/tiny was made so, with these differences: `ends` drew the
 lines of `traces.drilled` in an earlier form; `scenes` began with the vision tower of a
-run of revision fd1ac1a (its stages letters, ends, look, and 600 steps of scenes) and was
-stopped at step 600; no stage had seen a started think that is closed.
+run of revision fd1ac1a (its stages letters, ends, look, and 600 steps of scenes) and
+was stopped at step 600; no stage had seen a started think that is closed.
 
 Options after ':' — stage, runlocal (four steps).
 """
