@@ -380,7 +380,7 @@ def brute_force(params, batch, rollout, samples):
 
 class Batch(NamedTuple):
     group: Group
-    blind: tokens.Tokens
+    blind: Group
     rows: kernel.Rows
     names: list[str]
     stages: list[int]
@@ -407,7 +407,11 @@ def batch_of(examples, conditions) -> Batch:
     )
     return Batch(
         tokens.group(rows, processor.facts, kit.BUCKETS),
-        tokens.group([[b] for b in blinds], processor.facts, kit.BUCKETS).prefix,
+        tokens.group(
+            [blinds[i : i + v] for i in range(0, len(blinds), v)],
+            processor.facts,
+            kit.BUCKETS,
+        ),
         facts,
         [f"{e.id}/{e.condition}" for e in changed],
         stages,

@@ -161,15 +161,17 @@ def score_options(policy: Policy, examples: Sequence[Example]) -> list[list[floa
 
 
 def _inputs(policy: Policy, written: list[Prompt], each: int, options: int):
-    """(Group, blind Tokens, Rows) of N examples under V conditions."""
+    """(Group, blind Group, Rows) of N examples under V conditions."""
     processor = policy.processor
     encoded = tokens.encode_all(processor, written)
-    rows = [encoded[i : i + each] for i in range(0, len(encoded), each)]
-    group = policy.group(rows)
     blind = [
-        [tokens.encode(processor, (p.blind, ()), name=p.example.id)] for p in written
+        tokens.encode(processor, (p.blind, ()), name=p.example.id) for p in written
     ]
-    reader = policy.group(blind).prefix
+
+    def grouped(rows):
+        return policy.group([rows[i : i + each] for i in range(0, len(rows), each)])
+
+    group, reader = grouped(encoded), grouped(blind)
     for p in written:
         if len(p.example.options) > options:
             raise UserError(

@@ -2,7 +2,7 @@
 
 N items, each an image under V conditions, each with K samples. The chain has four
 links: image and shared prompt → a condition's text → a sample → probes. Every link is
-computed once; the blind re-reading has a chain of its own, without an image.
+computed once; the blind re-reading has a chain of its own, alike but without image.
 
 Rows: c = N * V condition rows, B = N * V * K sample rows, in that order. C options, T
 sampled tokens, R sighted probes, J bridges (`tags.Letters`), F tokens of an opening.
@@ -21,7 +21,7 @@ from vlmrl.engine.generate import Sampling, generate
 from vlmrl.engine.logprobs import id_logprobs
 from vlmrl.eval.tags import TagTables, find
 from vlmrl.models.api import Model
-from vlmrl.types import Array, Group, Rollout, Scores, Tokens
+from vlmrl.types import Array, Group, Rollout, Scores
 
 # What the assistant turn already holds where sampling starts.
 NOTHING, THINKING, THOUGHT, ANSWERING = range(4)
@@ -145,7 +145,7 @@ def evaluate(
     model: Model,
     params,
     group: Group,
-    blind: Tokens,
+    blind: Group,
     rows: Rows,
     keys,
     tables: TagTables,
@@ -161,7 +161,7 @@ def evaluate(
 
     Args:
       group: prefix [N, S], branches [N * V, T'] (the conditions' texts), images.
-      blind: int32[N * V, S'], the same prompts without images.
+      blind: the same without images: what an item's prompts share, then their texts.
       keys: uint32[B, 2], B / (N * V) samples of each condition row.
       slots: samples decoded side by side; when one ends, the next takes its place
         (`engine/slots.py`), and all are read once more at the end. 0: all at once.
@@ -201,7 +201,7 @@ def evaluate(
     sighted, _ = _renormalise(mass[:, 1:], rows.options[:, None])
 
     # Blind: the same think behind the same prompt, no image.
-    reader = prefill(model, params, Group(blind, None, None), **options)
+    reader = prefill(model, params, blind, **options)
     _, reread = extend(
         model, params, reader, rollout.tokens, rollout.mask, **_run(options)
     )

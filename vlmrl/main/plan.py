@@ -238,10 +238,11 @@ def cache_of(job: Job, mesh, program: Program, groups: int) -> float:
         )
     if program.name == "evaluation":
         rows = groups * job.conditions
-        link = (rows, job.eval_texts + job.buckets["prefix"])  # with the blind prompt
+        blind = (groups, job.buckets["prefix"])
+        texts = (2 * rows, job.eval_texts)  # with an image and without
         return programs.cache(
             job, mesh, groups=groups, length=2 * job.eval_tokens, rows=rows,
-            links=(link,),
+            links=(blind, texts),
         )  # fmt: skip
     return 0.0
 

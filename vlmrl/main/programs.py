@@ -300,11 +300,11 @@ def evaluation(job: Job, mesh, **options) -> Program:
         shape((rows, C), bool),
         *(shape((rows,), i32) for _ in range(3)),
     )
-    blind = group(job._replace(buckets={**job.buckets, "images": 0}), mesh, rows).prefix
+    sightless = job._replace(buckets={**job.buckets, "images": 0})
     args = (
         params(job, mesh, job.compute or job.dtype),
         group(job, mesh, n, texts=v, length=job.eval_texts),
-        blind,
+        group(sightless, mesh, n, texts=v, length=job.eval_texts),
         shapes(mesh, facts),
         keys(mesh, rows),
         tables(job, mesh),
