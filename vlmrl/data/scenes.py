@@ -157,7 +157,6 @@ def count(scene: Scene, rng: np.random.Generator) -> Example | None:
 def relation(scene: Scene, rng: np.random.Generator) -> Example | None:
     """Left or right, or above or below, of two objects that differ on that axis."""
     axis = _pick(("column", "row"), rng)
-    place = column if axis == "column" else row
     for a, b in _pairs(scene.objects, rng):
         i, j = getattr(a, axis), getattr(b, axis)
         if i != j:
@@ -176,8 +175,8 @@ def relation(scene: Scene, rng: np.random.Generator) -> Example | None:
         wrong=[words[int(i < j)]],
         state=lambda option: f"{name(a)} is {option}{of} {name(b)}",
         steps=[
-            f"{name(a)} is in {place(a)}",
-            f"{name(b)} is in {place(b)}",
+            f"{name(a)} is in {row(a)} {column(a)}",
+            f"{name(b)} is in {row(b)} {column(b)}",
             f"{NUMBERS[i]} is {'less' if i < j else 'more'} than {NUMBERS[j]}",
         ],
     )

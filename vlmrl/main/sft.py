@@ -23,10 +23,12 @@ from vlmrl.rl import losses, update
 from vlmrl.types import UserError
 
 
-def batch(processor, buckets, style, *, seed, step, groups, items, mix, pictures=True):
+def batch(
+    processor, buckets, style, *, seed, step, groups, branches, mix, pictures=True
+):
     """(Group, loss mask) number `step` of the stream `seed`: pure in its arguments.
 
-    `items` says how many branches of what kind a picture has (ITEMS); without
+    `branches` says how many items of what kind a picture has (ITEMS); without
     `pictures` they are asked as text alone.
     """
     rng = np.random.default_rng([seed, step])
@@ -35,7 +37,7 @@ def batch(processor, buckets, style, *, seed, step, groups, items, mix, pictures
     for index in range(first, first + groups):
         scene = scenes.make_scene("train", index)
         pairs = []
-        for kind, number in items.items():
+        for kind, number in branches.items():
             made = []
             while len(made) < number:
                 made += ITEMS[kind](scene, rng, number - len(made), mix)
@@ -105,7 +107,7 @@ def run(
     seed: int,
     steps: int,
     groups: int,
-    items: dict,
+    branches: dict,
     mix: dict,
     buckets: dict,
     optimizer: dict,
@@ -123,11 +125,11 @@ def run(
     source = hf.resolve(model)
     family = hf.read_model(source)
     processor = tokens.load_processor(source)
-    for kind, number in items.items():
+    for kind, number in branches.items():
         if kind not in ITEMS or number < 0:
             raise UserError(
-                f"config.items.{kind} is {number}, want a number of items for each of "
-                f"{', '.join(ITEMS)}"
+                f"config.branches.{kind} is {number}, want a number of items for "
+                f"each of {', '.join(ITEMS)}"
             )
     if groups < 1 or groups % jax.device_count():
         raise UserError(
@@ -165,7 +167,7 @@ def run(
         state, _ = checkpoint.restore(points, first, state)
     start = first or 0
     sizes = tokens.Buckets(**{k: tuple(v) for k, v in buckets.items()})
-    settings = {"seed": seed, "groups": groups, "items": items, "mix": mix}
+    settings = {"seed": seed, "groups": groups, "branches": branches, "mix": mix}
     settings["pictures"] = pictures
     make = functools.partial(batch, processor, sizes, style, **settings)
     clock = time.monotonic()
