@@ -82,7 +82,7 @@ def get_config(arg=None):
     c.pictures = stage["pictures"]  # else items are asked as text alone
 
     c.mix = ConfigDict()  # data/traces.py: supervised
-    c.mix.brief = stage.get("brief", 0.3)  # share of thinks that are the conclusion alone
+    c.mix.brief = stage.get("brief", 0.3)  # share of bare conclusions
     c.mix.caption = 0.12  # context: a true caption
     c.mix.started = 0.12  # context: a started true think
     c.mix.direct = 0.08  # asked to answer at once
