@@ -21,7 +21,8 @@ def get_config(arg=None):
     c.style = "tiny"  # prompt style
     c.split = "test"
     c.size = 12 if options.runlocal else 504  # examples of the test split
-    c.ood_size = 0 if options.runlocal else 120  # of the out-of-distribution split
+    c.perturbed_size = 8 if options.runlocal else 216  # of them under every condition
+    c.ood_size = 6 if options.runlocal else 120  # out of distribution, base alone
     c.conditions = grpo.CONDITIONS
 
     c.kernel = ConfigDict()  # eval/evaluate.py: evaluator

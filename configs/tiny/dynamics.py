@@ -36,7 +36,8 @@ def study(arg, recipes, *, seeds: int, title: str, summary: str):
     c.style = "tiny"  # prompt style
     c.split = "test"  # read once, at the end
     c.size = 12 if small else 504  # examples of it
-    c.ood_size = 0 if small else 120  # of the out-of-distribution split
+    c.perturbed_size = 8 if small else 216  # of them under every condition
+    c.ood_size = 6 if small else 120  # out of distribution, base alone
     c.conditions = grpo.CONDITIONS
 
     c.kernel = ConfigDict()  # eval/evaluate.py: evaluator

@@ -38,7 +38,7 @@ def recipe(arg, *, name: str, reward: str = "grpo", mix: dict | None = None):
     c.buckets.images = ()  # images of an example
     c.buckets.windows = ()  # attention windows, or tiles, of an image
     c.seeds = tuple(range(options.seeds))  # one run each, under WORKDIR/seed-N
-    c.steps = 3 if small else 120  # updates
+    c.steps = 3 if small else 50  # updates
     c.prompts = 8 if small else 16  # groups per step
     c.group_size = 8  # completions per prompt (the paper's)
     c.max_tokens = 72  # of a completion
@@ -57,12 +57,12 @@ def recipe(arg, *, name: str, reward: str = "grpo", mix: dict | None = None):
     c.loss.entropy_weight = 0.0
 
     c.optimizer = ConfigDict()  # AdamW
-    c.optimizer.peak = 3e-4  # learning rate
+    c.optimizer.peak = 2.5e-4  # learning rate
     c.optimizer.warmup = 5  # steps
-    c.optimizer.decay = "constant"  # 'constant', 'cosine' or 'linear'
+    c.optimizer.decay = "linear"  # 'constant', 'cosine' or 'linear'
     c.optimizer.weight_decay = 0.0
     c.optimizer.clip = 1.0  # global gradient norm
-    c.optimizer.freeze = ()  # prefixes of parameters left alone: ('vision.',)
+    c.optimizer.freeze = ("vision.",)  # prefixes of parameters left alone; () none
 
     c.data = ConfigDict()
     c.data.source = "scenes"  # or a prepared set, or several: 'sat,geometry3k'
@@ -75,13 +75,13 @@ def recipe(arg, *, name: str, reward: str = "grpo", mix: dict | None = None):
     c.eval.source = ""  # of what is held out; data.source if not said
     c.eval.texts = ""  # as data.texts
     c.eval.split = "validation"
-    c.eval.size = 8 if small else 96
-    c.eval.every = 3 if small else 40  # steps; 0 for never
+    c.eval.size = 8 if small else 72
+    c.eval.every = 3 if small else 25  # steps; 0 for never
     c.eval.start = False  # also before the first step
     c.eval.conditions = ("base", "wrong_caption", "wrong_think", "stop_think")
     c.eval.max_tokens = 72
 
-    c.save_every = 3 if small else 40  # steps between checkpoints
+    c.save_every = 3 if small else 25  # steps between checkpoints
     c.save_minutes = 0.0  # and minutes without one after which there is one; 0: never
     c.keep = 2  # checkpoints kept
     c.keep_best = ""  # and the best by a column of records: 'correct/base'; '': none

@@ -24,12 +24,14 @@ from vlmrl.types import UserError
 
 
 def batch(
-    processor, buckets, style, *, seed, step, groups, branches, mix, pictures=True
-):
+    processor, buckets, style, *, seed, step, groups, branches, mix, pictures=True,
+    opening="",
+):  # fmt: skip
     """(Group, loss mask) number `step` of the stream `seed`: pure in its arguments.
 
     `branches` says how many items of what kind a picture has (ITEMS); without
-    `pictures` they are asked as text alone.
+    `pictures` they are asked as text alone. Of a text that begins with `opening` only
+    that is learnt ('': all of every text).
     """
     rng = np.random.default_rng([seed, step])
     rows = []
@@ -50,7 +52,12 @@ def batch(
                 for example, text in pairs
             ]
         )
-    return tokens.completion_rows(processor, rows, buckets)
+    group, mask = tokens.completion_rows(processor, rows, buckets)
+    if opening:
+        size = len(processor.tokenizer.encode(opening, add_special_tokens=False))
+        short = [text.startswith(opening) for row in rows for _, text in row]
+        mask &= (np.cumsum(mask, axis=1) <= size) | ~np.array(short)[:, None]
+    return group, mask
 
 
 # kind → (scene, rng, n, mix) → up to n pairs (example, text to learn)
@@ -116,6 +123,7 @@ def run(
     aggregation: str = "token",
     unroll: bool = False,
     pictures: bool = True,
+    opening: str = "",
     export: str = "",
 ):
     """Train from random weights (or the directory's own, if it has any) and export."""
@@ -168,7 +176,7 @@ def run(
     start = first or 0
     sizes = tokens.Buckets(**{k: tuple(v) for k, v in buckets.items()})
     settings = {"seed": seed, "groups": groups, "branches": branches, "mix": mix}
-    settings["pictures"] = pictures
+    settings |= {"pictures": pictures, "opening": opening}
     make = functools.partial(batch, processor, sizes, style, **settings)
     clock = time.monotonic()
     with metrics.Writer(workdir, restored=first) as writer:

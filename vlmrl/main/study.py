@@ -27,8 +27,8 @@ def run(workdir: Path, c: dict, *, title: str, summary: str, show: bool = False)
     """Trains and measures every recipe of a study, and writes its report.
 
     Args:
-      c: fields of the config: recipes, model, style, split, size, ood_size, conditions
-        and kernel.
+      c: fields of the config: recipes, model, style, split, size, perturbed_size,
+        ood_size, conditions and kernel.
       show: write and print the tables of claims and of remedies, too.
     """
     began = time.monotonic()
@@ -36,13 +36,17 @@ def run(workdir: Path, c: dict, *, title: str, summary: str, show: bool = False)
     for settings in recipes.values():
         training.check(settings)
     policy = policies.load(c["model"], style=c["style"])
-    measure = evaluator(policy, c["conditions"], **c["kernel"])
+    measures = [
+        evaluator(policy, names, **c["kernel"])
+        for names in (c["conditions"], ("base",))
+    ]
     training.describe_run(workdir, c)
     first = next(iter(recipes.values()))
     sizes = {c["split"]: c["size"]}
     sizes |= {"ood": c["ood_size"]} if c["ood_size"] else {}
     where = loader.prepare(first["data"]["source"], sizes, workdir / "data")
     sets = {split: list(loader.load(where, split)) for split in sizes}
+    perturbed = {c["split"]: c["perturbed_size"] or c["size"], "ood": 0}
     report.write_images(workdir, sets[c["split"]])
     files = []
 
@@ -53,17 +57,21 @@ def run(workdir: Path, c: dict, *, title: str, summary: str, show: bool = False)
             files.append(path)
             if path.is_file():
                 continue
-            what = f"evaluate {recipe}, {split}"
-            with bar(what, len(examples)) as advance:
-                found = measure(
-                    params,
-                    examples,
-                    recipe=recipe,
-                    seed=seed,
-                    step=step,
-                    split=split,
-                    progress=advance,
-                )
+            many = perturbed[split]
+            found = []
+            with bar(f"evaluate {recipe}, {split}", len(examples)) as advance:
+                for measure, part in zip(
+                    measures, (examples[:many], examples[many:]), strict=True
+                ):
+                    found += measure(
+                        params,
+                        part,
+                        recipe=recipe,
+                        seed=seed,
+                        step=step,
+                        split=split,
+                        progress=advance,
+                    )
             records.write(path, found)
 
     CONSOLE.print("1. The warm start, under every condition")
@@ -105,6 +113,9 @@ def _info(c: dict, policy, minutes: float) -> dict:
             + ", ".join(f"{r['recipe']} (reward {r['reward']})" for r in recipes)
         ),
         "Seeds": ", ".join(map(str, first["seeds"])),
-        "Test": f"{c['size']} examples, {len(c['conditions'])} conditions, greedy",
+        "Test": (
+            f"{c['size']} examples, {c['perturbed_size'] or c['size']} of them under "
+            f"{len(c['conditions'])} conditions, greedy"
+        ),
         "Time": f"{minutes:.1f} minutes in all",
     }
