@@ -77,7 +77,7 @@ def recipe(arg, *, name: str, reward: str = "grpo", mix: dict | None = None):
     c.eval.split = "validation"
     c.eval.size = 8 if small else 72
     c.eval.every = 3 if small else 25  # steps; 0 for never
-    c.eval.start = False  # also before the first step
+    c.eval.start = not small  # also before the first step
     c.eval.conditions = ("base", "wrong_caption", "wrong_think", "stop_think")
     c.eval.max_tokens = 72
 

@@ -16,8 +16,8 @@ from vlmrl.models import hf
 
 WORDS = ["demo", "--config", "configs/tiny/demo.py:runlocal"]
 RECIPES = ("accuracy", "faithful")
-SPLITS = {"test": 12, "ood": 8}
-FIELDS = {"ood_size": SPLITS["ood"], "conditions": CONDITIONS}
+SIZE, PERTURBED, OOD = 12, 8, 6
+FIELDS = {"perturbed_size": PERTURBED, "ood_size": OOD, "conditions": CONDITIONS}
 FIELDS |= {f"kernel.{name}": value for name, value in KERNEL.items()}
 WORDS_SMALL = [*WORDS, *overrides(FIELDS)] + [
     word for name in RECIPES for word in overrides(SMALL, f"recipes.{name}.")
@@ -85,8 +85,10 @@ def test_its_numbers_are_those_promised(demo):
     wanted = {
         (recipe, step, split, condition, n)
         for recipe, step in steps.items()
-        for split, n in SPLITS.items()
-        for condition in CONDITIONS
+        for split, condition, n in [
+            ("ood", "base", OOD),
+            *(("test", c, SIZE if c == "base" else PERTURBED) for c in CONDITIONS),
+        ]
     } | {
         (recipe, SMALL["steps"], "validation", condition, 8)
         for recipe in RECIPES
