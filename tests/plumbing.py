@@ -41,6 +41,8 @@ def main(directory, port, process, config):
         np.testing.assert_array_equal(sharding.rows(tree)["x"], mine)
         np.testing.assert_array_equal(sharding.fetch(tree)["x"], whole)
 
+    shares(mesh, here)
+
     # A checkpoint of arrays that neither process holds whole.
     carry = {"x": placed["x"], "step": 3}
     save = checkpoint.Saver(directory, keep=1, minutes=0, saved=0)
@@ -66,6 +68,52 @@ def main(directory, port, process, config):
     assert float(jnp.ones(()) + 1) == 2  # a program of one's own still runs
     hosts.wait("end")
     print("done", flush=True)
+
+
+def shares(mesh, here):
+    """Each reads and cuts its half of every batch, and the groups are those of one
+    process; groups that change places have their images read where they go."""
+    from tests import kit
+    from tests.data.test_shares import Read
+    from vlmrl import hosts, sharding, tokens
+    from vlmrl.data import distort, images, loader, shares
+    from vlmrl.engine.policy import Policy, prefixes
+
+    buckets = tokens.Buckets(prefix=(160,), branch=(64,), windows=(4,))
+    policy = Policy(None, None, kit.processor(), None, "tiny", buckets, mesh, "toy")
+    source = Read(kit.examples(12, "train"))
+    index, count = sharding.part(mesh)
+    how = dict(seed=1, batch=8)
+    share = loader.batches(
+        source, **how, epochs=1, process_index=index, process_count=count
+    )
+    at = loader.stream_of(kit.examples(12, "train"), seed=1).__getitem__
+    asked = []
+    whole = shares.whole(share, lambda p: asked.append(p) or at(p), index, hosts.whole)
+    position, batch = next(whole)
+    wanted = next(loader.batches(kit.examples(12, "train"), **how))
+    assert position == wanted[0] == 8 and len(source.seen) == 4
+    assert [e.id for e in batch] == [e.id for e in wanted[1]]
+
+    def groups(examples):
+        return sharding.fetch(prefixes(policy, policy.write(examples)))
+
+    def same(found, wanted):
+        for a, b in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+    import jax
+
+    decoded, decode = [], images.decode
+    distort.images.decode = lambda *words: decoded.append(words) or decode(*words)
+    masked = [distort.distort(e, "masked", 0) for e in batch]
+    found = groups(batch), groups(masked)
+    assert not asked and len(decoded) == 4, "only its own are read and cut"
+    distort.images.decode = decode
+    same(found[0], groups(wanted[1]))
+    same(found[1], groups([distort.distort(e, "masked", 0) for e in wanted[1]]))
+    same(groups(batch[::-1]), groups(wanted[1][::-1]))
+    assert sorted(asked) == [4 * (1 - here) + i for i in range(4)]
 
 
 if __name__ == "__main__":

@@ -218,7 +218,7 @@ def messages(example: Example, style: Style) -> list[dict]:
     """
     _refuse_control(example)
     text, _ = _user(example, style)
-    content = [{"type": "image"} for _ in example.images]
+    content = [{"type": "image"} for _ in range(len(example.images))]
     user = {"role": "user", "content": [*content, {"type": "text", "text": text}]}
     if not style.system:
         return [user]

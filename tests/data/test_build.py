@@ -105,6 +105,17 @@ def test_files_that_changed_under_an_unfinished_build(root, tmp_path, monkeypatc
     assert report.rows == 5
 
 
+def test_more_images_are_other_files(root, tmp_path):
+    """What was refused for want of an image may now be kept."""
+    bench = SMALL._replace(beside=("images/*",))
+    build.build(bench, "test", root, tmp_path)
+    published.text(root / "images/manifest.jsonl", "{}")
+    build.build(bench, "test", root, tmp_path)
+    published.text(root / "images/a.png", published.picture())
+    with pytest.raises(UserError, match="was made of other files"):
+        build.build(bench, "test", root, tmp_path)
+
+
 def test_nothing_kept_and_nothing_there(root, tmp_path):
     with pytest.raises(UserError, match="split 'x' is not one of test"):
         build.build(SMALL, "x", root, tmp_path)

@@ -51,7 +51,7 @@ def test_the_files_of_a_split_come_from_the_hub(name, tmp_path):
         asked.append(file)
         published.text(root / file, (hub / file).read_bytes())
 
-    pin = fetch.Pin("a/b", "r")
+    pin = fetch.Pin("a/b", "0" * 40)
     for _ in range(2):
         fetch.from_hub(
             SETS[name],
@@ -71,19 +71,44 @@ def test_a_hub_that_is_away(tmp_path):
         raise OSError("no route\nto host")
 
     with pytest.raises(
-        UserError, match="a/b at r: not to be had .no route to host.*DIR"
+        UserError, match="a/b at 0+: not to be had .no route to host.*DIR"
     ):
         fetch.from_hub(
-            SETS["vstar"], ["test"], fetch.Pin("a/b", "r"), tmp_path, listing=away
+            SETS["vstar"],
+            ["test"],
+            fetch.Pin("a/b", "0" * 40),
+            tmp_path,
+            listing=away,
         )
     with pytest.raises(UserError, match="holds none of test_questions"):
         fetch.from_hub(
             SETS["vstar"],
             ["test"],
-            fetch.Pin("a/b", "r"),
+            fetch.Pin("a/b", "0" * 40),
             tmp_path,
             listing=lambda *_: ["README.md"],
         )
+
+
+def test_a_revision_that_moves_is_looked_up_once(tmp_path):
+    commits, at = iter(["a" * 40, "b" * 40]), []
+
+    def take(revision):
+        return fetch.from_hub(
+            SETS["vstar"],
+            ["test"],
+            fetch.Pin("x/y", revision),
+            tmp_path,
+            commit=lambda repo, revision: next(commits),
+            listing=lambda repo, revision: (
+                at.append(revision) or ["test_questions.jsonl"]
+            ),
+            download=lambda *words: at.append(words[1]),
+        ).revision
+
+    assert [take("main"), take("main"), take("v2")] == ["a" * 40] * 2 + ["b" * 40]
+    assert take("c" * 40) == "c" * 40
+    assert at == [c * 40 for c in "aaaabbcc"]  # every file is of that commit
 
 
 def test_sums_and_what_is_left_by_hand(tmp_path):
@@ -147,8 +172,10 @@ def test_images_by_address_with_a_manifest(server, tmp_path):
     log.clear()
     with open(manifest, "a") as file:
         file.write('{"sha256": "cut o')
+    (tmp_path / "images/x.7.partial").write_bytes(b"killed here")
     assert fetch.images(pairs, tmp_path) == {"ok": 5, "changed": 1, "dead": 1}
     assert log == ["/6"]  # nothing else is asked for again
+    assert not list((tmp_path / "images").glob("*.partial"))
 
 
 def test_plain_files_by_address(server, tmp_path):

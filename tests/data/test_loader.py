@@ -3,6 +3,8 @@ import os
 import pickle
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 
 import pytest
 
@@ -135,8 +137,52 @@ def test_processes_partition_every_batch(processes):
     ]
     for step, (position, batch) in enumerate(whole):
         assert all(part[step][0] == position for part in parts)
-        merged = zip(*(part[step][1] for part in parts), strict=True)
-        assert [x for row in merged for x in row] == batch
+        assert [x for part in parts for x in part[step][1]] == batch
+
+
+def test_a_process_reads_its_own_examples_alone():
+    for index in range(2):
+        source = Read(range(21))
+        how = dict(process_index=index, process_count=2)
+        given = [
+            x for _, part in _take(5, source, seed=5, batch=8, **how) for x in part
+        ]
+        assert len(given) == 20 and source.seen[:20] == given
+        assert len(source.seen) <= 20 + 4 * (AHEAD + 1)
+
+
+class Read(Sequence):
+    """A source that remembers what was read of it, in order."""
+
+    def __init__(self, held):
+        self.held, self.seen = held, []
+
+    def __len__(self):
+        return len(self.held)
+
+    def __getitem__(self, index):
+        self.seen.append(self.held[index])
+        return self.held[index]
+
+
+AHEAD = 2  # batches that wait, at most; one more is being read
+
+
+def test_no_more_is_read_ahead_than_asked_and_the_rest_comes_again():
+    """The position to save is what was given out, not what was read."""
+    source = Read(range(1000))
+    stream = loader.batches(source, seed=0, batch=8, ahead=AHEAD)
+    for _ in range(3):
+        position, _ = next(stream)
+    for _ in range(100):  # the reader goes on until its room is full
+        time.sleep(0.01)
+        if len(source.seen) >= position + 8 * (AHEAD + 1):
+            break
+    time.sleep(0.05)
+    read = len(source.seen)
+    assert position == 24 < read <= position + 8 * (AHEAD + 1)
+    again = loader.batches(Read(range(1000)), seed=0, batch=8, start=position)
+    assert next(again) == next(stream)
 
 
 def test_a_finite_stream_ends_and_drops_its_remainder():
@@ -190,8 +236,7 @@ def test_a_mixture_follows_its_weights_and_continues():
         _take(50, parts, process_index=i, process_count=2, **settings) for i in (0, 1)
     ]
     for step, (_, batch) in enumerate(whole):
-        merged = zip(*(half[step][1] for half in halves), strict=True)
-        assert [x for row in merged for x in row] == batch
+        assert [x for half in halves for x in half[step][1]] == batch
     for wrong, why in [
         (dict(weights=[1]), "need one above 0 for each of the 2 sources"),
         (dict(weights=[1, 0]), "need one above 0"),

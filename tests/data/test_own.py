@@ -1,7 +1,9 @@
 """Data of one's own, and the texts of conditions in a file."""
 
+import base64
 import json
 
+import pyarrow as pa
 import pytest
 
 from tests.data import published
@@ -96,6 +98,36 @@ def test_a_vlmevalkit_table(tmp_path):
     found, _ = built(own.bench("mine", tmp_path), tmp_path, "dev")
     assert [e.options for e in found[:2]] == [("cup", "mug"), ("Yes", "No")]
     assert found[0].images == found[2].images and found[2].open
+
+
+def test_parquet_and_every_way_to_give_an_image(tmp_path):
+    data = published.picture("RGBA"), published.picture("JPEG")
+    for i, file in enumerate(data):
+        published.text(tmp_path / "in" / f"{i}.img", file)
+    text, texts, image = pa.string(), pa.list_(pa.string()), published.HF
+    asked = dict(question="Which is it?", options=["cup", "mug"], answer="B")
+    rows = [
+        asked | {"images": [{"bytes": data[0], "path": None}, {"path": "1.img"}]},
+        asked | {"images": [{"bytes": data[1], "path": "x.png"}], "task": "a/b"},
+        asked | {"answer": "jug"},
+    ]
+    schema = [("question", text), ("options", texts), ("answer", text)]
+    schema += [("images", pa.list_(image)), ("task", text)]
+    published.parquet(tmp_path / "in/dev.parquet", rows, schema)
+    lines = [
+        asked | {"images": ["0.img", base64.b64encode(data[1]).decode()]},
+        asked | {"image": "1.img", "task": "a/b"},
+    ]
+    bench = write(tmp_path / "in", lines)
+    assert set(bench.files) == {"dev", "test"}
+    found, report = built(bench, tmp_path / "in", "dev")
+    assert [e.images for e in found] == [data, data[1:]]
+    assert found[1].task == "a/b" and "'jug' is not one" in report.refused[0]["why"]
+    same, _ = built(bench, tmp_path / "in")
+    for e, other in zip(found, same, strict=True):
+        assert e._replace(id="", meta="", suggested=0) == (
+            other._replace(id="", meta="", suggested=0)
+        )
 
 
 def test_an_empty_directory(tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import urllib.error
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from tests import kit
 from tests.data import published
 from tests.judges import server
 from vlmrl import perturb, prompts
-from vlmrl.data import drawing, loader, scenes
+from vlmrl.data import drawing, fetch, loader, scenes
 from vlmrl.data.sets import SETS
 from vlmrl.main import data
 from vlmrl.types import UserError
@@ -107,6 +108,44 @@ def test_prepare_writes_what_a_run_in_the_same_place_reads(vlmrl, capsys, tmp_pa
     )
     assert list(loader.load(where, "test")) == list(kit.examples(3))
     assert len(loader.load(where, "train")) == 7
+
+
+def test_a_set_comes_from_the_hub_with_images_by_address(
+    vlmrl, capsys, tmp_path, monkeypatch
+):
+    hub = published.write("pixmo_count", tmp_path / "hub")
+    at = {p.name[:6]: p.read_bytes() for p in (hub / "images").iterdir()}
+    asked = []
+
+    def listing(repo, revision):
+        return [str(p.relative_to(hub)) for p in hub.glob("data/*")]
+
+    def download(repo, revision, name, root):
+        asked.append((repo, revision, name))
+        published.text(root / name, (hub / name).read_bytes())
+
+    def get(url):
+        asked.append(url)
+        if (name := url.rpartition("/")[2][:6]) in at:
+            return at[name]
+        raise urllib.error.HTTPError(url, 404, "", None, None)
+
+    monkeypatch.setattr(fetch, "_commit", lambda repo, revision: "c" * 40)
+    monkeypatch.setattr(fetch, "_listing", listing)
+    monkeypatch.setattr(fetch, "_download", download)
+    monkeypatch.setattr(fetch, "get", get)
+    words = ["data", "prepare", "pixmo_count", "--repo=me/mine", "--revision=main"]
+    vlmrl(*words, "--workdir", tmp_path)
+    said = capsys.readouterr().out
+    assert f"pixmo_count: me/mine at main is {'c' * 40}" in said
+    assert "pixmo_count train images: 1 changed, 1 dead, 2 ok; each in " in said
+    assert "7 rows: 2 examples kept, 0 of them repaired, 5 rows refused" in said
+    assert "pixmo_count: no files of validation, test" in said
+    name = "data/train-00000-of-00001.parquet"
+    assert asked[0] == ("me/mine", "c" * 40, name) and len(asked) == 5
+    vlmrl(*words, "--workdir", tmp_path)
+    assert [a for a in asked if isinstance(a, str)] == asked[1:5]  # no image twice
+    assert "1 changed, 1 dead, 2 ok" in capsys.readouterr().out
 
 
 def test_published_sets_are_prepared_shown_checked(vlmrl, capsys, tmp_path):

@@ -201,6 +201,17 @@ def test_what_is_measured(plain):
         assert {"repetition", "copied"} == set(step.samples[0].terms)
 
 
+@pytest.mark.slow
+def test_images_are_held_once_per_example_not_once_per_rollout(plain):
+    _, seen = plain
+    for _, batch in seen:
+        vision, branches = batch.group.vision, batch.group.branches
+        assert len(vision.patches) == PROMPTS == len(batch.group.prefix.ids)
+        assert len(branches.ids) == PROMPTS * GROUP and (branches.image == -1).all()
+        sizes = sorted(x.nbytes for x in jax.tree.leaves(batch))
+        assert sizes[-1] == vision.patches.nbytes > 10 * sizes[-2]  # no copy of it
+
+
 AHEAD = PLAIN | {
     "lag": 1,
     "noise": {"share": 0.5, "sigma": 0.3, "anneal": 4},

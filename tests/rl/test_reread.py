@@ -31,6 +31,12 @@ def test_what_is_read():
         assert not reread.sighted(prompt, think).whole
 
 
+def test_an_image_is_cut_once_for_all_thinks_of_its_group():
+    for group in readings(reread.sighted):
+        made = [tokens.encode(kit.processor(), (r.text, r.images)) for r in group]
+        assert len({id(e.pictures[0].patches) for e in made}) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [reread.sighted, reread.blind])
 def test_letters_are_those_of_the_whole_text(kind):

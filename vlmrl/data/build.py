@@ -96,6 +96,7 @@ def build(
         "version": VERSION,
         "fields": list(Example._fields),
         "files": [[str(f.relative_to(root)), f.stat().st_size] for f in files],
+        "beside": _beside(bench, root),
     }
     final = directory(data_dir, bench.name, split)
     if final.exists():
@@ -119,6 +120,17 @@ def build(
 def report(directory: Path) -> Report:
     """The report of a finished build."""
     return Report(**json.loads((Path(directory) / "report.json").read_text()))
+
+
+def _beside(bench: Set, root: Path) -> list:
+    """[number, hash] of what rows may point at: with more of it, fewer are refused."""
+    held = sorted(
+        [str(path.relative_to(root)), path.stat().st_size]
+        for pattern in bench.beside
+        for path in root.glob(pattern)
+        if path.is_file() and path.suffix not in (".jsonl", ".partial")
+    )
+    return [len(held), hashlib.sha256(json.dumps(held).encode()).hexdigest()[:16]]
 
 
 def _claim(work: Path, made_of: dict) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from vlmrl.data import images
+from vlmrl.data import images, shares
 from vlmrl.types import Array, Example, UserError
 
 GREY = 127
@@ -105,15 +105,19 @@ def distort(example: Example, name: str, seed: int, **settings) -> Example:
         raise UserError(f"unknown image perturbation {name!r}; known: {known}")
     if not example.images:
         raise UserError(f"example {example.id!r}: has no image for {name!r}")
-    changed = []
-    for i, data in enumerate(example.images):
-        pixels = np.asarray(images.decode(data, f"{example.id} image {i}"))
-        text = f"distort\0{seed}\0{name}\0{example.id}\0{i}"
-        key = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")
-        rng = np.random.Generator(np.random.PCG64(key))
-        changed.append(encode(DISTORTIONS[name](pixels, rng, **settings)))
-    condition = f"{name}+{example.condition}"
-    return example._replace(images=tuple(changed), condition=condition)
+
+    def changed(files):
+        for i, data in enumerate(files):
+            pixels = np.asarray(images.decode(data, f"{example.id} image {i}"))
+            text = f"distort\0{seed}\0{name}\0{example.id}\0{i}"
+            key = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")
+            rng = np.random.Generator(np.random.PCG64(key))
+            yield encode(DISTORTIONS[name](pixels, rng, **settings))
+
+    return example._replace(
+        images=shares.mapped(example.images, changed),
+        condition=f"{name}+{example.condition}",
+    )
 
 
 def encode(pixels: Array) -> bytes:

@@ -11,6 +11,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import threading
 import time
 import urllib.error
@@ -73,16 +74,19 @@ def from_hub(
     root: Path,
     *,
     progress: Callable[[str], None] = lambda name: None,
+    commit: Callable[[str, str], str] | None = None,
     listing: Callable[[str, str], Sequence[str]] | None = None,
     download: Callable[[str, str, str, Path], object] | None = None,
-) -> None:
-    """Downloads the files of the splits, and those that their rows point at.
+) -> Pin:
+    """Downloads the files of the splits, and those that their rows point at. Returns
+    the pin they were taken at (`settled`).
 
     Args:
       bench, splits: what is wanted.
       pin: the repository and its revision.
       root: the files' directory here.
       progress: called with the name of each file as it arrives.
+      commit: (repo, revision) → whole commit; huggingface_hub by default.
       listing: (repo, revision) → file names; huggingface_hub by default.
       download: (repo, revision, name, root), leaves root/name; huggingface_hub by
         default, which goes on with what it left of a file.
@@ -90,9 +94,10 @@ def from_hub(
     Raises UserError where the hub can't be reached, or has none of the files.
     """
     if not pin.repo:
-        return
+        return pin
     where = f"{bench.name}: {pin.repo} at {pin.revision}"
     try:
+        pin = settled(pin, root, commit or _commit)
         there = (listing or _listing)(pin.repo, pin.revision)
         wanted = wanted_files(bench, splits, there)
         if not wanted:
@@ -109,6 +114,24 @@ def from_hub(
             f"{where}: not to be had ({why}); put its files into a directory and give"
             " --source DIR"
         ) from error
+    return pin
+
+
+def settled(pin: Pin, root: Path, commit: Callable[[str, str], str]) -> Pin:
+    """The pin with a whole commit as its revision. A name that moves, as `main`, is
+    looked up once; root/revision.json keeps what it meant then, so that a download goes
+    on with the files it began with, and says which they are."""
+    if re.fullmatch("[0-9a-f]{40}", pin.revision):
+        return pin
+    kept = root / "revision.json"
+    asked = {"repo": pin.repo, "revision": pin.revision}
+    held = json.loads(kept.read_text()) if kept.is_file() else {}
+    if asked.items() <= held.items():
+        return pin._replace(revision=held["commit"])
+    found = commit(pin.repo, pin.revision)
+    root.mkdir(parents=True, exist_ok=True)
+    _keep(kept, json.dumps(asked | {"commit": found}).encode())
+    return pin._replace(revision=found)
 
 
 def wanted_files(bench: Set, splits: Sequence[str], there: Sequence[str]) -> list[str]:
@@ -134,6 +157,12 @@ def _matches(name: str, pattern: str) -> bool:
     return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
 
 
+def _commit(repo: str, revision: str) -> str:
+    from huggingface_hub import HfApi
+
+    return HfApi().dataset_info(repo, revision=revision).sha
+
+
 def _listing(repo: str, revision: str) -> list[str]:
     from huggingface_hub import HfApi
 
@@ -157,6 +186,7 @@ def from_urls(
         path = root / name
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(path.parent, f"{path.name}.*.partial")
             try:
                 data = get(url)
             except (OSError, http.client.HTTPException) as error:
@@ -193,6 +223,12 @@ def _keep(path: Path, data: bytes) -> None:
     os.replace(part, path)
 
 
+def _sweep(folder: Path, pattern: str) -> None:
+    """Removes what a run that was killed left half-written."""
+    for path in folder.glob(pattern):
+        path.unlink()
+
+
 def images(
     wanted: Iterable[tuple[str, str]],
     root: Path,
@@ -209,6 +245,7 @@ def images(
     """
     folder = root / "images"
     folder.mkdir(parents=True, exist_ok=True)
+    _sweep(folder, "*.partial")
     manifest = folder / "manifest.jsonl"
     told: dict[str, dict] = {}
     if manifest.is_file():

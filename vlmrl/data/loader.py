@@ -297,8 +297,8 @@ def batches(
       epochs: passes over the source, None for no end. The examples left over at the
         very end, too few for a whole batch, are dropped.
       start: position to continue from.
-      process_index, process_count: this process takes every `process_count`-th example
-        of a batch, from `process_index` on.
+      process_index, process_count: a batch is cut into `process_count` equal runs, of
+        which this process reads the one numbered `process_index` (`sharding.part`).
       threads, ahead: that read, and batches they hold ready at most.
       weights: share of each source in the stream, in any unit. Each is shuffled and
         repeated by itself, without end.
@@ -323,9 +323,13 @@ def batches(
             + (f" × {epochs} epochs" if epochs is not None else "")
         )
     stream = stream_of(source, seed=seed, epochs=epochs, weights=weights)
-    end = start + max(0, len(stream) - start) // batch * batch
-    mine = stream[start + process_index : end : process_count]
-    part = mine.batch(batch // process_count, drop_remainder=True, batch_fn=list)
+    size = batch // process_count
+    count = max(0, len(stream) - start) // batch * size
+    first = start + process_index * size
+    mine = grain.MapDataset.range(count).map(
+        lambda i: stream[first + i // size * batch + i % size]
+    )
+    part = mine.batch(size, drop_remainder=True, batch_fn=list)
     reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     for i, examples in enumerate(part.to_iter_dataset(reading)):
         yield start + (i + 1) * batch, examples

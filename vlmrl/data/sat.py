@@ -88,7 +88,7 @@ SET = Set(
     about="spatial questions about simulated rooms; a test on photographs",
     splits={
         "train": 172384,
-        "static": None,
+        "static": 127405,
         "train_rl": None,
         "val": 4001,
         "test": 150,

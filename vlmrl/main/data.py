@@ -159,7 +159,10 @@ def prepared(name: str, other, workdir: Path) -> str:
     if here:
         root.mkdir(parents=True, exist_ok=True)
         arrived = lambda file: print(f"{name}: {file}", flush=True)  # noqa: E731
-        fetch.from_hub(bench, asked or list(bench.files), pin, root, progress=arrived)
+        splits = asked or list(bench.files)
+        taken = fetch.from_hub(bench, splits, pin, root, progress=arrived)
+        if taken != pin:
+            print(f"{name}: {pin.repo} at {pin.revision} is {taken.revision}")
         fetch.from_urls(pin, root, arrived)
     there = {s: reading.find(bench, s, root) for s in asked or bench.files}
     there = {s: files for s, files in there.items() if files or s in asked}

@@ -29,7 +29,7 @@ import jax
 
 import vlmrl
 from vlmrl import checkpoint, hosts, metrics, perturb, sharding
-from vlmrl.data import loader
+from vlmrl.data import loader, shares
 from vlmrl.engine import policy as policies
 from vlmrl.eval import records
 from vlmrl.eval.evaluate import evaluator
@@ -295,12 +295,20 @@ def train(
     restored = checkpoint.latest(points)
     if restored is not None:
         carry, _ = checkpoint.restore(points, restored, carry)
-    batches = loader.Waited(
-        loader.batches(
-            source, weights=weights, seed=seed, batch=prompts, start=carry.position
-        )
-    )
     at = loader.stream_of(source, seed=seed, weights=weights).__getitem__
+    index, count = sharding.part(policy.mesh)
+    batches = loader.batches(
+        source,
+        weights=weights,
+        seed=seed,
+        batch=prompts,
+        start=carry.position,
+        process_index=index,
+        process_count=count,
+    )
+    if count > 1:
+        batches = shares.whole(batches, at, index, hosts.whole)
+    batches = loader.Waited(batches)
     run = loop.train(
         actor,
         batches,

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vlmrl import sharding, tokens
+from vlmrl import hosts, sharding, tokens
 from vlmrl.engine.chain import extend, prefill
 from vlmrl.engine.logprobs import token_logprobs
 from vlmrl.engine.policy import Policy
@@ -80,17 +80,18 @@ def reader(policy: Policy, max_tokens: int) -> Callable:
 
     def letters(params, readings: Sequence[Sequence[Reading]]):
         encoded, good = [], []
-        for group in readings:
+        for group in wide.own(readings):
             made = [tokens.encode(policy.processor, (r.text, r.images)) for r in group]
             shared = tokens.shared_length(made, leave=1)
             fits = [len(e.ids) - shared <= room for e in made]
             short = min(made, key=lambda e: len(e.ids))
             encoded.append([e if f else short for e, f in zip(made, fits, strict=True)])
             good.append([r.whole and f for r, f in zip(group, fits, strict=True)])
-        mine = wide.group(wide.own(encoded))
+        mine = wide.group(encoded)
         probs = sharding.fetch(run(params, sharding.join_batch(policy.mesh, mine)))
-        probs = probs.reshape(*np.shape(good), OPTIONS)
-        return probs * np.array(good)[..., None]
+        index, _ = sharding.part(policy.mesh)
+        good = np.concatenate(hosts.whole(index, np.array(good)))
+        return probs.reshape(*good.shape, OPTIONS) * good[..., None]
 
     return letters
 

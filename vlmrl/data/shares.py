@@ -1,0 +1,67 @@
+"""A training stream that several processes read together, each its own share.
+
+Every process needs the text of a whole batch: rewards, advantages and metrics are of
+all of it. Images are cut by the process whose rows they are. So each reads its own run
+of every batch, tells the others all but the images, and holds theirs by number alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from vlmrl.types import Example
+
+
+class Away(Sequence):
+    """Images that another process reads. Their number is known; who asks for one after
+    all, as for a group that took another's place, has them read here, once."""
+
+    def __init__(self, count: int, read: Callable[[], Sequence[bytes]]):
+        self._count, self._read = count, functools.cache(read)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> bytes:
+        return self._read()[range(self._count)[index]]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._read())
+
+
+def mapped(
+    images: Sequence[bytes], change: Callable[[Sequence[bytes]], Iterable[bytes]]
+) -> Sequence[bytes]:
+    """change(images), of the same number; put off where they are away."""
+    if isinstance(images, Away):
+        return Away(len(images), lambda: tuple(change(images)))
+    return tuple(change(images))
+
+
+def whole(
+    stream: Iterator[tuple[int, list[Example]]],
+    at: Callable[[int], Example],
+    index: int,
+    tell: Callable[[int, Any], list[Any]],
+) -> Iterator[tuple[int, list[Example]]]:
+    """Yields (position, a whole batch) from this process's share, `loader.batches`.
+
+    Args:
+      stream: the share.
+      at: the example at a position of the whole stream.
+      index: which run of every batch the share is.
+      tell: what every run says, once each and in their order (`hosts.whole`); all
+        processes come to it together.
+    """
+    for position, mine in stream:
+        told = [(e._replace(images=()), len(e.images)) for e in mine]
+        told = [pair for run in tell(index, told) for pair in run]
+        first, own = position - len(told), index * len(mine)
+        batch = [
+            e._replace(images=Away(count, lambda p=first + i: at(p).images))
+            for i, (e, count) in enumerate(told)
+        ]
+        batch[own : own + len(mine)] = mine
+        yield position, batch
