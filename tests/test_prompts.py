@@ -1,11 +1,13 @@
 """Prompts: exact texts, spans, refusal of control tokens. Parser: every adversary."""
 
 import hashlib
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vlmrl.data.sets import SETS
 from vlmrl.perturb import ORDER, apply
 from vlmrl.prompts import (
     PARSER,
@@ -365,6 +367,15 @@ SNAPSHOTS = {
     "lmms_cv_bench": f"{NOTE} {CHOICES}",
     "lmms_blink": f"{NOTE}\n{CHOICES}",
     "lmms_vstar": f"Look closely.\nWhich animal is this?\n{LISTED}{DIRECTLY}",
+    "lmms_3dsrbench": "Look closely.\nQuestion: Which animal is this?\nOptions:\n"
+    f"{LISTED}Please select the correct answer from the options above. \n",
+    "lmms_mmvp": f"Look closely.\nWhich animal is this?\n{LISTED}{DIRECTLY}",
+    "lmms_sat": "Look closely.\nWhich animal is this?\nWhen multiple images are"
+    " provided, You want to realize that when camera moves left, the objects in the"
+    " image move right, and vice versa. And when you are asked about the movement of"
+    " the same object captured in different images, you can compare the position of the"
+    " object relative to other objects in the image to answer the question.\n\n"
+    f"{LISTED}\nOnly output the letter of the correct option and nothing else.",
     "lmms_pope": "Look closely.\nWhich animal is this?\n"
     "Answer the question using a single word or phrase.",
     "lmms_pixmo_count": "Look closely.\nWhich animal is this?\n"
@@ -381,6 +392,16 @@ def test_other_tools_wordings_to_the_letter(name):
     (user,) = messages(ITEM, STYLES[name])
     assert user["content"] == [{"type": "text", "text": SNAPSHOTS[name]}]
     assert build(ITEM, name).style == name
+
+
+def test_the_table_of_styles_by_set_names_what_there_is():
+    """vlmrl/data/README.md: which tool's wording is which style, set by set."""
+    page = (Path(__file__).parents[1] / "vlmrl/data/README.md").read_text()
+    table = page[page.index("| set |") :].partition("\n\n")[0].splitlines()[2:]
+    rows = [[c.strip(" `") for c in line.strip("|").split("|")] for line in table]
+    assert [row[0] for row in rows] == list(SETS)
+    named = {name for row in rows for name in row[1:] if name != "–"}
+    assert named <= set(STYLES) and set(SNAPSHOTS) <= named
 
 
 def test_every_style_of_another_tool_has_its_snapshot_and_rule():
@@ -407,6 +428,20 @@ def test_every_style_of_another_tool_has_its_snapshot_and_rule():
         ("lmms_vstar", "My choice is C", 2),
         ("lmms_vstar", "it was [b]", 1),
         ("lmms_vstar", "d", -1),
+        ("lmms_3dsrbench", "B) dog", 1),
+        ("lmms_3dsrbench", "I see A cat, so the answer is: C", 2),
+        ("lmms_3dsrbench", "It is (B), not A", 1),
+        ("lmms_3dsrbench", "D", -1),
+        ("lmms_3dsrbench", "dog", -1),
+        ("lmms_mmvp", "(b)", 1),
+        ("lmms_mmvp", "The answer is B", 1),
+        ("lmms_mmvp", "I choose option (b", 1),
+        ("lmms_mmvp", "Because", 1),
+        ("lmms_mmvp", "dog", -1),
+        ("lmms_sat", "b. dog", 1),
+        ("lmms_sat", "(C)", 2),
+        ("lmms_sat", "The answer is B", -1),
+        ("lmms_sat", "", -1),
         ("lmms_pope", "DOG ", 1),
         ("lmms_pope", "a dog", -1),
         ("tiny", "<think>x</think><answer>B</answer>", 1),

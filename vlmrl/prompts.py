@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from string import ascii_uppercase as LETTERS
 from typing import NamedTuple
 
@@ -109,6 +109,13 @@ _NOTE = (
     " information.\n{question}"
 )
 _LISTED = "({letter}) {text}"
+_MOVES = (
+    "When multiple images are provided, You want to realize that when camera moves"
+    " left, the objects in the image move right, and vice versa. And when you are asked"
+    " about the movement of the same object captured in different images, you can"
+    " compare the position of the object relative to other objects in the image to"
+    " answer the question."
+)
 
 # Wordings of github.com/open-compass/VLMEvalKit and EvolvingLMMs-Lab/lmms-eval, and of
 # the benchmarks' own scripts, each with the rule that reads its answers. An empty
@@ -143,6 +150,18 @@ STYLES |= {
         option=_LISTED,
     ),
     "lmms_vstar": _peer(_DIRECT, "lmms-vstar-1"),
+    "lmms_3dsrbench": _peer(
+        "\nPlease select the correct answer from the options above. \n",
+        "lmms-3dsrbench-1",
+        ask="Question: {question}",
+        header="Options:",
+    ),
+    "lmms_mmvp": _peer(_DIRECT, "lmms-mmvp-1"),
+    "lmms_sat": _peer(
+        "\n\nOnly output the letter of the correct option and nothing else.",
+        "lmms-first-word-1",
+        ask="{question}\n" + _MOVES + "\n",
+    ),
     "lmms_pope": _peer(_SINGLE, "lmms-exact-1", option=""),
     "lmms_pixmo_count": _peer(
         "\nAnswer with a single number.", "lmms-first-number-1", option=""
@@ -508,6 +527,37 @@ def _vstar(said: str, options: tuple[str, ...]) -> int:
     return _within(letters[0], options) if len(letters) == 1 else -1
 
 
+def _by(said: str, options: tuple[str, ...], patterns: Sequence[str], flags=0) -> int:
+    """The letter that the first pattern found names."""
+    found = (re.search(pattern, said, flags) for pattern in patterns)
+    return next((_within(f[1], options) for f in found if f), -1)
+
+
+def _3dsrbench(said: str, options: tuple[str, ...]) -> int:
+    """In this order: an opening capital A to D, one after `answer` (is), in brackets,
+    before a full stop, or as a word."""
+    after = [
+        rf"{who}nswer(?: is)?[:\s]+([A-D])" for who in ("[Aa]", "[Tt]he a", "[Mm]y a")
+    ]
+    rest = (r"\(([A-D])\)", r"([A-D])\.", r"\b([A-D])\b")
+    return _by(said, options, (r"^([A-D])(?:[.\s)]|$)", *after, *rest))
+
+
+def _mmvp(said: str, options: tuple[str, ...]) -> int:
+    """In this order, A or B of either case: opening, after `answer is`, after `option`,
+    before a blank or the end, or as the first letter of a word that opens."""
+    opening = r"^\s*\(?([AB])(?:\)?\.?\s*$|\)?[.\s])"
+    after = (r"answer\s+is\s+\(?([AB])", r"option\s+\(?([AB])")
+    rest = (r"([AB])\)?(?:\s|$)", r"^([AB])")
+    return _by(said, options, (opening, *after, *rest), re.I)
+
+
+def _first_word(said: str, options: tuple[str, ...]) -> int:
+    """The first word, punctuation aside, if it is a letter of either case."""
+    word = re.sub(r"[^\w\s]", "", said).strip().partition(" ")[0]
+    return _within(word, options) if re.fullmatch("[A-Za-z]", word) else -1
+
+
 def _first_number(said: str, options: tuple[str, ...]) -> int:
     found = re.search(r"\d+", said)
     return _exact(str(int(found[0])), options) if found else -1
@@ -525,6 +575,9 @@ PARSERS: dict[str, Callable[[str, tuple[str, ...]], int]] = {
     "vlmevalkit-yes-no-1": _yes_no,
     "lmms-first-letter-1": _first_letter,
     "lmms-vstar-1": _vstar,
+    "lmms-3dsrbench-1": _3dsrbench,
+    "lmms-mmvp-1": _mmvp,
+    "lmms-first-word-1": _first_word,
     "lmms-exact-1": _exact,
     "lmms-first-number-1": _first_number,
 }

@@ -1,11 +1,15 @@
 """How fast a training set is prepared and read back, and in how much memory.
 
-Run as a script this file measures 20,000 examples, or as many as are named:
+Run as a script this file measures 20,000 examples, or as many as are named, and prints
+the line for the table of figures in vlmrl/data/README.md:
     python tests/data/test_speed.py 20000
+It needs 4 GB below $TMPDIR, and a machine that does nothing else.
 """
 
 import io
 import json
+import os
+import platform
 import subprocess
 import sys
 import threading
@@ -23,6 +27,7 @@ SIDE, PICTURES = 512, 32  # pixels; different ones, taken in turn
 PREPARED, READ = 150, 1000  # examples per second of processor time that are wanted: 300
 # a second on two cores, 1,000 a second on one
 MEMORY = 2**30  # bytes
+TIMED = ("prepare", "read")
 
 
 def picture(seed: int) -> bytes:
@@ -148,10 +153,31 @@ def main(words: list[str]) -> None:
         write(Path(there), count)
         found = measure(Path(there))
     print(json.dumps(found))
-    for what in ("prepare", "read"):
+    for what in TIMED:
         clock, used = found[what]
         print(f"{what}: {count / clock:.0f}/s, {count / used:.0f} per processor second")
-    print(f"peak: {found['peak'] / 2**20:.0f} MiB")
+    print(f"peak: {found['peak'] / 2**20:.0f} MiB, decoded {found['decoded']} images")
+    print(f"for vlmrl/data/README.md:\n{row(count, found)}")
+
+
+def row(count: int, found: dict) -> str:
+    """The line of the table of figures that this measurement makes."""
+    rates = [f"{count / seconds:,.0f}" for what in TIMED for seconds in found[what]]
+    cells = [
+        time.strftime("%Y-%m-%d"),
+        f"{os.cpu_count()} cores, {processor()}",
+        f"{count:,}",
+        *rates,
+        f"{found['peak'] / 2**20:,.0f} MiB",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def processor() -> str:
+    """Name of the processor, as Linux knows it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [x.partition(":")[2].strip() for x in lines if x.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
 """Question and option → sentence: the list that a person has read."""
 
 import itertools
+import json
+import re
+from pathlib import Path
 
 import pytest
 
+from vlmrl.data.sets import SETS
 from vlmrl.data.statements import FALLBACK, leaks, state, states
 
 E = "Estimate the real-world distances between objects in this image. "
@@ -128,6 +132,32 @@ def test_no_sentence_is_broken_or_gives_the_right_one_away(
         assert all(a != b for a, b in itertools.pairwise(words)), said
         for right in options[:i] + options[i + 1 :]:
             assert not leaks(said, question, right, options[i]), said
+
+
+# Questions in the wording of every multiple-choice set, with what is said of their
+# first two options, as a person has read it; nothing where the fallback quotes.
+ASKED = [
+    json.loads(line)
+    for line in Path(__file__).with_name("asked.jsonl").read_text().splitlines()
+]
+OPEN = ("pixmo_count", "refcoco")
+
+
+@pytest.mark.parametrize("name", [n for n in SETS if n not in OPEN])
+def test_each_set_is_stated_by_template_as_it_was_read(name):
+    rows = [r for r in ASKED if r["set"] == name]
+    for row in rows:
+        said, rule = states(row["question"], row["options"])
+        assert (list(said[:2]) if rule != "fallback" else []) == row["says"]
+        for i, sentence in enumerate(said if row["says"] else ()):
+            plain = re.sub('".*"', "", sentence)  # an option that asks is quoted
+            words = plain.lower().split()
+            assert "?" not in plain and not plain.endswith(".") and "  " not in plain
+            assert all(a != b for a, b in itertools.pairwise(words)), sentence
+            for right in row["options"][:i] + row["options"][i + 1 :]:
+                told = leaks(sentence, row["question"], right, row["options"][i])
+                assert not told, sentence
+    assert len(rows) >= 3 and sum(not r["says"] for r in rows) <= 0.05 * len(rows)
 
 
 def test_what_no_template_fits_is_quoted_and_counted():

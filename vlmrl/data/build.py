@@ -27,7 +27,7 @@ from vlmrl.data.features import FEATURES, serialised
 from vlmrl.data.reading import Item, Place, Refused, Set, draw, normal
 from vlmrl.types import Example, UserError
 
-VERSION = "1.0.0"  # of what readers make of the same files; raise it with any change
+VERSION = "1.1.0"  # of what readers make of the same files; raise it with any change
 ROWS = 256  # source rows per shard
 THREADS = 2  # rows decoded at a time; Pillow lets other threads run
 AHEAD = 8  # rows read ahead per thread

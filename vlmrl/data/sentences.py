@@ -41,8 +41,14 @@ _VERBS = (
     r"|need|point|belong|refer|describe|suggest|express|convey|feel|eat|live|appear"
     r"|face|move|turn|see|know|expect|do|go|come|cost|exceed|increase|decrease|cross"
     r"|touch|reach|match|intersect|follow|lead|equal|include|play|ride|carry|exist"
-    r"|stand|sit|lie|overlap|support)"
+    r"|stand|sit|lie|overlap|support|win|get|share|correspond|localize|enclose|produce"
+    r"|receive|score|happen|occur|grow|rise|fall)"
 )
+_COLOURS = re.compile(
+    r"(?:red|blue|green|yellow|black|white|brown|orange|purple|pink|gr[ae]y)"
+    r"(?! (?:or|and|in|on|at|from|than|to|with|like)\b)(?= \w)",
+    re.I,
+)  # before a noun, which they say nothing of
 _ATTRIBUTES = {
     *"color colour shape material size type kind brand number name direction".split(),
     *"position location orientation texture pattern age gender height weight".split(),
@@ -115,6 +121,8 @@ _IN_VIEW = re.compile(r"in (?:the|this) (?:image|picture|photo)\b(?=.)", re.I)
 
 def _subject(rest: str) -> tuple[str, str] | None:
     """(subject, predicate) of what follows a form of `be`; None if not to be told."""
+    if compared := _m(r"(.*?\S) ((?:\w+er|more|less) than .+)", rest):
+        return compared[1], compared[2]
     for found in re.finditer(rf"(?<=\s){_PREDICATE}\b", rest, re.I):
         subject = rest[: found.start()].strip()
         words = subject.split()
@@ -123,7 +131,14 @@ def _subject(rest: str) -> tuple[str, str] | None:
         articles = ("the", "a", "an", "this", "these", "those", "his", "her", "their")
         if words[-1] in (*articles, "of", "its", "and", "or", "than", "in"):
             continue
-        if found[0].lower() in ("of", "the", "a", "an") and len(words) < 2:
+        named = words[0][:1].isdigit() or re.fullmatch(r"[A-Z]\w*", words[0])
+        if (
+            found[0].lower() in ("of", "the", "a", "an")
+            and len(words) < 2
+            and not named
+        ):
+            continue
+        if _COLOURS.match(rest, found.start()):
             continue
         if found[0].lower() == "of" or _IN_VIEW.match(rest, found.start()):
             continue
@@ -144,11 +159,12 @@ def _claim(core: str, true: bool) -> str:
     if (m := _m(rf"({_BE}) (.+)", core)) and (parts := _subject(m[2])):
         return f"{parts[0]} {m[1].lower()}{no} {parts[1]}"
     modal = r"(does|do|did|can|could|will|would|should|has|have)"
-    if m := _m(rf"{modal} (\S.*?\S) ({_VERBS}|be|been|\w+ed)\b(.*)", core):
+    if m := _m(rf"{modal} (\S|\S.*?\S) ({_VERBS}|be|been|\w+ed)\b(.*)", core):
         aux, verb = m[1].lower(), m[3]
         if true and aux in ("does", "do"):
             return f"{m[2]} {_third(verb) if aux == 'does' else verb}{m[4]}"
-        return f"{m[2]} {aux}{no} {verb}{m[4]}"
+        denied = "cannot" if aux == "can" and not true else aux + no
+        return f"{m[2]} {denied} {verb}{m[4]}"
     return ""
 
 
@@ -163,6 +179,7 @@ def _third(verb: str) -> str:
 def _yes_no(core, option, options):
     words = {"yes": True, "no": False, "true": True, "false": False}
     truth = words.get(option.casefold())
+    core = re.sub(r"(?i)\btrue or false\b", "true", core)
     return "" if truth is None else _claim(core, truth)
 
 
@@ -184,6 +201,13 @@ def _or(core, option, options):
             chosen = re.sub(r"\b(the|a|an) (?:the|an?)\b", r"\1", chosen)
             return _claim(chosen, True)
     return ""
+
+
+def _moved(core, option, options):
+    """Were any of them moved? → no objects moved: the option says it all."""
+    moved = r"\bmov(?:ed|ing)\b"
+    asked = re.match(r"(?i)(?:were|was|did|have) ", core) and re.search(moved, core)
+    return option if asked and re.search(rf"\w {moved}", option) else ""
 
 
 def _shared(first: str, second: str):
@@ -277,6 +301,9 @@ def _where(core, option, options):
             named = f"{subject} {m[1].lower()} {verb}{tail}"
             return f"The place where {named} is {option}"
         place = f"in {option}"
+    shown = r"\b(?:image|photo|picture)\b"
+    if re.search(shown, tail) and re.search(shown, place):
+        tail = ""
     return f"{subject} {m[1].lower()} {verb} {place}{tail}"
 
 
@@ -285,11 +312,32 @@ def _one_of(core, option, options):
         rf"which (?:one )?of (?:the following|these)(?: (.+?))?,? ({AUX}) (.+)", core
     )
     if not m:
-        return ""
-    noun = re.sub(r"(?i)^(?:two|three|four) ", "", m[1] or "option")
-    noun = noun[:-1] if noun.endswith("s") and not noun.endswith("ss") else noun
+        return _one_that(core, option)
+    noun = _singular(re.sub(r"(?i)^(?:two|three|four) ", "", m[1] or "option"))
+    doing = _m(rf"((?!be\b).+?) ({_VERBS})\b(.*)", m[3])
+    if doing and re.match(r"(?i)(?:can|could|will|would|may|might|should)$", m[2]):
+        done = f"{m[2].lower()} {doing[2]}{doing[3]}"
+        return f"The {noun} that {doing[1]} {done} is {option}"
     aux = {"are": "is", "were": "was", "have": "has"}.get(m[2].lower(), m[2].lower())
     return f"The {noun} that {aux} {m[3]} is {option}"
+
+
+def _one_that(core, option):
+    """Which one of them is …, which of the following images shows …"""
+    some = r"(?:the following|these|them|the)"
+    m = _m(rf"which (?:one )?of {some}(?: (.+?))? ({_third_any()}|is|was) (.+)", core)
+    if not m:
+        return ""
+    noun, told = m[1] or "", f"that {m[2]} {m[3]} is {_definite(option)}"
+    if not noun or " or " in noun:
+        return f"The one {told}"
+    if re.search(r"\b(?:two|three|four)\b", noun):
+        return f"Of the {noun}, the one {told}"
+    return f"The {_singular(noun)} {told}"
+
+
+def _singular(noun: str) -> str:
+    return noun[:-1] if noun.endswith("s") and not noun.endswith("ss") else noun
 
 
 def _which(core, option, options):
@@ -309,6 +357,8 @@ def _which(core, option, options):
         return f"The {noun} that {aux} {rest} {be} {said}"
     if rest.startswith("there"):
         return f"The {noun}{rest[5:]} {be} {option}"
+    if stranded := _m(r"(.+) (in|on|at|from|of|to|for|with|near)", rest):
+        return f"The {noun} that {stranded[1]} {aux} {stranded[2]} {be} {option}"
     if not re.match(rf"(?-i:{_DET}) ", rest) and not re.match(r"(?i)it\b", rest):
         return f"The {noun} that {aux} {rest} {be} {said}"
     if re.match(
@@ -321,6 +371,8 @@ def _which(core, option, options):
         head in _ATTRIBUTES or noun.split()[0].lower() in _ATTRIBUTES
     ):
         return f"The {noun} of {rest} is {option}"
+    if aux in ("is", "are", "was", "were") and not _subject(rest):
+        return f"The {noun} that {aux} {rest} {be} {said}"
     return ""
 
 
@@ -330,7 +382,9 @@ def _which_does(core: str, option: str) -> str:
     if m:
         verb = {"does": _third(m[4]), "do": m[4]}.get(m[2].lower(), f"did {m[4]}")
         return f"The {m[1]} that {m[3]} {verb}{m[5]} is {option}"
-    m = _m(rf"(?:which|what) (\w+(?: \w+)?) ({_third_any()})\b(.*)", core)
+    how = r"(?:(?:more|most|best) )?(?:\w+ly )?"
+    verb = rf"({how}(?:{_third_any()}))"
+    m = _m(rf"(?:which|what) (\w+(?: [\w'’-]+){{0,5}}?) {verb}\b(.*)", core)
     return f"The {m[1]} that {m[2]}{m[3]} is {_definite(option)}" if m else ""
 
 
@@ -380,7 +434,7 @@ def _what_is(core, option, options):
         if called := _m(r"(.+?) (called|made of|used for|about|for)", rest):
             return f"{called[1]} {be} {called[2]} {option}"
         return f"{rest} {be} {option}"
-    return f"What {be} {rest} is {option}"
+    return f"What {be} {rest} is {_definite(option)}"
 
 
 def _what_does(core, option, options):
@@ -390,6 +444,11 @@ def _what_does(core, option, options):
             return f"{m[2]} {verb} like {option}"
         return f"What {m[2]} {verb}{m[4]} is {option}"
     modal = r"(can|could|will|would|should|might|may|must)"
+    clause = re.search(r"\w (?:is|are|was|were|will|would)\b", option)
+    if clause and _m(r"what (?:will|would|may|might) happen(?: next)?", core):
+        return f"Next, {option[:1].lower()}{option[1:]}"
+    if (m := _m(r"what would happen (if .+)", core)) and clause:
+        return f"{m[1]}, {option[:1].lower()}{option[1:]}"
     if m := _m(rf"what {modal} (we|you|i|they|he|she|it|one) (.+)", core):
         return f"What {m[2]} {m[1].lower()} {m[3]} is {option}"
     if m := _m(rf"what {modal} (be .+)", core):
@@ -482,8 +541,13 @@ def _order(core, option, options):
 
 
 def _blank(core, option, options):
-    if re.search(r"_{2,}|\(\s*\)", core):
-        return re.sub(r"_{2,}|\(\s*\)", lambda m: option, core, count=1)
+    gap = r"_{2,}|\(\s*_*\s*\)"
+    if re.search(gap, core):
+        return re.sub(gap, lambda m: option, core, count=1)
+    if re.match(
+        rf"(?i)(?:which|what|who|where|when|why|how|do|does|did|{AUX})\b", core
+    ):
+        return ""
     verb = re.match(rf"(?:{AUX})\b", option, re.I)
     if verb and re.match(r"(?:The|This|These) ", core):
         return f"{core} {option[:1].lower()}{option[1:]}"
@@ -499,6 +563,7 @@ RULES: dict[str, Callable[[str, str, Sequence[str]], str]] = {
     "blank": _blank,
     "caption": _caption,
     "yes_no": _yes_no,
+    "moved": _moved,
     "or": _or,
     "number": _number,
     "side": _side,

@@ -26,12 +26,16 @@ def state(question: str, options: Sequence[str], option: int) -> tuple[str, str]
     words = " ".join(options[option].split()).rstrip(".").rstrip()
     if len(words) > 1 and _is_sentence(options[option]):
         return _capital(words), "sentence"
-    before, core = _core(question, options)
-    said = _inside(words, question)
+    if words.endswith("?"):
+        words = f'"{words}"'
+    asides: list[str] = []
+    asked, *rest = (_hidden(t, asides) for t in (question, *options))
+    before, core = _core(asked, rest)
+    said = _inside(_hidden(words, asides), asked)
     for name, rule in RULES.items():
-        if text := rule(core, said, options):
+        if text := rule(core, said, rest):
             text = before + (_small(text) if before else text)
-            return _capital(" ".join(text.split())), name
+            return _capital(_shown(" ".join(text.split()), asides)), name
     quoted = " ".join(question.split())
     return FALLBACK.format(quoted, words), "fallback"
 
@@ -55,6 +59,30 @@ def leaks(sentence: str, question: str, right: str, wrong: str) -> bool:
     return has(sentence) and not has(question) and not has(wrong)
 
 
+# -- asides ----------------------------------------------------------------------------
+
+_ASIDE = re.compile(r" (\([^()]*\w\w[^()]*\))")
+_FIRST = 0xE000  # private characters, one per aside
+
+
+def _hidden(text: str, asides: list[str]) -> str:
+    """The text with `(marked A)` and the like as one character each, at the word that
+    it is said of, so that no rule finds a form inside."""
+
+    def hide(found: re.Match) -> str:
+        if found[1] not in asides:
+            asides.append(found[1])
+        return chr(_FIRST + asides.index(found[1]))
+
+    return _ASIDE.sub(hide, text)
+
+
+def _shown(text: str, asides: Sequence[str]) -> str:
+    for i, aside in enumerate(asides):
+        text = text.replace(chr(_FIRST + i), f" {aside}")
+    return text
+
+
 # -- the question's core ---------------------------------------------------------------
 
 _CLAUSE = re.compile(
@@ -68,11 +96,14 @@ _DROPPED = re.compile(r"(?:Consider|Considering|Note|Hint)\b[^,.?]*[,.]\s+(?=\w)
 def _core(question: str, options: Sequence[str]) -> tuple[str, str]:
     """(leading clause to keep, the question proper without its mark)."""
     text = " ".join(question.split())
+    text = re.sub(r"(?i)\b(what|where|who|which|how)['’]s\b", r"\1 is", text)
     while found := _DROPPED.match(text):
         text = text[found.end() :]
     sentences = re.split(r"(?<=[.!?])\s+(?=[A-Z])", text)
     asked = [s for s in sentences if s.endswith("?")]
     orders = [s for s in sentences if ORDER.match(s)]
+    if len(asked) > 1:  # one answer to several questions is no sentence's
+        return "", ""
     text = (asked or orders or sentences)[-1]
     before = ""
     while found := _CLAUSE.match(text):
@@ -81,6 +112,8 @@ def _core(question: str, options: Sequence[str]) -> tuple[str, str]:
     text = text.rstrip("?:. ").strip()
     text = re.sub(r"\s*\((?:A|a)\).*$", "", text)
     text = re.sub(r"(?i)^(?:so|and|then|please tell me|can you tell)[,]? ", "", text)
+    text = re.sub(r"(?i)^(?:.*\b(?:tell|determine)(?: me)?) (?=which )", "", text)
+    text = re.sub(r"(?i)^use .+? to (?=find|solve|determine|calculate)", "", text)
     return before, _without_choices(text, options)
 
 
