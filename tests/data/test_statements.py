@@ -135,7 +135,7 @@ def test_no_sentence_is_broken_or_gives_the_right_one_away(
 
 
 # Questions in the wording of every multiple-choice set, with what is said of their
-# first two options, as a person has read it; nothing where the fallback quotes.
+# first two options, as they were read; nothing where the fallback quotes.
 ASKED = [
     json.loads(line)
     for line in Path(__file__).with_name("asked.jsonl").read_text().splitlines()

@@ -218,7 +218,7 @@ def get(url: str) -> bytes:
 
 
 def _keep(path: Path, data: bytes) -> None:
-    part = path.with_name(f"{path.name}.{threading.get_ident()}.partial")
+    part = path.with_name(f"{path.name}.{os.getpid()}.partial")
     part.write_bytes(data)
     os.replace(part, path)
 

@@ -49,7 +49,8 @@ def decode(data: bytes, where: str) -> Image.Image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} × {image.height} pixels are too many")
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)  # else it copies them all
+            return _to_rgb(image)
     except Exception as error:  # readers raise all kinds on broken files
         why = " ".join(str(error).split()) or type(error).__name__
         if "cannot identify image file" in why:
