@@ -159,6 +159,11 @@ def leaves(directory, step: int) -> dict[str, Leaf]:
     return _leaves(_document(_directory(directory), step))
 
 
+def meta(directory, step: int) -> dict:
+    """What the caller of `save` said beside the state; reads no array."""
+    return _document(_directory(directory), step)["meta"]
+
+
 def restore(
     directory, step: int, like: Any = None, *, partial: bool = False
 ) -> tuple[Any, dict]:
@@ -207,12 +212,21 @@ class Saver:
     did (0: only then); writing goes on beside the next steps.
 
     Args:
-      directory, keep: as for `save`.
+      directory, keep, meta: as for `save`.
       saved: the step that was restored, 0 for none: it is not saved again.
     """
 
-    def __init__(self, directory, *, keep: int, minutes: float, saved: int):
+    def __init__(
+        self,
+        directory,
+        *,
+        keep: int,
+        minutes: float,
+        saved: int,
+        meta: dict | None = None,
+    ):
         self._directory, self._keep, self._seconds = directory, keep, 60 * minutes
+        self._meta = meta
         self._saved, self._at = saved, time.monotonic()
         self._pending = None
 
@@ -225,7 +239,9 @@ class Saver:
         if not now or step == self._saved:
             return
         self.finish()
-        self._pending = save(self._directory, step, state, keep=self._keep, score=score)
+        self._pending = save(
+            self._directory, step, state, self._meta, keep=self._keep, score=score
+        )
         self._saved, self._at = step, time.monotonic()
 
     def finish(self) -> None:

@@ -31,6 +31,7 @@ def recipe(arg, *, name: str, reward: str = "grpo", mix: dict | None = None):
     c.recipe = name  # its name in records, tables and figures
     c.model = "tiny"  # 'tiny' or a directory in Hugging Face format
     c.style = "tiny"  # prompt style (vlmrl/prompts.py: STYLES)
+    c.quantize = ""  # 'int8': a base in 8 bits, which takes lora.rank and 'quant'
     c.pixels = ()  # least and most pixels of an image; () as the checkpoint says
     c.buckets = ConfigDict()  # static lengths programs are made for; () as for scenes
     c.buckets.prefix = ()  # tokens of a prompt, (512, 1024)

@@ -20,9 +20,11 @@ def test_a_published_model_without_the_hub(vlmrl, capsys):
     assert "float32 33.2 GB, bfloat16 16.6 GB, int8 9.4 GB" in text
     assert "prompt style  r1v" in text
     assert "LoRA          40,370,176 parameters at rank 16" in text
-    rows = {line[:13].strip(): line[15:].split() for line in text.splitlines()[-3:]}
+    rows = {line[:13].strip(): line[15:].split() for line in text.splitlines()[-4:]}
     # 16.6 GB on chips of which 0.8 × (16, 95, 32, 80, 80, 141) GB are used.
     assert rows["inference"] == ["16.6", "GB", "2", "1", "1", "1", "1", "1"]
+    assert rows["LoRA"] == ["17.2", "GB", "2", "1", "1", "1", "1", "1"]
+    assert rows["LoRA on int8"] == ["10.0", "GB", "1", "1", "1", "1", "1", "1"]
     assert rows["full training"] == ["132.7", "GB", "11", "2", "6", "3", "3", "2"]
 
 

@@ -14,7 +14,8 @@ from vlmrl import checkpoint, metrics
 from vlmrl.data import loader
 from vlmrl.eval import records
 from vlmrl.main import args, cli, train
-from vlmrl.models import hf
+from vlmrl.models import hf, lora
+from vlmrl.models.api import linear
 from vlmrl.rl import loop
 from vlmrl.types import UserError
 
@@ -251,7 +252,7 @@ def test_an_adapter_is_trained_and_merged(vlmrl, tmp_path):
     fields = SMALL | {"steps": 1, "eval.every": 0, "save_every": 1}
     fields |= {"lora.rank": 2, "save_rollouts": 1, "loss.entropy_weight": 0.1}
     words = ["train", "--config", "configs/tiny/accuracy.py:runlocal"]
-    fields |= {"optimizer.warmup": 0}
+    fields |= {"optimizer.warmup": 0, "lora.alpha": 6.0}
     vlmrl(*words, *overrides(fields), "--workdir", tmp_path)
     seed = tmp_path / "seed-0"
     held, _ = checkpoint.restore(seed / "checkpoints", 1)
@@ -264,8 +265,55 @@ def test_an_adapter_is_trained_and_merged(vlmrl, tmp_path):
     _, exported = hf.load(seed / "model")
     moved = {n for n in model.table if (exported[n] != start[n]).any()}
     assert moved and all(n.startswith("text.layers.") for n in moved)
+    # The newest checkpoint, and the adapter on the base, are the same model.
+    found = {"checkpoint": hf.load(seed)[1]}
+    how, both = lora.load(seed / "adapter", model, start)
+    assert (how.rank, how.alpha) == (2, 6.0)
+    found["adapter"] = lora.merge(model, how, both)
+    for params in found.values():
+        for name in model.table:
+            np.testing.assert_array_equal(params[name], exported[name])
     rows = pq.read_table(seed / "rollouts" / "step-000001.parquet").to_pylist()
     assert len(rows) == 16 and {r["weights_step"] for r in rows} == {0}
+
+
+@pytest.mark.slow
+def test_an_adapter_is_trained_on_a_base_in_8_bits(vlmrl, tmp_path):
+    """The base stays as it was rounded, is resumed, evaluated and exported with what
+    was learnt on it."""
+    fields = SMALL | {"steps": 2, "save_every": 1, "optimizer.warmup": 0}
+    fields |= {"quantize": "int8", "lora.rank": 2, "loss.entropy_weight": 0.1}
+    words = ["train", "--config", "configs/tiny/accuracy.py:runlocal"]
+    words += overrides(fields)
+    vlmrl(*words, "--workdir", tmp_path)
+    seed = tmp_path / "seed-0"
+    model, base = hf.load("tiny", quantize="int8")
+    held, about = checkpoint.restore(seed / "checkpoints", 2)
+    linears = [n for n, p in model.table.items() if linear(p)]
+    for name in linears:
+        kept = held[f"state/params/{name}/values"]
+        assert kept.dtype == np.int8
+        np.testing.assert_array_equal(kept, base[name].values)
+    how, both = lora.load(seed / "adapter", model, base)
+    assert about["lora"]["targets"] == ["text.*"]
+    wanted = lora.merge(model, how, both)
+    _, exported = hf.load(seed / "model")
+    _, newest = hf.load(seed)
+    for name in model.table:
+        np.testing.assert_array_equal(exported[name], wanted[name])
+        np.testing.assert_array_equal(newest[name], wanted[name])
+    learnt = [n for n in linears if n.startswith("text.")]
+    assert all((exported[n] != base[n].astype(np.float32)).any() for n in learnt)
+    assert records.read(seed / "records" / "step-000002.parquet").num_rows
+    # Resumed from its first step, it ends where it ended.
+    shutil.copytree(tmp_path, tmp_path.with_name("again"))
+    again = tmp_path.with_name("again") / "seed-0"
+    for path in ("model", "adapter", "checkpoints/2"):
+        shutil.rmtree(again / path)
+    vlmrl(*words, "--workdir", again.parent)
+    for name in ("model/model", "adapter/adapter_model"):
+        file = f"{name}.safetensors"
+        assert (again / file).read_bytes() == (seed / file).read_bytes()
 
 
 @pytest.mark.parametrize("mode", ["", ":runlocal"])
@@ -312,6 +360,8 @@ def test_a_supervised_run_and_the_same_again(vlmrl, tmp_path):
         ({"judge": "gpt"}, "config.judge is 'gpt', want one of rule, blind, shuffle"),
         ({"lag": 1, "rounds": 2}, "config.lag=1 draws a step ahead, but config.rounds"),
         ({"lora.rank": -1}, "config.lora.rank is -1, want 0 or more"),
+        ({"quantize": "int8"}, "config.quantize is 'int8', a base that can't learn, "),
+        ({"quantize": "int3", "lora.rank": 2}, "'int3' is not supported; supported:"),
         ({"reward": "gate"}, "config.reward is 'gate', want one of grpo, gated"),
         ({"advantage": "x"}, "config.advantage is 'x', want one of"),
         ({"algorithm": "ppo"}, "config.algorithm is 'ppo', want one of grpo, sft, "),

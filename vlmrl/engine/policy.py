@@ -76,7 +76,8 @@ def load(
       dtype: of the parameters.
       buckets: static lengths; of a mapping, empty entries stand for the tiny model's.
       pixels: (min, max) pixels of an image, instead of the checkpoint's own.
-      quantize: 'int8' holds the linear layers in 8 bits, to be read or adapted only.
+      quantize: 'int8' holds the linear layers in 8 bits, to be read or adapted only;
+        '' for none.
     Raises:
       UserError: no such model, or sizes that make no sense.
     """

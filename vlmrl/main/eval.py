@@ -16,7 +16,7 @@ from vlmrl.eval import records, scoring
 from vlmrl.eval.evaluate import evaluator
 from vlmrl.main import args, report
 from vlmrl.main.progress import bar, no_bar
-from vlmrl.main.train import describe_run, say
+from vlmrl.main.train import READ, describe_run, say
 
 HELP = "accuracy, entropy, P(correct) and consistency under every condition"
 FLAGS = {
@@ -34,8 +34,7 @@ def main(argv):
     hosts.start(ops.coordinator, ops.processes, ops.process)
     say(hosts.check(config.to_json_best_effort(sort_keys=True), ops.devices))
     c = config.to_dict()
-    read = ("style", "buckets", "pixels", "quantize")
-    policy = policies.load(c["model"], **{name: c[name] for name in read})
+    policy = policies.load(c["model"], **{name: c[name] for name in READ})
     run = evaluator(policy, c["conditions"], **c["kernel"])
     if hosts.first():  # the others find the data there
         loader.examples_of(c["source"], c["split"], c["size"], workdir / "data")

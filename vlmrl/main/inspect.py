@@ -10,6 +10,7 @@ fifth of a chip's memory to activations and caches; spread evenly over chips.
   inference      bfloat16: 2 bytes per parameter
   LoRA           base in bfloat16, 2 bytes; adapters with gradients and AdamW moments in
                  float32, 16 bytes per adapter parameter
+  LoRA on int8   the same, linear layers of the base in 8 bits (config.quantize)
   full training  float32 parameters and gradients, AdamW moments: 16 bytes
 
   vlmrl inspect Qwen/Qwen2.5-VL-7B-Instruct
@@ -109,6 +110,7 @@ def uses(model: Model, added: int) -> dict[str, int]:
     return {
         "inference": 2 * model.size,
         "LoRA": 2 * model.size + 16 * added,
+        "LoRA on int8": weights(model)["int8"] + 16 * added,
         "full training": 16 * model.size,
     }
 

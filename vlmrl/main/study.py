@@ -18,9 +18,10 @@ from vlmrl.main import report
 from vlmrl.main import train as training
 from vlmrl.main.progress import CONSOLE, bar
 from vlmrl.report import claims, remedies, render
+from vlmrl.types import UserError
 
 # Fields of a recipe that the study decides.
-OWN = ("algorithm", "model", "style", "buckets", "pixels", "mesh")
+OWN = ("algorithm", "model", *training.READ, "mesh")
 
 
 def run(workdir: Path, c: dict, *, title: str, summary: str, show: bool = False):
@@ -33,8 +34,13 @@ def run(workdir: Path, c: dict, *, title: str, summary: str, show: bool = False)
     """
     began = time.monotonic()
     recipes = c["recipes"]
-    for settings in recipes.values():
+    for name, settings in recipes.items():
         training.check(settings)
+        if settings["quantize"]:
+            raise UserError(
+                f"config.recipes.{name}.quantize is '{settings['quantize']}', but a "
+                "study's recipes share one model, which is not: want ''"
+            )
     policy = policies.load(c["model"], style=c["style"])
     measures = [
         evaluator(policy, names, **c["kernel"])

@@ -6,6 +6,10 @@ split while training, and exports WORKDIR/seed-N/model in Hugging Face format. T
 command again resumes from the newest checkpoint, to the bit. Several seeds are put
 together in WORKDIR/tables, and a study in WORKDIR/report.html.
 
+With config.lora.rank above 0 an adapter is trained, exported in peft's format to
+WORKDIR/seed-N/adapter and merged into model/; config.quantize='int8' holds the base
+under it in 8 bits.
+
 A run directory holds config.json, environment.json, metrics.jsonl, records/ (one
 Parquet file per evaluation), course.jsonl (their measures and changes), rollouts/ (if
 kept), checkpoints/, model/, time.jsonl (seconds by phase, a line per step) and
@@ -35,7 +39,7 @@ from vlmrl.eval import records
 from vlmrl.eval.evaluate import evaluator
 from vlmrl.main import args, report, sft, watch
 from vlmrl.main.progress import bar, no_bar
-from vlmrl.models import hf
+from vlmrl.models import hf, quant
 from vlmrl.models import lora as adapters
 from vlmrl.phases import STOPPED, Phases, Stopped
 from vlmrl.rl import check as recipe_check
@@ -54,6 +58,7 @@ FLAGS = {
 }
 ALGORITHMS = ("grpo", "sft", "study")
 DECAYS = ("constant", "cosine", "linear")
+READ = ("style", "buckets", "pixels", "quantize")  # how a model is loaded
 NUMBERS = ("bool", "int", "float")  # kinds of column that keep_best may average
 
 
@@ -87,7 +92,7 @@ def main(argv):
     with phases.watched(workdir / "hosts", ops.stuck_after):
         policy = policies.load(
             settings.pop("model"),
-            **{name: settings.pop(name) for name in ("style", "buckets", "pixels")},
+            **{name: settings.pop(name) for name in READ},
             mesh=sharding.make_mesh(**settings.pop("mesh")),
         )
         if hosts.first():
@@ -171,6 +176,14 @@ def check(settings: dict) -> None:
     rank = settings.get("lora", {}).get("rank", 0)
     if rank < 0:
         raise UserError(f"config.lora.rank is {rank}, want 0 or more")
+    quantize = settings.get("quantize")
+    if quantize and not rank:
+        raise UserError(
+            f"config.quantize is '{quantize}', a base that can't learn, and "
+            "config.lora.rank is 0: want an adapter, or quantize=''"
+        )
+    if quantize:
+        quant.check(quantize)
     best = settings.get("keep_best", "")
     column, _, condition = best.partition("/")
     kinds = {f for f, kind in Record.__annotations__.items() if kind in NUMBERS}
@@ -212,17 +225,19 @@ def datasets(data: dict, eval: dict, where: Path):
     return source, weights, list(held_out)
 
 
-def adapted(policy: policies.Policy, rank: int, seed: int, **adapter):
-    """(the policy that is trained, plain): with `rank` > 0 a LoRA adapter on the
-    policy's own parameters, which then take no gradient. plain(params) merges it into
-    parameters of the policy as it was, to measure and to export."""
-    if not rank:
+def adapted(policy: policies.Policy, how: adapters.Adapter | None, seed: int):
+    """(the policy that is trained, plain): with an adapter, a fresh one on the policy's
+    own parameters, which then take no gradient. plain(params) gives parameters of the
+    policy as it was, to measure and to export: with the adapter merged, or, where that
+    would be a wide copy of a base in 8 bits, added as layers are read."""
+    if how is None:
         return policy, lambda params: params
-    how = adapters.Adapter(rank, **adapter)
     model, base = adapters.attach(policy.model, how), policy.model
     params = adapters.start(base, how, policy.params, jax.random.key(seed))
     actor = policy._replace(model=model, params=params)
-    return actor, lambda params: adapters.merge(base, how, params)
+    small = any(isinstance(p, quant.Int8) for p in policy.params.values())
+    add = adapters.joined if small else adapters.merge
+    return actor, lambda params: add(base, how, params)
 
 
 def train(
@@ -282,7 +297,8 @@ def train(
         steps=steps,
         decay=opts.pop("decay"),
     )
-    actor, plain = adapted(policy, seed=seed, **(lora or {"rank": 0}))
+    how = adapters.Adapter(**lora) if lora and lora["rank"] else None
+    actor, plain = adapted(policy, how, seed)
     base = tuple(policy.model.table) if actor is not policy else ()
     freeze = settings["freeze"] = (*opts.pop("freeze", ()), *base)
     table = update.live_of(actor.model.table, freeze)
@@ -347,7 +363,11 @@ def train(
         return score_of(path, keep_best) if keep_best else None
 
     save = checkpoint.Saver(
-        points, keep=keep, minutes=save_minutes, saved=restored or 0
+        points,
+        keep=keep,
+        minutes=save_minutes,
+        saved=restored or 0,
+        meta={"lora": how._asdict()} if how else None,
     )
     step = restored or 0
 
@@ -388,8 +408,10 @@ def train(
         save.finish()
         raise
     phases("checkpoint", step)
-    target = workdir / "model"
-    params = plain(update.averaged(carry.state))
+    target, params = workdir / "adapter", update.averaged(carry.state)
+    if how and not hosts.agree(target.exists()):
+        adapters.save(target, policy.model, how, params, policy.source)
+    target, params = workdir / "model", plain(params)
     if not hosts.agree(target.exists()):
         hf.save(target, policy.model, params, policy.source)
     return params, [kept / p.name for p in sorted(kept.glob("*.parquet"))]

@@ -220,6 +220,10 @@ def load(
     if (path / POINTS).is_dir():
         params = read_params(path / POINTS, model, step, places)
         for key, x in params.items():
+            if isinstance(x, quant.Int8):
+                if key in small:
+                    continue
+                x = x.astype(jnp.float32)
             params[key] = x if dtype is None else x.astype(dtype)
             if key in small:
                 axes = quant.outputs(table[key], layers=True)
@@ -300,7 +304,8 @@ def _check_tied(head: files.Stored, embed: files.Stored) -> None:
 
 
 def read_params(points: Path, model: Model, step: int = 0, shardings=None) -> dict:
-    """Parameters alone out of a checkpoint of a whole training state, as stored."""
+    """Parameters alone out of a checkpoint of a whole training state, as stored: of a
+    run with an adapter the two merged."""
     step = step or checkpoint.latest(points)
     if step is None:
         raise UserError(f"{points}: holds no complete checkpoint")
@@ -308,20 +313,52 @@ def read_params(points: Path, model: Model, step: int = 0, shardings=None) -> di
     first = next(iter(model.table))
     path = next((p for p in PLACES if "/".join([*p, first]) in held), PLACES[0])
     prefix = "/".join(path)
+    adapter, added = _adapter(points, step, model, held, prefix)
 
     def like(name, p):
         leaf = held.get(f"{prefix}/{name}")
-        dtype = leaf.dtype if leaf else "float32"
         place = shardings and shardings[name]
-        return jax.ShapeDtypeStruct(p.shape, dtype, sharding=place)
+        if f"{prefix}/{name}/values" in held:  # a base in 8 bits
+            parts = zip(quant.like(p), quant.place(p, place), strict=True)
+            return quant.Int8(*(_like(x.shape, x.dtype, s) for x, s in parts))
+        return _like(p.shape, leaf.dtype if leaf else "float32", place)
 
     tree = {name: like(name, p) for name, p in model.table.items()}
+    tree |= {name: np.empty(p.shape, np.float32) for name, p in added.items()}
     for part in reversed(path):
         tree = {part: tree}
     tree, _ = checkpoint.restore(points, step, tree, partial=True)
     for part in path:
         tree = tree[part]
-    return tree
+    return adapter(tree) if adapter else tree
+
+
+def _like(shape, dtype, place) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+
+def _adapter(points: Path, step: int, model: Model, held, prefix: str):
+    """(params with an adapter → params, rows of the adapter) of a run that trained one,
+    else (None, {})."""
+    from vlmrl.models import lora  # which is written on top of this module
+
+    how = checkpoint.meta(points, step).get("lora")
+    if how is None:
+        if any(name.startswith(f"{prefix}/{lora.PREFIX}") for name in held):
+            raise UserError(
+                f"{points / str(step)}: holds an adapter, but not its alpha: use the "
+                "directory model/ that the run exported"
+            )
+        return None, {}
+    adapter = lora.Adapter(how["rank"], how["alpha"], tuple(how["targets"]))
+    rows = lora.rows(model, adapter)
+
+    def merged(params):
+        base = {n: params[n] for n in model.table}
+        both = base | lora.placed(base, rows, {n: params[n] for n in rows})
+        return lora.merge(model, adapter, both)
+
+    return merged, rows
 
 
 # -- export ----------------------------------------------------------------------------
@@ -393,6 +430,8 @@ def plans_of(p: Param, array, dtype=None) -> list[files.Plan]:
 
     def make(i):
         part = _take(array, i) if "{}" in p.name else array
+        if not isinstance(part, jax.Array | np.ndarray):  # 8 bits, a base and adapter
+            part = _formed(part, kind)
         if isinstance(part, jax.Array) and not part.is_fully_addressable:
             part = _gather(part)
         part = np.asarray(part)
@@ -405,8 +444,14 @@ def plans_of(p: Param, array, dtype=None) -> list[files.Plan]:
 
 
 @jax.jit
-def _take(array, i):
-    return jax.lax.dynamic_index_in_dim(array, i, 0, keepdims=False)
+def _take(weight, i):
+    take = jax.lax.dynamic_index_in_dim
+    return jax.tree.map(lambda x: take(x, i, 0, keepdims=False), weight)
+
+
+@functools.partial(jax.jit, static_argnames="kind")
+def _formed(weight, kind):
+    return weight.astype(kind)
 
 
 def _gather(array):

@@ -57,16 +57,11 @@ def attach(model: Model, adapter: Adapter) -> Model:
       UserError: a target matches no linear layer, or the rank is not positive.
     """
     added = rows(model, adapter)
-    specs = {n: _spec(model.table[n]) for n in targets(model, adapter)}
-    scale = adapter.alpha / adapter.rank
 
     def adapted(params):
         # The base is frozen: its gradients are never computed.
         held = {n: jax.lax.stop_gradient(params[n]) for n in model.table}
-        for name, spec in specs.items():
-            a, b = (params[f"{PREFIX}{name}.{x}"] for x in "ab")
-            held[name] = Sum(held[name], a, b, spec, scale)
-        return held
+        return joined(model, adapter, params | held)
 
     def over(function):
         def call(params, *args, **kwargs):
@@ -175,7 +170,18 @@ def start(model: Model, adapter: Adapter, params, key, dtype=jnp.float32) -> dic
         return p.init * jax.random.normal(k, p.shape, dtype)
 
     fresh = {n: make(p, k) for (n, p), k in zip(added.items(), keys, strict=True)}
-    return params | _placed(params, added, fresh)
+    return params | placed(params, added, fresh)
+
+
+def joined(model: Model, adapter: Adapter, params) -> dict:
+    """Params of the base in which an adapted weight is a `Sum`, formed where it is
+    read: what `merge` gives, without a copy of the base."""
+    scale = adapter.alpha / adapter.rank
+    held = {n: params[n] for n in model.table}
+    for name in targets(model, adapter):
+        a, b = (params[f"{PREFIX}{name}.{x}"] for x in "ab")
+        held[name] = Sum(held[name], a, b, _spec(model.table[name]), scale)
+    return held
 
 
 def merge(model: Model, adapter: Adapter, params, dtype=None) -> dict:
@@ -184,26 +190,20 @@ def merge(model: Model, adapter: Adapter, params, dtype=None) -> dict:
     Args:
       model: the base. dtype: of the merged parameters; None: as the base's.
     """
-    specs = {n: _spec(model.table[n]) for n in targets(model, adapter)}
-    scale = adapter.alpha / adapter.rank
 
-    @functools.partial(jax.jit, static_argnames=("spec", "stacked", "kind"))
-    def add(base, a, b, spec, stacked, kind):
-        def one(parts):
-            return Sum(*parts, spec, scale).astype(kind)
+    @functools.partial(jax.jit, static_argnames=("stacked", "kind"))
+    def add(weight, stacked, kind):
+        def one(weight):
+            return weight.astype(kind)
 
         # Layer by layer: the stacked difference never exists.
-        return jax.lax.map(one, (base, a, b)) if stacked else one((base, a, b))
+        return jax.lax.map(one, weight) if stacked else one(weight)
 
     merged = {}
-    for name, p in model.table.items():
-        x = params[name]
-        kind = np.dtype(dtype or x.dtype)
-        if name in specs:
-            a, b = (params[f"{PREFIX}{name}.{y}"] for y in "ab")
-            merged[name] = add(x, a, b, specs[name], "{}" in p.name, kind)
-        else:
-            merged[name] = x.astype(kind)
+    for name, x in joined(model, adapter, params).items():
+        kind, stacked = np.dtype(dtype or x.dtype), "{}" in model.table[name].name
+        plain = not isinstance(x, Sum)
+        merged[name] = x.astype(kind) if plain else add(x, stacked, kind)
     return merged
 
 
@@ -293,7 +293,7 @@ def load(
         parts = [einops.rearrange(files.read(t), p.layout, **p.sizes)
                  for t in tensors[name]]  # fmt: skip
         host[name] = (np.stack(parts) if "{}" in p.name else parts[0]).astype(dtype)
-    return adapter, params | _placed(params, added, host)
+    return adapter, params | placed(params, added, host)
 
 
 def _spec(p: Param) -> str:
@@ -301,7 +301,7 @@ def _spec(p: Param) -> str:
     return f"{ADDED} {inputs}, {ADDED} {outputs} -> {p.layout.split('->')[1].strip()}"
 
 
-def _placed(params, table, values) -> dict:
+def placed(params, table, values) -> dict:
     """Values of a table's rows on the devices that params lie on, sharded by axes."""
     leaf = jax.tree.leaves(params)[0]
     mesh = getattr(getattr(leaf, "sharding", None), "mesh", None)
