@@ -72,17 +72,24 @@ def test_an_animation_gives_its_first_frame():
     assert _pixel(data) == (255, 0, 0)
 
 
-def _png_header(width, height):
-    def chunk(kind, body):
-        crc = zlib.crc32(kind + body)
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc)
+def _chunk(kind, body):
+    crc = zlib.crc32(kind + body)
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc)
 
+
+def _png_header(width, height):
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IEND", b"")
 
 
 GOOD = _file(
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), "uint8"))
+)
+
+
+# 8 KB that unpack to 8 MB of a comment, in a picture of 40 × 40.
+TALKATIVE = (
+    GOOD[:33] + _chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(2**23))) + GOOD[33:]
 )
 
 
@@ -95,6 +102,7 @@ GOOD = _file(
         (GOOD[: len(GOOD) // 2], "truncated"),
         (GOOD[:100] + bytes(200) + GOOD[300:], "does not decode"),
         (_png_header(60_000, 60_000), "decompression bomb"),
+        (TALKATIVE, "Decompressed data too large"),
         (_png_header(4, 4), "does not decode"),
         (_png_header(0, 4), "does not decode"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is not a"),

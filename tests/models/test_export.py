@@ -2,12 +2,16 @@
 to transformers bit for bit, tied heads, shards and all."""
 
 import json
+import shlex
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import pytest
 
 from vlmrl.models import files, hf, lora
 from vlmrl.models.api import linear
+from vlmrl.types import UserError
 
 TEXT = dict(
     hidden_size=32,
@@ -133,3 +137,27 @@ def test_adapters_bear_the_names_of_modules(kind, tmp_path):
         wanted[f"base_model.model.{name}.lora_B.weight"] = (m.out_features, 2)
     assert shapes == wanted
     assert sum(linear(p) is not None for p in model.table.values()) * 2 == len(added)
+
+
+@pytest.mark.parity
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "llama"])
+def test_the_command_that_converts_pickled_weights_does(kind, tmp_path):
+    """What the refusal says, run as it stands; then they load."""
+    import torch
+
+    module, path = theirs(kind, False), tmp_path / "theirs"
+    module.save_pretrained(path)
+    _, wanted = hf.load(path, dtype=None)
+    (path / "model.safetensors").unlink()
+    torch.save(module.state_dict(), path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="pickled weights can run code") as caught:
+        hf.load(path)
+    said = str(caught.value)
+    python, option, program = shlex.split(said[said.index("python -c") :])
+    assert (python, option) == ("python", "-c")
+    subprocess.run([sys.executable, "-c", program], check=True)
+    _, params = hf.load(f"{path}-safetensors", dtype=None)
+    assert params.keys() == wanted.keys()
+    for name, p in wanted.items():
+        assert params[name].dtype == p.dtype and jnp.array_equal(params[name], p), name

@@ -1,12 +1,9 @@
 """Checkpoints on disk: written and read back bit for bit; broken ones refused."""
 
-import importlib.util
 import json
 import re
 import shutil
 import stat
-import sys
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -541,12 +538,8 @@ def test_8_bits_need_an_extra(whole, monkeypatch):
         hf.load(whole, quantize="int3")
 
 
-def test_8_bits_are_rounded_per_output(whole, monkeypatch):
-    """With qwix where it is installed, else with what its `quantize` is documented to
-    do: symmetric, by the largest magnitude."""
-    if importlib.util.find_spec("qwix") is None:
-        monkeypatch.setitem(sys.modules, "qwix", SimpleNamespace(quantize=absmax))
-        monkeypatch.setattr(quant, "check", lambda how: None)
+def test_8_bits_are_rounded_per_output(whole):
+    """Symmetric, by the largest magnitude."""
     mesh = sharding.make_mesh(data=1, fsdp=2, devices=jax.devices()[:2])
     places = sharding.param_shardings(mesh, kit.model().table)
     _, params = hf.load(whole, quantize="int8", shardings=places)
@@ -564,12 +557,6 @@ def test_8_bits_are_rounded_per_output(whole, monkeypatch):
         np.testing.assert_allclose(small.scale, scale, rtol=0.01)
         error = np.abs(np.asarray(small.astype(jnp.float32)) - exact)
         assert (error <= 0.51 * np.asarray(small.scale)).all(), name
-
-
-def absmax(array, qtype, *, channelwise_axes):
-    axes = tuple(i for i in range(array.ndim) if i not in channelwise_axes)
-    scale = jnp.abs(array).max(axes, keepdims=True) / 127
-    return SimpleNamespace(qvalue=jnp.round(array / scale).astype(qtype), scale=scale)
 
 
 # -- no half-written directory ---------------------------------------------------------
