@@ -1,7 +1,10 @@
 """A checkpoint of more than 4 GiB: how much memory loading takes, how much each of two
 processes reads, and how fast, beside a plain read of the same files.
 
-Run as a script this file is one process that loads (see `main`).
+Run as a script this file makes the checkpoint, and measures in a process (see `main`):
+
+    python tests/models/test_big.py write DIR
+    python tests/models/test_big.py DIR 0 1 0 [cold]
 """
 
 import json
@@ -153,14 +156,33 @@ class Clock:
         return [round(b - a, 2) for a, b in zip(self.begun, now, strict=True)]
 
 
-def main(path: str, port: str, processes: str, index: str) -> None:
-    """Loads in bfloat16 on a mesh of all processes and prints a line of JSON.
+def drop(path: Path) -> None:
+    """The files' pages leave the page cache."""
+    for file in path.glob("*.safetensors"):
+        with open(file, "rb") as f:
+            os.fsync(f.fileno())
+            os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def plain(path: Path) -> list[float]:
+    """Reads the files through a buffer; how long it took (`Clock`)."""
+    clock, buffer = Clock(), bytearray(2**24)
+    for file in sorted(path.glob("*.safetensors")):
+        with open(file, "rb", buffering=0) as f:
+            while f.readinto(buffer):
+                pass
+    return clock.read()
+
+
+def main(path: str, port: str, processes: str, index: str, cold: str = "") -> None:
+    """Loads in bfloat16 on a mesh of all processes and prints a line of JSON. With
+    `cold`, every reading is from the disk, else from the page cache if they are there.
 
     peak   anonymous memory while loading, bytes; mapped files apart
     start  the same before loading
     read   bytes asked of the kernel, those of Python's modules among them
     load   seconds by the clock and of processor time
-    plain  the same of reading the files through a buffer, before
+    plain  the same of reading the files through a buffer, before and after
     equal  the last layer of every parameter is what the files hold
     """
     import jax
@@ -172,14 +194,15 @@ def main(path: str, port: str, processes: str, index: str) -> None:
     from vlmrl.models import files, hf
 
     path, found = Path(path), {}
-    clock = Clock()
-    buffer = bytearray(2**24)
-    for file in sorted(path.glob("*.safetensors")):
-        with open(file, "rb", buffering=0) as f:
-            while f.readinto(buffer):
-                pass
-    found["plain"] = clock.read()
 
+    def read_plainly():
+        if cold:
+            drop(path)
+        return plain(path)
+
+    found["plain"] = [read_plainly()]
+    if cold:
+        drop(path)
     mesh = sharding.make_mesh(data=1, fsdp=-1)
     places = sharding.param_shardings(mesh, hf.read_model(path).table)
     done, peak = threading.Event(), [0]
@@ -197,6 +220,7 @@ def main(path: str, port: str, processes: str, index: str) -> None:
     done.set()
     watcher.join()
     found["read"], found["peak"] = proc("io", "rchar") - before, peak[0]
+    found["plain"].append(read_plainly())
     stored = files.tensors(path)
     found["equal"] = all(
         same(p, params[key], i, files.read(stored[name]))
@@ -223,4 +247,8 @@ def same(p, array, layer: int, wanted: np.ndarray) -> bool:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1] == "write":
+        Path(sys.argv[2]).mkdir(parents=True, exist_ok=True)
+        print(write(Path(sys.argv[2])))
+    else:
+        main(*sys.argv[1:])
