@@ -13,6 +13,7 @@ from tests import kit
 from vlmrl import checkpoint, metrics, prompts, sharding, tokens
 from vlmrl.engine.generate import make_stops
 from vlmrl.engine.policy import Policy
+from vlmrl.engine.score import completions
 from vlmrl.judges import judge as judging
 from vlmrl.rl import (
     learner,
@@ -201,15 +202,17 @@ def test_what_is_measured(plain):
         assert {"repetition", "copied"} == set(step.samples[0].terms)
 
 
-@pytest.mark.slow
-def test_images_are_held_once_per_example_not_once_per_rollout(plain):
-    _, seen = plain
-    for _, batch in seen:
-        vision, branches = batch.group.vision, batch.group.branches
-        assert len(vision.patches) == PROMPTS == len(batch.group.prefix.ids)
-        assert len(branches.ids) == PROMPTS * GROUP and (branches.image == -1).all()
-        sizes = sorted(x.nbytes for x in jax.tree.leaves(batch))
-        assert sizes[-1] == vision.patches.nbytes > 10 * sizes[-2]  # no copy of it
+def test_images_are_held_once_per_example_not_once_per_rollout():
+    written = [prompts.build(example(i), "tiny") for i in range(PROMPTS)]
+    group = rollouts.prefixes(policy(), written)
+    drawn = replay.zeros((PROMPTS * GROUP,), LENGTH)
+    whole = completions(group, drawn)
+    assert len(whole.branches.ids) == PROMPTS * GROUP
+    assert (np.asarray(whole.branches.image) == -1).all()
+    assert len(whole.vision.patches) == PROMPTS == len(whole.prefix.ids)
+    assert whole.vision is group.vision
+    sizes = sorted(x.nbytes for x in jax.tree.leaves((whole, drawn)))
+    assert sizes[-1] == whole.vision.patches.nbytes > 10 * sizes[-2]  # no copy of it
 
 
 AHEAD = PLAIN | {
