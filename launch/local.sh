@@ -19,9 +19,10 @@ usage: launch/local.sh demo [flags]                the main job in small, from s
 Needs Python 3.11 or newer with its venv module. Makes .venv, installs what
 pyproject.toml asks for if it changed, then runs. Safe to run again at any time.
 
-`test` runs what pip alone can bring and lists by name what did not run. `test --all`
-also installs PyTorch, TPU's compiler, Debian's chromium, shellcheck and slurm-wlm, and
-npm's axe-core, and fails if any test was left out that could have run.
+`test` runs what is quick and needs pip alone, and lists by name what did not run.
+`test --all` runs the slow tests too, for which it installs PyTorch, TPU's compiler,
+Debian's chromium, shellcheck and slurm-wlm, and npm's axe-core, and fails if any test
+was left out that could have run.
 
 `--processes N` starts COMMAND N times with the addresses that make them one run, as on
 N hosts (train and eval know how): 127.0.0.1 and PORT, 8476 by default. Process 0 speaks;
@@ -143,6 +144,7 @@ run_tests() {
     flags=(--all-must-run)
   else
     install dev
+    flags=(--quick)
   fi
   # Compiling takes one core, so a worker per core halves the time; each wants a GiB or
   # two of memory. A file stays with one worker, which loads its models once.

@@ -1,6 +1,7 @@
 """How the tests run: on 8 forced CPU devices, with compiled programs kept in `.cache/`,
-and with every test that did not run listed at the end. `--all-must-run` makes that a
-failure, except for what needs a GPU or TPU's compiler.
+and with every test that did not run listed at the end. `--quick` leaves out those
+marked slow; `--all-must-run` makes what did not run a failure, except for what needs a
+GPU.
 
 Eight devices cost nothing measurable where a test uses one. Programs compiled by an
 earlier run are read back from `.cache/jax`.
@@ -9,6 +10,7 @@ earlier run are read back from `.cache/jax`.
 import importlib.util
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,8 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests load nothing from a hub
+
+AXE = Path(sys.prefix) / "axe/node_modules/axe-core/axe.min.js"
 
 # What a marker needs: (is it here?, what brings it).
 NEEDS = {
@@ -42,11 +46,20 @@ NEEDS = {
         lambda: shutil.which("chromium") is not None,
         "needs Debian's chromium: launch/local.sh test --all",
     ),
+    "axe": (
+        AXE.is_file,
+        "needs npm's axe-core: launch/local.sh test --all",
+    ),
 }
 LOCAL = ("gpu",)  # markers of what `test --all` does not bring
 
 
 def pytest_addoption(parser):
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help="leave out the tests marked slow; `launch/local.sh test` does",
+    )
     parser.addoption(
         "--all-must-run",
         action="store_true",
@@ -65,8 +78,10 @@ def pytest_configure(config):
     settings.load_profile("vlmrl")
 
 
-def pytest_collection_modifyitems(items):
-    for marker, (present, reason) in NEEDS.items():
+def pytest_collection_modifyitems(config, items):
+    quick = {"slow": (lambda: False, "takes long: launch/local.sh test --all")}
+    needs = NEEDS | (quick if config.getoption("--quick") else {})
+    for marker, (present, reason) in needs.items():
         marked = [item for item in items if item.get_closest_marker(marker)]
         if marked and not present():
             for item in marked:

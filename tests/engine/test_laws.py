@@ -15,6 +15,7 @@ from vlmrl.models import qwen2_5_vl
 from vlmrl.types import Group, Rollout
 
 CONDITIONS = ("base", "wrong_caption", "wrong_think")
+DTYPES = (np.float32, pytest.param(np.float64, marks=pytest.mark.slow))
 LIMITS = {np.float32: (1e-5, 1e-5), np.float64: (1e-9, 1e-9)}  # values, gradients
 BUCKETS = tokens.Buckets(prefix=(64,), branch=(96,), windows=(4,))
 
@@ -76,7 +77,7 @@ def alone(params, group, rows):
     return jax.value_and_grad(loss, has_aux=True)(params)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["prompts", "rollouts", "texts", "images"])
 def test_a_group_is_its_branches_alone(kind, dtype):
     made = group(kind)
@@ -183,7 +184,7 @@ def plain(params, rows):
     return jax.nn.log_softmax(kit.row_logits(kit.model(), params, rows), axis=-1)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_longer_chains_are_ordinary_rows_too(dtype):
     made = group("prompts")  # 2 prefixes, 6 conditions; 12 samples, 24 probes
     sample, probe = texts(12, 8, 0), texts(24, 4, 1)

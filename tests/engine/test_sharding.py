@@ -207,6 +207,7 @@ def test_meshes_that_do_not_fit():
             sharding.make_mesh(*sizes, devices=jax.devices()[:8])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_eight_devices_is_read_by_fewer(tmp_path):
     """Logits of parameters saved on 8 devices and restored on 4, 2 and 1."""
     wide = sharding.make_mesh(data=1, fsdp=4, tensor=2, devices=jax.devices()[:8])

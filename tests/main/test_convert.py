@@ -55,6 +55,7 @@ def test_a_directory_comes_back_as_it_was(vlmrl, capsys, tmp_path, tiny):
     assert [p.name for p in tmp_path.iterdir()] == ["new"]
 
 
+@pytest.mark.slow
 def test_bfloat16_halves_the_weights_and_says_so(vlmrl, tmp_path, tiny):
     half, back = tmp_path / "half", tmp_path / "back"
     vlmrl("convert", "--source=tiny", f"--target={half}", "--dtype=bfloat16")

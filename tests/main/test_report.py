@@ -41,12 +41,14 @@ def test_it_writes_everything_from_the_records(vlmrl, capsys, run, table):
     assert not [p for p in run.rglob("*") if ".partial" in p.name or ".tmp" in p.name]
 
 
+@pytest.mark.slow
 def test_it_remembers_its_title(vlmrl, run):
     vlmrl("report", "--workdir", run, "--title=The first title")
     vlmrl("report", "--workdir", run)
     assert "The first title" in (run / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_records_in_parts_give_the_same_numbers(vlmrl, run, tmp_path, table):
     vlmrl("report", "--workdir", run)
     parts = tmp_path / "parts"

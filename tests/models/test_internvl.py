@@ -251,6 +251,7 @@ def test_tiles_must_be_square():
         internvl.place(c, np.zeros((1025, 4), np.float32), 8)
 
 
+@pytest.mark.slow
 def test_tiles_do_not_see_each_other():
     """A tile's tokens are its own: alone, among others, behind an empty one."""
     raw = json.loads(json.dumps(REAL))

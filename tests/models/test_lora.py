@@ -110,6 +110,7 @@ def test_a_merge_is_summed_in_float32(adapted):
     assert lora.merge(kit.model(), EVERY, half)["text.layers.q"].dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_only_adapters_learn(adapted):
     model, params = adapted
     prefix = kit.group(1)._replace(branches=None)
@@ -143,6 +144,7 @@ def test_adapters_are_sharded_like_their_weights():
     assert "fsdp" in spec and started["lora.text.layers.gate.b"].sharding.spec[-1]
 
 
+@pytest.mark.slow
 def test_an_8_bit_base_can_be_adapted(adapted, logits):
     """The numbers that an `Int8` stands for are those the layers see."""
     model, params = adapted

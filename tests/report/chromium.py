@@ -8,12 +8,9 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-AXE = Path(sys.prefix) / "axe/node_modules/axe-core/axe.min.js"
 
 
 def run(path: Path, profile: Path, *flags: str) -> tuple[str, list[str]]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import AXE
 from tests.report import chromium, synthetic
 from vlmrl.report import html
 
@@ -117,11 +118,10 @@ def test_a_reader_finds_the_way(tmp_path, page, table, metrics, width):
     assert "ECE" in seen["calibration"] and seen["theme"] == "dark"
 
 
+@pytest.mark.axe
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_nothing_serious(tmp_path, page, theme):
-    if not chromium.AXE.is_file():
-        pytest.fail("axe-core is missing: `launch/local.sh test --all` brings it")
-    axe = f"<script>{chromium.AXE.read_text(encoding='utf-8')}</script>"
+    axe = f"<script>{AXE.read_text(encoding='utf-8')}</script>"
     script = f"""
       document.documentElement.dataset.theme = "{theme}";
       document.querySelectorAll("details").forEach((d) => {{ d.open = true; }});

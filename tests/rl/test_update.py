@@ -89,7 +89,7 @@ def test_the_step_is_the_gradient_of_the_global_mean():
     np.testing.assert_allclose(metrics["update_norm"].value, norm, rtol=1e-5)
 
 
-@pytest.mark.parametrize("microbatches", [2, 4])
+@pytest.mark.parametrize("microbatches", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_microbatches_change_nothing(microbatches):
     """Also where the parts hold different numbers of tokens."""
     params, metrics = stepped(microbatches)
@@ -185,6 +185,7 @@ def test_schedules():
     assert float(update.schedule(peak=2.0, warmup=0, steps=5)(0)) == 2
 
 
+@pytest.mark.slow
 def test_a_frozen_tower_stays_as_it_is():
     """Through the whole step: it has no gradient, no moments and no average; those of
     the rest follow the parameters."""
@@ -227,6 +228,7 @@ def test_a_token_budget_says_into_how_many_parts():
         assert update.parts_of(batch(), budget, shards) == parts, (budget, shards)
 
 
+@pytest.mark.slow
 def test_muon_steps_along_the_orthogonal_factor():
     """The change of a matrix has singular values near muon · rate, whatever those of
     its gradient; vectors and embeddings move as under Adam."""
