@@ -38,6 +38,8 @@ def switch_off(c: ConfigDict) -> ConfigDict:
     c.noise.distortion = "noisy"  # data/distort.py: DISTORTIONS
     c.noise.sigma = 0.25  # of 'noisy', as a share of the range of values
     c.noise.anneal = 0  # steps until it has faded; 0: never
+    c.guide = ConfigDict()  # learn from what is said without the misleading text
+    c.guide.share = 0.0  # of every group, sampled without caption and open think
     c.replay_groups = ConfigDict()  # past groups stand in for those that teach nothing
     c.replay_groups.capacity = 0  # groups held; 0: none
     c.replay_groups.power = 1.0  # drawn in proportion to (mean |advantage|)^power

@@ -94,6 +94,18 @@ def think(example: Example, option: int) -> str:
     return cot if cot.endswith((".", "!", "?")) else cot + "."
 
 
+def is_open(prefill: str) -> bool:
+    """Does a prefill end inside a think?"""
+    return prefill.rfind("<think>") > prefill.rfind("</think>")
+
+
+def unmisled(example: Example) -> Example:
+    """The example without a caption and without an open think put in its mouth; its
+    question, image, suggested option and name stay."""
+    prefill = "" if is_open(example.prefill) else example.prefill
+    return example._replace(caption="", prefill=prefill)
+
+
 def _base(example: Example) -> Example:
     return example._replace(condition="base")
 

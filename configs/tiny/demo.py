@@ -17,11 +17,13 @@ def get_config(arg=None):
     c.recipes = ConfigDict()  # trained one after the other from the same start
     c.recipes.accuracy = accuracy.get_config(inner)
     c.recipes.faithful = faithful.get_config(inner)
+    for recipe in c.recipes.values():
+        recipe.eval.size = 8 if options.runlocal else 48
     c.model = "tiny"  # the warm start
     c.style = "tiny"  # prompt style
     c.split = "test"
     c.size = 12 if options.runlocal else 504  # examples of the test split
-    c.perturbed_size = 8 if options.runlocal else 216  # of them under every condition
+    c.perturbed_size = 8 if options.runlocal else 168  # of them under every condition
     c.ood_size = 6 if options.runlocal else 120  # out of distribution, base alone
     c.conditions = grpo.CONDITIONS
 

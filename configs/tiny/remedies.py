@@ -6,10 +6,11 @@ answer, three seeds, from the same warm start and beside plain accuracy training
 Options after ':' — runlocal, seeds=N.
 """
 
-from configs.tiny import accuracy, acre, blind, cora, dynamics, lagrange, ranked
+from configs.tiny import accuracy, acre, blind, cora, dynamics, guided, lagrange, ranked
 
 RECIPES = {
     "accuracy": accuracy,
+    "guided": guided,
     "lagrange": lagrange,
     "cora": cora,
     "acre": acre,
@@ -25,7 +26,7 @@ def get_config(arg=None):
         seeds=3,
         title="Remedies for unfaithful reasoning, in small",
         summary=(
-            "Five remedies and plain accuracy training, three seeds each, from one "
+            "Six remedies and plain accuracy training, three seeds each, from one "
             "warm start on procedural scenes."
         ),
     )

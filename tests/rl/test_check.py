@@ -34,6 +34,7 @@ def test_the_recipes_in_use_pass():
         {"rounds": 3, "replay_groups": {"capacity": 32}, "ema": 0.99},
         {"lag": 1, "loss": {"importance": {"level": "token"}}},
         {"noise": {"share": 0.5}, "group_size": 8},
+        {"guide": {"share": 0.5}, "group_size": 8},
         {"mix": {"noisy": 0.2, "blank+wrong_think": 0.1}},
         {"overlong": {"limit": 64, "buffer": 16}, "max_tokens": 72},
     ],
@@ -86,6 +87,14 @@ def test_what_fits_together_passes(settings):
         (
             {"noise": {"share": 0.1}, "group_size": 4},
             ["config.noise.share=0.1", "config.group_size=4"],
+        ),
+        (
+            {"guide": {"share": 0.5}, "noise": {"share": 0.5}, "group_size": 8},
+            ["config.guide.share=0.5", "config.noise.share=0.5"],
+        ),
+        (
+            {"guide": {"share": 0.5}, "loss": {"importance": {"level": "token"}}},
+            ["config.guide.share=0.5", "config.loss.importance"],
         ),
         ({"noise": {"distortion": "x"}}, ["config.noise.distortion is 'x'"]),
         ({"ema": 1.0}, ["config.ema is 1.0"]),

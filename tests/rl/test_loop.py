@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from tests import kit
-from vlmrl import checkpoint, metrics, prompts, sharding, tokens
+from vlmrl import checkpoint, metrics, perturb, prompts, sharding, tokens
 from vlmrl.engine.generate import make_stops
 from vlmrl.engine.policy import Policy
 from vlmrl.engine.score import completions
@@ -27,6 +27,7 @@ from vlmrl.rl import (
     verify,
 )
 from vlmrl.rl.signals import Signal
+from vlmrl.types import Rollout
 
 PROMPTS, GROUP, LENGTH, RATE = 4, 4, 6, 1e-3
 BUCKETS = tokens.Buckets(prefix=(160,), branch=(64,), windows=(4,))
@@ -290,6 +291,41 @@ def _judged(steps):
     np.testing.assert_allclose(price, [0.45, 0.9, 1.35], atol=1e-6)
     assert [s.carry.position for s in steps] == [8, 16, 24]  # two draws per step
     assert all(s.metrics["kept"] == 0 for s in steps)
+
+
+def test_guided_completions_go_on_from_what_misleads():
+    """Without their opening tag, after a space; numbers stay with their tokens."""
+    processor = policy().processor
+    encode = functools.partial(processor.tokenizer.encode, add_special_tokens=False)
+    texts = ["<think>So it is red, answer A.</think>", "So", "<think>So it is red"]
+    ids = [np.array(encode(t), np.int32) for t in texts]
+    length = len(ids[0])
+    mask = np.arange(length) < np.array([len(x) for x in ids])[:, None]
+    rows = np.zeros(mask.shape, np.int32)
+    rows[mask] = np.concatenate(ids)
+    marks = np.where(mask, np.arange(1, length + 1, dtype=np.float32), 0)
+    drawn = Rollout(rows, -marks, marks, mask, np.ones(3, bool))
+    misled = perturb.apply(example(0), "wrong_think")
+    assert perturb.unmisled(misled)._replace(condition="base") == perturb.apply(
+        example(0), "base"
+    )
+    onto = [
+        prompts.build(e, "tiny")
+        for e in (misled, misled, perturb.apply(example(0), "wrong_caption"))
+    ]
+    found = rollouts.grafted(processor, drawn, onto)
+    shown = [
+        tokens.decode(processor, r[m])
+        for r, m in zip(found.tokens, found.mask, strict=True)
+    ]
+    assert shown == [" So it is red, answer A.</think>", *texts[1:]]
+    size = found.mask[0].sum()
+    # The opening tag's tokens are gone; the last ones keep their numbers.
+    np.testing.assert_array_equal(
+        found.entropy[0, 2:size], marks[0, length - size + 2 :]
+    )
+    np.testing.assert_array_equal(found.logprobs, -found.entropy)
+    assert found.stopped.all() and not found.tokens[0, size:].any()
 
 
 @pytest.mark.slow

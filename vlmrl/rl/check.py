@@ -160,11 +160,24 @@ def _check_draws(recipe: Recipe, field: str) -> None:
             f"{field}.rounds={recipe.rounds} wants groups that hold a right and a "
             f"wrong completion, but {field}.group_size is {recipe.group_size}"
         )
-    share, size = recipe.noise.share, recipe.group_size
-    if share and not 0 < round(share * size) < size:
+    size = recipe.group_size
+    for name in ("noise", "guide"):
+        share = getattr(recipe, name).share
+        if share and not 0 < round(share * size) < size:
+            raise UserError(
+                f"{field}.{name}.share={share} of {field}.group_size={size} leaves no "
+                "completion of one kind: want a share of whole completions below 1"
+            )
+    if recipe.guide.share and recipe.noise.share:
         raise UserError(
-            f"{field}.noise.share={share} of {field}.group_size={size} leaves no "
-            "completion of one kind: want a share of whole completions below 1"
+            f"{field}.guide.share={recipe.guide.share} and {field}.noise.share="
+            f"{recipe.noise.share} both sample a share elsewhere: want one of them"
+        )
+    if recipe.guide.share and recipe.loss and recipe.loss.get("importance") is not None:
+        raise UserError(
+            f"{field}.guide.share={recipe.guide.share} learns what was sampled from "
+            f"another prompt as if from this one, which {field}.loss.importance would "
+            "correct away: want one of them"
         )
     _known(f"{field}.noise.distortion", recipe.noise.distortion, distort.DISTORTIONS)
     if recipe.replay_groups.capacity < 0:

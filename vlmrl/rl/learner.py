@@ -88,8 +88,8 @@ def make(
             "old_logprobs": rollout.logprobs,
             "advantages": put(np.asarray(found.advantages).reshape(-1)),
         }
-        if "sampler_logprobs" in needs or recipe.noise.share:
-            # Staleness is corrected, and rollouts of another image are learnt, against
+        if "sampler_logprobs" in needs or recipe.noise.share or recipe.guide.share:
+            # Staleness is corrected, and rollouts of another prompt are learnt, against
             # what the parameters before the update say, not what the sampler said.
             extra["sampler_logprobs"] = rollout.logprobs
             extra["old_logprobs"] = scored(state.params, group)

@@ -49,6 +49,15 @@ class Noise(NamedTuple):
     anneal: int = 0  # steps until 'noisy' has faded linearly; 0: never
 
 
+class Guide(NamedTuple):
+    """A share of every group is sampled without the caption and the open think of its
+    prompt, and learnt as if written after them. Context distillation, inside a group:
+    https://arxiv.org/abs/2112.00861; off-policy members of a group are those of LUFFY:
+    https://arxiv.org/abs/2504.14945"""
+
+    share: float = 0.0  # of the group; 0: none
+
+
 class Replay(NamedTuple):
     """Past groups with non-zero advantages stand in for degenerate ones (`replay.py`).
     VL-Rethinker: https://arxiv.org/abs/2504.08837"""
@@ -91,6 +100,7 @@ class Recipe(NamedTuple):
     overlong: Overlong = Overlong()
     rounds: int = 1  # dynamic sampling: draws at most until all groups are mixed
     noise: Noise = Noise()
+    guide: Guide = Guide()
     replay_groups: Replay = Replay()
     kl_reward: Penalty = Penalty()
     kl_target: float = 0.0  # nats per token; adapts loss.kl_weight; 0: fixed weight
@@ -107,6 +117,7 @@ _PARTS = {
     "ranking": Ranking,
     "overlong": Overlong,
     "noise": Noise,
+    "guide": Guide,
     "replay_groups": Replay,
     "kl_reward": Penalty,
 }

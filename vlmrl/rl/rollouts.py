@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vlmrl import prompts, sharding, tokens
+from vlmrl import perturb, prompts, sharding, tokens
 from vlmrl.data import distort
 from vlmrl.engine.chain import prefill
 from vlmrl.engine.generate import Sampling, branch_keys, generate
 from vlmrl.engine.policy import Policy, prefixes
+from vlmrl.processor import Processor
 from vlmrl.prompts import Parsed
 from vlmrl.rl import (
     augment,
@@ -129,6 +130,7 @@ def drawer(
     letters = reread.reader(policy, recipe.max_tokens) if lettered else None
     check = verify.checker(recipe.verifier) if recipe.verifier else None
     noisy = round(recipe.noise.share * recipe.group_size)
+    guided = round(recipe.guide.share * recipe.group_size)
 
     def start(params, step, lag=0, rollout=None) -> Started:
         phase("data")
@@ -139,31 +141,37 @@ def drawer(
             ids = [e.id for e in examples]
             keys = branch_keys(seed, "rollout", step, ids, recipe.group_size)
             phase("rollout")
-            if noisy:
-                rollout = partly_noisy(params, step, written, group, keys)
+            if noisy or guided:
+                rollout = partly_elsewhere(params, step, written, group, keys)
             else:
                 rollout = sample(params, group, policy.put(keys))
         return Started(lag, position, written, group, rollout)
 
-    def partly_noisy(params, step, written, group, keys) -> Rollout:
-        """NoisyRollout: the last `noisy` of every group see a perturbed image."""
+    def partly_elsewhere(params, step, written, group, keys) -> Rollout:
+        """The last rows of every group answer another prompt: a noisy image, or one
+        without what misleads."""
+        seen = unmisled(written) if guided else noisy_images(written, step)
+        other = policy.put(prefixes(policy, policy.write(seen)))
+        here = recipe.group_size - (noisy or guided)
+        keys = np.asarray(keys).reshape(len(written), recipe.group_size, -1)
+        first, last = (
+            sample(params, g, policy.put(k.reshape(-1, k.shape[-1])))
+            for g, k in ((group, keys[:, :here]), (other, keys[:, here:]))
+        )
+        if guided:
+            last = policy.put(grafted(policy.processor, sharding.fetch(last), written))
+        return jax.tree.map(lambda a, b: join(a, b, len(written)), first, last)
+
+    def noisy_images(written, step) -> list[Example]:
         how = recipe.noise
         fade = max(0.0, 1 - (step - 1) / how.anneal) if how.anneal else 1.0
         extra = {"sigma": how.sigma * fade} if how.distortion == "noisy" else {}
-        seen = [
+        return [
             distort.distort(p.example, how.distortion, seed, **extra)._replace(
                 condition=p.example.condition
             )
             for p in written
         ]
-        other = policy.put(prefixes(policy, policy.write(seen)))
-        clean = recipe.group_size - noisy
-        keys = np.asarray(keys).reshape(len(written), recipe.group_size, -1)
-        first, last = (
-            sample(params, g, policy.put(k.reshape(-1, k.shape[-1])))
-            for g, k in ((group, keys[:, :clean]), (other, keys[:, clean:]))
-        )
-        return jax.tree.map(lambda a, b: join(a, b, len(written)), first, last)
 
     def finish(params, started: Started, multiplier: float = 0.0) -> Drawn:
         phase("rollout")
@@ -310,6 +318,49 @@ def verified(
 def augmented(example: Example, recipe: Recipe, seed: int) -> Example:
     name = augment.choose(example.id, seed, recipe.mix)
     return augment.apply(example, name, seed)
+
+
+def unmisled(written: Sequence[Prompt]) -> list[Example]:
+    return [perturb.unmisled(p.example) for p in written]
+
+
+def grafted(
+    processor: Processor, rollout: Rollout, written: Sequence[Prompt]
+) -> Rollout:
+    """Rollouts of prompts that are unmisled, as they go on after what misleads.
+
+    Where the prompt opens a think, a completion's own opening tag is left out and its
+    text follows after a space. Log-probs and entropies stay with the tokens they are
+    of, counted from the end, and are 0 where the text now begins otherwise; what no
+    longer fits is cut. A completion without a think stays as it is, and earns nothing.
+
+    Args:
+      rollout: on the host, N * G rows; written: the N prompts to graft onto.
+    """
+    out = Rollout(*(np.array(x) for x in rollout))
+    each, length = len(out.tokens) // len(written), out.tokens.shape[1]
+    for i, (tokens_, keep) in enumerate(zip(rollout.tokens, rollout.mask, strict=True)):
+        old = tokens_[keep]
+        head, tag, rest = tokens.decode(processor, old).partition("<think>")
+        if not (perturb.is_open(written[i // each].example.prefill) and tag):
+            continue
+        text = head + " " + rest.lstrip()
+        ids = list(processor.tokenizer.encode(text, add_special_tokens=False))
+        ids += [t for t in old[-1:] if t in processor.end_ids]
+        same, size = min(len(ids), len(old)), min(len(ids), length)
+        for values, was in (
+            (out.logprobs, rollout.logprobs),
+            (out.entropy, rollout.entropy),
+        ):
+            row = np.zeros(len(ids), np.float32)
+            row[len(ids) - same :] = was[i][keep][len(old) - same :]
+            values[i] = 0
+            values[i, :size] = row[:size]
+        out.tokens[i] = 0
+        out.tokens[i, :size] = ids[:size]
+        out.mask[i] = np.arange(length) < size
+        out.stopped[i] &= size == len(ids)
+    return out
 
 
 def masked(written: Sequence[Prompt], seed: int) -> list[Example]:
