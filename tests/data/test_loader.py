@@ -7,9 +7,10 @@ import time
 from collections.abc import Sequence
 
 import pytest
+from tensorflow_datasets.proto import tf_example_pb2
 
 from tests.data import published
-from vlmrl.data import build, images, loader, scenes, sets
+from vlmrl.data import build, features, images, loader, scenes, sets
 from vlmrl.types import Example, UserError
 
 ODD = Example(
@@ -33,6 +34,16 @@ ODD = Example(
 def stored(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     return loader.prepare("scenes", {"train": 40, "test": 12}, root)
+
+
+def test_a_record_is_the_one_that_tfds_would_write():
+    for whole in (ODD, *scenes.suite("train", 2)):
+        record = features.serialised(whole)
+        plain = features.FEATURES.encode_example(whole._asdict())
+        theirs = features.FEATURES.serialize_example(plain)
+        one, other = map(tf_example_pb2.Example.FromString, (record, theirs))
+        assert one == other and features.example(record) == whole
+        assert features.serialised(whole) == record  # to the byte, every time
 
 
 def test_examples_come_back_as_they_went_in(stored):

@@ -27,7 +27,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    # `convert` would copy an image that is in RGB already.
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def decode(data: bytes, where: str) -> Image.Image:
