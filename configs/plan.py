@@ -47,6 +47,7 @@ def get_config(arg=None):
     c.optimizer.warmup = 5
     c.optimizer.decay = "constant"
     c.optimizer.clip = 1.0
+    c.optimizer.offload = False  # its moments in the hosts' memory
 
     c.eval = ConfigDict()  # the whole suite at every checkpoint
     c.eval.size = 8 if small else 2000

@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from vlmrl.types import UserError
 
 AXES = ("data", "fsdp", "tensor")
+HOST = "pinned_host"  # JAX's name of the host memory that devices can read
 
 # logical axis → mesh axis. Axes that are not named are replicated.
 RULES = {
@@ -77,6 +78,37 @@ def like_params(mesh: Mesh, tree, shardings: dict[str, NamedSharding]):
         return found[-1] if fits else replicated
 
     return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def on_host(places, tree):
+    """The same shardings in the memory of the devices' hosts; single numbers of `tree`
+    stay on the devices.
+
+    Raises:
+      UserError: devices that can't read their host's memory.
+    """
+
+    def move(place, x):
+        return place.with_memory_kind(HOST) if x.ndim else place
+
+    mesh = jax.tree.leaves(places)[0].mesh
+    for device in mesh.local_devices[:1]:
+        kinds = [m.kind for m in device.addressable_memories()]
+        if HOST not in kinds:
+            raise UserError(
+                f"optimizer.offload: {device.device_kind} has no {HOST} memory, only "
+                f"{', '.join(kinds)}; want offload=False"
+            )
+    return jax.tree.map(move, places, tree)
+
+
+def is_on_host(x) -> bool:
+    return x.sharding is not None and x.sharding.memory_kind == HOST
+
+
+def to_devices(tree):
+    """Within jit: what lies on the host, brought to the devices."""
+    return jax.device_put(tree, jax.memory.Space.Device)
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:

@@ -63,6 +63,7 @@ def recipe(arg, *, name: str, reward: str = "grpo", mix: dict | None = None):
     c.optimizer.decay = "linear"  # 'constant', 'cosine' or 'linear'
     c.optimizer.weight_decay = 0.0
     c.optimizer.clip = 1.0  # global gradient norm
+    c.optimizer.offload = False  # its moments in the hosts' memory
     c.optimizer.freeze = ("vision.",)  # prefixes of parameters left alone; () none
 
     c.data = ConfigDict()

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from tests import kit
-from vlmrl import sharding
+from vlmrl import checkpoint, sharding
 from vlmrl.engine.score import completions
 from vlmrl.rl import update
 from vlmrl.types import Mean, Rollout, UserError
@@ -272,3 +272,36 @@ def test_muon_and_schedule_refuse_what_they_cannot_do():
         update.optimizer(0.1, muon=5.0)
     with pytest.raises(UserError, match="optimizer.decay: 'cosin' is not one of"):
         update.schedule(peak=1.0, warmup=1, steps=2, decay="cosin")
+
+
+@functools.cache
+def adam_step(offload: bool) -> update.State:
+    tx = update.optimizer(1e-3)
+    state = fresh(tx, offload=offload)
+    step = update.jit_update(update.make_update(kit.model(), tx, objective), state)
+    return step(step(state, batch())[0], batch())[0]
+
+
+def test_moments_on_the_host_change_nothing(tmp_path):
+    """Where they lie, what comes of it; a checkpoint brings them back there."""
+    here, there = adam_step(False), adam_step(True)
+    for a, b in zip(*map(jax.tree.leaves, (here, there)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    moments = [x for x in jax.tree.leaves(there.opt_state) if x.ndim]
+    assert len(moments) == 2 * len(kit.params())
+    assert all(map(sharding.is_on_host, moments))
+    assert not any(map(sharding.is_on_host, jax.tree.leaves(there.params)))
+    assert not any(map(sharding.is_on_host, jax.tree.leaves(here)))
+    checkpoint.save(tmp_path, 1, there)()
+    found, _ = checkpoint.restore(
+        tmp_path, 1, fresh(update.optimizer(1e-3), offload=True)
+    )
+    for a, b in zip(*map(jax.tree.leaves, (found, there)), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.sharding == b.sharding
+
+
+def test_a_device_without_host_memory_is_refused(monkeypatch):
+    monkeypatch.setattr(sharding, "HOST", "some_other")
+    with pytest.raises(UserError, match="cpu has no some_other memory, only device, "):
+        fresh(update.optimizer(1e-3), offload=True)

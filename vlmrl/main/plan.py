@@ -15,7 +15,8 @@ compiler's, and the table says so. `host:N` are devices of this machine.
 
 Times are at best: the longest of arithmetic at the data sheet's peak, memory traffic
 (weights, caches and optimizer state only) and traffic between chips, none overlapping
-another program. --efficiency says what share of that to expect.
+another program; what passes between a chip and its host is not counted. --efficiency
+says what share of that to expect.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import jax.numpy as jnp
 from rich.console import Console
 
 from vlmrl import sharding
+from vlmrl.engine import attention
 from vlmrl.main import args, chips, compiled, programs
 from vlmrl.main.programs import Job, Program
 from vlmrl.types import UserError
@@ -54,6 +56,7 @@ class Cost(NamedTuple):
 
     name: str
     held: dict[str, float]  # arguments by part
+    host: float  # of the host's memory, for a device
     temporary: float
     cache: float  # of `temporary`: keys and values
     total: float  # at its peak; 0: the compiler does not say
@@ -85,9 +88,12 @@ def main(argv):
     mesh = make_mesh(job, place, other.mesh or c.get("mesh"))
     began = time.monotonic()
     costs = []
-    for program, groups in wanted(job, mesh, other.only):
+    made = wanted(job, mesh, other.only, **options_of(place, mesh))
+    for (program, groups), (counted, _) in zip(
+        made, wanted(job, mesh, other.only), strict=True
+    ):
         print(f"compiling {program.name} ...", flush=True)
-        costs.append(cost(job, mesh, place, program, groups))
+        costs.append(cost(job, mesh, place, program, groups, counted))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     spent = time.monotonic() - began
     text = table(c, job, mesh, place, costs, other.efficiency)
@@ -165,8 +171,15 @@ def automatic(job: Job, count: int) -> dict[str, int]:
     return {"data": 1, "fsdp": count // tensor, "tensor": tensor}
 
 
-def wanted(job: Job, mesh, only: list[str]) -> list[tuple[Program, int]]:
-    """(program, its groups) of a job."""
+def options_of(place: chips.Topology, mesh) -> dict:
+    """The attention that a run takes there; without its compiler, XLA's."""
+    if place.compiler == "libtpu":
+        return {"attend": attention.choose("splash", mesh)}
+    return {}
+
+
+def wanted(job: Job, mesh, only: list[str], **options) -> list[tuple[Program, int]]:
+    """(program, its groups) of a job; options as `score` takes them."""
     shards = sharding.batch_shards(mesh)
     if job.prompts % (shards * job.microbatches):
         raise UserError(
@@ -184,17 +197,22 @@ def wanted(job: Job, mesh, only: list[str]) -> list[tuple[Program, int]]:
     if unknown := set(only) - set(made):
         raise UserError(f"--only: no program {', '.join(unknown)}; {', '.join(made)}")
     return [
-        (f(job, mesh), n) for name, (f, n) in made.items() if name in only or not only
+        (f(job, mesh, **options), n)
+        for name, (f, n) in made.items()
+        if name in only or not only
     ]
 
 
 # -- what it costs ---------------------------------------------------------------------
 
 
-def cost(job: Job, mesh, place, program: Program, groups: int) -> Cost:
-    """Compiles a program and reads its costs."""
+def cost(
+    job: Job, mesh, place, program: Program, groups: int, counted: Program
+) -> Cost:
+    """Compiles a program and reads its costs. `counted` is the same with XLA's
+    attention: how often a kernel runs is not in its jaxpr."""
     count, began = mesh.devices.size, time.monotonic()
-    counted = compiled.flops(program.function, *program.args, trips=program.trips)
+    flops = compiled.flops(counted.function, *counted.args, trips=program.trips)
     function = jax.jit(
         program.function, donate_argnums=program.donated, out_shardings=program.out
     )
@@ -212,7 +230,7 @@ def cost(job: Job, mesh, place, program: Program, groups: int) -> Cost:
             - sizes.alias_size_in_bytes
         )  # fmt: skip
     compile_s = time.monotonic() - began
-    held = {}
+    held, host = {}, programs.held(program.args, on_host=True)
     for part, arg in zip(program.parts, program.args, strict=True):
         if part == "state":
             held["parameters"] = programs.held(arg.params)
@@ -224,8 +242,8 @@ def cost(job: Job, mesh, place, program: Program, groups: int) -> Cost:
     moved = traffic(job, mesh, program, held, kept)
     chip = place.chip
     return Cost(
-        program.name, held, temporary, kept, total, refused, counted / count, moved,
-        sent, counted / count / chip.flops, moved / chip.bandwidth,
+        program.name, held, host, temporary, kept, total, refused, flops / count, moved,
+        sent, flops / count / chip.flops, moved / chip.bandwidth,
         sum(sent.values()) / chip.network, compile_s,
     )  # fmt: skip
 
@@ -293,6 +311,8 @@ def table(c, job: Job, mesh, place, costs: list[Cost], efficiency: float) -> str
 
     for part in ("parameters", "optimizer", "batch"):
         row(part, lambda x, part=part: _gib(x.held.get(part, 0)))
+    if any(x.host for x in costs):
+        row("on the host", lambda x: _gib(x.host))
     row("cache", lambda x: _gib(x.cache))
     row("other", lambda x: "–" if x.refused else _gib(max(0, x.temporary - x.cache)))
     row("peak", lambda x: "refused" if x.refused else _gib(x.total))

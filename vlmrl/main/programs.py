@@ -93,12 +93,16 @@ def params(job: Job, mesh, dtype) -> dict:
     }
 
 
-def state(job: Job, mesh, tx, freeze: tuple[str, ...] = ()) -> update.State:
+def state(
+    job: Job, mesh, tx, freeze: tuple[str, ...] = (), offload: bool = False
+) -> update.State:
     """The training state: parameters, the live ones' moments, the step."""
     held = params(job, mesh, job.dtype)
     places = {n: p.sharding for n, p in held.items()}
     moments = jax.eval_shape(tx.init, update.live_of(held, freeze))
     places = sharding.like_params(mesh, moments, places)
+    if offload:
+        places = sharding.on_host(places, moments)
     moments = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), moments, places
     )
@@ -212,7 +216,7 @@ def rollout(job: Job, mesh, **options) -> Program:
         chain = prefill(job.model, params, group, **options)
         return generate(
             job.model, params, chain, keys, stops,
-            max_tokens=job.max_tokens, sampling=Sampling(1.0), **inner(options),
+            max_tokens=job.max_tokens, sampling=Sampling(1.0), **drawing(options),
         )[0]  # fmt: skip
 
     rows = job.prompts * job.group_size
@@ -238,9 +242,10 @@ def step(job: Job, mesh, **options) -> Program:
         decay=opts.pop("decay"),
     )
     freeze = tuple(opts.pop("freeze", ()))
+    offload = opts.pop("offload", False)
     table = update.live_of(job.model.table, freeze)
     tx = update.optimizer(rate, table=table, **opts)
-    held = state(job, mesh, tx, freeze)
+    held = state(job, mesh, tx, freeze, offload)
 
     def objective(logp, entropy, mask, extra):
         return losses.policy_objective(logp, entropy, mask, extra, **job.loss)
@@ -261,7 +266,8 @@ def step(job: Job, mesh, **options) -> Program:
     batch = shapes(mesh, update.Batch(grown, extra))
     places = jax.tree.map(lambda x: x.sharding, held)
     return Program(
-        "update", function, (held, batch), ("state", "batch"), donated=(0,),
+        "update", update.fetching(function, held), (held, batch), ("state", "batch"),
+        donated=(0,),
         out=(places, None),
     )  # fmt: skip
 
@@ -315,15 +321,17 @@ def evaluation(job: Job, mesh, **options) -> Program:
     )  # fmt: skip
 
 
-def inner(options: dict) -> dict:
-    """What is passed on to the layers of a chain that has its dtype."""
-    return {k: v for k, v in options.items() if k != "dtype"}
+def drawing(options: dict) -> dict:
+    """What sampling takes of the options of reading."""
+    return {k: v for k, v in options.items() if k not in ("dtype", "attend")}
 
 
-def held(tree) -> float:
-    """Bytes that the arrays of a tree take on one device."""
+def held(tree, on_host: bool = False) -> float:
+    """Bytes that the arrays of a tree take on one device, or of its host's memory."""
     total = 0.0
     for x in jax.tree.leaves(tree):
+        if sharding.is_on_host(x) != on_host:
+            continue
         shape = x.sharding.shard_shape(x.shape) if x.sharding else x.shape
         total += math.prod(shape) * np.dtype(x.dtype).itemsize
     return total

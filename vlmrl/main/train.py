@@ -301,11 +301,12 @@ def train(
     actor, plain = adapted(policy, how, seed)
     base = tuple(policy.model.table) if actor is not policy else ()
     freeze = settings["freeze"] = (*opts.pop("freeze", ()), *base)
+    offload = opts.pop("offload", False)
     table = update.live_of(actor.model.table, freeze)
     tx = update.optimizer(rate, table=table, **opts)
     params = jax.tree.map(lambda x: x.copy(), actor.params)  # the update donates
     averages = bool(settings.get("ema"))
-    state = update.init_state(params, tx, freeze=freeze, ema=averages)
+    state = update.init_state(params, tx, freeze=freeze, ema=averages, offload=offload)
     carry = loop.begin(state, prompts=prompts, **settings)
     points = workdir / "checkpoints"
     restored = checkpoint.latest(points)

@@ -78,7 +78,7 @@ def make_sampler(policy: Policy, *, max_tokens: int, sampling: Sampling) -> Call
 
     @functools.partial(jax.jit, out_shardings=sharding.batch_sharding(policy.mesh))
     def sample(params, group: Group, keys) -> Rollout:
-        chain = prefill(policy.model, params, group)
+        chain = prefill(policy.model, params, group, attend=policy.attend)
         return generate(
             policy.model,
             params,

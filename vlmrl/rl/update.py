@@ -18,7 +18,7 @@ import optax
 from vlmrl import metrics as metrics_
 from vlmrl.engine.score import score
 from vlmrl.models.api import Model, Param
-from vlmrl.sharding import like_params, replicate
+from vlmrl.sharding import is_on_host, like_params, on_host, replicate, to_devices
 from vlmrl.types import Group, Mean, UserError
 
 
@@ -270,12 +270,23 @@ def split(batch: Batch, parts: int) -> Batch:
     return Batch(groups(batch.group), extra, groups(batch.second))
 
 
-def init_state(params, tx, *, freeze: tuple[str, ...] = (), ema: bool = False) -> State:
-    """A fresh state whose optimizer moments lie like the parameters."""
+def init_state(
+    params,
+    tx,
+    *,
+    freeze: tuple[str, ...] = (),
+    ema: bool = False,
+    offload: bool = False,
+) -> State:
+    """A fresh state whose optimizer moments lie like the parameters; with `offload` in
+    the memory of their devices' hosts (`sharding.on_host`)."""
     mesh = jax.tree.leaves(params)[0].sharding.mesh
     live = live_of(params, freeze)
     places = {name: p.sharding for name, p in live.items()}
-    shards = like_params(mesh, jax.eval_shape(tx.init, live), places)
+    moments = jax.eval_shape(tx.init, live)
+    shards = like_params(mesh, moments, places)
+    if offload:
+        shards = on_host(shards, moments)
     opt_state = jax.jit(tx.init, out_shardings=shards)(live)
     average = {n: p.copy() for n, p in live.items()} if ema else None
     zero = jax.device_put(jnp.int32(0), replicate(mesh))
@@ -286,4 +297,18 @@ def jit_update(update, state: State):
     """The update compiled once: its state comes out placed as it went in, and takes
     the old one's memory."""
     places = jax.tree.map(lambda x: x.sharding, state)
+    update = fetching(update, state)
     return jax.jit(update, donate_argnums=0, out_shardings=(places, None))
+
+
+def fetching(update, state: State):
+    """The update of a state like this one: moments that lie on the host are brought in
+    for it."""
+    if not any(map(is_on_host, jax.tree.leaves(state.opt_state))):
+        return update
+
+    def run(state: State, batch: Batch):
+        here = to_devices(state.opt_state)
+        return update(state._replace(opt_state=here), batch)
+
+    return run
