@@ -80,6 +80,7 @@ def test_images_are_kept_by_example(tmp_path):
 def synthetic_example(name, images):
     from tests import kit
 
+    name = name.removeprefix("scenes/")
     return kit.examples(1)[0]._replace(id=name, images=images)
 
 

@@ -36,7 +36,7 @@ _MODELS = {
 
 
 def images(examples: int = 60) -> dict[str, bytes]:
-    """PNG bytes by example id."""
+    """PNG bytes by source/id of the example."""
     out = {}
     for e in range(examples):
         rng = np.random.default_rng(e // 2)  # two items share an image
@@ -49,7 +49,7 @@ def images(examples: int = 60) -> dict[str, bytes]:
             (draw.ellipse if rng.random() < 0.5 else draw.rectangle)(box, fill=colour)
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
-        out[f"test-{e:04d}"] = buffer.getvalue()
+        out[f"scenes/test-{e:04d}"] = buffer.getvalue()
     return out
 
 

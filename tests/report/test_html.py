@@ -136,12 +136,12 @@ def test_a_missing_image_is_told_and_a_heavy_one_made_small(table):
     noise = np.random.default_rng(0).integers(0, 255, (900, 900, 3), np.uint8)
     out = io.BytesIO()
     Image.fromarray(noise).save(out, "PNG")
-    found = html.browser(table, {"test-0000": out.getvalue()})
+    found = html.browser(table, {"scenes/test-0000": out.getvalue()})
     assert len(found.images) == 1 and len(found.images[0]) < 300_000
     assert found.images[0].startswith(b"\xff\xd8\xff")
     assert sum(e["image"] == -1 for e in found.index["examples"]) == 59
     with pytest.raises(UserError, match="scenes/test-0000: its image does not decode"):
-        html.browser(table, {"test-0000": b"\x89PNG" + b"x" * 100_000})
+        html.browser(table, {"scenes/test-0000": b"\x89PNG" + b"x" * 100_000})
 
 
 def test_many_images_lie_in_a_folder_beside(tmp_path, monkeypatch, table, metrics):

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vlmrl import perturb, prompts
+from vlmrl.eval.records import unmeasured
 from vlmrl.eval.sheets import read_xlsx
 from vlmrl.judges import rule
 from vlmrl.types import Example, Record, UserError
@@ -123,24 +124,11 @@ def _record(row: Row, source, model, condition, style, tool, seed) -> Record:
         conclusion=rule.conclude(think, row.question, row.options),
         verdict=rule.verdict(*judged),
         verdict_sampled=rule.verdict(*judged),
-        letters=[],
-        entropy=math.nan,
-        p_correct=math.nan,
-        p_suggested=math.nan,
-        option_mass=math.nan,
         natural="<answer" in row.said,
         truncated=False,
-        think_entropy=math.nan,
-        think_tokens=-1,
-        sighted=[],
-        sighted_every=0,
-        blind=[],
-        blind_stripped=[],
-        consistent_probe=False,
-        consistent_probe_stripped=False,
         parser=prompts.style(style).parser,
         engine=tool,
-        pixels=[],
+        **unmeasured(),
     )
 
 

@@ -26,6 +26,7 @@ from string import ascii_uppercase as LETTERS
 
 from vlmrl import perturb, prompts
 from vlmrl.eval import stats
+from vlmrl.eval.records import unmeasured
 from vlmrl.judges import rule
 from vlmrl.judges.http import SPENT, Call, Client, Reply
 from vlmrl.judges.judge import Judge, apply_verdicts, ask, readings
@@ -235,24 +236,11 @@ def _record(example: Example, turn, style: str, reply: Reply) -> Record:
         conclusion=-1,
         verdict="undecided",
         verdict_sampled="undecided",
-        letters=[],
-        entropy=math.nan,
-        p_correct=math.nan,
-        p_suggested=math.nan,
-        option_mass=math.nan,
         natural="<answer" in e.prefill + text,
         truncated=finish == "length" and not parsed.closed,
-        think_entropy=math.nan,
-        think_tokens=-1,  # not told
-        sighted=[],
-        sighted_every=0,
-        blind=[],
-        blind_stripped=[],
-        consistent_probe=False,
-        consistent_probe_stripped=False,
         parser=prompts.style(style).parser,
         engine="",
-        pixels=[],
+        **unmeasured(),
     )
 
 

@@ -82,10 +82,10 @@ def find_records(workdir: Path) -> pa.Table:
 
 
 def write_images(workdir: Path, examples: Sequence[Example]) -> None:
-    """images.parquet: the first image of every example, by its id."""
+    """images.parquet: the first image of every example, by source/id."""
     path = workdir / "images.parquet"
     held = read_images(workdir)
-    held.update({e.id: e.images[0] for e in examples if e.images})
+    held.update({f"{e.source}/{e.id}": e.images[0] for e in examples if e.images})
     table = pa.table({"example": list(held), "image": list(held.values())})
     part = path.with_name(path.name + ".partial")
     pq.write_table(table, part)
@@ -100,8 +100,15 @@ def read_images(workdir: Path) -> dict[str, bytes]:
     return dict(zip(held["example"], held["image"], strict=True))
 
 
-def build(workdir: Path, table: pa.Table, images: dict[str, bytes], info: dict) -> None:
-    """Everything a reader sees, and the main table on the terminal."""
+def build(
+    workdir: Path,
+    table: pa.Table,
+    images: dict[str, bytes],
+    info: dict,
+    own: Sequence[render.Table] = (),
+) -> None:
+    """Everything a reader sees, and the main table on the terminal. `own` tables stand
+    on the page before those of every run."""
     rows = records.summarise(table)
     write_json(workdir / "metrics.json", rows)
     write_json(workdir / "claims.json", claims.as_rows(claims.judge_claims(table)))
@@ -109,6 +116,8 @@ def build(workdir: Path, table: pa.Table, images: dict[str, bytes], info: dict) 
     made = tables.build(table, rows)
     render.write(workdir / "tables", made)
     figures.write(workdir / "figures", figures.build(rows))
+    names = {one.name for one in own}
+    made = [*own, *(one for one in made if one.name not in names)]
     page = html.write_report(workdir, table, rows, images, info, made)
     CONSOLE.print(render.terminal(made[0]))
     CONSOLE.print(f"\nreport: {page}", soft_wrap=True, markup=False, highlight=False)

@@ -54,7 +54,7 @@ def write_report(
       run_dir: an existing directory.
       table: records.
       metrics_rows: their `records.summarise`.
-      images: encoded image by example id; examples without one say so.
+      images: encoded image by source/id of its example; examples without one say so.
       info: what was run, shown as it is: words by heading. 'title' becomes the page's
         title, 'summary' its first paragraph.
       made: the `tables.build` of the records, made here when None.
@@ -172,8 +172,9 @@ def headline(table: pa.Table) -> str:
 
 def script_json(value) -> str:
     """JSON that can't end or open a script element, nor hold a line separator that
-    JavaScript would not take."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    JavaScript would not take. A float that is no number is an error: no browser reads
+    it."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
@@ -344,7 +345,7 @@ def browser(table: pa.Table, images: dict[str, bytes]) -> Browser:
 
 
 def _example(row, item, images, pictures) -> dict:
-    image = images.get(row["example"])
+    image = images.get(item)
     digest = image and hashlib.sha256(image).hexdigest()
     if image and digest not in pictures:
         pictures[digest] = len(pictures), small(image, item)
@@ -370,8 +371,8 @@ def _row(row) -> dict:
         "con": row["conclusion"],
         "j": row["judge"],
         "l": [round(p, 4) for p in row["letters"]],
-        "h": round(row["entropy"], 3),
-        "m": round(row["option_mass"], 3),
+        "h": _told(row["entropy"]),
+        "m": _told(row["option_mass"]),
         "nat": row["natural"],
         "cut": row["truncated"],
         "n": row["think_tokens"],
@@ -379,6 +380,11 @@ def _row(row) -> dict:
         "k": row["sighted_every"],
         "b": [round(p, 4) for p in row["blind"]],
     }
+
+
+def _told(value: float) -> float | None:
+    """None where a model behind an API, or another tool's log, does not tell."""
+    return None if math.isnan(value) else round(value, 3)
 
 
 def spread(task_of: dict[str, str], most: int) -> set[str]:
