@@ -14,7 +14,7 @@ from scipy import stats as sps
 
 from vlmrl.eval import calibration, drift, records, stats
 from vlmrl.eval.stats import Cell, Interval
-from vlmrl.report.evidence import View, over_seeds
+from vlmrl.report.evidence import SCORES, View, over_seeds, predicts
 from vlmrl.report.render import Table
 
 QUADRANTS = {  # name → (verdict, answered right)
@@ -23,7 +23,6 @@ QUADRANTS = {  # name → (verdict, answered right)
     "wrong, consistent": ("consistent", 0),
     "wrong, inconsistent": ("inconsistent", 0),
 }
-SCORES = {"P(correct)": ("p_correct", 1), "−H": ("entropy", -1), "max p": ("p_max", 1)}
 
 
 def build(data: dict[str, np.ndarray], cells: dict, split: str) -> list[Table]:
@@ -239,7 +238,7 @@ def prediction(view: View, split: str) -> Table:
                 areas: dict[str, list] = {name: [] for name in SCORES}
                 apart = []
                 for point in points:
-                    found = _predicts(view, point, condition, only)
+                    found = predicts(view, point, condition, only)
                     if found is None:
                         continue
                     scores, label, clusters = found
@@ -280,26 +279,6 @@ def prediction(view: View, split: str) -> Table:
         ),
         rows,
     )
-
-
-def _predicts(view: View, point: tuple, condition: str, only_right: bool):
-    base, other = (view.rows.get((*point, c)) for c in ("base", condition))
-    if base is None or other is None:
-        return None
-    data = view.data
-    _, i, j = np.intersect1d(
-        data["trial"][base], data["trial"][other], True, return_indices=True
-    )
-    base, other = base[i], other[j]
-    keep = ~np.isnan(data["p_correct"][base])
-    if only_right:
-        keep &= data["accuracy"][base] == 1
-    base, other = base[keep], other[keep]
-    label = data["accuracy"][other]
-    if len(label) == 0 or label.all() or not label.any():
-        return None
-    scores = {n: sign * data[name][base] for n, (name, sign) in SCORES.items()}
-    return scores, label, data["cluster"][base]
 
 
 # -- comparisons -----------------------------------------------------------------------

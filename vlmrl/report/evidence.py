@@ -41,6 +41,7 @@ from vlmrl.eval.stats import Interval
 SLIGHT = 0.02  # an effect this small (2 points, 0.02 nats) is not worth a claim
 SAME = 0.05  # "about the same", "no harm": within 5 points
 FAR = 0.05  # "far better", in AUROC
+SCORES = {"P(correct)": ("p_correct", 1), "−H": ("entropy", -1), "max p": ("p_max", 1)}
 
 
 class Part(NamedTuple):
@@ -334,8 +335,8 @@ def _6(view):
     for r in parts.need(_plain, "a recipe with neither augmentation nor faithfulness"):
         for c in _MISLEADING:
             for only in (False, True):
-                made = [_predicts(view, view.end(r, s), c, only) for s in view.seeds(r)]
-                made = [m for m in made if m is not None]
+                found = [predicts(view, view.end(r, s), c, only) for s in view.seeds(r)]
+                made = [_areas(*each) for each in found if each is not None]
                 shown = "/".join(
                     f"{np.mean(v):.2f}" for v in zip(*(m[1] for m in made), strict=True)
                 )
@@ -351,11 +352,11 @@ def _6(view):
     return parts.done()
 
 
-def _predicts(view: View, point: tuple, condition: str, only_correct: bool):
-    """AUROC(P(correct)) − AUROC(−H) under base for being correct under a condition, and
-    the AUROCs of P(correct), −H and max p; None where a class is empty."""
-    base = view.rows.get((*point, "base"))
-    other = view.rows.get((*point, condition))
+def predicts(view: View, point: tuple, condition: str, only_correct: bool):
+    """(SCORES read under base, correct under the condition, clusters) of the trials
+    that both hold, of those correct under base alone if asked; None where a class is
+    empty."""
+    base, other = (view.rows.get((*point, c)) for c in ("base", condition))
     if base is None or other is None:
         return None
     data = view.data
@@ -368,15 +369,21 @@ def _predicts(view: View, point: tuple, condition: str, only_correct: bool):
         keep &= data["accuracy"][base] == 1
     base, other = base[keep], other[keep]
     label = data["accuracy"][other] == 1
-    scores = data["p_correct"][base], -data["entropy"][base], data["p_max"][base]
     if label.all() or not label.any():
         return None
+    scores = {n: sign * data[name][base] for n, (name, sign) in SCORES.items()}
+    return scores, label, data["cluster"][base]
+
+
+def _areas(scores: dict, label, clusters):
+    """(AUROC(P(correct)) − AUROC(−H) with its interval, the AUROC of each score)."""
+    first, second = scores["P(correct)"], scores["−H"]
     interval = stats.cluster_bootstrap(
-        lambda w: stats.auroc(scores[0], label, w) - stats.auroc(scores[1], label, w),
-        data["cluster"][base],
+        lambda w: stats.auroc(first, label, w) - stats.auroc(second, label, w),
+        clusters,
         draws=1000,
     )
-    return interval, [float(stats.auroc(s, label)) for s in scores]
+    return interval, [float(stats.auroc(s, label)) for s in scores.values()]
 
 
 def _7(view):
