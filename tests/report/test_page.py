@@ -4,11 +4,13 @@ console, passes axe, and model text does not run."""
 import html as html_
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from tests.conftest import AXE
 from tests.report import chromium, synthetic
+from vlmrl.eval import records
 from vlmrl.report import html
 
 pytestmark = pytest.mark.chromium
@@ -134,6 +136,105 @@ def test_axe_finds_nothing_serious(tmp_path, page, theme):
     seen, _ = chromium.visit(f"{head}{axe}</body>{tail}", tmp_path, script)
     assert seen["passes"] > 15
     assert [v for v in seen["violations"] if v[0] in ("serious", "critical")] == []
+
+
+MANY = """
+  const nodes = () => document.querySelectorAll("*").length;
+  const rows = () => Number($("count").textContent.split(" ")[0].replace(",", ""));
+  const where = () => document.querySelector("#detail .where").textContent;
+  const shown = () => document.querySelector("#detail h3").textContent;
+  const parsed = () => JSON.parse($("data").textContent).x.length;
+  const list = $("list"), title = document.title;
+  const active = () => $(list.getAttribute("aria-activedescendant"));
+  const place = () => Number(active().getAttribute("aria-posinset"));
+  const seen = { all: rows(), parsed: parsed(), before: nodes() };
+  press("list", "End"); await pause(50);
+  seen.last = place();
+  seen.place = shown();
+  let most = 0;
+  for (const part of [0, 0.3, 0.6, 0.9, 0.2, 1]) {  // dragging the scroll bar
+    list.scrollTop = part * list.scrollHeight; await pause(30);
+    most = Math.max(most, nodes());
+    seen.inSight = document.querySelectorAll("#rows > *").length;
+  }
+  // by mouse a row and filters; by keyboard along the list, and to another condition
+  list.scrollTop = 0; await pause(50);
+  const third = document.querySelectorAll("#rows > *")[2];
+  third.click(); seen.clicked = third.textContent.includes(shown()) && place() === 3;
+  choose("f-condition", "2"); choose("f-recipe", "1"); choose("f-answer", "wrong");
+  seen.filtered = rows(); seen.filteredAre = where();
+  press("list", "PageDown"); press("list", "ArrowDown"); press("list", "ArrowUp");
+  seen.tenth = place();
+  press("list", "ArrowLeft"); seen.beside = where();
+  document.querySelector(".filters button").click(); await pause(50);
+  for (const k of [0, 7, 19]) {  // hostile text of three copies, all in other chunks
+    choose("f-words", `copy-${k}-test-0003`); press("list", "Home");
+    seen[`named-${k}`] = rows();
+    seen[`text-${k}`] = document.querySelector("#detail pre").textContent;
+    await pause(20);
+  }
+  seen.after = nodes(); seen.most = most;
+  const foreign = document.querySelectorAll("#detail pre img, #detail pre b").length;
+  seen.owned = document.title !== title || foreign > 0;
+  done(seen);
+"""
+
+
+def test_20000_rows_cost_the_document_no_more_than_a_few(tmp_path, table, metrics):
+    """The list holds the rows in sight; filters by mouse and keyboard run on them all,
+    wherever they are, and hostile text among them does not run."""
+    copies = [renamed(table, f"copy-{k}-") for k in range(20)]
+    many = html.browser(pa.concat_tables(copies), {})
+    assert 19_000 < len(many.index["x"]) <= 20_000
+    page = html.render_page(table, metrics, many, INFO)
+    seen, console = chromium.visit(page, tmp_path, MANY)
+    assert console == []
+    count = len(many.index["x"])
+    assert seen["all"] == seen["parsed"] == seen["last"] == count
+    assert seen["place"] == many.index["examples"][-1]["id"]
+    assert 5 < seen["inSight"] < 60
+    assert max(seen["most"], seen["before"], seen["after"]) < 5000
+    assert seen["clicked"]
+    columns = (many.index[name] for name in ("c", "v", "ok"))
+    wrong = sum(c == 2 and v == 1 and not ok for c, v, ok in zip(*columns, strict=True))
+    assert seen["filtered"] == wrong > 100
+    recipe = many.index["variants"][1]
+    assert seen["filteredAre"].endswith(f"{many.index['conditions'][2]} · {recipe}")
+    assert seen["tenth"] == 11
+    assert seen["beside"].endswith(f"{many.index['conditions'][1]} · {recipe}")
+    held = {e["id"] for e in many.index["examples"]}
+    found = [k for k in (0, 7, 19) if f"copy-{k}-test-0003" in held]
+    assert found
+    for k in found:
+        assert seen[f"named-{k}"] == 18
+        assert "onerror" in seen[f"text-{k}"]
+    assert not seen["owned"]
+
+
+def renamed(table, prefix):
+    """The same records of other examples, of which no two share an image."""
+    for name in ("example", "cluster"):
+        at = table.schema.get_field_index(name)
+        names = [prefix + text for text in table.column(name).to_pylist()]
+        table = table.set_column(at, name, pa.array(names, pa.string()))
+    return table
+
+
+def test_a_page_of_what_tells_no_letters(tmp_path, table, metrics):
+    """Another tool's log has no letters, no entropy and no probes: its rows open."""
+    rows = [{**r, **records.unmeasured()} for r in table.slice(0, 40).to_pylist()]
+    bare = pa.Table.from_pylist(rows, schema=records.SCHEMA)
+    page = html.render_page(bare, records.summarise(bare), html.browser(bare, {}), INFO)
+    script = """
+      press("list", "End");
+      const badges = document.querySelectorAll("#detail .badges li");
+      done({ badges: [...badges].map((b) => b.textContent),
+             bars: document.querySelectorAll("#detail .bars tr").length });
+    """
+    seen, console = chromium.visit(page, tmp_path, script)
+    assert console == [] and seen["bars"] > 1 and seen["badges"]
+    words = ("NaN", "null", "entropy", "think tokens")
+    assert not [b for b in seen["badges"] if any(w in b for w in words)]
 
 
 def test_hostile_text_is_shown_and_does_not_run(tmp_path, page):

@@ -2,12 +2,13 @@
 
 import csv
 import io
+import re
 
 import pytest
 from rich.console import Console
 
 from vlmrl.eval import records
-from vlmrl.report import render, tables
+from vlmrl.report import claims, render, tables
 from vlmrl.types import UserError
 
 HOSTILE = render.Table(
@@ -58,6 +59,38 @@ def test_latex_is_escaped_booktabs():
     assert r"\begin{tabular}{lrrr}" in text
     for rule in ("toprule", "midrule", "bottomrule"):
         assert text.count(rule) == 1
+
+
+def check_latex(text: str, columns: int) -> None:
+    """What LaTeX would stop at, or print otherwise than it was meant."""
+    bare = re.sub(r"\\[\\{}$&%#_]", "", text)  # escaped characters
+    bare = re.sub(r"\\label\{[^}]*\}", "", bare)
+    assert not re.search("[%#_^~<>|]", bare.replace("|y", "")), bare
+    assert bare.count("{") == bare.count("}") and bare.isascii()
+    stack = []
+    for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", text):
+        stack.append(name) if kind == "begin" else stack.pop(stack.index(name))
+    assert stack == []
+    for line in text.splitlines():
+        assert re.sub(r"\\[\\$]", "", line).count("$") % 2 == 0, line
+    body = text.partition(r"\toprule")[2].partition(r"\bottomrule")[0]
+    rows = [r for r in body.splitlines() if r.strip() and r.strip() != r"\midrule"]
+    for row in rows:
+        assert row.endswith(r" \\") and row.lstrip()[0] not in "[*", row
+        assert len(re.findall(r"(?<!\\)&", row)) == columns - 1, row
+
+
+def test_latex_would_compile(table, metrics):
+    """The structure, character by character: there is no LaTeX among the tests' needs.
+    A first cell that LaTeX would take for an option of the line break before it is
+    guarded."""
+    optional = HOSTILE._replace(rows=[("[2ex]", 0.1, 0.5, None), ("*", 0.1, 0.5, None)])
+    made = [HOSTILE, optional, *tables.build(table, metrics)]
+    made.append(claims.as_table(claims.judge_claims(table)))
+    assert len(made) > 10
+    for each in made:
+        check_latex(render.latex(each), len(each.columns))
+    assert "{}[2ex] & " in render.latex(optional)
 
 
 def test_terminal_does_not_read_markup_and_fits_80_columns(table, metrics):

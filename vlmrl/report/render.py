@@ -147,7 +147,9 @@ def latex(table: Table) -> str:
         return "".join(_TEX.get(c, c) for c in str(text))
 
     def line(cells):
-        return "    " + " & ".join(escape(c) for c in cells) + r" \\"
+        text = " & ".join(escape(c) for c in cells)
+        guard = "{}" * text.startswith(("[", "*"))  # else read by the line before it
+        return f"    {guard}{text}" + r" \\"
 
     layout = "".join("l" if kind == "text" else "r" for _, kind in table.columns)
     return "\n".join(
