@@ -19,8 +19,12 @@ RECIPES = {
 }
 
 
-def study(arg, recipes, *, seeds: int, title: str, summary: str):
-    """The config of a study of recipes, by name the modules that make them."""
+CURVES = grpo.CONDITIONS[:-2]  # all but those with a way to abstain
+
+
+def study(arg, recipes, *, seeds: int, title: str, summary: str, curves=CURVES):
+    """The config of a study of recipes, by name the modules that make them. `curves`
+    are the conditions measured while they train, () for those of the recipes."""
     options = parse_arg(arg, seeds=seeds)
     small = options.runlocal
     inner = f"{'runlocal,' if small else ''}seeds={options.seeds}"
@@ -30,7 +34,8 @@ def study(arg, recipes, *, seeds: int, title: str, summary: str):
     c.recipes = ConfigDict()  # trained one after the other from the same start
     for name, make in recipes.items():
         recipe = make.get_config(inner)
-        recipe.eval.conditions = grpo.CONDITIONS[:-2] if not small else ("base",)
+        if curves:
+            recipe.eval.conditions = curves if not small else ("base",)
         c.recipes[name] = recipe
     c.model = "tiny"  # the warm start
     c.style = "tiny"  # prompt style

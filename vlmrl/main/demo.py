@@ -20,13 +20,4 @@ FLAGS = {
 
 def main(argv):
     config, workdir, _ = args.parse(argv, FLAGS)
-    study.run(
-        workdir,
-        config.to_dict(),
-        title="RL fine-tuning in small: what it does to robustness and reasoning",
-        summary=(
-            "A small vision-language model of the Qwen2.5-VL architecture, before and "
-            "after GRPO on procedural scenes, measured under misleading captions and "
-            "wrong chains of thought on held-out images."
-        ),
-    )
+    study.run(workdir, config.to_dict(), **config.about)
