@@ -7,6 +7,8 @@ key), size (examples per set).
 
 from configs.paper import common
 
+CONDITIONS = ("base", "wrong_think", "wrong_caption", "correct_caption")
+
 
 def get_config(arg=None):
     options, c = common.study(
@@ -21,7 +23,9 @@ def get_config(arg=None):
     c.url = options.url
     c.key_env = options.key_env
     c.prefill = "user"  # 'continue', 'assistant' or 'user'
-    c.conditions = ("base", "wrong_think", "wrong_caption", "correct_caption")
+    c.shown = CONDITIONS
+    if not options.runlocal:  # which shares every study's evaluation
+        c.conditions = CONDITIONS
     if not (options.runlocal or options.model):
         c.models = tuple(
             dict(name=m, model=m, style="r1v", temperature=None, max_tokens=8192)

@@ -2,7 +2,8 @@
 
 The paper is arXiv 2602.12506. What it leaves unsaid is the project's choice and marked
 so. `:runlocal` swaps models and sets for the tiny model on scenes, the smallest run
-that goes through every step; every study then shares one evaluation.
+that goes through every step; studies then share one evaluation, but for those of other
+prompts, other images and of training.
 """
 
 from ml_collections import ConfigDict

@@ -4,11 +4,14 @@ wording of VLMEvalKit, which asks for no chain of thought."""
 from configs.paper import common
 
 COMMON = ("r1v", "vlmevalkit")
+CONDITIONS = ("base", "wrong_caption")
 
 
 def get_config(arg=None):
     options, c = common.study(arg, title="Prompt styles", tables=("base", "styles"))
-    c.conditions = ("base", "wrong_caption")
+    c.shown = CONDITIONS
+    if not options.runlocal:
+        c.conditions = CONDITIONS
     own = c.models
     # two are enough to go through every step
     others = ("r1v",) if options.runlocal else COMMON

@@ -40,6 +40,7 @@ def get_config(arg=None):
         c.max_tokens = c.eval.max_tokens = 16
         c.data.size, c.eval.size = 16, 8
         c.eval.conditions = ("base", "abstain+wrong_caption", "wrong_think")
+        c.eval.start = True  # what the drift is measured from
         return c
     c.model = "Qwen/Qwen2.5-VL-7B-Instruct"
     c.style = "r1v"  # choice: the common style

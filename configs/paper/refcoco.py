@@ -7,13 +7,16 @@ every answer without a box scores an empty one.
 
 from configs.paper import common
 
+CONDITIONS = ("base", "no_cot")
+
 
 def get_config(arg=None):
     options, c = common.study(
         arg, title="RefCOCO", paper="appendix", tables=("grounding",)
     )
-    c.conditions = ("base", "no_cot")
+    c.shown = CONDITIONS
     if not options.runlocal:
+        c.conditions = CONDITIONS
         c.sets = tuple(
             dict(source="refcoco", split=s, size=0) for s in ("val", "testA", "testB")
         )

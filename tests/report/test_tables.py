@@ -54,8 +54,11 @@ def test_csv_reads_back_at_full_precision():
 
 def test_latex_is_escaped_booktabs():
     text = render.latex(HOSTILE)
-    assert r"50 \% \& more\_of \{it\}. a|b \textbackslash{} \#1" in text
-    assert r"x\_1|y \& [bold]z[/bold] & $-$12.3 & 50.0 & 50.0 [25.0, 75.0] \\" in text
+    assert r"50 \% \& more\_of \{it\}. a\textbar{}b \textbackslash{} \#1" in text
+    assert (
+        r"x\_1\textbar{}y \& [bold]z[/bold] & $-$12.3 & 50.0 & 50.0 [25.0, 75.0] \\"
+        in text
+    )
     assert r"\begin{tabular}{lrrr}" in text
     for rule in ("toprule", "midrule", "bottomrule"):
         assert text.count(rule) == 1
@@ -65,7 +68,7 @@ def check_latex(text: str, columns: int) -> None:
     """What LaTeX would stop at, or print otherwise than it was meant."""
     bare = re.sub(r"\\[\\{}$&%#_]", "", text)  # escaped characters
     bare = re.sub(r"\\label\{[^}]*\}", "", bare)
-    assert not re.search("[%#_^~<>|]", bare.replace("|y", "")), bare
+    assert not re.search("[%#_^~<>|]", bare), bare
     assert bare.count("{") == bare.count("}") and bare.isascii()
     stack = []
     for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", text):

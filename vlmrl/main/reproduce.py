@@ -10,10 +10,11 @@ what is left to do, with an estimate of time and memory. Then it runs what isn't
 the same command goes on where it was stopped. Studies share a --workdir, and in it
 every evaluation that they have in common.
 
-WORKDIR/records/ holds one Parquet file per model and set, WORKDIR/STUDY/ the tables
-(Markdown, CSV, LaTeX), figures (PDF, PNG), report.html and, of the data, one file of
-perturbations per set. --remake needs only WORKDIR/records/: anyone can make the tables
-again from released records, without a model.
+WORKDIR/records/ holds one Parquet file per model and set (of training, each seed its
+own under WORKDIR/train/), WORKDIR/perturbations/ what conditions made of each set, and
+WORKDIR/STUDY/ the tables (Markdown, CSV, LaTeX), figures (PDF, PNG) and report.html.
+--remake needs only the records: anyone can make the tables again from released ones,
+without a model.
 """
 
 from __future__ import annotations
@@ -47,24 +48,25 @@ def main(argv):
     plan = work.plan(c, workdir)
     if not other.remake:
         _say(work.told(plan, c))
-        missing = work.missing(plan)
+        missing = work.missing(plan, c, workdir)
         if missing:
             _say("\n".join(["missing:", *(f"  {what}" for what in missing)]))
         if other.plan:
-            return
+            return 0
         if missing:
             raise UserError(
                 f"{name}: {len(missing)} thing(s) are missing, listed above with the "
                 "command that gets each; then give the same command again"
             )
-        work.run(plan, c, workdir)
-    lacking = [job.name for job in plan if not job.done]
+        if status := work.run(plan, c, workdir):
+            return status
+    lacking = [job.name for job in plan if not job.recorded]
     if lacking:
         raise UserError(
             f"{workdir}: no records of {', '.join(lacking)}; run without --remake"
         )
-    files = [f for job in plan for f in job.files]
-    whole = records.concat([records.read(f) for f in dict.fromkeys(files)])
+    files = list(dict.fromkeys(f for job in plan for f in job.files))
+    whole = records.concat([records.read(f) for f in files])
     table = studies.shown(whole, c["shown"])
     folder = workdir / name
     folder.mkdir(exist_ok=True)
@@ -74,17 +76,18 @@ def main(argv):
         "title": title + (f" ({c['paper']})" if c["paper"] else ""),
         "Models": ", ".join(models),
         "Benchmarks": ", ".join(sources),
-        "Records": f"{len(table):,}, from {len(files)} files under {workdir}/records",
+        "Records": f"{len(table):,}, from {len(files)} files under {workdir}",
     }
     made = studies.build(table, c["tables"], known)
     made += work.extra_tables(plan, workdir)
-    report.build(folder, studies.pooled(table), report.read_images(workdir), info)
+    images = report.read_images(workdir)
+    report.build(folder, studies.pooled(table), images, info, made)
     render.write(folder / "tables" / "study", made)
-    for one in made[:2]:
+    for one in made[1:2]:
         CONSOLE.print(render.terminal(one))
-    paths = sorted((folder / "tables" / "study").glob("*.md"))
-    _say(f"{title}: {', '.join(p.stem for p in paths)} in {folder}/tables/study")
-    return
+    names = ", ".join(one.name for one in made)
+    _say(f"{title}: {names} in {folder}/tables/study")
+    return 0
 
 
 def _named(argv: list[str]) -> tuple[list[str], str]:

@@ -68,9 +68,17 @@ class Job(NamedTuple):
 
     @property
     def done(self) -> bool:
+        """Whether there is nothing left to do; `recorded` is enough for tables."""
         if self.kind == "train":
             models = list(self.folder.glob("seed-*/model"))
             return len(models) >= self.about["seeds"]
+        return self.recorded
+
+    @property
+    def recorded(self) -> bool:
+        if self.kind == "train":
+            last = f"seed-*/records/step-{self.about['steps']:06d}.parquet"
+            return len(list(self.folder.glob(last))) >= self.about["seeds"]
         if self.kind == "judge":
             return (self.folder / "verdicts.jsonl").is_file()
         return bool(self.files)
@@ -110,7 +118,8 @@ def _trainings(c: dict, workdir: Path) -> list[Job]:
     for name in c["recipes"]:
         words = ["runlocal"] * small + [f"name={name}", f"seeds={c['seeds']}"]
         config = f"{c['recipe_file']}:{','.join(words)}"
-        about = {"config": config, "seeds": c["seeds"]}
+        steps = args.load_config(config).steps
+        about = {"config": config, "seeds": c["seeds"], "steps": steps}
         out.append(Job("train", f"recipe {name}", about, workdir / "train" / name))
     return out
 
@@ -148,7 +157,7 @@ KINDS: dict[str, Callable[[dict, Path], list[Job]]] = {
 }
 
 
-def missing(jobs: Sequence[Job]) -> list[str]:
+def missing(jobs: Sequence[Job], c: dict, workdir: Path) -> list[str]:
     """What isn't there and is needed by a job that isn't done: one line each, with the
     command that gets it."""
     lines: list[str] = []
@@ -160,13 +169,15 @@ def missing(jobs: Sequence[Job]) -> list[str]:
         if job.kind == "train":
             settings = args.load_config(job.about["config"]).to_dict()
             lines += _no_model(settings["model"])
+            source = settings["data"]["source"]
             for part in (settings["data"], settings["eval"]):
-                for source in (part.get("source") or "").split(","):
-                    lines += _no_set(source, part["split"]) if source else []
+                for name in loader.names_of(part["source"] or source):
+                    lines += _no_set(name, part["split"], job.folder / "data")
         if job.kind in ("evaluate", "ask"):
-            lines += _no_set(job.about["source"], job.about["split"])
+            about = job.about
+            lines += _no_set(about["source"], about["split"], workdir / "data")
         if job.kind == "ask":
-            lines += _no_key(job.about)
+            lines += _no_key(job.about["url"], c["key_env"])
         if job.kind == "judge":
             lines += _no_judge(job.about)
     return list(dict.fromkeys(lines))
@@ -187,20 +198,19 @@ def _no_model(name: str) -> list[str]:
     return [f"model {name}: hf download {repo}{word}"]
 
 
-def _no_set(source: str, split: str) -> list[str]:
-    if source in loader.SOURCES or split in loader.splits_of(source, "runs/data/data"):
+def _no_set(source: str, split: str, data_dir: Path) -> list[str]:
+    if source in loader.SOURCES or split in loader.splits_of(source, data_dir):
         return []
     get = f"vlmrl data prepare {source}"
     if source not in SETS:
         get += " --source=DIR"
-    return [f"set {source} {split}: {get}"]
+    return [f"set {source}: {get}"]  # which prepares all its splits
 
 
-def _no_key(about: dict) -> list[str]:
-    variable = about.get("key_env") or "OPENAI_API_KEY"
-    if os.environ.get(variable):
+def _no_key(url: str, variable: str) -> list[str]:
+    if not variable or os.environ.get(variable):
         return []
-    return [f"key of {about['url']}: export {variable}=..."]
+    return [f"key of {url}: export {variable}=..."]
 
 
 def _no_judge(about: dict) -> list[str]:
@@ -259,8 +269,8 @@ def _parameters(name: str) -> int | None:
 
 
 def _examples(source: str, split: str) -> int | None:
-    if split in loader.splits_of(source, "runs/data/data"):
-        return len(loader.examples_of(source, split, 0, "runs/data/data"))
+    if split in loader.splits_of(source, loader.ROOT):
+        return len(loader.examples_of(source, split, 0, loader.ROOT))
     return SETS[source].splits.get(split) if source in SETS else None
 
 
@@ -301,9 +311,10 @@ def _time(seconds: float) -> str:
 # -- doing -----------------------------------------------------------------------------
 
 
-def run(jobs: Sequence[Job], c: dict, workdir: Path) -> None:
-    """Does what isn't done. Jobs of one model follow each other, so it is loaded once;
-    how long each took goes into WORKDIR/jobs.jsonl."""
+def run(jobs: Sequence[Job], c: dict, workdir: Path) -> int:
+    """Does what isn't done; the exit status, not 0 where a training was stopped. Jobs
+    of one model follow each other, so it is loaded once; how long each took goes into
+    WORKDIR/jobs.jsonl."""
     held: dict[str, policies.Policy] = {}
     (workdir / "records").mkdir(parents=True, exist_ok=True)
     for job in jobs:
@@ -313,9 +324,11 @@ def run(jobs: Sequence[Job], c: dict, workdir: Path) -> None:
         if job.kind == "evaluate":
             _evaluate(job, c, workdir, held)
         elif job.kind == "ask":
-            _ask(job, workdir)
+            _ask(job, c, workdir)
         elif job.kind == "train":
-            train.main(["--config", job.about["config"], "--workdir", str(job.folder)])
+            words = ["--config", job.about["config"], "--workdir", str(job.folder)]
+            if status := train.main(words):
+                return status
         else:
             _judge(job)
         expected = estimate(job, c["device"])
@@ -326,6 +339,7 @@ def run(jobs: Sequence[Job], c: dict, workdir: Path) -> None:
         }
         with open(workdir / "jobs.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+    return 0
 
 
 def _evaluate(job: Job, c: dict, workdir: Path, held: dict) -> None:
@@ -418,11 +432,9 @@ def release(path: Path, examples: Sequence[Example], conditions: Sequence[str]) 
     os.replace(part, path)
 
 
-def _ask(job: Job, workdir: Path) -> None:
+def _ask(job: Job, c: dict, workdir: Path) -> None:
     about = job.about
-    endpoint = http.Endpoint(
-        about["url"], about["model"], key_env=about.get("key_env") or "OPENAI_API_KEY"
-    )
+    endpoint = http.Endpoint(about["url"], about["model"], key_env=c["key_env"])
     examples = _load(about, workdir)
     cache = workdir / "records" / f"{job.stem}.replies.jsonl"
     total = len(examples) * len(about["conditions"])
