@@ -67,12 +67,15 @@ def test_latex_is_escaped_booktabs():
 def check_latex(text: str, columns: int) -> None:
     """What LaTeX would stop at, or print otherwise than it was meant."""
     bare = re.sub(r"\\[\\{}$&%#_]", "", text)  # escaped characters
-    bare = re.sub(r"\\label\{[^}]*\}", "", bare)
+    bare = re.sub(r"\\label\{[^}]*\}|\$[^$]*\$", "", bare)  # and mathematics
     assert not re.search("[%#_^~<>|]", bare), bare
     assert bare.count("{") == bare.count("}") and bare.isascii()
     stack = []
     for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", text):
-        stack.append(name) if kind == "begin" else stack.pop(stack.index(name))
+        if kind == "begin":
+            stack.append(name)
+        else:
+            assert stack.pop() == name
     assert stack == []
     for line in text.splitlines():
         assert re.sub(r"\\[\\$]", "", line).count("$") % 2 == 0, line
