@@ -344,7 +344,7 @@ def test_what_is_missing_is_named_with_its_command(
         ([], "--config: must be given"),
         (["configs/paper/table1.py:size=3"], "unknown option 'size' after ':'"),
         (["configs/paper/table1.py:runlocal", "--config.kind=x"], "config.kind is 'x'"),
-        (["configs/paper/table1.py:model=/no"], "1 thing(s)"),
+        (["configs/paper/table1.py:runlocal,model=/no"], "table1: 1 thing(s)"),
     ],
 )
 def test_refusals(words, complaint, refused, tmp_path, monkeypatch):

@@ -186,11 +186,13 @@ def missing(jobs: Sequence[Job], c: dict, workdir: Path) -> list[str]:
 def _no_model(name: str) -> list[str]:
     if name == "tiny" or Path(name).is_dir():
         return []
-    repo, _, revision = name.partition("@")
+    if (hub := hf.hub_id(name)) is None:
+        return [f"model {name}: no such directory; a hub id is written 'org/name'"]
+    repo, revision = hub
     import huggingface_hub
 
     held = huggingface_hub.try_to_load_from_cache(
-        repo, "config.json", revision=revision or None
+        repo, "config.json", revision=revision
     )
     if isinstance(held, str) and any(Path(held).parent.glob("*.safetensors")):
         return []

@@ -90,12 +90,18 @@ def read_model(name: str | os.PathLike) -> Model:
     return _family(resolve(name))[1]
 
 
+def hub_id(name: str | os.PathLike) -> tuple[str, str | None] | None:
+    """(repository, revision) of 'org/name' or 'org/name@revision'; None of any other
+    name."""
+    hub = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?", str(name))
+    return hub and (hub[1], hub[2])
+
+
 def _directory(name: str | os.PathLike, weights: bool) -> Path:
     """Where a model lies; from the hub, with its weights or without."""
     path = TINY if str(name) == "tiny" else Path(name).expanduser()
-    hub = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?", str(name))
-    if not path.is_dir() and hub:
-        path = _download(hub[1], hub[2], weights)
+    if not path.is_dir() and (hub := hub_id(name)):
+        path = _download(*hub, weights)
     if not path.is_dir():
         raise UserError(
             f"model '{name}': no such directory (or use 'tiny', or a hub id 'org/name')"
