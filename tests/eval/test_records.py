@@ -283,3 +283,20 @@ def test_brier_and_the_top_option():
     found = records.measures(table)
     assert found["brier"].tolist() == pytest.approx([0.125, 1.125])
     assert found["top_right"].tolist() == [1, 0]
+
+
+def test_the_top_option_is_told_by_the_letters():
+    """The kernel's P(correct) may differ from its letter by the last bit."""
+    sure = {"letters": [0.99988073, 0.00011927], "p_correct": 0.99988067}
+    rows = [
+        record(**sure),
+        record(example="e1", **sure | {"answer": 1, "p_correct": 0.00011927}),
+        record(example="e2", letters=[], answer=0, p_correct=np.nan),
+        record(example="e3", **sure | {"answer": -1, "p_correct": np.nan}),
+    ]
+    table = pa.Table.from_pylist([r._asdict() for r in rows], schema=records.SCHEMA)
+    found = records.measures(table)["top_right"]
+    np.testing.assert_array_equal(found, [1, 0, np.nan, 0])
+    np.testing.assert_array_equal(
+        records.measures(table.slice(1, 2))["top_right"], [0, np.nan]
+    )

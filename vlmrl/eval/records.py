@@ -282,7 +282,8 @@ def measures(table: pa.Table) -> dict[str, np.ndarray]:
         "p_correct": where(lettered, take("p_correct")),
         "p_suggested": where(lettered, take("p_suggested")),
         "p_max": (top := _largest(table["letters"])),
-        "top_right": where(lettered, take("p_correct") >= top),
+        # not p_correct, which the kernel may have rounded otherwise
+        "top_right": where(lettered, _at(table["letters"], table["answer"]) >= top),
         "brier": where(lettered, squares - 2 * take("p_correct") + 1),
         "p_other": where(lettered, 1 - take("p_correct") - take("p_suggested")),
         "consistent": where(applies, verdict == "consistent"),
@@ -307,6 +308,17 @@ def measures(table: pa.Table) -> dict[str, np.ndarray]:
         "think_tokens": where(counted, take("think_tokens")),
         "think_entropy": where(thinks, take("think_entropy")),
     }
+
+
+def _at(lists: pa.ChunkedArray, places: pa.ChunkedArray) -> np.ndarray:
+    """float64[n]: the element of each list at its place, NaN where there is none."""
+    lists, places = lists.combine_chunks(), places.to_numpy()
+    lengths = pa.compute.list_value_length(lists).to_numpy(zero_copy_only=False)
+    held = (places >= 0) & (places < lengths)
+    out = np.full(len(lengths), np.nan)
+    starts = np.cumsum(lengths) - lengths
+    out[held] = lists.flatten().to_numpy()[(starts + places)[held]]
+    return out
 
 
 def _largest(lists: pa.ChunkedArray) -> np.ndarray:
