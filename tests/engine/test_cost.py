@@ -10,7 +10,7 @@ from vlmrl.main import workloads
 
 @functools.cache
 def counts():
-    return workloads.counts(workloads.sees())
+    return workloads.counts(workloads.FULL)
 
 
 @pytest.mark.slow

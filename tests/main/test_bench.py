@@ -6,12 +6,16 @@ import jax
 import numpy as np
 import pytest
 
-from vlmrl.main import bench, cli, workloads
+from vlmrl.engine.attention import choose
+from vlmrl.engine.score import score
+from vlmrl.main import bench, cli, compiled, device, timing, workloads
+from vlmrl.models import hf
 
-SMALL = dict(width=128, layers=1, heads=2, kv_heads=1, mlp=64, vision=64)
+TINY = workloads.TINY
 
 
-def test_sides_take_turns_and_a_peer_says_its_own_time():
+def test_sides_take_turns_and_a_peer_says_its_own_time(monkeypatch):
+    monkeypatch.setattr(timing, "REST", 0.0)
     turns = []
 
     def side(name, value):
@@ -21,17 +25,14 @@ def test_sides_take_turns_and_a_peer_says_its_own_time():
 
         return run
 
-    seconds = bench.interleave({"a": side("a", None), "b": side("b", 2.0)}, 3)
+    seconds = timing.interleave({"a": side("a", None), "b": side("b", 2.0)}, 3)
     assert turns == ["a", "b"] * 4  # one to warm up
     assert seconds["b"] == [2.0] * 3 and len(seconds["a"]) == 3
-    assert bench.ratio({"x": [2, 9, 6], "y": [1, 3, 1]}, "x", "y") == 3
+    assert timing.ratio({"x": [2, 9, 6], "y": [1, 3, 1]}, "x", "y") == 3
 
 
 def found(date, kind="cpu-2", **values):
-    results = [
-        bench.result(n, v, "d", unit="share" if n == "cost" else "ratio")
-        for n, v in values.items()
-    ]
+    results = [timing.result(n, v, "d", less=n == "cost") for n, v in values.items()]
     return {"date": date, "machine": {"class": kind, "cpu": "c"}, "results": results}
 
 
@@ -63,6 +64,8 @@ def test_bad_words_and_files(capsys, tmp_path):
     assert "no suite 'stpe'; there are counts, step" in capsys.readouterr().err
     assert cli.main(["bench", "counts", "--rounds=0"]) == 2
     assert "--rounds is 0" in capsys.readouterr().err
+    assert cli.main(["bench", "decode"]) == 2
+    assert "decode: wants a GPU, or --tiny" in capsys.readouterr().err
     (tmp_path / "bench-x.json").write_text("{}")
     with pytest.raises(bench.UserError, match="no result of `vlmrl bench`"):
         bench.newest(tmp_path, {"class": "cpu-2"})
@@ -71,10 +74,10 @@ def test_bad_words_and_files(capsys, tmp_path):
 def test_a_run_writes_its_results_and_flags_what_got_worse(
     monkeypatch, tmp_path, capsys
 ):
-    values = iter([2.0, 2.1, 1.5])
+    values = iter([2.0, 2.1, 1.5, None])
 
-    def suite(rounds):
-        return [bench.result("step", next(values), "what it is", bar=1.8)]
+    def suite(settings):
+        return [timing.result("step", next(values), "what it is", bar=1.8)]
 
     monkeypatch.setattr(bench, "SUITES", {"step": suite})
     assert cli.main(["bench", "--out", str(tmp_path)]) == 0
@@ -87,25 +90,128 @@ def test_a_run_writes_its_results_and_flags_what_got_worse(
     assert cli.main(["bench", "--against", str(tmp_path)]) == 1
     out = capsys.readouterr().out
     assert "REGRESSION step: 1.500, was 2.000" in out and "NOT reached" in out
+    assert cli.main(["bench"]) == 1  # what was not measured is no success
+    assert "NOT MEASURED" in capsys.readouterr().out
+
+
+def test_a_peer_that_does_not_come_up_is_told(monkeypatch, tmp_path):
+    script = "import sys\nif '--prepare' not in sys.argv: sys.exit('no such module')\n"
+    (tmp_path / "gone.py").write_text(script)
+    ready = """
+import json, sys
+if "--prepare" in sys.argv: sys.exit()
+print(json.dumps({"versions": {"here": "1"}}), flush=True)
+for _ in sys.stdin: print(json.dumps({"seconds": 3.0}), flush=True)
+"""
+    (tmp_path / "here.py").write_text(ready)
+    monkeypatch.setattr(timing, "PEERS", tmp_path)
+    monkeypatch.setattr(timing, "REST", 0.0)
+    wanted = {"gone": {}, "here": dict(new=1)}
+    how = {n: dict(name=f"x/{n}", definition=f"against {n}") for n in wanted}
+    with timing.beside({}, None, None, {}, wanted) as others:
+        found, _ = timing.compared(others, lambda: None, 2, how)
+    gone, here = found
+    assert gone["value"] is None and gone["definition"].endswith("no such module")
+    assert here["value"] > 3 and here["seconds"]["here"] == [3.0, 3.0]
+    assert here["versions"] == {"here": "1"}
+
+
+def test_lengths_have_the_hazard_asked_for():
+    """Log-normal with median 20 and one natural logarithm of spread, whatever tokens
+    are drawn."""
+    hazard = workloads.hazards(20, 1.0, 200)
+    alive = np.cumprod(1 - hazard)
+    assert abs(alive[19] - 0.5) < 1e-6  # P(longer than the median)
+    assert abs(alive[53] - 0.1587) < 0.003  # one spread above: 54.4 tokens
+    stops = workloads.lasting(3000, hazard)
+    hits = np.asarray(stops.hits)
+    assert np.abs(hits.mean(0) - hazard).max() < 0.02
+    table = np.asarray(stops.table)
+    assert (table[:, 0] == 1).all() and (table[:, -1] == 199).all()
+
+
+def test_what_a_step_must_do_is_counted_right():
+    """FLOPs of the tokens computed, against the jaxpr's with whole score matrices; a
+    causal count is less, by half of the scores within a link."""
+    _, model = hf.family_of(TINY.sees, "bench")
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    group = workloads.scored(TINY)
+    found = compiled.flops(
+        lambda p, g: score(model, p, g, unroll=True, attend=choose("plain"))[0],
+        params, group,
+    )  # fmt: skip
+    wanted = sum(device.forward(model, group, causal=False))
+    assert abs(found / wanted - 1) < 0.05, found / wanted
+    t = model.config.text
+    n, s = group.prefix.ids.shape
+    rows, length = group.branches.ids.shape
+    fewer = n * s * (s - 1) / 2 + rows * length * (length - 1) / 2
+    saved = wanted - sum(device.forward(model, group))
+    assert abs(saved / (4 * t.layers * t.heads * t.head_dim * fewer) - 1) < 1e-6
+
+    # By hand: 8 branches, 4 behind a prefix of 10 tokens, 3 own ones.
+    step = device.decoding(model, 8, 4, 10, 3)
+    token = 2 * t.layers * t.kv_heads * t.head_dim
+    layer = 2 * t.width * (t.heads + t.kv_heads) * t.head_dim + 3 * t.width * t.mlp
+    weights = t.layers * layer + t.vocab * t.width
+    assert step.bytes == 2 * (weights + token * (2 * 10 + 8 * 3))
+    mix = 4 * t.layers * t.heads * t.head_dim
+    assert step.flops == 2 * weights * 8 + mix * 8 * 13
 
 
 @pytest.mark.slow
-def test_the_work_is_the_same_work(monkeypatch):
-    """Grouped and replicated: equal gradients. Prompts have the sizes they say."""
-    monkeypatch.setattr(workloads, "SIDE", 8)
-    monkeypatch.setattr(workloads, "LENGTH", 12)
-    config = workloads.sees(**SMALL)
-    model, params = workloads.build(config)
-    assert workloads.prompt(config).ids.shape == (16 + 64,)
-    one = workloads.gradient(model, workloads.scored(config))(params)
-    many = workloads.gradient(model, workloads.scored(config, 8))(params)
+def test_every_suite_without_peers_runs_at_toy_sizes(capsys, tmp_path):
+    names = ["step", "eval", "slots", "decode", "update", "phases"]
+    absent = ["--models=toy", f"--out={tmp_path}", "--rounds=1", "--tiny"]
+    status = cli.main(["bench", *names, *absent])
+    (file,) = tmp_path.glob("*.json")
+    made = json.loads(file.read_text())
+    assert made["machine"]["class"].endswith("-toy")  # compared with its like only
+    values = {r["name"]: r["value"] for r in made["results"]}
+    missing = [n for n, v in values.items() if v is None]
+    # a GPU's suite asks for transformers
+    assert missing == ["decode/toy/transformers"] and status == 1
+    kept = next(r for r in made["results"] if r["name"] == "slots/kept")
+    assert 0 < kept["value"] <= 1
+    assert "100% of the samples have the same length in both" in kept["definition"]
+    assert {
+        "step",
+        "eval/0",
+        "eval/4",
+        "slots/time",
+        "decode/toy/4",
+        "update/toy/language",
+        "update/toy/tower",
+        "phases/toy",
+    } <= set(values)
+    phases = next(r for r in made["results"] if r["name"] == "phases/toy")
+    assert set(phases["seconds"]) == {"sync", "rollout", "reference", "update"}
+
+
+@pytest.mark.slow
+def test_the_work_is_the_same_work():
+    """Grouped and replicated: equal gradients. Prompts have the sizes they say. A GRPO
+    step learns."""
+    sizes = TINY._replace(prompt=64, branches=8, length=12)
+    model, params = workloads.build(sizes.sees)
+    assert workloads.prompt(sizes).ids.shape == (16 + 64,)
+    one = workloads.gradient(model, workloads.scored(sizes))(params)
+    many = workloads.gradient(model, workloads.scored(sizes, 8))(params)
     for name, g in jax.device_get(one).items():
         np.testing.assert_allclose(
             g, many[name], atol=1e-4 * np.abs(many[name]).max() + 1e-6, err_msg=name
         )
-    together = workloads.asked(config)
+    sizes = sizes._replace(conditions=10, own=64)
+    together = workloads.asked(sizes)
     assert together.prefix.mask.sum() == 80 and together.branches.ids.shape == (10, 64)
-    apart = workloads.asked(config, together=False)
+    apart = workloads.asked(sizes, together=False)
     assert apart.branches is None and apart.prefix.mask.sum() == 10 * 144
     drawn = workloads.sampler(model, together, 10, 3)(params)
     assert drawn.shape == (10, 3)
+
+    model, params = workloads.build(sizes.learns)
+    group, ids = workloads.texts(2, 8)
+    step = workloads.improved(model, params, group, 16, 8)
+    rewards = [step() for _ in range(2)]
+    assert ids.shape == (2, 8) and all(0.2 < r < 0.8 for r in rewards)
+    assert rewards[0] != rewards[1]  # other parameters, same keys

@@ -1,5 +1,7 @@
-"""transformers' `generate` in torch, float32: --samples of --new tokens of each prompt,
-at temperature 1, none cut short; text decoders and Qwen2.5-VL. New tokens count."""
+"""transformers' `generate` in torch: --samples of --new tokens of each prompt, at
+temperature 1, none cut short; text decoders and Qwen2.5-VL. New tokens count."""
+
+from pathlib import Path
 
 import environment
 
@@ -11,18 +13,24 @@ import transformers  # noqa: E402
 
 settings = environment.arguments(__doc__)
 torch.set_num_threads(settings.threads)
+dtype, device = getattr(torch, settings.dtype), settings.device
 inputs = np.load(settings.inputs)
-kind = transformers.AutoModelForCausalLM
-more = {}
-ids = torch.tensor(inputs["ids"], dtype=torch.long)
+kind, more = transformers.AutoModelForCausalLM, {}
+ids = torch.tensor(inputs["ids"], dtype=torch.long, device=device)
 if "patches" in inputs:
     kind = transformers.Qwen2_5_VLForConditionalGeneration
     more = {
-        "pixel_values": torch.tensor(inputs["patches"]),
-        "image_grid_thw": torch.tensor(inputs["grid"]),
+        "pixel_values": torch.tensor(inputs["patches"], device=device),
+        "image_grid_thw": torch.tensor(inputs["grid"], device=device),
         "mm_token_type_ids": (ids == int(inputs["image"])).long(),
     }
-model = kind.from_pretrained(settings.model, dtype=torch.float32).eval()
+if list(Path(settings.model).glob("*.safetensors")):
+    model = kind.from_pretrained(settings.model, dtype=dtype)
+else:  # of its shape alone
+    config = transformers.AutoConfig.from_pretrained(settings.model)
+    with torch.device(device):
+        model = kind._from_config(config, dtype=dtype)
+model = model.to(device).eval()
 
 
 def work() -> int:
@@ -40,7 +48,7 @@ def work() -> int:
             max_new_tokens=settings.new,
         )
     assert out.shape == (len(ids) * settings.samples, ids.shape[1] + settings.new)
-    return out.shape[0] * settings.new
+    return out.cpu().shape[0] * settings.new
 
 
 environment.run(work, settings, __doc__, ("torch", "transformers"))

@@ -4,22 +4,31 @@ and against what people would use instead, on the same work.
 What is compared runs in turn, round by round, in one go; a ratio is the median over
 rounds of (seconds of the other) / (seconds of this), so that a machine that slows down
 slows down both. Peers run in processes of their own, in environments their scripts in
-third_party/peers/ make, and load the very weights that run here.
+third_party/peers/ make, and load the very weights that run here. What could not be
+measured is said, and makes the exit status 1.
 
+On CPUs, all of them by default:
   counts    FLOPs counted by XLA and bytes of cache, grouped against replicated rows
   step      a policy-gradient step: 1,024 image tokens, 64 of text, 8 completions of 256
   eval      10 conditions in one pass against one after the other; 0 … 256 new tokens
+  slots     768 samples of long-tailed lengths in 16 slots: how many slot-steps write
   rollout   8 samples of 64 tokens behind 1,024 image tokens, against transformers
   training  the step against transformers' forward and backward pass in torch
   text      16 prompts of 32 tokens, 64 new ones each, 121 M parameters, against
-            transformers
-  grpo      a whole GRPO step, 4 prompts of 32 tokens, 8 completions of 64 each, 10 M
+            transformers, vLLM and tunix; what bounds it
+  grpo      a whole GRPO step, 4 prompts of 32 tokens, 8 completions of 64 each, 9 M
             parameters, against TRL's
   agree     how often bfloat16's sampler and trainer differ by more than 10 % on a token
+  page      the report of 20,000 records: seconds to write it and to its first view
+On a GPU, all of them by default, with random weights of --models' shapes:
+  decode    a decoding step against what memory and arithmetic allow, at 64 and at 512
+            branches, and against transformers' generate
+  update    the update step: share of the arithmetic peak (MFU)
+  phases    a GRPO step of Geometry3K's shape, by phase
 
-Results are one JSON file with date, machine class, versions and definitions. Its ratios
+Results are one JSON file with date, machine class, versions and definitions. Its values
 are compared with the newest earlier file of the same class: more than 5 % worse is said
-and makes the exit status 1.
+and makes the exit status 1. --tiny runs everything at toy sizes, to see that it works.
 
   vlmrl bench counts step --rounds 5
   vlmrl bench --out third_party/peers/results
@@ -27,19 +36,16 @@ and makes the exit status 1.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +53,9 @@ import numpy as np
 
 from vlmrl.data import scenes
 from vlmrl.engine import policy
-from vlmrl.main import args, workloads
+from vlmrl.main import args, device, page, timing, workloads
+from vlmrl.main.timing import interleave, ratio, result
+from vlmrl.main.workloads import Sizes
 from vlmrl.types import UserError
 
 HELP = "speed and cost beside replicated rows, loops and peers"
@@ -55,11 +63,21 @@ FLAGS = {
     "rounds": (5, "how often each side runs, in turn, after one run to warm up"),
     "out": ("", "directory for the JSON file; without it, it is only printed"),
     "against": ("", "earlier JSON file, or directory of them; default: --out"),
-    "args": ("[SUITE ...]", "suites to run; all of them if none is named"),
+    "models": (
+        ["Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct"],
+        "shapes for decode, update and phases (see `vlmrl plan`)",
+    ),
+    "tiny": (False, "toy sizes"),
+    "args": ("[SUITE ...]", "suites to run; those of this kind of machine by default"),
 }
-PEERS = args.CHECKOUT / "third_party" / "peers"
-WORSE = 0.05  # share of a ratio that makes a regression
-NEW = (0, 16, 64, 256)  # new tokens per condition in `eval`
+WORSE = 0.05  # share of a value that makes a regression
+
+
+class Settings(NamedTuple):
+    sizes: Sizes
+    rounds: int
+    models: list[str]
+    tiny: bool
 
 
 def main(argv):
@@ -71,11 +89,18 @@ def main(argv):
         )
     if other.rounds < 1:
         raise UserError(f"--rounds is {other.rounds}, want 1 or more")
+    cpu = jax.default_backend() == "cpu"
+    default = [n for n in SUITES if (n in device.SUITES) != cpu]
+    heavy = [n for n in other.args if n in device.SUITES]
+    if heavy and cpu and not other.tiny:
+        raise UserError(f"{heavy[0]}: wants a GPU, or --tiny to see that it works")
+    sizes = workloads.TINY if other.tiny else workloads.FULL
+    settings = Settings(sizes, other.rounds, other.models, other.tiny)
     results = []
-    for name in other.args or SUITES:
+    for name in other.args or default:
         print(f"{name} ...", file=sys.stderr, flush=True)
-        results += SUITES[name](other.rounds)
-    found = describe(results)
+        results += SUITES[name](settings)
+    found = describe(results, tiny=other.tiny)
     print(table(found))
     worse = []
     previous = newest(Path(other.against or other.out or "."), found["machine"])
@@ -84,49 +109,43 @@ def main(argv):
         print(f"against {previous[0].name}: {'; '.join(worse) or 'no regression'}")
     if other.out:
         print(f"written: {save(found, Path(other.out))}")
-    return 1 if worse else 0
+    return 1 if worse or any(r["value"] is None for r in results) else 0
 
 
 # -- suites: each returns results ------------------------------------------------------
 
 
-def result(name, value, definition, *, unit="ratio", bar=None, seconds=None) -> dict:
-    """One number: a higher ratio is better; `bar` is what it should reach (a share of
-    cost should stay below it)."""
-    return dict(
-        name=name, value=value, unit=unit, bar=bar, definition=definition,
-        seconds=seconds,
-    )  # fmt: skip
-
-
-def counts(rounds) -> list[dict]:
-    c = workloads.counts(workloads.sees())
+def counts(s: Settings) -> list[dict]:
+    sizes = s.sizes
+    c, image = workloads.counts(sizes), sizes.side**2 // 4
     return [
         result(
             "counts/step", c.step[0] / c.step[1],
-            "FLOPs of the gradient of 8 completions of one prompt, as a group / as 8 "
-            "rows; 1,024 + 64 tokens, 256 each; vision tower included",
-            unit="share", bar=0.35,
+            f"FLOPs of the gradient of {sizes.branches} completions of one prompt, as "
+            f"a group / as rows; {image} + {sizes.prompt} tokens, {sizes.length} each; "
+            "vision tower included",
+            unit="share", bar=0.35, less=True,
         ),
         result(
             "counts/eval", c.evaluation[0] / c.evaluation[1],
-            "FLOPs of reading 10 conditions (64 tokens each behind 1,088 shared), in "
-            "one pass / in ten",
-            unit="share", bar=0.30,
+            f"FLOPs of reading {sizes.conditions} conditions ({sizes.own} tokens each "
+            f"behind {image + sizes.prompt} shared), in one pass / one by one",
+            unit="share", bar=0.30, less=True,
         ),
         result(
             "counts/cache", c.cache[0] / c.cache[1],
-            "bytes of keys and values of the prefix of 8 completions, group / rows",
-            unit="share", bar=0.125,
+            f"bytes of keys and values of the prefix of {sizes.branches} completions, "
+            "group / rows",
+            unit="share", bar=1 / sizes.branches, less=True,
         ),
     ]  # fmt: skip
 
 
-def step(rounds) -> list[dict]:
-    config = workloads.sees()
-    model, params = workloads.build(config)
-    one = workloads.gradient(model, workloads.scored(config))
-    many = workloads.gradient(model, workloads.scored(config, workloads.BRANCHES))
+def step(s: Settings) -> list[dict]:
+    sizes = s.sizes
+    model, params = workloads.build(sizes.sees)
+    one = workloads.gradient(model, workloads.scored(sizes))
+    many = workloads.gradient(model, workloads.scored(sizes, sizes.branches))
     far = max(
         float(np.linalg.norm(a - b) / np.linalg.norm(b))
         for a, b in zip(*(jax.device_get(f(params)).values() for f in (one, many)),
@@ -134,30 +153,30 @@ def step(rounds) -> list[dict]:
         if np.any(b)
     )  # fmt: skip
     seconds = interleave(
-        {"group": lambda: one(params), "rows": lambda: many(params)}, rounds
+        {"group": lambda: one(params), "rows": lambda: many(params)}, s.rounds
     )
     return [
         result(
             "step", ratio(seconds, "rows", "group"),
-            "seconds of 8 replicated rows / of the group, forward and backward, "
-            f"float32, {model.size / 1e6:.0f} M parameters; gradients agree to "
-            f"{far:.0e} normwise",
+            f"seconds of {sizes.branches} replicated rows / of the group, forward and "
+            f"backward, float32, {model.size / 1e6:.0f} M parameters; gradients agree "
+            f"to {far:.0e} normwise",
             bar=2.2, seconds=seconds,
         )
     ]  # fmt: skip
 
 
-def evaluation(rounds) -> list[dict]:
+def evaluation(s: Settings) -> list[dict]:
     """Definitions: P prompt, P₀ shared, q own tokens, T new ones; c is the cost of a
     decoded token in tokens of reading, measured in the one pass."""
-    config = workloads.sees()
-    model, params = workloads.build(config)
-    v, shared = workloads.CONDITIONS, len(workloads.prompt(config).ids)
-    own = workloads.OWN
-    together = workloads.asked(config)
-    alone = workloads.asked(config, [0], together=False)
+    sizes = s.sizes
+    model, params = workloads.build(sizes.sees)
+    v, own = sizes.conditions, sizes.own
+    shared = len(workloads.prompt(sizes).ids)
+    together = workloads.asked(sizes)
+    alone = workloads.asked(sizes, [0], together=False)
     out, reading = [], None
-    for new in NEW:
+    for new in sizes.news:
         once = workloads.sampler(model, together, v, new)
         single = workloads.sampler(model, alone, 1, new)
 
@@ -165,7 +184,7 @@ def evaluation(rounds) -> list[dict]:
             return [single(params) for _ in range(v)]
 
         seconds = interleave(
-            {"one pass": lambda once=once: once(params), "loop": loop}, rounds
+            {"one pass": lambda once=once: once(params), "loop": loop}, s.rounds
         )
         least = statistics.median(seconds["one pass"])
         reading = reading or least
@@ -177,109 +196,180 @@ def evaluation(rounds) -> list[dict]:
             result(
                 f"eval/{new}", found,
                 f"seconds of {v} conditions one after the other / in one pass, {new} "
-                f"new tokens each; bound {bound:.2f} with c = {c:.2f}",
+                f"new tokens each; bound (10(P+cT))/(P₀+10(q+cT)) = {bound:.2f} with "
+                f"c = {c:.2f}, reached to {found / bound:.0%}",
                 bar=max(0.8 * bound, 4.0 if new == 0 else 0.0), seconds=seconds,
+                bound=bound, c=c,
             )
         )  # fmt: skip
     return out
 
 
-def rollout(rounds) -> list[dict]:
-    config, new = workloads.sees(), 64
-    model, params = workloads.build(config)
-    row = workloads.prompt(config)
-    group = workloads.prompted(config)
-    ours = workloads.sampler(model, group, workloads.BRANCHES, new)
-    inputs = dict(
-        ids=row.ids[None],
-        patches=row.pictures[0].patches,
-        grid=np.array([row.pictures[0].grid]),
-        image=workloads.IMAGE,
+def slots(s: Settings) -> list[dict]:
+    sizes = s.sizes
+    model, params = workloads.build(sizes.learns)
+    group, _ = workloads.texts(sizes.waiting, sizes.read)
+    each, count = sizes.branches, sizes.slots
+    hazard = workloads.hazards(sizes.median, 1.0, sizes.longest)
+    stops = workloads.lasting(workloads.vocabulary_of(model), hazard)
+    how = model, group, each, stops, sizes.longest
+    filled, plain = workloads.slotted(*how, count), workloads.batched(*how)
+    rollout, use = jax.device_get(filled(params))
+    rows = jax.device_get(plain(params, count))
+    lengths = rollout.mask.sum(-1)
+    wide = len(rows[0].mask)
+    idle = sum(r.mask.sum(-1).max() * wide for r in rows)
+    alike = np.mean(lengths == np.concatenate([r.mask.sum(-1) for r in rows]))
+    seconds = interleave(
+        {"slots": lambda: filled(params), "batches": lambda: plain(params, count)},
+        s.rounds,
     )
-    with peer(
-        "transformers_generate", config, model, params, inputs,
-        new=new, samples=workloads.BRANCHES,
-    ) as theirs:  # fmt: skip
-        seconds = interleave(
-            {"vlmrl": lambda: ours(params), "transformers": theirs}, rounds
-        )
-    speed = workloads.BRANCHES * new / statistics.median(seconds["vlmrl"])
+    told = (
+        f"{len(lengths)} samples, log-normal lengths of median {sizes.median} and one "
+        f"natural logarithm of spread, cut at {sizes.longest} (median "
+        f"{np.median(lengths):.0f}, mean {lengths.mean():.1f}, longest {lengths.max()} "
+        f"as drawn), {count} slots"
+    )
     return [
         result(
-            "rollout", ratio(seconds, "transformers", "vlmrl"),
-            f"seconds of transformers' generate / of vlmrl: one prompt of "
-            f"{len(row.ids)} tokens (1,024 of the image), {workloads.BRANCHES} samples "
-            f"of {new} tokens, float32, reading included; {speed:.0f} new tokens/s",
-            bar=2.0, seconds=seconds,
-        )
-    ]  # fmt: skip
-
-
-def training(rounds) -> list[dict]:
-    config = workloads.sees()
-    model, params = workloads.build(config)
-    group = workloads.scored(config)
-    ours = workloads.gradient(model, group)
-    row = workloads.prompt(config)
-    count = workloads.BRANCHES
-    inputs = dict(
-        ids=np.concatenate([np.tile(row.ids, (count, 1)), group.branches.ids], axis=1),
-        patches=np.tile(row.pictures[0].patches, (count, 1)),
-        grid=np.array([row.pictures[0].grid] * count),
-        image=workloads.IMAGE,
-    )
-    with peer(
-        "transformers_step", config, model, params, inputs, new=workloads.LENGTH
-    ) as theirs:
-        seconds = interleave(
-            {"vlmrl": lambda: ours(params), "transformers": theirs}, rounds
-        )
-    return [
+            "slots/kept", float(use.kept) / (float(use.steps) * count),
+            f"share of slot-steps that write a token which is kept: {told}; batches of "
+            f"{wide} rows, each to its longest, keep {lengths.sum() / idle:.0%}; "
+            f"{alike:.0%} of the samples have the same length in both",
+            unit="share", bar=0.85,
+        ),
         result(
-            "training", ratio(seconds, "transformers", "vlmrl"),
-            "seconds of transformers' forward and backward pass over 8 rows / of the "
-            "group, float32, log-probs of 256 tokens each, no rematerialisation",
+            "slots/time", ratio(seconds, "batches", "slots"),
+            f"seconds of batches of {wide} rows / of the slots, float32, "
+            f"{model.size / 1e6:.0f} M parameters: {told}",
             seconds=seconds,
-        )
+        ),
     ]  # fmt: skip
 
 
-def text(rounds) -> list[dict]:
-    config, new = workloads.reads(), 64
-    model, params = workloads.build(config)
-    group, ids = workloads.texts()
+def rollout(s: Settings) -> list[dict]:
+    sizes, new = s.sizes, s.sizes.new
+    model, params = workloads.build(sizes.sees)
+    row = workloads.prompt(sizes)
+    group = workloads.prompted(sizes)
+    ours = workloads.sampler(model, group, sizes.branches, new)
+    name = "transformers_generate"
+    wanted = {name: dict(new=new, samples=sizes.branches)}
+    with timing.beside(
+        sizes.sees, model, params, workloads.seen(row), wanted
+    ) as others:
+        results, _ = timing.compared(others, lambda: ours(params), s.rounds, {
+            name: dict(
+                name="rollout", bar=2.0,
+                definition="seconds of transformers' generate / of vlmrl: one prompt "
+                f"of {len(row.ids)} tokens ({row.pictures[0].tokens} of the image), "
+                f"{sizes.branches} samples of {new} tokens, float32, reading included",
+                tokens=sizes.branches * new,
+            )
+        })  # fmt: skip
+    return results
+
+
+def training(s: Settings) -> list[dict]:
+    sizes = s.sizes
+    model, params = workloads.build(sizes.sees)
+    group = workloads.scored(sizes)
+    ours = workloads.gradient(model, group)
+    row, count = workloads.prompt(sizes), sizes.branches
+    ids = np.concatenate([np.tile(row.ids, (count, 1)), group.branches.ids], axis=1)
+    inputs = workloads.seen(row, count) | dict(ids=ids)
+    name = "transformers_step"
+    wanted = {name: dict(new=sizes.length)}
+    with timing.beside(sizes.sees, model, params, inputs, wanted) as others:
+        results, _ = timing.compared(others, lambda: ours(params), s.rounds, {
+            name: dict(
+                name="training",
+                definition=f"seconds of transformers' forward and backward pass over "
+                f"{count} rows / of the group, float32, log-probs of {sizes.length} "
+                "tokens each, no rematerialisation",
+            )
+        })  # fmt: skip
+    return results
+
+
+def text(s: Settings) -> list[dict]:
+    sizes, new = s.sizes, s.sizes.new
+    model, params = workloads.build(sizes.reads)
+    group, ids = workloads.texts(sizes.rows, sizes.read)
     ours = workloads.sampler(model, group, len(ids), new)
-    with peer(
-        "transformers_generate", config, model, params, dict(ids=ids), new=new
-    ) as theirs:
-        seconds = interleave(
-            {"vlmrl": lambda: ours(params), "transformers": theirs}, rounds
-        )
-    speed = {k: len(ids) * new / statistics.median(s) for k, s in seconds.items()}
-    return [
+    first = workloads.sampler(model, group, len(ids), 1)
+    work = (
+        f"{len(ids)} prompts of {ids.shape[1]} tokens, {new} new ones each, float32, "
+        f"reading included, {model.size / 1e6:.0f} M parameters"
+    )
+    peers = {
+        "transformers_generate": ("text", "transformers' generate", 1.0),
+        "vllm_generate": ("text/vllm", "vLLM's CPU build", None),
+        "tunix_generate": ("text/tunix", "tunix's sampler", None),
+    }
+    wanted = {name: dict(new=new) for name in peers}
+    with timing.beside(sizes.reads, model, params, dict(ids=ids), wanted) as others:
+        results, seconds = timing.compared(others, lambda: ours(params), s.rounds, {
+            name: dict(
+                name=short, bar=bar, tokens=len(ids) * new,
+                definition=f"seconds of {said} / of vlmrl: {work}",
+            )
+            for name, (short, said, bar) in peers.items()
+        })  # fmt: skip
+    able = timing.machine(jnp.float32, small=s.tiny)
+    whole = statistics.median(seconds["vlmrl"])
+    least = timing.measured(lambda: first(params), s.rounds)
+    each = (whole - least) / (new - 1)
+    reading = 4 * model.size / able.bandwidth
+    products = 2 * model.size * len(ids) / able.flops
+    results.append(
         result(
-            "text", ratio(seconds, "transformers", "vlmrl"),
-            f"seconds of transformers' generate / of vlmrl: {len(ids)} prompts of "
-            f"{ids.shape[1]} tokens, {new} new ones each, float32, reading included, "
-            f"{model.size / 1e6:.0f} M parameters; new tokens/s: "
-            + ", ".join(f"{k} {v:.0f}" for k, v in speed.items()),
-            bar=1.0, seconds=seconds,
+            "text/bound", max(reading, products) / each,
+            f"share of a decoding step's {1e3 * each:.1f} ms that its bound takes: the "
+            f"weights read once at the {able.bandwidth / 1e9:.1f} GB/s measured here "
+            f"take {1e3 * reading:.1f} ms, their products at the "
+            f"{able.flops / 1e9:.0f} GFLOP/s of a large one {1e3 * products:.1f} ms",
+            unit="share",
         )
-    ]  # fmt: skip
+    )  # fmt: skip
+    return results
 
 
-def agree(rounds) -> list[dict]:
+def grpo(s: Settings) -> list[dict]:
+    sizes, new = s.sizes, s.sizes.new
+    model, params = workloads.build(sizes.learns)
+    group, ids = workloads.texts(sizes.prompts, sizes.read)
+    ours = workloads.improved(model, params, group, sizes.branches, new)
+
+    def whole():
+        ours()  # what it returns is a reward
+
+    wanted = {"trl_step": dict(new=new, samples=sizes.branches)}
+    with timing.beside(sizes.learns, model, params, dict(ids=ids), wanted) as others:
+        results, _ = timing.compared(others, whole, s.rounds, {
+            "trl_step": dict(
+                name="grpo",
+                definition="seconds of a step of TRL's GRPOTrainer / of vlmrl: "
+                f"{len(ids)} prompts of {ids.shape[1]} tokens, {sizes.branches} "
+                f"completions of {new} each, a reward in Python, no KL, AdamW, "
+                f"float32, {model.size / 1e6:.0f} M parameters",
+            )
+        })  # fmt: skip
+    return results
+
+
+def agree(s: Settings) -> list[dict]:
+    sizes = s.sizes
     tiny = policy.load("tiny", dtype=jnp.bfloat16)
-    prompts = policy.prefixes(tiny, tiny.write(scenes.suite("test", 32)))
-    config = workloads.reads(4096, 768, 6, 12, 4, 2304)
-    model, params = workloads.build(config)
-    texts, _ = workloads.texts(4)
+    prompts = policy.prefixes(tiny, tiny.write(scenes.suite("test", sizes.items)))
+    model, params = workloads.build(sizes.dull)
+    texts, _ = workloads.texts(4, sizes.read)
     sharp = workloads.sharpened(model, params, texts)
     low = {n: p.astype(jnp.bfloat16) for n, p in sharp.items()}
-    stops = workloads.endless(config["vocab_size"])
+    stops = workloads.endless(workloads.vocabulary_of(model))
     cases = {
         "tiny": (tiny.model, tiny.params, prompts, tiny.stops, 48),
-        "random": (model, low, texts, stops, 32),
+        "random": (model, low, texts, stops, sizes.new // 2),
     }
     out = []
     for name, case in cases.items():
@@ -290,99 +380,44 @@ def agree(rounds) -> list[dict]:
                 f"share of {count} sampled tokens whose probability by the trainer's "
                 "forward pass is not within 10 % of the sampler's, bfloat16, "
                 f"{case[0].size / 1e6:.1f} M parameters, mean entropy {nats:.2f} nats",
-                unit="share", bar=0.02,
+                unit="share", bar=0.02, less=True,
             )
         )  # fmt: skip
     return out
 
 
-SUITES: dict[str, Callable] = {
+SUITES: dict[str, Callable[[Settings], list[dict]]] = {
     "counts": counts,
     "step": step,
     "eval": evaluation,
+    "slots": slots,
     "rollout": rollout,
     "training": training,
     "text": text,
+    "grpo": grpo,
     "agree": agree,
+    "page": page.suite,
+    **device.SUITES,
 }
-
-
-# -- timing ----------------------------------------------------------------------------
-
-
-def interleave(sides: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every side, in turn, `rounds` times, after a run of each to warm up.
-    A side that returns a float says its own time (a peer, in its own process)."""
-    out = {name: [] for name in sides}
-    for turn in range(-1, rounds):
-        for name, run in sides.items():
-            begin = time.perf_counter()
-            found = jax.block_until_ready(run())
-            spent = time.perf_counter() - begin
-            if turn >= 0:
-                out[name].append(found if isinstance(found, float) else spent)
-    return out
-
-
-def ratio(seconds: dict[str, list[float]], other: str, this: str) -> float:
-    """Median over rounds of other / this: how many times faster this is."""
-    pairs = zip(seconds[other], seconds[this], strict=True)
-    return statistics.median(a / b for a, b in pairs)
-
-
-@contextlib.contextmanager
-def peer(name, config, model, params, inputs, *, new, samples=1):
-    """A peer at work in a process of its own: gives a function that has it run once
-    and returns its seconds. Its script says what it is given."""
-    threads = len(os.sched_getaffinity(0))
-    with tempfile.TemporaryDirectory(prefix="vlmrl-bench-") as place:
-        directory = workloads.write(Path(place), config, model, params)
-        np.savez(Path(place) / "inputs.npz", **inputs)
-        words = [
-            *(sys.executable, str(PEERS / f"{name}.py"), "--model", str(directory)),
-            *("--inputs", f"{place}/inputs.npz", "--new", str(new)),
-            *("--samples", str(samples), "--threads", str(threads), "--serve"),
-        ]
-        process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-        def answer() -> dict:
-            for line in process.stdout:
-                if line.startswith("{"):  # what else is printed is the peer's chatter
-                    return json.loads(line)
-            raise UserError(
-                f"peer {name} ended with status {process.wait()}; what it said is above"
-            )
-
-        def once() -> float:
-            process.stdin.write("go\n")
-            process.stdin.flush()
-            return float(answer()["seconds"])
-
-        try:
-            answer()  # it is ready
-            yield once
-        finally:
-            process.stdin.close()
-            process.wait()
 
 
 # -- results ---------------------------------------------------------------------------
 
 
-def describe(results: list[dict]) -> dict:
+def describe(results: list[dict], *, tiny: bool = False) -> dict:
     """The JSON of a run: when, where, with what, and the results."""
     device = jax.devices()[0]
     cores = len(os.sched_getaffinity(0))
     kind = f"cpu-{cores}" if device.platform == "cpu" else (
         f"{device.device_kind.replace(' ', '-').lower()}-{jax.device_count()}"
     )  # fmt: skip
+    theirs = {k: v for r in results for k, v in r.pop("versions", {}).items()}
     return dict(
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        machine={"class": kind, "cpu": _cpu(), "cores": cores},
+        machine={"class": kind + "-toy" * tiny, "cpu": _cpu(), "cores": cores},
         versions={n: metadata.version(n) for n in ("vlmrl", "jax", "jaxlib", "numpy")}
         | {"python": platform.python_version()},
+        peers=theirs,
         results=results,
     )
 
@@ -399,15 +434,25 @@ def _cpu() -> str:
 def table(found: dict) -> str:
     rows = []
     for r in found["results"]:
-        bar = ""
-        if r["bar"] is not None:
-            below = r["unit"] == "share"
-            good = r["value"] <= r["bar"] if below else r["value"] >= r["bar"]
-            sign = "at most" if below else "at least"
-            bar = f"{sign} {r['bar']:.3g}: {'reached' if good else 'NOT reached'}"
-        rows.append(f"{r['name']:22} {r['value']:8.3f}  {bar}\n    {r['definition']}")
+        rows.append(f"{r['name']:22} {_told(r)}\n    {r['definition']}")
+        for side, seconds in (r["seconds"] or {}).items():
+            middle = statistics.median(seconds)
+            speed = (
+                f", {r['tokens'] / middle:.0f} new tokens/s" if "tokens" in r else ""
+            )
+            rows.append(f"    {side}: {middle:.3f} s{speed}")
     head = f"{found['date']}  {found['machine']['class']}  {found['machine']['cpu']}"
     return "\n".join([head, *rows])
+
+
+def _told(r: dict) -> str:
+    if r["value"] is None:
+        return "NOT MEASURED"
+    if r["bar"] is None:
+        return f"{r['value']:8.3f}"
+    good = r["value"] <= r["bar"] if r["less"] else r["value"] >= r["bar"]
+    sign, reached = "at most" if r["less"] else "at least", "" if good else "NOT "
+    return f"{r['value']:8.3f}  {sign} {r['bar']:.3g}: {reached}reached"
 
 
 def newest(place: Path, machine: dict) -> tuple[Path, dict] | None:
@@ -434,9 +479,9 @@ def regressions(before: dict, now: dict) -> list[str]:
     out = []
     for r in now["results"]:
         was, value = old.get(r["name"]), r["value"]
-        if was is None:
+        if was is None or value is None:
             continue
-        lost = value / was - 1 if r["unit"] == "share" else 1 - value / was
+        lost = value / was - 1 if r["less"] else 1 - value / was
         if lost > WORSE:
             out.append(f"REGRESSION {r['name']}: {value:.3f}, was {was:.3f}")
     return out
