@@ -97,6 +97,7 @@ def study(arg, *, title: str, paper: str = "", tables: tuple = (), **options):
     c.kernel.samples = 1
     c.kernel.probe_every = 16 if small else 32  # choice: think tokens between probes
     c.kernel.probes = 4 if small else 32
+    c.kernel.slots = 0  # samples decoded side by side, for unlike lengths; 0: all
     c.kernel.batch = 8 if small else 16  # examples per pass
 
     c.device = ConfigDict()  # what the estimate assumes: H100 SXM, one host of eight

@@ -42,7 +42,7 @@ def test_a_request_too_large_is_refused_with_what_would_fit(monkeypatch):
     text = str(error.value)
     assert text.startswith("group_size: 2 groups of 3 branches of 50 tokens ask for ")
     assert f"{total / 1e9:.3g} GB" in text and "at most 1 groups fit" in text
-    with pytest.raises(UserError, match="not even one group"):
+    with pytest.raises(UserError, match="not even one of the groups"):
         refuse(total // 3)
 
 
@@ -52,6 +52,25 @@ def test_what_fits_is_what_was_said():
     assert asked().total == 2 * per
     fit.refuse("x", kit.model(), kit.params(), kit.group(1), 3, LENGTH,
                there=asked().total - 1)  # fmt: skip
+
+
+def test_slots_need_less_and_are_refused_by_their_number():
+    """2 groups of 3 branches: in one slot a third of the branches' bytes and half of
+    the prefixes'."""
+
+    def of(slots):
+        return fit.need(kit.model(), kit.params(), kit.group(2), BRANCHES, LENGTH,
+                        slots=slots)  # fmt: skip
+
+    whole, one, two = asked(), of(1), of(2)
+    assert one.own * BRANCHES == whole.own and of(99) == whole
+    images = 2 * kit.group(2).vision.patches.nbytes
+    assert (one.prefix - images) * 2 == whole.prefix - images
+    refuse(two.total, slots=2)
+    with pytest.raises(UserError, match="in 4 slots of 50 tokens .* at most 2 slots"):
+        refuse(two.total, slots=4)
+    with pytest.raises(UserError, match="not even one of the slots fits"):
+        refuse(one.total - 1, slots=4)
 
 
 def test_the_machines_own_memory():

@@ -11,8 +11,9 @@ import pytest
 
 from tests import kit
 from vlmrl import checkpoint, metrics, perturb, prompts, sharding, tokens
-from vlmrl.engine.generate import make_stops
-from vlmrl.engine.policy import Policy
+from vlmrl.engine import fit
+from vlmrl.engine.generate import Sampling, branch_keys, make_stops
+from vlmrl.engine.policy import Policy, prefixes
 from vlmrl.engine.score import completions
 from vlmrl.judges import judge as judging
 from vlmrl.rl import (
@@ -27,7 +28,7 @@ from vlmrl.rl import (
     verify,
 )
 from vlmrl.rl.signals import Signal
-from vlmrl.types import Rollout
+from vlmrl.types import Rollout, UserError
 
 PROMPTS, GROUP, LENGTH, RATE = 4, 4, 6, 1e-3
 BUCKETS = tokens.Buckets(prefix=(160,), branch=(64,), windows=(4,))
@@ -122,6 +123,40 @@ def plain():
         patch.setattr(learner.update, "jit_update", watched)
         steps = run(PLAIN, 3)
     return steps, seen
+
+
+@pytest.mark.slow
+def test_in_slots_the_same_completions_are_drawn(plain, monkeypatch):
+    """5 slots for 16 branches, lengths unlike, prompts read when their turn comes: each
+    branch has the tokens it has without slots. The loop goes the same way in them."""
+    made, _ = plain
+    common = np.isin(np.arange(len(policy().stops.end)), np.arange(40, 100))
+    ending = policy()._replace(
+        stops=policy().stops._replace(end=policy().stops.end | common)
+    )
+    written = ending.write([example(i) for i in range(PROMPTS)])
+    group = ending.put(prefixes(ending, written))
+    keys = ending.put(branch_keys(0, "rollout", 1, list("abcd"), GROUP))
+    how = dict(max_tokens=LENGTH, sampling=Sampling(1.0))
+    whole, some = (
+        jax.device_get(rollouts.make_sampler(ending, slots=n, **how)(
+            ending.params, group, keys
+        ))
+        for n in (0, 5)
+    )  # fmt: skip
+    assert len(set(whole.mask.sum(-1).tolist())) > 2
+    for name in ("tokens", "mask", "stopped"):
+        np.testing.assert_array_equal(getattr(some, name), getattr(whole, name))
+    np.testing.assert_allclose(some.logprobs, whole.logprobs, atol=1e-5)
+
+    (step,) = run({**PLAIN, "slots": 5}, 1)
+    assert [s.text for s in step.samples] == [s.text for s in made[0].samples]
+    monkeypatch.setattr(fit, "free", lambda device: 10**6)
+    with pytest.raises(UserError, match=r"config\.slots: .* ask for .* slots fit"):
+        run({**PLAIN, "slots": 5}, 1)
+    eight = policy()._replace(mesh=sharding.make_mesh())
+    with pytest.raises(UserError, match="config.slots is 5: wants one data shard"):
+        rollouts.make_sampler(eight, slots=5, **how)
 
 
 @pytest.mark.slow

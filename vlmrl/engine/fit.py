@@ -6,6 +6,7 @@ Axis letters: N groups, G branches of each, B = N * G rows, T tokens, V vocabula
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,9 +34,13 @@ class Need(NamedTuple):
         return self.prefix + self.own + self.drawing
 
 
-def need(model: Model, params, group: Group, branches: int, length: int, **options):
+def need(
+    model: Model, params, group: Group, branches: int, length: int, *, slots: int = 0,
+    **options,
+) -> Need:  # fmt: skip
     """Need of `branches` rows of `length` new tokens behind a group's links, counted on
-    shapes; nothing is computed."""
+    shapes; nothing is computed. In slots so many rows, and as many groups, at a time
+    (`engine.slots`, a group read when its turn comes)."""
 
     def read(params, group):
         return prefill(model, params, group, **options)
@@ -45,14 +50,17 @@ def need(model: Model, params, group: Group, branches: int, length: int, **optio
 
     chain = jax.eval_shape(read, params, group)
     vocabulary = jax.eval_shape(draw, params, chain.hidden).shape[-1]
-    links = [_bytes((link.k, link.v)) for link in chain.links]
+    groups = group.prefix.ids.shape[0]
+    links = sum(_bytes((link.k, link.v)) for link in chain.links)
     last = chain.links[-1]
     token = _bytes((last.k, last.v)) // last.mask.size  # of one row
     images = 0 if group.vision is None else 2 * _bytes(group.vision.patches)
+    rows = min(slots, branches) if slots else branches
+    held = min(slots, groups) if slots else groups
     return Need(
-        2 * sum(links) + images,  # decoding keeps them in an order of its own
-        branches * length * token,
-        ROWS_OF_LOGITS * 4 * branches * vocabulary,
+        2 * links * held // groups + images,  # decoding keeps an order of its own
+        rows * length * token,
+        ROWS_OF_LOGITS * 4 * rows * vocabulary,
     )
 
 
@@ -82,6 +90,7 @@ def refuse(
     *,
     mesh=None,
     there: int | None = None,
+    slots: int = 0,
     **options,
 ) -> None:
     """Raise if a rollout can't fit; a request that nobody can judge passes.
@@ -91,12 +100,18 @@ def refuse(
       group: of this process, if there are several.
       branches: B = N * G rows of `length` new tokens.
       there: bytes of each device to count on, instead of what `free` says.
+      slots: rows at a time, 0 for all.
       options: as for `prefill`.
     Raises:
-      UserError: bytes asked, bytes there, and the most groups that would fit.
+      UserError: bytes asked, bytes there, and the most groups, or slots, that would
+        fit.
     """
     groups = group.prefix.ids.shape[0]
-    found = need(model, params, group, branches, length, **options)
+
+    def of(slots: int) -> Need:
+        return need(model, params, group, branches, length, slots=slots, **options)
+
+    found = of(slots)
     shards = sharding.batch_shards(mesh) if mesh is not None else 1
     shards = max(1, shards // jax.process_count())  # those that hold these groups
     devices = mesh.local_devices if mesh is not None else jax.local_devices()[:1]
@@ -110,13 +125,19 @@ def refuse(
     asked = -(-found.total // shards)
     if asked <= there:
         return
-    most = there * groups // asked // shards * shards
+    wanted = f"{groups} groups of {branches // groups} branches"
+    if slots:
+        wanted += f" in {slots} slots"
+        each = range(1, slots)
+        kind, most = "slots", bisect_right(each, there, key=lambda n: of(n).total)
+    else:
+        kind, most = "groups", there * groups // asked // shards * shards
     raise UserError(
-        f"{what}: {groups} groups of {branches // groups} branches of {length} tokens "
-        f"ask for {_gb(asked)} a device (prefixes {_gb(found.prefix // shards)}, "
+        f"{what}: {wanted} of {length} tokens ask for {_gb(asked)} a device (prefixes "
+        f"{_gb(found.prefix // shards)}, "
         f"branches {_gb(found.own // shards)}, logits {_gb(found.drawing // shards)}), "
         f"but {_gb(there)} are there; "
-        + (f"at most {most} groups fit" if most else "not even one group a device fits")
+        + (f"at most {most} {kind} fit" if most else f"not even one of the {kind} fits")
     )
 
 

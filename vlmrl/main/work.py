@@ -40,6 +40,7 @@ BUCKETS = policies.BUCKETS._replace(
     images=(1, 2, 4),
     windows=(*policies.BUCKETS.windows, 16, 36, 64, 100, 144, 256, 400, 1024),
 )
+SPEED = ("batch", "slots")  # of a kernel: what changes no number
 PICTURED = 600  # examples of a set whose images are kept for the page
 IMAGE_TOKENS, TEXT_TOKENS = 1000, 250  # assumed of an example in estimates
 
@@ -103,7 +104,7 @@ def _evaluations(c: dict, workdir: Path, kind: str = "evaluate") -> list[Job]:
                 "conditions": list(c["conditions"]),
                 "images": list(c["images"]),
                 "seed": c["seed"],
-                "kernel": {k: v for k, v in c["kernel"].items() if k != "batch"},
+                "kernel": {k: v for k, v in c["kernel"].items() if k not in SPEED},
             }
             if kind == "ask":
                 about |= {"prefill": c["prefill"], "url": c["url"]}
@@ -353,7 +354,9 @@ def _evaluate(job: Job, c: dict, workdir: Path, held: dict) -> None:
     policy = held[key]._replace(style=about["style"])
     examples = _load(about, workdir)
     found = []
-    kernel = {**about["kernel"], "batch": min(c["kernel"]["batch"], len(examples))}
+    speed = {k: c["kernel"][k] for k in SPEED if k in c["kernel"]}
+    speed["batch"] = min(speed["batch"], len(examples))
+    kernel = about["kernel"] | speed
     measure = evaluator(
         policy,
         about["conditions"],

@@ -148,6 +148,8 @@ def _check_draws(recipe: Recipe, field: str) -> None:
     """How rollouts are drawn: lag, dynamic sampling, noise, replay, averages."""
     if recipe.lag not in (0, 1):
         raise UserError(f"{field}.lag is {recipe.lag}, want 0 or 1")
+    if recipe.slots < 0:
+        raise UserError(f"{field}.slots is {recipe.slots}, want 0 or more")
     if recipe.rounds < 1:
         raise UserError(f"{field}.rounds is {recipe.rounds}, want 1 or more")
     if recipe.lag and recipe.rounds > 1:

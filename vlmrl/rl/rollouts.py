@@ -16,6 +16,8 @@ import numpy as np
 
 from vlmrl import perturb, prompts, sharding, tokens
 from vlmrl.data import distort
+from vlmrl.engine import fit
+from vlmrl.engine import slots as in_slots
 from vlmrl.engine.chain import prefill
 from vlmrl.engine.generate import Sampling, branch_keys, generate
 from vlmrl.engine.policy import Policy, prefixes
@@ -32,7 +34,7 @@ from vlmrl.rl import (
 )
 from vlmrl.rl.recipe import Recipe
 from vlmrl.rl.signals import Earned, Signal
-from vlmrl.types import Example, Group, Mean, Prompt, Rollout
+from vlmrl.types import Example, Group, Mean, Prompt, Rollout, UserError
 
 
 class Sample(NamedTuple):
@@ -73,21 +75,48 @@ class Drawn(NamedTuple):
     earned: Earned
 
 
-def make_sampler(policy: Policy, *, max_tokens: int, sampling: Sampling) -> Callable:
-    """sample(params, group, keys) -> Rollout, jitted."""
+def make_sampler(
+    policy: Policy, *, max_tokens: int, sampling: Sampling, slots: int = 0
+) -> Callable:
+    """sample(params, group, keys) -> Rollout, jitted; its first call refuses what
+    memory can't hold.
+
+    Args:
+      slots: completions decoded side by side, see `engine.slots`; a prompt is then read
+        when its turn comes. 0: all at once.
+    Raises:
+      UserError: slots on several data shards; when called, too large a request.
+    """
+    shards = sharding.batch_shards(policy.mesh)
+    if slots and shards > 1:
+        raise UserError(
+            f"config.slots is {slots}: wants one data shard, there are {shards}"
+        )
+    drawing = dict(max_tokens=max_tokens, sampling=sampling)
 
     @functools.partial(jax.jit, out_shardings=sharding.batch_sharding(policy.mesh))
+    def run(params, group: Group, keys) -> Rollout:
+        read = functools.partial(prefill, policy.model, params, attend=policy.attend)
+        if not slots:
+            return generate(
+                policy.model, params, read(group), keys, policy.stops, **drawing
+            )[0]
+        return in_slots.generate(
+            policy.model, params, lambda i: read(in_slots.pick(group, i)),
+            group.prefix.ids.shape[0], keys, policy.stops,
+            slots=slots, places=slots, **drawing,
+        )[0]  # fmt: skip
+
+    unchecked = [True]  # all draws have the shapes of the first, or fewer rows
+
     def sample(params, group: Group, keys) -> Rollout:
-        chain = prefill(policy.model, params, group, attend=policy.attend)
-        return generate(
-            policy.model,
-            params,
-            chain,
-            keys,
-            policy.stops,
-            max_tokens=max_tokens,
-            sampling=sampling,
-        )[0]
+        if unchecked:
+            unchecked.clear()
+            fit.refuse(
+                "config.slots" if slots else "config.prompts", policy.model, params,
+                group, len(keys), max_tokens, mesh=policy.mesh, slots=slots,
+            )  # fmt: skip
+        return run(params, group, keys)
 
     return sample
 
@@ -121,7 +150,10 @@ def drawer(
       phase: as in `loop`.
     """
     sample = make_sampler(
-        policy, max_tokens=recipe.max_tokens, sampling=Sampling(recipe.temperature)
+        policy,
+        max_tokens=recipe.max_tokens,
+        sampling=Sampling(recipe.temperature),
+        slots=recipe.slots,
     )
     judge = verdicts.source(policy, recipe, seed=seed)
     measured = [*recipe.shaping]
