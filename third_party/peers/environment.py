@@ -44,12 +44,14 @@ def enter(
     *packages: str,
     alone: tuple[str, ...] = (),
     without: tuple[str, ...] = (),
+    preload: str = "",
 ) -> None:
     """Go on in the environment `name`, made with these packages if it is not there.
 
     Args:
       alone: packages, as name==version, installed after the others but for what they
         ask for; of that, what is not `without` comes last.
+      preload: a library of the environment that is loaded before all others.
     """
     place = HOME / name
     if Path(sys.prefix).resolve() == place.resolve() or os.environ.get(ENTERED):
@@ -81,6 +83,8 @@ def enter(
     clean = {
         k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")
     }
+    if preload:
+        clean["LD_PRELOAD"] = str(place / preload)
     os.execve(python, [str(python), *sys.argv], clean)
 
 
