@@ -128,7 +128,7 @@ def plain():
 @pytest.mark.slow
 def test_in_slots_the_same_completions_are_drawn(plain, monkeypatch):
     """5 slots for 16 branches, lengths unlike, prompts read when their turn comes: each
-    branch has the tokens it has without slots. The loop goes the same way in them."""
+    branch has the tokens it has without slots, in the loop as well."""
     made, _ = plain
     common = np.isin(np.arange(len(policy().stops.end)), np.arange(40, 100))
     ending = policy()._replace(
@@ -149,11 +149,15 @@ def test_in_slots_the_same_completions_are_drawn(plain, monkeypatch):
         np.testing.assert_array_equal(getattr(some, name), getattr(whole, name))
     np.testing.assert_allclose(some.logprobs, whole.logprobs, atol=1e-5)
 
-    (step,) = run({**PLAIN, "slots": 5}, 1)
-    assert [s.text for s in step.samples] == [s.text for s in made[0].samples]
+    def drawn():
+        chosen = recipe.make(**PLAIN, slots=5)
+        draw = rollouts.drawer(policy(), chosen, batches(0), seed=3)
+        return draw(policy().params, 1, 0.0)[0]
+
+    assert [s.text for s in drawn().samples] == [s.text for s in made[0].samples]
     monkeypatch.setattr(fit, "free", lambda device: 10**6)
     with pytest.raises(UserError, match=r"config\.slots: .* ask for .* slots fit"):
-        run({**PLAIN, "slots": 5}, 1)
+        drawn()
     eight = policy()._replace(mesh=sharding.make_mesh())
     with pytest.raises(UserError, match="config.slots is 5: wants one data shard"):
         rollouts.make_sampler(eight, slots=5, **how)
