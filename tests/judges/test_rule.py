@@ -2,12 +2,16 @@
 # ruff: noqa: E501  (one trace a line)
 
 import time
+from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmrl.judges.rule import applicable, conclude, verdict
+from vlmrl.judges import agree, labels, verdicts
+from vlmrl.judges.judge import ask
+from vlmrl.judges.rule import JUDGE, applicable, conclude, verdict
 from vlmrl.perturb import ORDER
 
 # item, think, index it concludes (-1: nothing)
@@ -414,6 +418,33 @@ def test_held_out_traces_reach_the_aim():
     precision, coverage, wrong = rates(HELD_OUT)
     assert precision >= 0.99, wrong
     assert coverage >= 0.90
+
+
+def test_traces_from_after_rl_that_were_labelled_by_reading_reach_the_aim():
+    """260 thinks of the demo's two recipes after RL, 65 of each condition; who labelled
+    them and how: vlmrl/README.md, Measured."""
+    rows = verdicts.of_labels(labels.read(Path(__file__).with_name("after_rl.jsonl")))
+    assert Counter(r.condition for r in rows) == dict.fromkeys(
+        ("base", "wrong_caption", "wrong_think", "wrong_think_but"), 65
+    )
+    said = ask(JUDGE, [row.item for row in rows])
+    found = agree.against([r.truth for r in rows], said, [r.cluster for r in rows])
+    assert found.precision.value >= 0.99 and found.coverage.value >= 0.90, found
+
+
+@pytest.mark.parametrize(
+    "think, index",
+    [
+        ("So it is left, answer B.", -1),
+        ("So it is left, answer A.", 0),
+        ("The dog is left of the cat, answer B.", -1),
+        ("It is right, answer: B", 1),
+        ("So it is not left, answer B.", 1),
+        ("The dog is left. So the answer is B.", 1),  # the last judgement counts
+    ],
+)
+def test_a_text_and_a_letter_that_contradict_each_other(think, index):
+    assert conclude(think, "Where is the dog?", ("left", "right")) == index
 
 
 @pytest.mark.parametrize("by", ["letter", "text"])

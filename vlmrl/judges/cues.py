@@ -71,6 +71,7 @@ CHOOSE = re.compile(
     r"|pick(?:ing)?|select(?:ing)?|go(?:ing)? with|going for|opt for|settle on"
     r"|stick with|stay with|say|answer)$"
 )
+APPOSED = re.compile(rf",\s*(?:answer|option)\s*:?\s*\(?{LETTER_MARK}\)?[\s.!;]*$")
 MATCHES = re.compile(words("match(?:es)?|corresponds? to|corresponding to") + "$")
 BINDS = re.compile(rf"^(?P<subject>.*?)(?:\b|(?=')){COPULA}$", re.DOTALL)
 STRONG_BINDS = re.compile(r"\b(?:must|has to|have to|can only) (?:be|have)$")

@@ -17,7 +17,8 @@ read in four steps.
    the dog) claims nothing; questions, conditions and "might" claim nothing.
 4. State. The last strong claim stands. "Wait", "but", "no," … suspend it until the next
    claim, or until a confirmation ("that is correct") restores it; a conflict, a negated
-   or an unreadable later conclusion cancels it.
+   or an unreadable later conclusion cancels it. A clause that claims one option by its
+   text and another by its letter ("so it is left, answer B") is a conflict.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def _conclude(think: str, question: str, options: tuple[str, ...]) -> int:
             if confirms and state < 0 and not asking:
                 state = suspended
             hedged = asking or bool(cues.HEDGE.search(clause))
-            for kind, index, strength in _claims(clause, item):
+            for kind, index, strength in _agreed(clause, item):
                 if strength == "negative":
                     state = -1 if state == index else state
                     suspended = -1 if suspended == index else suspended
@@ -355,6 +356,21 @@ def _claims(clause: str, item: _Item) -> Iterator[tuple[str, int, str]]:
             unread = kind, index, "unread"
     if unread and not bound:
         yield unread
+
+
+def _agreed(clause: str, item: _Item) -> list[tuple[str, int, str]]:
+    """The claims of a clause; one conflict where it claims an option by its letter and
+    only others by their texts. Beside a closing ", answer B" every text counts."""
+    claims = list(_claims(clause, item))
+    firm = [(k, i) for k, i, s in claims if s in ("strong", "weak")]
+    letters = {i for k, i in firm if k == "l"}
+    texts = {i for k, i in firm if k == "t"}
+    if cues.APPOSED.search(clause):
+        texts |= {int(i) for i in re.findall(cues.TEXT_MARK, clause)}
+    if not (letters and texts) or letters & texts:
+        return claims
+    strong = any(s == "strong" for *_, s in claims)
+    return [("x", 0, "strong" if strong else "weak")]
 
 
 def _strength(left: str, right: str, mark: re.Match, lead: bool, item: _Item) -> str:
