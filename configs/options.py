@@ -6,7 +6,19 @@ from ml_collections import ConfigDict
 
 def switch_off(c: ConfigDict) -> ConfigDict:
     """Adds the switches to a recipe's config."""
-    c.judge = "rule"  # verdicts: 'rule', 'blind' probe or 'shuffle'd options (ACRE)
+    # Verdicts: 'rule', 'blind' probe, 'shuffle'd options (ACRE), or as `vlmrl judge
+    # --judge` takes them: 'rule,http:MODEL', 'model:DIR'.
+    c.judge = "rule"
+    c.judging = ConfigDict()  # how a judge by name is asked
+    c.judging.url = ""  # base URL of an http judge, as http://127.0.0.1:8000/v1
+    c.judging.key_env = ""  # environment variable that holds its key
+    c.judging.insecure = False  # plain http to another machine
+    c.judging.concurrency = 16  # requests in flight
+    c.judging.attempts = 3  # per request
+    c.judging.max_tokens = 2048  # of a reply
+    c.judging.budget_tokens = 0  # that a seed may spend; 0: no limit
+    c.judging.seconds = 60.0  # that a step waits at most, then: undecided; 0: no limit
+    c.judging.parts = 1  # prompts sampled in so many, each judged beside the next
     c.verifier = ""  # of open answers: 'exact', 'math'; '' reads an option's text
     c.reward_options = ConfigDict()  # of the reward function: weight, alone
     c.shaping = ConfigDict()  # weight per measured term (rl/measure.py: TERMS)

@@ -1,7 +1,9 @@
 """`vlmrl train`: exact resume, the same numbers twice, every recipe, and refusals."""
 
+import hashlib
 import json
 import shutil
+from collections import Counter
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,6 +11,7 @@ import pytest
 
 from tests import kit
 from tests.data import published
+from tests.judges.server import body_of, item_of, serve
 from tests.main.small import CONDITIONS, KERNEL, SMALL, overrides
 from vlmrl import checkpoint, metrics
 from vlmrl.data import loader
@@ -248,6 +251,56 @@ def get_config(arg=None):
 
 
 @pytest.mark.slow
+def test_a_served_judge_pays_and_stalls_no_step(vlmrl, tmp_path, monkeypatch, capfd):
+    """Its verdicts gate the reward; where it hangs a step costs the set time, and the
+    completions are undecided; its key is nowhere; the same again sends nothing."""
+    canary = "sk-canary-2718281828"
+    monkeypatch.setenv("JUDGE_KEY", canary)
+
+    def agrees(request):
+        said = {"conclusion": item_of(request)["answer"], "verdict": "consistent"}
+        return body_of(json.dumps(said | {"confidence": 0.9}))
+
+    def some_hang(body, nth):
+        return "slow" if hashlib.sha256(body).digest()[0] < 80 else "ok"
+
+    with serve(agrees, some_hang) as server:
+        server.slow_seconds = 60.0
+        fields = {
+            "judge": "http:m",
+            "judging.url": server.url,
+            "judging.key_env": "JUDGE_KEY",
+            "judging.seconds": 3.0,
+            "max_tokens": 32,
+            "save_rollouts": 1,
+            "eval.every": 0,
+        }
+        words = ["train", "--config", "configs/tiny/faithful.py:runlocal"]
+        words += [*overrides(SMALL | fields), "--workdir", tmp_path]
+        vlmrl(*words)
+        sent = len(server.bodies)
+        assert server.kinds["slow"] and server.kinds["ok"]
+        assert all(f"Bearer {canary}" in head for head in server.headers)
+        vlmrl(*words)
+        assert len(server.bodies) == sent
+    rows = metrics.read(tmp_path / "seed-0" / "metrics.jsonl")
+    late = sum(r["judge/late"] for r in rows) * 16
+    assert 1 <= round(late) <= server.kinds["slow"]
+    assert all(r["judge/waited"] < 30 for r in rows)
+    paths = (tmp_path / "seed-0" / "rollouts").glob("*.parquet")
+    made = [row for path in paths for row in pq.read_table(path).to_pylist()]
+    verdicts = Counter(row["verdict"] for row in made)
+    assert len(made) == 32 and set(verdicts) == {"consistent", "undecided"}
+    assert verdicts["undecided"] >= round(late)
+    replies = (tmp_path / "seed-0" / "replies.jsonl").read_text().splitlines()
+    assert len(replies) == server.kinds["ok"]
+    out = capfd.readouterr()
+    assert canary not in out.out + out.err
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or canary.encode() not in path.read_bytes(), path
+
+
+@pytest.mark.slow
 def test_an_adapter_is_trained_and_merged(vlmrl, tmp_path):
     """Only the adapter moves, rollouts are kept, and what is exported is the sum."""
     fields = SMALL | {"steps": 1, "eval.every": 0, "save_every": 1}
@@ -359,6 +412,12 @@ def test_a_supervised_run_and_the_same_again(vlmrl, tmp_path):
         ({"group_size": 1}, "config.group_size is 1, but config.advantage='grpo' co"),
         ({"temperature": 0.0}, "config.temperature is 0.0, but the rollouts of"),
         ({"judge": "gpt"}, "config.judge is 'gpt', want one of rule, blind, shuffle"),
+        ({"judge": "http:m"}, "config.judge: an http judge needs a url"),
+        (
+            {"reward": "gated", "judge": ""},
+            "config.reward='gated' needs a verdict, but",
+        ),
+        ({"judging.parts": 2}, "want a multiple of the 16 devices in each of 2 parts"),
         ({"lag": 1, "rounds": 2}, "config.lag=1 draws a step ahead, but config.rounds"),
         ({"lora.rank": -1}, "config.lora.rank is -1, want 0 or more"),
         ({"quantize": "int8"}, "config.quantize is 'int8', a base that can't learn, "),

@@ -7,6 +7,8 @@ from vlmrl.rl import verify
 from vlmrl.rl.check import check, check_loss
 from vlmrl.types import UserError
 
+URL = "http://127.0.0.1:8000/v1"
+
 
 def test_the_recipes_in_use_pass():
     check(grpo.get_config().to_dict())
@@ -37,6 +39,8 @@ def test_the_recipes_in_use_pass():
         {"guide": {"share": 0.5}, "group_size": 8},
         {"mix": {"noisy": 0.2, "blank+wrong_think": 0.1}},
         {"overlong": {"limit": 64, "buffer": 16}, "max_tokens": 72},
+        {"judge": "rule,http:m", "judging": {"url": URL, "seconds": 5.0, "parts": 2}},
+        {"judge": "model:tiny"},
     ],
 )
 def test_what_fits_together_passes(settings):
@@ -63,6 +67,29 @@ def test_what_fits_together_passes(settings):
         ({"top_p": 0.9}, ["config.top_p=0.9", "config.loss"]),
         ({"top_k": 20}, ["config.top_k=20", "config.loss"]),
         ({"judge": "gpt"}, ["config.judge is 'gpt'", "rule"]),
+        ({"judge": ""} | {"reward": "gated"}, ["config.reward='gated'", "judge is ''"]),
+        ({"judge": "http:m"}, ["config.judge: an http judge needs a url"]),
+        ({"judge": "rule,gpt:m"}, ["config.judge: 'gpt:m' is none of rule, model:DIR"]),
+        ({"judge": "model:/nowhere"}, ["model '/nowhere': no such directory"]),
+        (
+            {"judge": "http:m", "judging": {"url": "http://example.com", "seconds": 1}},
+            ["plain http to another machine"],
+        ),
+        (
+            {"judge": "http:m", "judging": {"url": URL, "key_env": "NO_KEY"}},
+            ["no environment variable NO_KEY"],
+        ),
+        ({"judging": {"url": URL}}, ["config.judging.url=", "config.judge='rule'"]),
+        (
+            {"judge": "http:m", "judging": {"url": URL, "seconds": 0}},
+            ["config.judging.seconds is 0,", "config.judge='http:m'"],
+        ),
+        (
+            {"lag": 1, "judging": {"parts": 2}},
+            ["config.judging.parts=2", "config.lag=1"],
+        ),
+        ({"judging": {"parts": 0}}, ["config.judging.parts is 0, want 1 or more"]),
+        ({"judging": {"part": 2}}, ["config.judging.part: unknown"]),
         ({"shaping": {"style": 1.0}}, ["config.shaping.style", "evidence"]),
         (
             {"ranking": {"by": "style", "weight": 0.3}},

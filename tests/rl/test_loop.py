@@ -2,6 +2,7 @@
 run twice is the same, resuming is exact, and every switch does what it says."""
 
 import functools
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from vlmrl.engine import fit
 from vlmrl.engine.generate import Sampling, branch_keys, make_stops
 from vlmrl.engine.policy import Policy, prefixes
 from vlmrl.engine.score import completions
+from vlmrl.judges import http
 from vlmrl.judges import judge as judging
 from vlmrl.rl import (
     learner,
@@ -459,15 +461,114 @@ def test_a_judge_of_ones_own_gives_the_verdicts():
         asked.extend(items)
         return [judging.Verdict("consistent", 0, 1.0, "", "own") for _ in items]
 
-    made = recipe.make(**PLAIN, judge=judging.Judge("own", judge, {}))
+    own = judging.Judge("own", judge, {})
+    made = recipe.make(**PLAIN, judge=own, judging={"seconds": 0.0})
     source = verdicts.source(policy(), made, seed=0)
+
+    def said(source):
+        source.submit(written[:1], parsed[:1])
+        source.submit(written[1:], parsed[1:])
+        return source.collect(None)
+
     texts = ["<think>So A.</think><answer>A</answer>", "<think>x</think>"]
     written = [prompts.build(example(0), "tiny")] * 2
     parsed = [prompts.parse(t, example(0).options) for t in texts]
-    assert source(None, written, parsed) == ["consistent", "undecided"]
+    assert said(source) == (["consistent", "undecided"], {})
     assert [i.think for i in asked] == ["So A."]
+    again = made._replace(judging=recipe.Judging(seconds=5.0))
+    found, metrics = said(verdicts.source(policy(), again, seed=0))
+    assert found == ["consistent", "undecided"] and len(asked) == 2
+    assert metrics["judge"]["late"] == (0.0, 2) and metrics["judge"]["waited"].sum < 5
     nobody = verdicts.source(policy(), made._replace(judge=None), seed=0)
-    assert nobody(None, written, parsed) == [None, None]
+    assert said(nobody) == ([None, None], {})
+
+
+def test_a_step_waits_for_a_judge_no_longer_than_it_may():
+    """Verdicts of the part that was judged count; the rest is undecided, counted."""
+    gate = threading.Event()
+
+    def judge(items):
+        if "slow" in items[0].think:
+            gate.wait(30)
+        return [judging.Verdict("consistent", 0, 1.0, "", "own") for _ in items]
+
+    made = recipe.make(
+        **PLAIN, judge=judging.Judge("own", judge, {}), judging={"seconds": 0.3}
+    )
+    source = verdicts.source(policy(), made, seed=0)
+    written = [prompts.build(example(0), "tiny")] * 2
+    for word in ("slow", "quick"):
+        text = f"<think>{word}: so A.</think><answer>A</answer>"
+        source.submit(written, [prompts.parse(text, example(0).options)] * 2)
+    try:
+        found, metrics = source.collect(None)
+    finally:
+        gate.set()
+    assert found == ["undecided"] * 2 + ["consistent"] * 2
+    assert metrics["judge"]["late"] == (2.0, 4)
+    assert 0.3 <= metrics["judge"]["waited"].sum < 10
+
+
+@pytest.mark.parametrize("reason", ["budget", "key"])
+def test_what_no_completion_could_survive_ends_the_run(reason):
+    def judge(items):
+        if reason == "key":
+            raise UserError("https://x: refuses the key in $KEY (status 401)")
+        return [judging.undecided(http.SPENT, "j") for _ in items]
+
+    made = recipe.make(
+        **PLAIN, judge=judging.Judge("j", judge, {}), judging={"seconds": 5.0}
+    )
+    source = verdicts.source(policy(), made, seed=0)
+    parsed = prompts.parse("<think>So A.</think><answer>A</answer>", ("a", "b"))
+    source.submit([prompts.build(example(0), "tiny")], [parsed])
+    with pytest.raises(UserError, match=r"budget is spent|refuses the key"):
+        source.collect(None)
+
+
+@pytest.mark.slow
+def test_parts_are_judged_while_the_next_are_sampled(monkeypatch):
+    """The draw is that of one part, and the judge has the first part's completions
+    before the second part's are there."""
+    seen, asked, begun = [], [], threading.Semaphore(0)
+
+    def judge(items):
+        seen.append("judge")
+        asked.extend(i.id for i in items)
+        begun.release()
+        return [judging.Verdict("consistent", 0, 1.0, "", "own") for _ in items]
+
+    def read(text, example, style):  # a random model writes no think of its own
+        return prompts.parse(f"<think>{text}</think><answer>A</answer>", ("a", "b"))
+
+    monkeypatch.setattr(rollouts.prompts, "read", read)
+    real = rollouts.sharding.fetch
+
+    def fetch(tree):
+        assert not seen or begun.acquire(timeout=30)
+        seen.append("fetch")
+        return real(tree)
+
+    drawn = {}
+    for parts in (1, 2):
+        how = {"seconds": 10.0, "parts": parts}
+        made = recipe.make(**PLAIN, judge=judging.Judge("own", judge, {}), judging=how)
+        draw = rollouts.drawer(policy(), made, batches(0), seed=3)
+        with monkeypatch.context() as patch:
+            patch.setattr(rollouts.sharding, "fetch", fetch)
+            seen.clear()
+            asked.clear()
+            while begun.acquire(blocking=False):
+                pass
+            drawn[parts], _ = draw(policy().params, 1, 0.0)
+    assert seen == ["fetch", "judge", "fetch", "judge"]
+    assert len(set(asked)) == len(asked) <= PROMPTS * GROUP
+    a, b = (sharding.fetch(drawn[k].rollout) for k in (1, 2))
+    np.testing.assert_array_equal(a.tokens, b.tokens)
+    np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
+    one, two = ([s.verdict for s in drawn[k].samples] for k in (1, 2))
+    assert one == two and "consistent" in two
+    assert drawn[2].judged["judge"]["late"] == (0.0, PROMPTS * GROUP)
 
 
 def test_open_answers_are_verified_by_what_they_mean():

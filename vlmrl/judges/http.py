@@ -182,7 +182,7 @@ class Client:
         self.endpoint = endpoint._replace(
             url=check_url(endpoint.url, endpoint.insecure)
         )
-        key = _key(endpoint.key_env)
+        key = check_key(endpoint.key_env)
         self._headers = {
             "Accept": "application/json",
             "Accept-Encoding": "identity",
@@ -414,7 +414,12 @@ async def _cancel_others() -> None:
     await asyncio.gather(*others, return_exceptions=True)
 
 
-def _key(name: str) -> str:
+def check_key(name: str) -> str:
+    """The key in an environment variable, '' for no name.
+
+    Raises:
+      UserError: there is no such variable, or what it holds can't be a key.
+    """
     if not name:
         return ""
     key = os.environ.get(name, "").strip()

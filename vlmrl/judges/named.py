@@ -53,25 +53,13 @@ def named(
         the judges themselves raise.
     """
     given = prompt.load(prompt_file or prompt.DEFAULT)
-    kinds = []
-    for word in words.split(","):
-        kind, _, name = word.strip().partition(":")
-        if kind not in ("rule", "model", "http") or (kind == "rule") == bool(name):
-            raise UserError(f"{field}: '{word}' is none of rule, model:DIR, http:MODEL")
-        kinds.append((kind, name))
-    if sum(kind == "http" for kind, _ in kinds) > 1:
-        raise UserError(
-            f"{field}: one http judge at a time; `vlmrl judge vote` joins several"
-        )
     parts, client = [], None
-    for kind, name in kinds:
+    for kind, name in parse(words, endpoint, field):
         if kind == "rule":
             parts.append(rule.JUDGE)
         elif kind == "model":
             parts.append(_model(name, given, sure, brief))
         else:
-            if endpoint is None or not endpoint.url:
-                raise UserError(f"{field}: an http judge needs a url")
             at = endpoint._replace(model=name)
             client = http.Client(at, cache=cache, budget=budget, again=again)
             parts.append(chat.make(client, given, params=params, seconds=seconds))
@@ -82,6 +70,42 @@ def named(
         for other in parts[1:]:
             whole = judge.cascade(whole, other)
     return Named(whole, parts, client)
+
+
+def parse(
+    words: str, endpoint: http.Endpoint | None = None, field: str = "judge"
+) -> list[tuple[str, str]]:
+    """(kind, name) of each judge that `words` name; loads and asks nothing.
+
+    Raises:
+      UserError: as `named`, but for what only loading or asking shows.
+    """
+    kinds = []
+    for word in words.split(","):
+        kind, _, name = word.strip().partition(":")
+        if kind not in ("rule", "model", "http") or (kind == "rule") == bool(name):
+            raise UserError(f"{field}: '{word}' is none of rule, model:DIR, http:MODEL")
+        kinds.append((kind, name))
+    asked = [name for kind, name in kinds if kind == "http"]
+    if len(asked) > 1:
+        raise UserError(
+            f"{field}: one http judge at a time; `vlmrl judge vote` joins several"
+        )
+    if asked and (endpoint is None or not endpoint.url):
+        raise UserError(f"{field}: an http judge needs a url")
+    if asked:
+        http.check_url(endpoint.url, endpoint.insecure)
+        http.check_key(endpoint.key_env)
+    for kind, name in kinds:
+        if kind == "model":
+            _resolve(name)
+    return kinds
+
+
+def _resolve(name: str):
+    from vlmrl.models import hf
+
+    return hf.resolve(name)
 
 
 def _model(name: str, given: prompt.JudgePrompt, sure: float, brief: bool) -> Judge:

@@ -37,6 +37,9 @@ from vlmrl.data import loader, shares
 from vlmrl.engine import policy as policies
 from vlmrl.eval import records
 from vlmrl.eval.evaluate import evaluator
+from vlmrl.judges import named
+from vlmrl.judges.judge import Judge
+from vlmrl.judges.ledger import Budget
 from vlmrl.main import args, report, sft, watch
 from vlmrl.main.progress import bar, no_bar
 from vlmrl.models import hf, quant
@@ -44,6 +47,7 @@ from vlmrl.models import lora as adapters
 from vlmrl.phases import STOPPED, Phases, Stopped
 from vlmrl.rl import check as recipe_check
 from vlmrl.rl import loop, update
+from vlmrl.rl import recipe as recipes
 from vlmrl.types import Record, UserError
 
 HELP = "fine-tune a model from a config, resumable"
@@ -192,8 +196,11 @@ def check(settings: dict) -> None:
             f"config.keep_best is '{best}', want a number of the records and a "
             "condition of config.eval.conditions, as correct/base"
         )
+    devices = jax.device_count() // max(1, settings["mesh"]["tensor"])
+    pieces = settings.get("judging", {}).get("parts", 1)
     for what, parts in (
-        ("devices", jax.device_count() // max(1, settings["mesh"]["tensor"])),
+        ("devices", devices),
+        (f"devices in each of {pieces} parts (config.judging.parts)", devices * pieces),
         ("microbatches", settings["microbatches"]),
     ):
         if settings["prompts"] < 1 or settings["prompts"] % parts:
@@ -299,6 +306,7 @@ def train(
     )
     how = adapters.Adapter(**lora) if lora and lora["rank"] else None
     actor, plain = adapted(policy, how, seed)
+    settings["judge"], client = judge_of(settings, workdir)
     base = tuple(policy.model.table) if actor is not policy else ()
     freeze = settings["freeze"] = (*opts.pop("freeze", ()), *base)
     offload = opts.pop("offload", False)
@@ -408,6 +416,9 @@ def train(
         save(step, carry, None, now=step > 0)
         save.finish()
         raise
+    finally:
+        if client:
+            client.close()
     phases("checkpoint", step)
     target, params = workdir / "adapter", update.averaged(carry.state)
     if how and not hosts.agree(target.exists()):
@@ -416,6 +427,35 @@ def train(
     if not hosts.agree(target.exists()):
         hf.save(target, policy.model, params, policy.source)
     return params, [kept / p.name for p in sorted(kept.glob("*.parquet"))]
+
+
+def judge_of(settings: dict, workdir: Path):
+    """(the recipe's judge, loaded where it is one by name; the client of its endpoint,
+    None without one). Replies are kept in workdir/replies.jsonl. Of several hosts the
+    first alone asks; the others have a judge of no use."""
+    judge = settings.get("judge", recipes.DEFAULTS["judge"])
+    if not judge or not isinstance(judge, str) or judge in recipe_check.JUDGES:
+        return judge, None
+    how = recipes.Judging(**settings.get("judging", {}))
+    endpoint = recipe_check.endpoint(how)
+    if jax.process_count() > 1:
+        if any(k == "model" for k, _ in named.parse(judge, endpoint, "config.judge")):
+            raise UserError(
+                f"config.judge={judge!r}: a model judges in runs of one process; "
+                "serve it, and name http:MODEL"
+            )
+        if not hosts.first():
+            return Judge(judge, lambda items: [], {}), None
+    made = named.named(
+        judge,
+        endpoint=endpoint,
+        params={"temperature": 0.0, "max_tokens": how.max_tokens},
+        seconds=how.seconds,
+        cache=workdir / "replies.jsonl",
+        budget=Budget(how.budget_tokens),
+        field="config.judge",
+    )
+    return made.judge, made.client
 
 
 def append(path: Path, row: dict) -> None:

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from vlmrl.data import distort
+from vlmrl.judges import http, named
+from vlmrl.judges.judge import Judge
 from vlmrl.rl import augment, measure, rewards, verify
 from vlmrl.rl import recipe as recipes
 from vlmrl.rl.advantages import ADVANTAGES, DECOUPLED, GROUPED
@@ -23,7 +25,8 @@ from vlmrl.rl.losses import ESTIMATORS, SURROGATES, policy_objective
 from vlmrl.rl.recipe import Recipe
 from vlmrl.types import UserError
 
-JUDGES = ("rule", "blind", "shuffle")  # by name; a `judges.Judge` serves as well
+# By name; a `judges.Judge` serves as well, and so do the names of `judges.named`.
+JUDGES = ("rule", "blind", "shuffle")
 
 
 def check(settings: Mapping[str, Any], field: str = "config") -> None:
@@ -57,8 +60,15 @@ def check(settings: Mapping[str, Any], field: str = "config") -> None:
             " completions of a group: want at least 2, or advantage='reinforce_pp'"
         )
     judge = get("judge", "rule")
-    if isinstance(judge, str) and judge not in JUDGES:
-        raise UserError(f"{field}.judge is {judge!r}, want one of {', '.join(JUDGES)}")
+    if (
+        isinstance(judge, str)
+        and judge not in ("", *JUDGES)
+        and not {":", ","} & set(judge)
+    ):
+        raise UserError(
+            f"{field}.judge is {judge!r}, want one of {', '.join(JUDGES)}, or model:DIR"
+            " or http:MODEL"
+        )
     if reward in rewards.JUDGED and not judge:
         raise UserError(
             f"{field}.reward={reward!r} needs a verdict, but {field}.judge is "
@@ -98,6 +108,7 @@ def check(settings: Mapping[str, Any], field: str = "config") -> None:
     recipe = recipes.make(field=field, **known)
     _check_rewards(recipe, field)
     _check_draws(recipe, field)
+    _check_judging(recipe, field)
     check_loss(loss, f"{field}.loss")
 
 
@@ -194,6 +205,42 @@ def _check_draws(recipe: Recipe, field: str) -> None:
             f"{field}.token_budget is {recipe.token_budget} and {field}.microbatches "
             f"is {recipe.microbatches}: want at least 0 and 1"
         )
+
+
+def _check_judging(recipe: Recipe, field: str) -> None:
+    """Who is asked for verdicts, where, and for how long."""
+    how, judge = recipe.judging, recipe.judge
+    kinds = set()
+    if isinstance(judge, str) and judge and judge not in JUDGES:
+        kinds = {k for k, _ in named.parse(judge, endpoint(how), f"{field}.judge")}
+    if how.url and "http" not in kinds and not isinstance(judge, Judge):
+        raise UserError(
+            f"{field}.judging.url={how.url!r}, but {field}.judge={judge!r} asks nobody "
+            "there: want judge='http:MODEL', or no url"
+        )
+    if how.seconds < 0 or ("http" in kinds and not how.seconds):
+        raise UserError(
+            f"{field}.judging.seconds is {how.seconds}, but {field}.judge={judge!r} "
+            "could then stall a step: want more than 0"
+        )
+    for name in ("concurrency", "attempts", "max_tokens", "parts"):
+        if getattr(how, name) < 1:
+            raise UserError(
+                f"{field}.judging.{name} is {getattr(how, name)}, want 1 or more"
+            )
+    if how.parts > 1:
+        for other, value in (("lag", recipe.lag), ("noise.share", recipe.noise.share)):
+            if value:
+                raise UserError(
+                    f"{field}.judging.parts={how.parts} samples prompts in parts, but "
+                    f"{field}.{other}={value} draws them at once: want one of the two"
+                )
+
+
+def endpoint(how: recipes.Judging) -> http.Endpoint:
+    """Where an http judge is asked."""
+    fields = ("key_env", "insecure", "concurrency", "attempts")
+    return http.Endpoint(how.url, "", **{name: getattr(how, name) for name in fields})
 
 
 def check_loss(loss: Mapping[str, Any], field: str = "config.loss") -> None:

@@ -77,8 +77,8 @@ def measure(policy: Policy, used: Used, drawn: Drawn, weights: dict) -> dict:
 
     reward/…: parts of the reward; degenerate, kept, advantage: see `signals`; length
     and stopped: of completions; think/…: its tokens and entropy, and the guards;
-    entropy_answer; control/…: what controllers move; lag: updates between the
-    parameters that sampled and those that learn.
+    judge/…: see `verdicts.at_desk`; entropy_answer; control/…: what controllers move;
+    lag: updates between the parameters that sampled and those that learn.
     """
     rollout, samples = sharding.fetch(drawn.rollout), drawn.samples
     sizes = [
@@ -111,4 +111,5 @@ def measure(policy: Policy, used: Used, drawn: Drawn, weights: dict) -> dict:
         },
         "control": {name: Mean(value, 1.0) for name, value in weights.items()},
         "lag": Mean(float(drawn.lag), 1.0),
+        **drawn.judged,
     }

@@ -74,6 +74,23 @@ class Penalty(NamedTuple):
     to_go: bool = False  # token by token, in the advantage
 
 
+class Judging(NamedTuple):
+    """How a judge by name is asked while a run trains. It works beside the sampling
+    (`judges.desk`) and can't stall a step past `seconds`."""
+
+    url: str = ""  # base URL of an http judge's endpoint
+    key_env: str = ""  # environment variable that holds its key
+    insecure: bool = False  # plain http to another machine was asked for
+    concurrency: int = 16  # requests in flight
+    attempts: int = 3  # per request
+    max_tokens: int = 2048  # of a reply
+    budget_tokens: int = 0  # that the run may spend; 0: no limit
+    seconds: float = 60.0  # that a step waits for verdicts after sampling; 0: no limit
+    parts: int = (
+        1  # a step's prompts are sampled in so many, each judged beside the next
+    )
+
+
 class Recipe(NamedTuple):
     group_size: int  # G completions per prompt
     max_tokens: int  # of a completion
@@ -87,6 +104,7 @@ class Recipe(NamedTuple):
     unroll: bool = False  # layers in a Python loop
     remat: str | None = None
     judge: Any = "rule"  # verdicts: 'rule', 'blind', 'shuffle', a judges.Judge, None
+    judging: Judging = Judging()
     verifier: str = ""  # of open answers: 'exact', 'math', '' reads an option's text
     reward_options: Mapping[str, float] = {}  # of the reward function
     shaping: Mapping[str, float] = {}  # measured term (`measure.TERMS`) → weight
@@ -114,6 +132,7 @@ class Recipe(NamedTuple):
 
 
 _PARTS = {
+    "judging": Judging,
     "constraint": Constraint,
     "ranking": Ranking,
     "overlong": Overlong,

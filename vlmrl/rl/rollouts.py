@@ -59,7 +59,7 @@ class Started(NamedTuple):
     position: int  # data frontier behind the examples
     written: list[Prompt]  # N, augmented
     group: Group  # N prefixes
-    rollout: Rollout  # N * G rows
+    rollouts: list[Rollout]  # N * G rows in all, in parts
 
 
 class Drawn(NamedTuple):
@@ -73,6 +73,7 @@ class Drawn(NamedTuple):
     rollout: Rollout
     samples: list[Sample]
     earned: Earned
+    judged: dict = {}  # metrics of the judge
 
 
 def make_sampler(
@@ -141,9 +142,9 @@ def drawer(
     """draw(params, step, multiplier) -> (Drawn for this step, the next one's rollout).
 
     With lag 1 the rollouts of a step were begun, on the device, before the update of
-    the step before it was; judging overlaps with sampling. With dynamic sampling,
-    groups all right or all wrong are drawn again, of further prompts, `rounds` times at
-    most.
+    the step before it was; judging overlaps with sampling. Without a lag it does where
+    prompts are sampled in parts (`recipe.Judging`). With dynamic sampling, groups all
+    right or all wrong are drawn again, of further prompts, `rounds` times at most.
 
     Args:
       ahead: the rollout that a checkpoint brought back.
@@ -169,15 +170,31 @@ def drawer(
         position, examples = next(batches)
         written = policy.write([augmented(e, recipe, seed) for e in examples])
         group = policy.put(prefixes(policy, written))
+        drawn = [rollout]
         if rollout is None:
             ids = [e.id for e in examples]
             keys = branch_keys(seed, "rollout", step, ids, recipe.group_size)
             phase("rollout")
             if noisy or guided:
-                rollout = partly_elsewhere(params, step, written, group, keys)
+                drawn = [partly_elsewhere(params, step, written, group, keys)]
+            elif recipe.judging.parts > 1:
+                drawn = by_parts(params, written, np.asarray(keys))
             else:
-                rollout = sample(params, group, policy.put(keys))
-        return Started(lag, position, written, group, rollout)
+                drawn = [sample(params, group, policy.put(keys))]
+        return Started(lag, position, written, group, drawn)
+
+    def by_parts(params, written, keys) -> list[Rollout]:
+        """All under way on the device, one after the other."""
+        count = recipe.judging.parts
+        each, rows = len(written) // count, len(keys) // count
+        return [
+            sample(
+                params,
+                policy.put(prefixes(policy, written[i * each : (i + 1) * each])),
+                policy.put(keys[i * rows : (i + 1) * rows]),
+            )
+            for i in range(count)
+        ]
 
     def partly_elsewhere(params, step, written, group, keys) -> Rollout:
         """The last rows of every group answer another prompt: a noisy image, or one
@@ -207,21 +224,28 @@ def drawer(
 
     def finish(params, started: Started, multiplier: float = 0.0) -> Drawn:
         phase("rollout")
-        rollout, written = sharding.fetch(started.rollout), started.written
+        written, each = started.written, recipe.group_size
+        prompt_of = [p for p in written for _ in range(each)]
+        fetched, texts, parsed = [], [], []
+        for part in started.rollouts:  # judged while the next is sampled
+            fetched.append(sharding.fetch(part))
+            first = len(texts)
+            for row, keep in zip(fetched[-1].tokens, fetched[-1].mask, strict=True):
+                texts.append(tokens.decode(policy.processor, row[keep]))
+            asked = prompt_of[first : len(texts)]
+            found = [
+                prompts.read(p.example.prefill + text, p.example, policy.style)
+                for p, text in zip(asked, texts[first:], strict=True)
+            ]
+            if recipe.verifier:
+                found = verified(check, asked, found)
+            judge.submit(asked, found)
+            parsed += found
+        rollout, on_device = fetched[0], started.rollouts[0]
+        if len(fetched) > 1:
+            rollout = jax.tree.map(lambda *x: np.concatenate(x), *fetched)
+            on_device = policy.put(rollout)
         phase("reward")
-        each = recipe.group_size
-        prompt_of = [written[i // each] for i in range(len(rollout.tokens))]
-        texts = [
-            tokens.decode(policy.processor, row[keep])
-            for row, keep in zip(rollout.tokens, rollout.mask, strict=True)
-        ]
-        parsed = [
-            prompts.read(p.example.prefill + text, p.example, policy.style)
-            for p, text in zip(prompt_of, texts, strict=True)
-        ]
-        if recipe.verifier:
-            parsed = verified(check, prompt_of, parsed)
-        said = judge(params, prompt_of, parsed)
         probs = [None] * len(texts)
         if letters is not None:
             rows = [
@@ -235,6 +259,7 @@ def drawer(
                 reread.implied(row, len(p.example.options))
                 for p, row in zip(prompt_of, found, strict=True)
             ]
+        said, judged = judge.collect(params)
         samples = []
         for i, (p, q) in enumerate(zip(prompt_of, parsed, strict=True)):
             size = int(rollout.mask[i].sum())
@@ -250,9 +275,10 @@ def drawer(
             started.lag,
             written,
             started.group,
-            started.rollout,
+            on_device,
             samples,
             earned(samples, each, recipe),
+            judged,
         )
 
     def paid(parsed, answer, verdict, size, terms, multiplier) -> rewards.Reward:
@@ -283,7 +309,7 @@ def drawer(
             given = policy.put(ahead) if known else None
             begun = start(params, step, lag=int(known), rollout=given)
         now, begun = begun, start(params, step + 1, lag=1)
-        return finish(params, now, multiplier), begun.rollout
+        return finish(params, now, multiplier), begun.rollouts[0]
 
     begun: Started | None = None
     return draw

@@ -2,24 +2,116 @@
 
 'rule' reads the think; a `judges.Judge` does as it will; 'blind' and 'shuffle' ask the
 policy itself (`consistency.py`), with the parameters that are being trained.
+
+A judge with a time limit sits at a desk: completions go in as they are sampled, and
+what has no verdict in time is undecided, and counted. Of several hosts the first asks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from vlmrl import hosts
 from vlmrl.engine.policy import Policy
+from vlmrl.judges import desk, http, rule
 from vlmrl.judges import judge as judging
-from vlmrl.judges import rule
 from vlmrl.prompts import Parsed
 from vlmrl.rl import consistency, reread
 from vlmrl.rl.recipe import Recipe
-from vlmrl.types import Prompt
+from vlmrl.types import Mean, Prompt, UserError
 
 
-def source(policy: Policy, recipe: Recipe, *, seed: int) -> Callable:
+class Source(NamedTuple):
+    """Takes completions part by part, then says what became of them."""
+
+    submit: Callable  # (prompt of every completion, what was parsed of it) -> None
+    collect: Callable  # (params) -> (verdicts in the order of submission, metrics)
+
+
+def source(policy: Policy, recipe: Recipe, *, seed: int) -> Source:
+    """The verdicts that a recipe asks for, None for each where it asks nobody.
+
+    Raises, by `collect`:
+      UserError: that no completion could fare better, or the budget is spent.
+    """
+    if isinstance(recipe.judge, judging.Judge) and recipe.judging.seconds:
+        return at_desk(recipe.judge, recipe.judging.seconds)
+    ask, waiting = at_once(policy, recipe, seed=seed), []
+
+    def submit(prompt_of, parsed):
+        waiting.append((prompt_of, parsed))
+
+    def collect(params):
+        both = [
+            [x for part in parts for x in part] for parts in zip(*waiting, strict=True)
+        ]
+        waiting.clear()
+        return ask(params, *both), {}
+
+    return Source(submit, collect)
+
+
+def at_desk(judge: judging.Judge, seconds: float) -> Source:
+    """Verdicts of a judge that works beside the sampling.
+
+    Metrics: judge/late, the share undecided for want of time; judge/waited, seconds
+    that a step waited.
+    """
+    first = hosts.first()
+    made = desk.Desk(judge, seconds) if first else None
+    count = 0
+
+    def submit(prompt_of, parsed):
+        nonlocal count
+        if first:
+            made.submit(items(prompt_of, parsed, count))
+        count += len(parsed)
+
+    def collect(params):
+        nonlocal count
+        size, count = count, 0
+        found = problem = None
+        if first:
+            try:
+                found = made.collect()
+                spent = sum(v.reason == http.SPENT for v in found.verdicts)
+                if spent:
+                    problem = f"{spent} completions were not judged: {http.SPENT}"
+                found = ([v.label for v in found.verdicts], found.late, found.waited)
+            except UserError as error:
+                problem = str(error)
+        found, problem = hosts.gather((found, problem))[0]  # so that all stop together
+        if problem:
+            raise UserError(problem)
+        labels, late, waited = found
+        return labels, {
+            "judge": {"late": Mean(float(late), size), "waited": Mean(waited, 1.0)}
+        }
+
+    return Source(submit, collect)
+
+
+def items(
+    prompt_of: Sequence[Prompt], parsed: Sequence[Parsed], first: int = 0
+) -> list[judging.Item]:
+    """What a judge sees of completions, numbered from `first`."""
+    return [
+        judging.Item(
+            f"{p.example.id}#{i}",
+            p.example.question,
+            p.example.options,
+            q.think or "",
+            q.option,
+            rule.applicable(p.example.condition),
+        )
+        for i, (p, q) in enumerate(zip(prompt_of, parsed, strict=True), first)
+    ]
+
+
+def at_once(policy: Policy, recipe: Recipe, *, seed: int) -> Callable:
     """judge(params, prompts, parsed) -> verdict of every completion, in branch order;
     `prompts` names the prompt of every completion."""
     judge, each = recipe.judge, recipe.group_size
@@ -40,18 +132,7 @@ def source(policy: Policy, recipe: Recipe, *, seed: int) -> Callable:
         ]
 
     def by_judge(params, prompt_of: Sequence[Prompt], parsed: Sequence[Parsed]):
-        items = [
-            judging.Item(
-                f"{p.example.id}#{i}",
-                p.example.question,
-                p.example.options,
-                q.think or "",
-                q.option,
-                rule.applicable(p.example.condition),
-            )
-            for i, (p, q) in enumerate(zip(prompt_of, parsed, strict=True))
-        ]
-        return [v.label for v in judging.ask(judge, items)]
+        return [v.label for v in judging.ask(judge, items(prompt_of, parsed))]
 
     def by_blind(params, prompt_of, parsed):
         rows = [
@@ -88,7 +169,7 @@ def source(policy: Policy, recipe: Recipe, *, seed: int) -> Callable:
             out.append(consistency.shuffle_verdict(q.option, again, order, applies))
         return out
 
-    if judge is None:
+    if not judge:
         return nobody
     if judge in ("blind", "shuffle"):
         letters = reread.reader(policy, recipe.max_tokens)
