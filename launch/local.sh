@@ -5,6 +5,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$root/.venv
 torch='torch==2.13.0' # exact: a newer one may bring a CUDA toolkit that no test needs
+serving=(fastapi uvicorn openai accelerate) # what `transformers serve` runs on
 axe='axe-core@4.14.1' # finds what a page hides from readers by keyboard and ear
 debian=(chromium fonts-dejavu-core shellcheck slurm-wlm munge)
 
@@ -20,9 +21,9 @@ Needs Python 3.11 or newer with its venv module. Makes .venv, installs what
 pyproject.toml asks for if it changed, then runs. Safe to run again at any time.
 
 `test` runs what is quick and needs pip alone, and lists by name what did not run.
-`test --all` runs the slow tests too, for which it installs PyTorch, TPU's compiler,
-Debian's chromium, shellcheck and slurm-wlm, and npm's axe-core, and fails if any test
-was left out that could have run.
+`test --all` runs the slow tests too, for which it installs PyTorch and what serves its
+models, TPU's compiler, Debian's chromium, shellcheck and slurm-wlm, and npm's axe-core,
+and fails if any test was left out that could have run.
 
 `--processes N` starts COMMAND N times with the addresses that make them one run, as on
 N hosts (train and eval know how): 127.0.0.1 and PORT, 8476 by default. Process 0 speaks;
@@ -99,11 +100,13 @@ install() { # install EXTRA...: the checkout in editable form, unless that was d
 }
 
 install_torch() {
-  if "$venv/bin/python" -c 'import torch' 2>/dev/null; then
+  local all
+  all=$(IFS=, && printf '%s' "torch,${serving[*]}")
+  if "$venv/bin/python" -c "import $all" 2>/dev/null; then
     return
   fi
-  say "installing $torch"
-  pip_install "$torch" || fail "pip could not install $torch"
+  say "installing $torch and ${serving[*]}"
+  pip_install "${serving[@]}" "$torch" || fail "pip could not install $torch"
 }
 
 install_debian() {

@@ -27,12 +27,17 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests load nothing from a hub
 
 AXE = Path(sys.prefix) / "axe/node_modules/axe-core/axe.min.js"
+SERVING = ("torch", "fastapi", "uvicorn", "openai", "accelerate")
 
 # What a marker needs: (is it here?, what brings it).
 NEEDS = {
     "parity": (
         lambda: importlib.util.find_spec("torch") is not None,
         "needs torch: launch/local.sh test --all",
+    ),
+    "serve": (
+        lambda: all(map(importlib.util.find_spec, SERVING)),
+        "needs transformers serve's packages: launch/local.sh test --all",
     ),
     "libtpu": (
         lambda: importlib.util.find_spec("libtpu") is not None,

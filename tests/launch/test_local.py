@@ -16,7 +16,7 @@ PYTHON = """#!/bin/bash
 case "$*" in
   *version_info*) [[ ${FAKE_OLD:-} ]] && exit 1; exit 0 ;;
   *ensurepip*) [[ ${FAKE_NO_VENV:-} ]] && exit 1; exit 0 ;;
-  *'import torch'*) [[ -e $LOG.torch ]] ;;
+  *'import torch,fastapi'*) [[ -e $LOG.torch ]] ;;
   --version) echo "Python 3.99" ;;
   "-m pip --version") [[ ! ${FAKE_BROKEN:-} ]] ;;
   "-m venv "*)

@@ -229,7 +229,12 @@ def _check_judging(recipe: Recipe, field: str) -> None:
                 f"{field}.judging.{name} is {getattr(how, name)}, want 1 or more"
             )
     if how.parts > 1:
-        for other, value in (("lag", recipe.lag), ("noise.share", recipe.noise.share)):
+        at_once = {
+            "lag": recipe.lag,
+            "noise.share": recipe.noise.share,
+            "guide.share": recipe.guide.share,
+        }
+        for other, value in at_once.items():
             if value:
                 raise UserError(
                     f"{field}.judging.parts={how.parts} samples prompts in parts, but "
