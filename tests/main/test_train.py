@@ -187,7 +187,7 @@ def test_every_recipe_is_consistent(name, mode):
     assert config.seeds == ((0, 1, 2) if "seeds" in mode else (0,))
 
 
-REMEDIES = ("lagrange", "cora", "acre", "blind", "ranked")
+REMEDIES = ("guided", "lagrange", "cora", "acre", "blind", "ranked")
 
 
 @pytest.mark.parametrize("mode", ["", ":runlocal", ":seeds=3"])
