@@ -293,7 +293,9 @@ def test_a_served_judge_pays_and_stalls_no_step(vlmrl, tmp_path, monkeypatch, ca
     assert len(made) == 32 and set(verdicts) == {"consistent", "undecided"}
     assert verdicts["undecided"] >= round(late)
     replies = (tmp_path / "seed-0" / "replies.jsonl").read_text().splitlines()
-    assert len(replies) == server.kinds["ok"]
+    # On a slow machine what hung may be answered before the run ends.
+    ok = server.kinds["ok"]
+    assert ok <= len(replies) <= ok + server.kinds["slow"]
     out = capfd.readouterr()
     assert canary not in out.out + out.err
     for path in tmp_path.rglob("*"):

@@ -120,7 +120,7 @@ def base(table: pa.Table, known: Sequence[Known]) -> list[Table]:
                 ("Benchmark", "text"),
                 ("n", "count"),
                 ("Accuracy", "interval"),
-                ("Paper (%)", "share"),
+                ("Paper", "share"),
                 ("Difference", "gap"),
             ),
             rows,
