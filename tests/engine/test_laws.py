@@ -184,6 +184,7 @@ def plain(params, rows):
     return jax.nn.log_softmax(kit.row_logits(kit.model(), params, rows), axis=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_longer_chains_are_ordinary_rows_too(dtype):
     made = group("prompts")  # 2 prefixes, 6 conditions; 12 samples, 24 probes

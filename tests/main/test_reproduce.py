@@ -239,6 +239,7 @@ def test_tables_are_remade_from_records_alone(
     assert "no records of " in said and said.endswith("run without --remake")
 
 
+@pytest.mark.slow
 def test_the_papers_values_stand_beside_ours(ran, shared, tmp_path, vlmrl, monkeypatch):
     """A study of one's own that states a value: it shares the evaluation, and shows
     value and difference."""

@@ -65,6 +65,7 @@ def test_every_linear_layer_can_be_adapted_and_nothing_else():
     assert o.shape == (q[0], 3, *q[2:]) and o.init == (3 * 4 * 12) ** -0.5
 
 
+@pytest.mark.slow
 def test_a_fresh_adapter_changes_nothing(logits):
     model, params = kit.model(), kit.params()
     started = lora.start(model, EVERY, params, jax.random.key(0))

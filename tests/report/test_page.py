@@ -184,6 +184,7 @@ MANY = """
 """
 
 
+@pytest.mark.slow
 def test_20000_rows_cost_the_document_no_more_than_a_few(tmp_path, table, metrics):
     """The list holds the rows in sight; filters by mouse and keyboard run on them all,
     wherever they are, and hostile text among them does not run."""

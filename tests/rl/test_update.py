@@ -89,7 +89,8 @@ def test_the_step_is_the_gradient_of_the_global_mean():
     np.testing.assert_allclose(metrics["update_norm"].value, norm, rtol=1e-5)
 
 
-@pytest.mark.parametrize("microbatches", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("microbatches", [2, 4])
 def test_microbatches_change_nothing(microbatches):
     """Also where the parts hold different numbers of tokens."""
     params, metrics = stepped(microbatches)
