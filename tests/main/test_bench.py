@@ -160,26 +160,6 @@ def test_what_a_step_must_do_is_counted_right():
 
 
 @pytest.mark.slow
-def test_suites_of_slots_and_of_gpus_run_at_toy_sizes(monkeypatch, tmp_path):
-    monkeypatch.setattr(timing, "PEERS", tmp_path / "none")
-    names = ["slots", "decode", "update", "phases"]
-    status = cli.main(["bench", *names, f"--out={tmp_path}", "--rounds=1", "--tiny"])
-    (file,) = tmp_path.glob("*.json")
-    made = json.loads(file.read_text())
-    assert made["machine"]["class"].endswith("-toy")  # compared with its like only
-    found = {r["name"]: r for r in made["results"]}
-    missing = [n for n, r in found.items() if r["value"] is None]
-    assert missing == ["decode/toy/transformers"] and status == 1
-    assert 0 < found["slots/kept"]["value"] <= 1
-    alike = "100% of the samples have the same length in both"
-    assert alike in found["slots/kept"]["definition"]
-    assert {"slots/time", "decode/toy/4", "update/toy/language",
-            "update/toy/tower"} <= set(found)  # fmt: skip
-    phases = found["phases/toy"]["seconds"]
-    assert set(phases) == {"sync", "rollout", "reference", "update"}
-
-
-@pytest.mark.slow
 def test_the_work_is_the_same_work():
     """Grouped and replicated: equal gradients. Prompts have the sizes they say."""
     sizes = TINY._replace(prompt=64, branches=8, length=12)
@@ -198,13 +178,3 @@ def test_the_work_is_the_same_work():
     assert apart.branches is None and apart.prefix.mask.sum() == 10 * 144
     drawn = workloads.sampler(model, together, 10, 3)(params)
     assert drawn.shape == (10, 3)
-
-
-@pytest.mark.slow
-def test_a_grpo_step_learns():
-    model, params = workloads.build(TINY.learns)
-    group, ids = workloads.texts(2, 8)
-    step = workloads.improved(model, params, group, 16, 8)
-    rewards = [step() for _ in range(2)]
-    assert ids.shape == (2, 8) and all(0.2 < r < 0.8 for r in rewards)
-    assert rewards[0] != rewards[1]  # other parameters, same keys
