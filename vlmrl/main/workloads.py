@@ -4,6 +4,7 @@ stated lengths, and the same work done in one group, in replicated rows and in a
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -377,18 +378,11 @@ def improved(model: Model, params, group: Group, each: int, length: int):
         update.make_update(model, tx, losses.policy_objective), state
     )
 
-    @jax.jit
-    def draw(params, group):
-        chain = prefill(model, params, group)
-        rollout, _ = generate(
-            model, params, chain, keys, stops,
-            max_tokens=length, sampling=Sampling(1.0),
-        )  # fmt: skip
-        return rollout, completions(group, rollout)
+    draw = jax.jit(functools.partial(_drawn, model, stops=stops, length=length))
 
     def step() -> float:
         nonlocal state
-        rollout, grown = draw(state.params, group)
+        rollout, grown = draw(state.params, group, keys)
         rewards = np.mean(np.asarray(rollout.tokens) % 2 == 0, -1).reshape(count, each)
         found = advantages.grpo(rewards, np.ones_like(rewards, bool))
         extra = {
@@ -401,6 +395,15 @@ def improved(model: Model, params, group: Group, each: int, length: int):
     return step
 
 
+def _drawn(model: Model, params, group: Group, keys, *, stops: Stops, length: int):
+    """(rollouts at temperature 1, the group with them as its branches)."""
+    rollout, _ = generate(
+        model, params, prefill(model, params, group), keys, stops,
+        max_tokens=length, sampling=Sampling(1.0),
+    )  # fmt: skip
+    return rollout, completions(group, rollout)
+
+
 def disagreement(model: Model, params, group: Group, stops: Stops, length: int):
     """(share of sampled tokens whose probability by `score` is not within 10 % of the
     one recorded, their mean entropy in nats, their number); 8 samples per prompt."""
@@ -409,12 +412,7 @@ def disagreement(model: Model, params, group: Group, stops: Stops, length: int):
 
     @jax.jit
     def run(params, group):
-        chain = prefill(model, params, group)
-        rollout, _ = generate(
-            model, params, chain, keys, stops,
-            max_tokens=length, sampling=Sampling(1.0),
-        )  # fmt: skip
-        grown = completions(group, rollout)
+        rollout, grown = _drawn(model, params, group, keys, stops=stops, length=length)
         logp, _ = score(model, params, grown, banned=stops.banned)
         return rollout, logp
 
