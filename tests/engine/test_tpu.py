@@ -29,8 +29,9 @@ from vlmrl.models import hf
 
 topology = topologies.get_topology_desc(platform="tpu", topology_name=sys.argv[1])
 mesh = sharding.make_mesh(data=2, tensor=2, devices=topology.devices)
-config = workloads.sees(width=256, layers=2, heads=2, kv_heads=2, mlp=256)
-_, model = hf.family_of(config, "test")
+look = workloads.vlm(width=256, layers=2, heads=2, kv_heads=2, mlp=256)
+sizes = workloads.Sizes(look)
+_, model = hf.family_of(look, "test")
 places = sharding.param_shardings(mesh, model.table)
 like = jax.ShapeDtypeStruct
 params = {n: like(p.shape, jnp.bfloat16, sharding=places[n])
@@ -40,7 +41,7 @@ def place(path, x):
     axis = int("positions" in str(path[-1]) and "vision" not in str(path[0]))
     return like(x.shape, x.dtype, sharding=sharding.batch_sharding(mesh, axis))
 
-group = jax.tree_util.tree_map_with_path(place, workloads.scored(config, 2))
+group = jax.tree_util.tree_map_with_path(place, workloads.scored(sizes, 2))
 attend = attention.choose("splash", mesh)
 
 def loss(params, group):

@@ -169,7 +169,8 @@ def test_studies_share_what_they_have_in_common(ran, shared):
     files = {f for jobs in plans.values() for job in jobs for f in job.files}
     assert len(files) == 1
     (release,) = (shared / "perturbations").glob("*.jsonl")
-    lines = [json.loads(line) for line in release.open(encoding="utf-8")]
+    text = release.read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in text.splitlines()]
     table = records.read(files.pop())
     assert {e["example"] for e in lines} == set(table["example"].to_pylist())
     told = {e["example"]: e["conditions"]["wrong_caption"]["caption"] for e in lines}
