@@ -2,7 +2,7 @@
 is quoted in the user turn; records say so.
 
 Options after ':' — url (an OpenAI-compatible base URL), key_env (variable with its
-key), size (examples per set).
+key).
 """
 
 from configs.paper import common
@@ -17,7 +17,6 @@ def get_config(arg=None):
         tables=("conditions", "comparisons"),
         url="https://api.openai.com/v1",
         key_env="OPENAI_API_KEY",
-        size=0,
     )
     c.kind = "ask"
     c.url = options.url
@@ -31,6 +30,4 @@ def get_config(arg=None):
             dict(name=m, model=m, style="r1v", temperature=None, max_tokens=8192)
             for m in ("o3", "o4-mini", "gemini-2.5-pro", "gemini-3.1-pro")
         )
-        if options.size:
-            c.sets = tuple({**s, "size": options.size} for s in c.sets)
     return c

@@ -64,11 +64,16 @@ CONDITIONS = (
 )
 
 
+def sized(sets, size: int):
+    """The sets with `size` examples of each, 0 for as many as they say themselves."""
+    return tuple({**s, "size": size or s["size"]} for s in sets)
+
+
 def study(arg, *, title: str, paper: str = "", tables: tuple = (), **options):
     """(options, config) of a study that evaluates models on sets under conditions.
 
-    Options of every study after ':' — runlocal; model=DIR_OR_ID with style=STYLE, to
-    run it on one model of your own instead.
+    Options of every study after ':' — runlocal; size=N, examples of each set; model=
+    DIR_OR_ID with style=STYLE, to run it on one model of your own instead.
 
     Args:
       arg: what follows the colon; these and the study's own `options`.
@@ -76,7 +81,7 @@ def study(arg, *, title: str, paper: str = "", tables: tuple = (), **options):
       paper: the table or figure of the paper, '' where unknown or not in it.
       tables: what it ends with, in order: names in vlmrl/report/studies.py.
     """
-    read = parse_arg(arg, model="", style="r1v", **options)
+    read = parse_arg(arg, model="", style="r1v", size=0, **options)
     small = read.runlocal
     own = dict(name=read.model, model=read.model, style=read.style, temperature=0.0,
                max_tokens=2048)  # fmt: skip
@@ -86,7 +91,7 @@ def study(arg, *, title: str, paper: str = "", tables: tuple = (), **options):
     c.paper = paper
     c.tables = tables
     c.models = (own,) if read.model else TINY if small else MODELS
-    c.sets = SCENES if small else SETS
+    c.sets = sized(SCENES if small else SETS, read.size)
     c.conditions = CONDITIONS
     c.shown = ()  # conditions its tables show; () for all that were measured
     c.images = ()  # image perturbations besides: blank, shuffled, noisy, masked

@@ -17,7 +17,7 @@ def get_config(arg=None):
     c.shown = CONDITIONS
     if not options.runlocal:
         c.conditions = CONDITIONS
-        c.sets = tuple(
-            dict(source="refcoco", split=s, size=0) for s in ("val", "testA", "testB")
-        )
+        splits = ("val", "testA", "testB")
+        sets = [dict(source="refcoco", split=s, size=0) for s in splits]
+        c.sets = common.sized(sets, options.size)
     return c

@@ -356,7 +356,7 @@ def test_what_is_missing_is_named_with_its_command(
     [
         (["configs/paper/tabel1.py"], "did you mean configs/paper/table1.py?"),
         ([], "--config: must be given"),
-        (["configs/paper/table1.py:size=3"], "unknown option 'size' after ':'"),
+        (["configs/paper/table1.py:sizes=3"], "unknown option 'sizes' after"),
         (["configs/paper/table1.py:runlocal", "--config.kind=x"], "config.kind is 'x'"),
         (["configs/paper/table1.py:runlocal,model=/no"], "table1: 1 thing(s)"),
     ],
