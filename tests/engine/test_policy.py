@@ -2,6 +2,8 @@
 
 import pytest
 
+from vlmrl import perturb, tokens
+from vlmrl.data import scenes
 from vlmrl.engine import policy
 from vlmrl.types import UserError
 
@@ -25,3 +27,15 @@ def test_static_lengths_and_pixels_are_a_configs():
 def test_sizes_that_make_no_sense(options, why):
     with pytest.raises(UserError, match=why):
         policy.load(**options)
+
+
+def test_scenes_fit_as_whole_prompts_under_every_condition():
+    """As training reads them: what a recipe's mix may put into a prompt is in it."""
+    tiny = policy.load()
+    asked = [perturb.suggest(e, 0) for e in scenes.suite("train", 240)]
+    longest = 0
+    for name in (*perturb.CONDITIONS, "abstain+wrong_think", "abstain+wrong_caption"):
+        written = tiny.write([perturb.apply(e, name) for e in asked])
+        rows = tokens.encode_all(tiny.processor, written)
+        longest = max(longest, *(len(r.ids) for r in rows))
+    assert 100 < longest <= tiny.buckets.prefix[-1]
