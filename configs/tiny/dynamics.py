@@ -3,7 +3,8 @@ while they train and at the end, then a verdict on each of the paper's eight cla
 
     vlmrl train --config configs/tiny/dynamics.py --workdir runs/dynamics
 
-Options after ':' — runlocal (seconds instead of minutes), seeds=N.
+Options after ':' — runlocal (seconds instead of minutes), seeds=N, only=A+B (some of
+its recipes).
 """
 
 from ml_collections import ConfigDict
@@ -25,15 +26,19 @@ CURVES = grpo.CONDITIONS[:-2]  # all but those with a way to abstain
 def study(arg, recipes, *, seeds: int, title: str, summary: str, curves=CURVES):
     """The config of a study of recipes, by name the modules that make them. `curves`
     are the conditions measured while they train, () for those of the recipes."""
-    options = parse_arg(arg, seeds=seeds)
+    options = parse_arg(arg, seeds=seeds, only="")
+    only = options.only.split("+") if options.only else list(recipes)
+    if unknown := [name for name in only if name not in recipes]:
+        known = ", ".join(recipes)
+        raise ValueError(f"option 'only' names '{unknown[0]}', want some of {known}")
     small = options.runlocal
     inner = f"{'runlocal,' if small else ''}seeds={options.seeds}"
     c = ConfigDict()
     c.algorithm = "study"
     c.about = ConfigDict(dict(title=title, summary=summary))
     c.recipes = ConfigDict()  # trained one after the other from the same start
-    for name, make in recipes.items():
-        recipe = make.get_config(inner)
+    for name in only:
+        recipe = recipes[name].get_config(inner)
         if curves:
             recipe.eval.conditions = curves if not small else ("base",)
         c.recipes[name] = recipe

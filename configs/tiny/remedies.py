@@ -3,7 +3,7 @@ answer, three seeds, from the same warm start and beside plain accuracy training
 
     vlmrl train --config configs/tiny/remedies.py --workdir runs/remedies
 
-Options after ':' — runlocal, seeds=N.
+Options after ':' — runlocal, seeds=N, only=A+B (some of them).
 """
 
 from configs.tiny import accuracy, acre, blind, cora, dynamics, guided, lagrange, ranked

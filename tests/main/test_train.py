@@ -210,6 +210,16 @@ def test_every_study_is_consistent(name, mode):
             assert "stop_think" in settings["eval"]["conditions"]
 
 
+def test_a_study_can_be_of_some_of_its_recipes():
+    some = args.load_config("configs/tiny/remedies.py:only=guided+cora").to_dict()
+    whole = args.load_config("configs/tiny/remedies.py").to_dict()
+    assert sorted(some["recipes"]) == ["cora", "guided"]
+    wanted = {name: whole["recipes"][name] for name in some["recipes"]}
+    assert some == whole | {"recipes": wanted}
+    with pytest.raises(UserError, match="'only' names 'core', want some of accuracy"):
+        args.load_config("configs/tiny/remedies.py:only=guided+core")
+
+
 @pytest.mark.slow
 def test_a_study_of_two_recipes_and_the_same_again(vlmrl, tmp_path):
     fields = {"size": 8, "conditions": CONDITIONS}

@@ -114,9 +114,11 @@ def _info(c: dict, policy, minutes: float) -> dict:
     return {
         "Model": f"{c['model']}, {policy.model.size / 1e6:.2f} M parameters",
         "Training": (
-            f"{first['steps']} steps of {first['prompts']} prompts × "
-            f"{first['group_size']} completions per recipe: "
-            + ", ".join(f"{r['recipe']} (reward {r['reward']})" for r in recipes)
+            f"{first['prompts']} prompts × {first['group_size']} completions a step: "
+            + ", ".join(
+                f"{r['recipe']} ({r['steps']} steps, reward {r['reward']})"
+                for r in recipes
+            )
         ),
         "Seeds": ", ".join(map(str, first["seeds"])),
         "Test": (
