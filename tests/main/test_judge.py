@@ -1,19 +1,16 @@
 """`vlmrl judge` and `vlmrl ask`, as from a shell, against a scripted endpoint."""
 
 import json
-import os
-import subprocess
-import sys
+import multiprocessing
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from tests.judges.server import body_of, item_of, serve, some_faults
 from vlmrl.eval import records
+from vlmrl.main import cli
 
-ROOT = Path(__file__).resolve().parents[2]
 CANARY = "sk-canary-3141592653"
 
 
@@ -143,38 +140,58 @@ def test_a_served_model_is_evaluated_judged_and_labelled(vlmrl, tmp_path, monkey
     vlmrl("judge", "agree", tmp_path / "l", path, "--workdir", tmp_path / "m")
 
 
+@pytest.fixture(scope="module")
+def start():
+    """Starts a command line in a process of its own, in which all is imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["vlmrl.main.ask", "vlmrl.main.judge"])
+
+    def run(*words):
+        child = context.Process(target=cli.main, args=([*map(str, words)],))
+        child.start()
+        return child
+
+    return run
+
+
 @pytest.mark.slow
-def test_an_evaluation_that_is_killed_goes_on_where_it_was(tmp_path):
+@pytest.mark.parametrize("command", ["ask", "judge"])
+def test_an_evaluation_that_is_killed_goes_on_where_it_was(command, start, tmp_path):
     """Killed after the first reply, in the middle and near the end: one record per item
     in the end, and only what was in flight is asked again."""
     flight, total = 3, 12
-    with serve(policy) as server:
-        words = [sys.executable, "-m", "vlmrl.main.cli", "ask", f"--url={server.url}"]
-        words += ["--model=m", "--size=6", "--conditions=base,wrong_think"]
-        words += ["--style=tiny", f"--concurrency={flight}", f"--workdir={tmp_path}"]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = tmp_path / ("records.parquet" if command == "ask" else "verdicts.jsonl")
+    with serve(policy if command == "ask" else letters) as server:
+        words = [command, f"--url={server.url}", f"--concurrency={flight}"]
+        words += ["--workdir", tmp_path]
+        if command == "ask":
+            words += ["--model=m", "--size=6", "--conditions=base,wrong_think"]
+            words += ["--style=tiny"]
+        else:
+            words += ["--judge=http:m", f"--on=constructed:{total}"]
         for stop in (1, 6, total):
-            child = subprocess.Popen(
-                words,
-                env=environment,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-            )
-            with child:
-                while len(server.seen) < stop:
-                    assert child.poll() is None, child.stderr.read()
-                    time.sleep(0.001)
-                child.kill()
-            if stop < total:
-                assert not (tmp_path / "records.parquet").exists()
-        done = subprocess.run(words, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+            child = start(*words)
+            while len(server.seen) < stop:
+                assert child.is_alive(), child.exitcode
+                time.sleep(0.001)
+            child.kill()
+            child.join()
+            child.close()
+            assert stop == total or not done.exists()
+        child = start(*words)
+        child.join()
+        child.close()
         assert len(server.seen) == total
         assert len(server.bodies) <= total + 3 * flight
-    table = records.read(tmp_path / "records.parquet").to_pylist()
-    items = Counter((r["example"], r["condition"], r["sample"]) for r in table)
+    if command == "ask":
+        table = records.read(done).to_pylist()
+        items = Counter((r["example"], r["condition"], r["sample"]) for r in table)
+        assert all(r["finish"] == "stop" for r in table)
+    else:
+        table = lines(done)
+        items = Counter(r["id"] for r in table)
+        assert all(r["reason"] in ("", "the think concludes nothing") for r in table)
     assert len(items) == total and set(items.values()) == {1}
-    assert all(r["finish"] == "stop" for r in table)
     assert not list(tmp_path.rglob("*.partial"))
 
 
