@@ -1,6 +1,7 @@
 """`vlmrl judge` and `vlmrl ask`, as from a shell, against a scripted endpoint."""
 
 import json
+import logging
 import multiprocessing
 import time
 from collections import Counter
@@ -9,6 +10,7 @@ import pytest
 
 from tests.judges.server import body_of, item_of, serve, some_faults
 from vlmrl.eval import records
+from vlmrl.judges import agree, constructed, verdicts
 from vlmrl.main import cli
 
 CANARY = "sk-canary-3141592653"
@@ -56,7 +58,7 @@ def test_constructed_traces_rule_against_http_and_agreement(vlmrl, tmp_path, cap
     undecided = sum(r["label"] == "undecided" for r in rows)
     assert about["saved by rule"] == pytest.approx(1 - undecided / 60)
     assert about["decided by"]["rule"] == 60 - undecided
-    assert about["judge prompt"].startswith("judge-2 (")
+    assert about["judge prompt"].startswith("judge-3 (")
     vlmrl("judge", "agree", a, b, "--workdir", both)
     made = json.loads((both / "agreement.json").read_text())
     names = [t["name"] for t in made["tables"]]
@@ -68,6 +70,32 @@ def test_constructed_traces_rule_against_http_and_agreement(vlmrl, tmp_path, cap
     assert first[0] == "all" and first[2] == 60 and first[4] is not None
     assert (both / "tables" / "truth.md").is_file()
     assert "Judges against known conclusions" in capsys.readouterr().out
+
+
+def test_the_shipped_judge_by_name_alone_and_in_a_cascade(vlmrl, tmp_path):
+    """On traces that it never saw; in the cascade it is asked what the rule left."""
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    on = f"--seed={constructed.HELD_OUT}"
+    vlmrl("judge", "--on=constructed:240", on, "--judge=model:tiny", "--workdir", alone)
+    (said,) = verdicts.read(alone).values()
+    truth = [row.truth for row, _ in said.values()]
+    found = agree.against(truth, [verdict for _, verdict in said.values()], draws=200)
+    assert found.n == 240 and found.kappa.value > 0.75 and found.kappa.lo > 0.65
+    assert found.precision.value > 0.8 and found.brier < 0.15
+    assert min(share.value for share in found.recall.values()) > 0.7
+    sure, right, count = found.calibration[-1]
+    assert sure > 0.9 and right > 0.95 and count > 60
+    words = ["judge", "--on=constructed:60", on, "--judge=rule,model:tiny"]
+    vlmrl(*words, "--workdir", both)
+    first = lines(alone / "verdicts.jsonl")
+    rows = lines(both / "verdicts.jsonl")
+    asked = [r for r in rows if r["by"] != "rule"]
+    assert 0 < len(asked) < 40
+    assert {r["by"] for r in asked} == {first[0]["by"]}
+    own = {r["id"]: r["label"] for r in first}
+    assert all(r["label"] == own[r["id"]] for r in asked)
+    about = json.loads((both / "judge.json").read_text())
+    assert about["saved by rule"] == 1 - len(asked) / 60
 
 
 def test_a_vote_joins_judges_that_were_asked_apart(vlmrl, tmp_path, refused):
@@ -104,8 +132,11 @@ def test_a_vote_joins_judges_that_were_asked_apart(vlmrl, tmp_path, refused):
 
 
 @pytest.mark.slow
-def test_a_served_model_is_evaluated_judged_and_labelled(vlmrl, tmp_path, monkeypatch):
+def test_a_served_model_is_evaluated_judged_and_labelled(
+    vlmrl, tmp_path, monkeypatch, caplog, capfd
+):
     monkeypatch.setenv("CANARY_KEY", CANARY)
+    caplog.set_level(logging.DEBUG)
     run, judged = tmp_path / "run", tmp_path / "judged"
     with serve(policy) as server:
         at = [f"--url={server.url}", "--key_env=CANARY_KEY"]
@@ -121,7 +152,7 @@ def test_a_served_model_is_evaluated_judged_and_labelled(vlmrl, tmp_path, monkey
         vlmrl("judge", "--on", run, "--judge=http:m", *at, "--workdir", judged)
     again = records.read(judged / "records.parquet").to_pylist()
     assert {r["judge"][:16] for r in again} == {
-        "http m judge-2:" + again[0]["judge"][15]
+        "http m judge-3:" + again[0]["judge"][15]
     }
     assert all(r["verdict"] == "consistent" for r in again if r["condition"] == "base")
     page = (run / "report.html").read_text()
@@ -129,6 +160,8 @@ def test_a_served_model_is_evaluated_judged_and_labelled(vlmrl, tmp_path, monkey
     for folder in (run, judged):
         for path in folder.rglob("*"):
             assert not path.is_file() or CANARY.encode() not in path.read_bytes(), path
+    out = capfd.readouterr()
+    assert CANARY not in caplog.text + out.out + out.err
     sheet = tmp_path / "sheet"
     vlmrl("judge", "sheet", "--on", run, "--count=3", "--workdir", sheet)
     rows = lines(sheet / "sheet.jsonl")
