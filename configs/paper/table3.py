@@ -25,6 +25,6 @@ def get_config(arg=None):
             "http:meta-llama/Llama-3.1-70B-Instruct",
         )
     )
-    c.brief = small  # the prompt's short part: the tiny model's context is short
+    c.brief = small  # by the prompt's short part, which the tiny judge was taught on
     c.url = options.url
     return c

@@ -539,7 +539,7 @@ def test_the_prompt_holds_the_item_and_nothing_of_it_can_pass_for_the_prompt():
     assert item_of({"messages": [user]})["reasoning"] == evil.think
     assert user["content"].count(loaded.parts["json"]) == 1
     assert "image" in system["content"] and evil.question in user["content"]
-    assert len(loaded.hash) == 16 and loaded.version == "judge-2"
+    assert len(loaded.hash) == 16 and loaded.version == "judge-3"
 
 
 @pytest.mark.parametrize(
@@ -564,8 +564,8 @@ def test_the_name_follows_the_prompt(tmp_path):
     path.write_text(prompt.DEFAULT.read_text() + "\n")
     with serve() as server, Client(endpoint(server)) as client:
         a, b = chat.make(client), chat.make(client, prompt.load(path))
-    assert a.name != b.name and a.name.startswith("http m judge-2:")
-    assert a.about["judge prompt"].startswith("judge-2 (")
+    assert a.name != b.name and a.name.startswith("http m judge-3:")
+    assert a.about["judge prompt"].startswith("judge-3 (")
 
 
 def test_a_cascade_asks_only_what_the_rule_left():

@@ -9,6 +9,8 @@ from vlmrl.engine import policy as policies
 from vlmrl.engine.chain import prefill
 from vlmrl.judges import model, prompt, rule
 from vlmrl.judges.judge import Item, ask, cascade
+from vlmrl.main import tiny
+from vlmrl.models import hf
 from vlmrl.types import UserError
 
 
@@ -37,7 +39,7 @@ def test_it_reads_the_two_words_off_the_logits(policy, judge):
     found = ask(judge, todo)
     assert [v.judge for v in found] == [judge.name] * 11
     yes, no = model.verdict_ids(policy.processor)
-    write = model._writer(policy, prompt.load(), True)
+    write = model.writer(policy.processor.tokenizer, prompt.load(), True)
     for item, verdict in list(zip(todo, found, strict=True))[:4]:
         row = tokens.encode(policy.processor, (write(item), ()))
         group = tokens.group(
@@ -72,7 +74,7 @@ def test_doubt_and_length_are_undecided_with_their_reason(policy):
     assert found[2].reason.startswith("too long: ") and "reads 256" in found[2].reason
     other = model.make(policy, brief=True, mass=1.0, longest=256, batch=8)
     (verdict,) = ask(other, items(1))
-    assert verdict.reason.startswith("Yes and No hold 0.")
+    assert verdict.reason == "Yes and No hold less than 1 of the probability"
 
 
 def test_verdicts_follow_the_probabilities():
@@ -92,7 +94,7 @@ def test_verdicts_follow_the_probabilities():
 
 
 def test_names_prompts_and_cascades(policy, judge):
-    assert judge.name.startswith("model tiny judge-2:")
+    assert judge.name.startswith("model tiny judge-3:")
     assert "judge prompt" in judge.about
     found = ask(cascade(rule.JUDGE, judge), items(3))
     assert [v.judge for v in found] == ["rule", "rule", judge.name]
@@ -101,3 +103,22 @@ def test_names_prompts_and_cascades(policy, judge):
     bare = bare._replace(parts={k: v for k, v in bare.parts.items() if k != "short"})
     with pytest.raises(UserError, match="no part '== short =='"):
         model.make(policy, bare, brief=True)
+
+
+def test_the_shipped_judge_began_as_the_tiny_model():
+    """But for the words that the tiny model lacks."""
+    processor = tokens.load_processor(hf.SHIPPED["tiny_judge"])
+    family = hf.read_model("tiny_judge")
+    drawn = tiny.start(family, jax.random.key(0))
+    found = tiny.begin_judge(drawn, processor)
+    known, ours = hf.load("tiny")[1], processor.tokenizer.get_vocab()
+    theirs = tokens.load_processor(hf.TINY).tokenizer.get_vocab()
+    assert set(found) == set(family.table)
+    for name in set(found) - {"text.embed"}:
+        np.testing.assert_array_equal(found[name], known[name])
+    for word, source in (("Ġcircle", known), ("<|im_end|>", known), ("Ġlaptop", drawn)):
+        row = (theirs if source is known else ours)[word]
+        np.testing.assert_array_equal(
+            found["text.embed"][ours[word]], source["text.embed"][row]
+        )
+    assert "Ġlaptop" not in theirs

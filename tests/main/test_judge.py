@@ -1,19 +1,18 @@
 """`vlmrl judge` and `vlmrl ask`, as from a shell, against a scripted endpoint."""
 
 import json
-import os
-import subprocess
-import sys
+import logging
+import multiprocessing
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from tests.judges.server import body_of, item_of, serve, some_faults
 from vlmrl.eval import records
+from vlmrl.judges import agree, constructed, verdicts
+from vlmrl.main import cli
 
-ROOT = Path(__file__).resolve().parents[2]
 CANARY = "sk-canary-3141592653"
 
 
@@ -59,7 +58,7 @@ def test_constructed_traces_rule_against_http_and_agreement(vlmrl, tmp_path, cap
     undecided = sum(r["label"] == "undecided" for r in rows)
     assert about["saved by rule"] == pytest.approx(1 - undecided / 60)
     assert about["decided by"]["rule"] == 60 - undecided
-    assert about["judge prompt"].startswith("judge-2 (")
+    assert about["judge prompt"].startswith("judge-3 (")
     vlmrl("judge", "agree", a, b, "--workdir", both)
     made = json.loads((both / "agreement.json").read_text())
     names = [t["name"] for t in made["tables"]]
@@ -71,6 +70,32 @@ def test_constructed_traces_rule_against_http_and_agreement(vlmrl, tmp_path, cap
     assert first[0] == "all" and first[2] == 60 and first[4] is not None
     assert (both / "tables" / "truth.md").is_file()
     assert "Judges against known conclusions" in capsys.readouterr().out
+
+
+def test_the_shipped_judge_by_name_alone_and_in_a_cascade(vlmrl, tmp_path):
+    """On traces that it never saw; in the cascade it is asked what the rule left."""
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    on = f"--seed={constructed.HELD_OUT}"
+    vlmrl("judge", "--on=constructed:240", on, "--judge=model:tiny", "--workdir", alone)
+    (said,) = verdicts.read(alone).values()
+    truth = [row.truth for row, _ in said.values()]
+    found = agree.against(truth, [verdict for _, verdict in said.values()], draws=200)
+    assert found.n == 240 and found.kappa.value > 0.75 and found.kappa.lo > 0.65
+    assert found.precision.value > 0.8 and found.brier < 0.15
+    assert min(share.value for share in found.recall.values()) > 0.7
+    sure, right, count = found.calibration[-1]
+    assert sure > 0.9 and right > 0.95 and count > 60
+    words = ["judge", "--on=constructed:60", on, "--judge=rule,model:tiny"]
+    vlmrl(*words, "--workdir", both)
+    first = lines(alone / "verdicts.jsonl")
+    rows = lines(both / "verdicts.jsonl")
+    asked = [r for r in rows if r["by"] != "rule"]
+    assert 0 < len(asked) < 40
+    assert {r["by"] for r in asked} == {first[0]["by"]}
+    own = {r["id"]: r["label"] for r in first}
+    assert all(r["label"] == own[r["id"]] for r in asked)
+    about = json.loads((both / "judge.json").read_text())
+    assert about["saved by rule"] == 1 - len(asked) / 60
 
 
 def test_a_vote_joins_judges_that_were_asked_apart(vlmrl, tmp_path, refused):
@@ -107,8 +132,11 @@ def test_a_vote_joins_judges_that_were_asked_apart(vlmrl, tmp_path, refused):
 
 
 @pytest.mark.slow
-def test_a_served_model_is_evaluated_judged_and_labelled(vlmrl, tmp_path, monkeypatch):
+def test_a_served_model_is_evaluated_judged_and_labelled(
+    vlmrl, tmp_path, monkeypatch, caplog, capfd
+):
     monkeypatch.setenv("CANARY_KEY", CANARY)
+    caplog.set_level(logging.DEBUG)
     run, judged = tmp_path / "run", tmp_path / "judged"
     with serve(policy) as server:
         at = [f"--url={server.url}", "--key_env=CANARY_KEY"]
@@ -124,7 +152,7 @@ def test_a_served_model_is_evaluated_judged_and_labelled(vlmrl, tmp_path, monkey
         vlmrl("judge", "--on", run, "--judge=http:m", *at, "--workdir", judged)
     again = records.read(judged / "records.parquet").to_pylist()
     assert {r["judge"][:16] for r in again} == {
-        "http m judge-2:" + again[0]["judge"][15]
+        "http m judge-3:" + again[0]["judge"][15]
     }
     assert all(r["verdict"] == "consistent" for r in again if r["condition"] == "base")
     page = (run / "report.html").read_text()
@@ -132,6 +160,8 @@ def test_a_served_model_is_evaluated_judged_and_labelled(vlmrl, tmp_path, monkey
     for folder in (run, judged):
         for path in folder.rglob("*"):
             assert not path.is_file() or CANARY.encode() not in path.read_bytes(), path
+    out = capfd.readouterr()
+    assert CANARY not in caplog.text + out.out + out.err
     sheet = tmp_path / "sheet"
     vlmrl("judge", "sheet", "--on", run, "--count=3", "--workdir", sheet)
     rows = lines(sheet / "sheet.jsonl")
@@ -143,38 +173,58 @@ def test_a_served_model_is_evaluated_judged_and_labelled(vlmrl, tmp_path, monkey
     vlmrl("judge", "agree", tmp_path / "l", path, "--workdir", tmp_path / "m")
 
 
+@pytest.fixture(scope="module")
+def start():
+    """Starts a command line in a process of its own, in which all is imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["vlmrl.main.ask", "vlmrl.main.judge"])
+
+    def run(*words):
+        child = context.Process(target=cli.main, args=([*map(str, words)],))
+        child.start()
+        return child
+
+    return run
+
+
 @pytest.mark.slow
-def test_an_evaluation_that_is_killed_goes_on_where_it_was(tmp_path):
+@pytest.mark.parametrize("command", ["ask", "judge"])
+def test_an_evaluation_that_is_killed_goes_on_where_it_was(command, start, tmp_path):
     """Killed after the first reply, in the middle and near the end: one record per item
     in the end, and only what was in flight is asked again."""
     flight, total = 3, 12
-    with serve(policy) as server:
-        words = [sys.executable, "-m", "vlmrl.main.cli", "ask", f"--url={server.url}"]
-        words += ["--model=m", "--size=6", "--conditions=base,wrong_think"]
-        words += ["--style=tiny", f"--concurrency={flight}", f"--workdir={tmp_path}"]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = tmp_path / ("records.parquet" if command == "ask" else "verdicts.jsonl")
+    with serve(policy if command == "ask" else letters) as server:
+        words = [command, f"--url={server.url}", f"--concurrency={flight}"]
+        words += ["--workdir", tmp_path]
+        if command == "ask":
+            words += ["--model=m", "--size=6", "--conditions=base,wrong_think"]
+            words += ["--style=tiny"]
+        else:
+            words += ["--judge=http:m", f"--on=constructed:{total}"]
         for stop in (1, 6, total):
-            child = subprocess.Popen(
-                words,
-                env=environment,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-            )
-            with child:
-                while len(server.seen) < stop:
-                    assert child.poll() is None, child.stderr.read()
-                    time.sleep(0.001)
-                child.kill()
-            if stop < total:
-                assert not (tmp_path / "records.parquet").exists()
-        done = subprocess.run(words, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+            child = start(*words)
+            while len(server.seen) < stop:
+                assert child.is_alive(), child.exitcode
+                time.sleep(0.001)
+            child.kill()
+            child.join()
+            child.close()
+            assert stop == total or not done.exists()
+        child = start(*words)
+        child.join()
+        child.close()
         assert len(server.seen) == total
         assert len(server.bodies) <= total + 3 * flight
-    table = records.read(tmp_path / "records.parquet").to_pylist()
-    items = Counter((r["example"], r["condition"], r["sample"]) for r in table)
+    if command == "ask":
+        table = records.read(done).to_pylist()
+        items = Counter((r["example"], r["condition"], r["sample"]) for r in table)
+        assert all(r["finish"] == "stop" for r in table)
+    else:
+        table = lines(done)
+        items = Counter(r["id"] for r in table)
+        assert all(r["reason"] in ("", "the think concludes nothing") for r in table)
     assert len(items) == total and set(items.values()) == {1}
-    assert all(r["finish"] == "stop" for r in table)
     assert not list(tmp_path.rglob("*.partial"))
 
 

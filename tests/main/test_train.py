@@ -420,6 +420,18 @@ def test_a_supervised_run_and_the_same_again(vlmrl, tmp_path):
 @pytest.mark.parametrize(
     "fields, complaint",
     [
+        ({"seed": 7101}, "config.seed is 7101: the traces that judges are tested on"),
+        ({"source": "songs"}, "config.source is 'songs', want one of scenes, lessons"),
+    ],
+)
+def test_lessons_that_are_refused(fields, complaint, refused, tmp_path):
+    words = ["train", "--config", "configs/tiny/judge.py", *overrides(fields)]
+    assert complaint in refused(*words, workdir=tmp_path / "w")
+
+
+@pytest.mark.parametrize(
+    "fields, complaint",
+    [
         ({"model": "/nowhere"}, "model '/nowhere': no such directory"),
         ({"group_size": 1}, "config.group_size is 1, but config.advantage='grpo' co"),
         ({"temperature": 0.0}, "config.temperature is 0.0, but the rollouts of"),

@@ -34,7 +34,7 @@ def make(
     prompt: JudgePrompt | None = None,
     *,
     sure: float = 0.5,
-    mass: float = 0.05,
+    mass: float | None = None,
     longest: int = 4096,
     batch: int = 16,
     brief: bool = False,
@@ -45,7 +45,8 @@ def make(
     Args:
       sure: probability of the likelier word, of the two, below which it is undecided.
       mass: probability of both words together below which it is undecided: the model
-        would have said something else.
+        would have said something else. By default 0.05; with `brief` 0.5, as a model
+        so trained says a third word where a think concludes nothing.
       longest: tokens of one item at most; a longer one is undecided, never cut.
       batch: items per pass.
       brief: ask by the prompt's `short` part alone, as a tiny model was trained to.
@@ -56,11 +57,12 @@ def make(
     prompt = prompt or load()
     if brief and "short" not in prompt.parts:
         raise UserError("judge prompt: has no part '== short ==', which `brief` needs")
+    mass = (0.5 if brief else 0.05) if mass is None else mass
     words = verdict_ids(policy.processor)
     shards = sharding.batch_shards(policy.mesh)
     batch += -batch % shards
     name = f"model {policy.source} {prompt.version}:{prompt.hash[:8]}"
-    write = _writer(policy, prompt, brief)
+    write = writer(policy.processor.tokenizer, prompt, brief)
     sizes = tuple(s for s in SIZES if s < longest) + (longest,)
     buckets = tokens.Buckets(prefix=sizes, branch=sizes)
 
@@ -135,7 +137,8 @@ def _verdict(item: Item, pair, sure: float, mass: float, name: str) -> Verdict:
     yes, no = np.exp(np.asarray(pair, np.float64))
     total = yes + no
     if total < mass:
-        return undecided(f"Yes and No hold {total:.3f} of the probability", name)
+        reason = f"Yes and No hold less than {mass:g} of the probability"
+        return undecided(reason, name)
     p = yes / total
     confidence = float(max(p, 1 - p))
     if confidence < sure:
@@ -146,9 +149,8 @@ def _verdict(item: Item, pair, sure: float, mass: float, name: str) -> Verdict:
     return Verdict("inconsistent", other, confidence, "", name)
 
 
-def _writer(policy: Policy, prompt: JudgePrompt, brief: bool) -> Callable[[Item], str]:
+def writer(tokenizer, prompt: JudgePrompt, brief: bool) -> Callable[[Item], str]:
     """item → rendered chat, with the assistant's turn open."""
-    tokenizer = policy.processor.tokenizer
 
     def write(item: Item) -> str:
         chat = short(prompt, item) if brief else messages(prompt, item, "token")

@@ -1,7 +1,8 @@
 """Judges by name, as commands and configs give them.
 
   rule          cues, letters and option texts by rule
-  model:DIR     a model of this project
+  model:DIR     a model of this project; model:tiny is the judge that ships with it,
+                which is asked briefly
   http:MODEL    a model behind an OpenAI-compatible endpoint
 
 Several, separated by commas, are a cascade, or a majority where they are to vote.
@@ -16,6 +17,8 @@ from vlmrl.judges import chat, http, judge, prompt, rule
 from vlmrl.judges.judge import Judge
 from vlmrl.judges.ledger import Budget
 from vlmrl.types import UserError
+
+_SHIPPED = {"tiny": "tiny_judge"}  # name of a judge → of its model
 
 
 class Named(NamedTuple):
@@ -98,7 +101,7 @@ def parse(
         http.check_key(endpoint.key_env)
     for kind, name in kinds:
         if kind == "model":
-            _resolve(name)
+            _resolve(_SHIPPED.get(name, name))
     return kinds
 
 
@@ -112,4 +115,6 @@ def _model(name: str, given: prompt.JudgePrompt, sure: float, brief: bool) -> Ju
     from vlmrl.engine import policy as policies  # brings the models
     from vlmrl.judges import model
 
-    return model.make(policies.load(name), given, sure=sure, brief=brief)
+    brief = brief or name in _SHIPPED
+    policy = policies.load(_SHIPPED.get(name, name))
+    return model.make(policy, given, sure=sure, brief=brief)

@@ -22,7 +22,7 @@ DEFAULT = Path(__file__).with_name("prompt.md")
 _FIELDS = {
     "item": {"item"},
     "repair": {"fault"},
-    "short": {"question", "options", "think", "answer", "text"},
+    "short": {"options", "think", "answer", "text"},
 }
 
 

@@ -4,7 +4,7 @@ The file is JSON lines, a row per reading (a record has two: its whole think, an
 part that the model wrote itself):
 
   {"id": "…", "reading": "whole", "condition": "base", "cluster": "…", "truth": null,
-   "judge": "rule > http m judge-2:…", "by": "rule", "label": "consistent",
+   "judge": "rule > http m judge-3:…", "by": "rule", "label": "consistent",
    "conclusion": 0, "confidence": null, "reason": ""}
 
 `judge` is who was asked, `by` who decided; `truth` is a label where it is known.

@@ -17,7 +17,8 @@ Several judges, separated by commas, are a cascade: each is asked what those bef
 left undecided. With --vote they are a majority. A judge is one of
 
   rule          cues, letters and option texts by rule
-  model:DIR     a model of this project: the probabilities of two verdict tokens
+  model:DIR     a model of this project: the probabilities of two verdict tokens;
+                model:tiny is the one that ships with it
   http:MODEL    a model behind an OpenAI-compatible endpoint at --url
 
 The key of an endpoint is read from the environment variable that --key_env names.

@@ -1,7 +1,8 @@
 """Supervised warm start: the same update as RL with cross-entropy for the objective.
 
-Every batch is drawn anew from the scene generator: one scene per group, whose branches
-are its questions and auxiliary items, so the image is encoded once for all.
+Every batch is drawn anew from a generator. `scenes`: one scene per group, whose
+branches are its questions and auxiliary items, so the image is encoded once for all.
+`lessons`: thinks to judge, for the tiny judge (vlmrl/judges/lessons.py).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 
 from vlmrl import checkpoint, metrics, prompts, sharding, tokens
 from vlmrl.data import scenes, traces
+from vlmrl.judges import constructed, lessons
 from vlmrl.main import tiny
 from vlmrl.models import hf
 from vlmrl.rl import losses, update
@@ -106,34 +108,47 @@ def prefetch(make, first: int, last: int, depth: int = 4):
         stop.set()
 
 
+# what is learnt → what makes the directory to start from
+SOURCES = {"scenes": tiny.make, "lessons": tiny.make_judge}
+
+
 def run(
     *,
     workdir: Path,
     model: str,
-    style: str,
     seed: int,
     steps: int,
     groups: int,
-    branches: dict,
     mix: dict,
     buckets: dict,
     optimizer: dict,
     log_every: int,
     save_every: int,
+    source: str = "scenes",
+    style: str = "",
+    branches: dict | None = None,
     aggregation: str = "token",
     unroll: bool = False,
     pictures: bool = True,
     opening: str = "",
     export: str = "",
+    average: int = 1,
 ):
-    """Train from random weights (or the directory's own, if it has any) and export."""
+    """Train from random weights (or the directory's own, if it has any) and export; of
+    several checkpoints, with `average`, the mean of the last ones."""
+    if source not in SOURCES:
+        raise UserError(
+            f"config.source is '{source}', want one of {', '.join(SOURCES)}"
+        )
+    if source == "lessons" and seed == constructed.HELD_OUT:
+        raise UserError(f"config.seed is {seed}: the traces that judges are tested on")
     if not model:
         model = workdir / "start"
-        tiny.make(model)
-    source = hf.resolve(model)
-    family = hf.read_model(source)
-    processor = tokens.load_processor(source)
-    for kind, number in branches.items():
+        SOURCES[source](model)
+    where = hf.resolve(model)
+    family = hf.read_model(where)
+    processor = tokens.load_processor(where)
+    for kind, number in (branches or {}).items():
         if kind not in ITEMS or number < 0:
             raise UserError(
                 f"config.branches.{kind} is {number}, want a number of items for "
@@ -159,6 +174,8 @@ def run(
     else:
         init = jax.jit(functools.partial(tiny.start, family), out_shardings=places)
         params = init(jax.random.key(seed))
+        if source == "lessons":
+            params = tiny.begin_judge(params, processor)
     state = update.init_state(params, tx)
 
     def objective(logp, entropy, mask, extra):
@@ -175,9 +192,12 @@ def run(
         state, _ = checkpoint.restore(points, first, state)
     start = first or 0
     sizes = tokens.Buckets(**{k: tuple(v) for k, v in buckets.items()})
-    settings = {"seed": seed, "groups": groups, "branches": branches, "mix": mix}
-    settings |= {"pictures": pictures, "opening": opening}
-    make = functools.partial(batch, processor, sizes, style, **settings)
+    settings = {"seed": seed, "groups": groups, "mix": mix}
+    if source == "lessons":
+        make = functools.partial(lessons.batch, processor, sizes, **settings)
+    else:
+        settings |= {"branches": branches, "pictures": pictures, "opening": opening}
+        make = functools.partial(batch, processor, sizes, style, **settings)
     clock = time.monotonic()
     with metrics.Writer(workdir, restored=first) as writer:
         totals = None
@@ -197,8 +217,16 @@ def run(
                     f"{k.split('/')[-1]} {v:.4g}" for k, v in row.items()
                 ), flush=True)  # fmt: skip
             if step % save_every == 0 or step == steps:
-                checkpoint.save(points, step, state, keep=2)()
+                checkpoint.save(points, step, state, keep=max(2, average))()
     target = Path(export) if export else workdir / "model"
     if not target.exists():  # else this very command was run before
-        hf.save(target, family, state.params, source)
+        hf.save(target, family, mean_params(points, average, state), where)
     return target
+
+
+def mean_params(points: Path, count: int, like: update.State) -> dict[str, jax.Array]:
+    """The mean of the parameters of the last `count` checkpoints: what a rate that
+    falls in the end would come to."""
+    steps = checkpoint.steps(points)[-count:]
+    held = [checkpoint.restore(points, step, like)[0].params for step in steps]
+    return jax.tree.map(lambda *x: sum(x[1:], x[0]) / len(x), *held)

@@ -20,11 +20,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from vlmrl import perturb, prompts
+from vlmrl import perturb, prompts, tokens
 from vlmrl.data import scenes, traces
+from vlmrl.judges import constructed
 from vlmrl.main import args
+from vlmrl.models import hf
 from vlmrl.models.api import Model
 from vlmrl.types import UserError
 
@@ -91,6 +94,14 @@ IMAGES = {
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "image_std": [0.26862954, 0.26130258, 0.27577711],
 }
+
+# The tiny judge: the same decoder as a Qwen2, with more words.
+JUDGE_VOCAB_SIZE = 1024
+JUDGE = TEXT | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+# It is asked one thing: turns without roles, five tokens fewer to read.
+JUDGE_TEMPLATE = """\
+{%- for message in messages -%}{{ message.content ~ '<|im_end|>' }}{%- endfor -%}
+"""
 
 # How a conversation is written; the family's ChatML. Without a system message the
 # default one is written.
@@ -206,15 +217,16 @@ def _merged(pieces: list[str], pair: tuple[str, str]) -> list[str]:
     return out
 
 
-def tokenizer_json() -> dict:
-    """A `tokenizers` byte-level BPE as JSON: bytes, merges, then special tokens."""
+def tokenizer_json(texts: Iterable[str] = (), size: int = VOCAB_SIZE) -> dict:
+    """A `tokenizers` byte-level BPE as JSON: bytes, merges, then special tokens. It has
+    whole words for `texts`, as for the scenes'."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
     from tokenizers.pre_tokenizers import ByteLevel
 
     pretokenizer = _pretokenizer()
     marks = [m.replace("\n", "Ċ") for m in PUNCTUATION]
-    room = VOCAB_SIZE - 256 - len(SPECIAL) - len(marks)
-    whole_words = words([TAGS, *corpus()], pretokenizer)
+    room = size - 256 - len(SPECIAL) - len(marks)
+    whole_words = words([TAGS, *corpus(), *texts], pretokenizer)
     around = [words(texts, pretokenizer) for texts in AROUND]
     learnt = merges([whole_words, *around], room)
     whole = {a + b for a, b in learnt}
@@ -236,12 +248,8 @@ def make(directory: str | Path) -> None:
     """Writes the tiny model's files, without weights, into `directory`."""
     from transformers import Qwen2_5_VLConfig
 
-    directory = Path(directory)
     tokenizer = tokenizer_json()
-    added = tokenizer["added_tokens"]
-    ids = {t["content"]: t["id"] for t in added}
-    end, pad = ids["<|im_end|>"], ids["<|endoftext|>"]
-    ends = {"bos_token_id": pad, "eos_token_id": end, "pad_token_id": pad}
+    ids, ends = _ends(tokenizer)
     config = Qwen2_5_VLConfig(
         text_config={"vocab_size": max(ids.values()) + 1, **TEXT, **ends},
         vision_config=VISION,
@@ -253,6 +261,46 @@ def make(directory: str | Path) -> None:
         architectures=["Qwen2_5_VLForConditionalGeneration"],
         dtype="float32",
     )
+    _write_all(directory, config, tokenizer, CHAT_TEMPLATE)
+    _write(Path(directory) / "preprocessor_config.json", IMAGES)
+
+
+def make_judge(directory: str | Path) -> None:
+    """Writes the tiny judge's files, without weights: a Qwen2 that reads the traces of
+    `judges.constructed`, and the scenes'."""
+    from transformers import Qwen2Config
+
+    tokenizer = tokenizer_json(judged(), JUDGE_VOCAB_SIZE)
+    ids, ends = _ends(tokenizer)
+    config = Qwen2Config(
+        vocab_size=max(ids.values()) + 1,
+        **JUDGE,
+        **ends,
+        architectures=["Qwen2ForCausalLM"],
+        dtype="float32",
+    )
+    _write_all(directory, config, tokenizer, JUDGE_TEMPLATE)
+
+
+def judged() -> Iterator[str]:
+    """Texts with every word that constructed traces and a judge's reply can write."""
+    for trace in constructed.traces(4000, seed=0):
+        item = trace.item
+        yield from (item.question, item.think, *item.options)
+        yield from (f" {option}" for option in item.options)
+    yield from ("Answer", "Same", "Yes", "No", "None")
+
+
+def _ends(tokenizer: dict) -> tuple[dict[str, int], dict[str, int]]:
+    """Ids of the special tokens, and those that config files name."""
+    ids = {t["content"]: t["id"] for t in tokenizer["added_tokens"]}
+    end, pad = ids["<|im_end|>"], ids["<|endoftext|>"]
+    return ids, {"bos_token_id": pad, "eos_token_id": end, "pad_token_id": pad}
+
+
+def _write_all(directory: str | Path, config, tokenizer: dict, template: str) -> None:
+    directory, added = Path(directory), tokenizer["added_tokens"]
+    _, ends = _ends(tokenizer)
     settings = {
         "tokenizer_class": "Qwen2Tokenizer",
         "added_tokens_decoder": {
@@ -269,15 +317,15 @@ def make(directory: str | Path) -> None:
         "clean_up_tokenization_spaces": False,
         "model_max_length": TEXT["max_position_embeddings"],
     }
-    generation = {**ends, "eos_token_id": [end, pad], "do_sample": True}
+    stops = [ends["eos_token_id"], ends["pad_token_id"]]
+    generation = {**ends, "eos_token_id": stops, "do_sample": True}
     try:
         directory.mkdir(parents=True, exist_ok=True)
         _write(directory / "config.json", json.loads(config.to_json_string()))
         _write(directory / "tokenizer.json", tokenizer)
         _write(directory / "tokenizer_config.json", settings)
-        _write(directory / "preprocessor_config.json", IMAGES)
         _write(directory / "generation_config.json", generation)
-        _replace(directory / "chat_template.jinja", CHAT_TEMPLATE)
+        _replace(directory / "chat_template.jinja", template)
     except OSError as e:
         raise UserError(f"--workdir {directory}: cannot be written ({e})") from e
 
@@ -314,6 +362,22 @@ def start(model: Model, key) -> dict[str, jax.Array]:
         drawn = jax.random.normal(jax.random.fold_in(key, i), params[name].shape)
         params[name] = 1.5 * drawn
     return params
+
+
+def begin_judge(params: dict[str, jax.Array], processor) -> dict[str, jax.Array]:
+    """The tiny judge's first weights: the tiny model's decoder, which can look up a
+    letter already; of its words that the tiny model lacks, the rows of `params`."""
+    known = hf.load("tiny")[1]
+    theirs = tokens.load_processor(hf.TINY).tokenizer.get_vocab()
+    ours = processor.tokenizer.get_vocab()
+    both = sorted(set(ours) & set(theirs))
+    rows = [[vocab[t] for t in both] for vocab in (ours, theirs)]
+    known["text.embed"] = (
+        params["text.embed"]
+        .at[jnp.array(rows[0])]
+        .set(known["text.embed"][jnp.array(rows[1])])
+    )
+    return {n: jax.device_put(known[n], p.sharding) for n, p in params.items()}
 
 
 def main(argv):

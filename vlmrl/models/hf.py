@@ -1,7 +1,8 @@
 """Hugging Face checkpoints ⇄ parameters, by the family's parameter table.
 
-A model is named by 'tiny', a directory, a hub id ('org/name', 'org/name@revision'), or
-a directory with checkpoints/ (a run of this package, or what `vlmrl convert` makes).
+A model is named by 'tiny' or 'tiny_judge', which ship with the project, a directory, a
+hub id ('org/name', 'org/name@revision'), or a directory with checkpoints/ (a run of
+this package, or what `vlmrl convert` makes).
 
 Safetensors only, and no code of a checkpoint is ever run. Strict in both directions:
 every tensor of the files must belong to the table and the table must be filled, else
@@ -39,6 +40,7 @@ FAMILIES = {
     **dict.fromkeys(text.FAMILIES, text),
 }
 TINY = Path(__file__).parent / "tiny"  # the model that ships with the project
+SHIPPED = {"tiny": TINY, "tiny_judge": TINY.with_name("tiny_judge")}
 FACTS = Path(__file__).parent / "facts"
 SHARD = 5 * 10**9  # bytes per file on export, as on the hub
 POINTS = "checkpoints"  # where a directory holds parameters in Orbax's format
@@ -99,7 +101,7 @@ def hub_id(name: str | os.PathLike) -> tuple[str, str | None] | None:
 
 def _directory(name: str | os.PathLike, weights: bool) -> Path:
     """Where a model lies; from the hub, with its weights or without."""
-    path = TINY if str(name) == "tiny" else Path(name).expanduser()
+    path = SHIPPED.get(str(name)) or Path(name).expanduser()
     if not path.is_dir() and (hub := hub_id(name)):
         path = _download(*hub, weights)
     if not path.is_dir():
