@@ -412,7 +412,7 @@ def train(
                 save(step, carry, score, now=step % save_every == 0 or step == steps)
             save.finish()
     except Stopped:
-        phases.switch("checkpoint", step)
+        phases.switch("checkpoint")
         save(step, carry, None, now=step > 0)
         save.finish()
         raise
