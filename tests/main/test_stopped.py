@@ -1,0 +1,321 @@
+"""A run that is stopped or killed in any phase, and started again, ends as one that
+never was: to the bit, no example skipped and none twice.
+
+As a script, `python tests/main/test_stopped.py DIRECTORY`, this file makes the runs:
+every start is a process of its own, forked before threads exist, that sends itself a
+signal at its place, and goes on from what the one before it left. SIGTERM comes as a
+phase begins and is honoured at the next safe point; SIGKILL comes as a phase ends, its
+work done and lost, in `checkpoint` while the step is being written.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TERM, KILL, STOPPED = int(signal.SIGTERM), int(signal.SIGKILL), 75
+STEPS, PROMPTS = 4, 4
+
+# Every phase by each signal: (how, phase, step, the phase it is stopped in). 'compile':
+# the first program of a start; 'any': so many changes of phase after the start.
+FAULTS = (
+    ("asked", "compile", 1, "rollout"),
+    ("killed", "compile", 1, ""),
+    ("asked", "rollout", 2, "rollout"),
+    ("killed", "rollout", 2, ""),
+    ("asked", "reward", 2, "score"),
+    ("killed", "reward", 2, ""),
+    ("asked", "score", 2, "update"),
+    ("killed", "score", 2, ""),
+    ("killed", "update", 2, ""),
+    ("asked", "update", 2, "eval"),
+    ("killed", "eval", 2, ""),
+    ("asked", "eval", 2, "eval"),
+    ("killed", "any", int(np.random.default_rng(8).integers(3, 12)), ""),
+    ("asked", "checkpoint", 3, "data"),
+    ("killed", "checkpoint", 4, ""),
+    ("asked", "checkpoint", 4, "checkpoint"),
+)
+PAIR = (("asked", "rollout", 2), ("killed", "update", 3))  # of two, the second one
+
+CONFIG = "configs/tiny/both.py:runlocal"
+FIELDS = {
+    "steps": STEPS,
+    "prompts": PROMPTS,
+    "group_size": 4,
+    "max_tokens": 16,
+    "unroll": False,
+    "save_rollouts": 1,
+    "save_every": 2,
+    "loss.kl_weight": 0.01,
+    "loss.entropy_weight": 0.01,
+    "data.size": STEPS * PROMPTS,
+    "eval.size": 4,
+    "eval.every": 2,
+    "eval.conditions": ("base", "wrong_think"),
+    "eval.max_tokens": 16,
+}
+
+
+# -- one start -------------------------------------------------------------------------
+
+
+def arm(how: str, phase: str, step: int) -> None:
+    """Has this process sent a signal at its place."""
+    import jax
+
+    from vlmrl import checkpoint
+    from vlmrl.phases import Phases
+
+    number = TERM if how == "asked" else KILL
+    at: list[Phases] = []
+    begin, switch, save = Phases.__call__, Phases.switch, checkpoint.save
+
+    def fire(here: bool) -> None:
+        nonlocal number
+        if here and number:
+            number, sent = 0, number
+            os.kill(os.getpid(), sent)
+
+    def begins(self, name, now=None):
+        begin(self, name, now)
+        fire(how == "asked" and (name, self.step) == (phase, step))
+
+    def switches(self, name, now=None):
+        at[:] = [self]
+        if how == "killed" and phase != "checkpoint":
+            fire((self.name, self.step) == (phase, step))
+            fire(phase == "any" and self.calls == step)
+        switch(self, name, now)
+
+    def saves(directory, now, *state, **options):
+        wait = save(directory, now, *state, **options)
+        fire(how == "killed" and (phase, step) == ("checkpoint", now))
+        return wait
+
+    def heard(event, seconds, **_):
+        compiled = phase == "compile" and event.endswith("backend_compile_duration")
+        fire(bool(compiled and at and at[0].name == "rollout"))
+
+    Phases.__call__, Phases.switch, checkpoint.save = begins, switches, saves
+    jax.monitoring.register_event_duration_secs_listener(heard)
+
+
+def begin(workdir: Path, fault: tuple | None, log: Path, words=()) -> int:
+    """Starts a run as from a shell; returns its process id."""
+    if child := os.fork():
+        return child
+    before = set(sys.modules)
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    from vlmrl.main import cli
+
+    if fault:
+        arm(*fault)
+    fields = [f"--config.{name}={value}" for name, value in FIELDS.items()]
+    run = ["train", "--config", CONFIG, "--workdir", str(workdir)]
+    status = cli.main([*run, *fields, *words])
+    imported = sorted(set(sys.modules) - before)
+    log.with_suffix(".modules").write_text(json.dumps(imported))
+    sys.exit(status)  # past all callers, so that it ends as a process does
+
+
+def end(process: int, patience: float = 0.0) -> int:
+    """Exit status, or minus the signal; with patience it is killed after so long, as a
+    launcher does with what a dead process left."""
+    until = time.monotonic() + patience
+    while patience and time.monotonic() < until:
+        done, status = os.waitpid(process, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.1)
+    if patience:
+        os.kill(process, KILL)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def chain(top: Path, name: str, faults) -> list[int]:
+    """Exit statuses of starts in one run directory, the last one undisturbed."""
+    logs = (top / f"{name}-{i}.log" for i in range(len(faults) + 1))
+    return [
+        end(begin(top / name, fault, log))
+        for fault, log in zip([*faults, None], logs, strict=True)
+    ]
+
+
+def pair(top: Path, name: str, faults) -> list[list[int]]:
+    """The same with two processes that are one run; the second gets the signal."""
+    found = []
+    for i, fault in enumerate([*faults, None]):
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        joined = ["--coordinator", f"127.0.0.1:{port}", "--processes", "2"]
+        both = [
+            begin(
+                top / name,
+                fault if p else None,
+                top / f"{name}-{i}-{p}.log",
+                [*joined, "--process", str(p)],
+            )
+            for p in range(2)
+        ]
+        second = end(both[1])
+        found.append([end(both[0], 60.0 if second == -KILL else 0.0), second])
+    return found
+
+
+def main(directory: str, processes: str) -> None:
+    """Runs 'straight' and 'stopped', with their statuses, for one process or two."""
+    import vlmrl.main.cli
+    import vlmrl.main.train  # noqa: F401
+
+    top = Path(directory)
+    if processes == "2":
+        found = {"straight": pair(top, "straight", [])}
+        found["stopped"] = pair(top, "stopped", PAIR)
+    else:
+        found = {"straight": chain(top, "straight", [])}
+        for module in json.loads((top / "straight-0.modules").read_text()):
+            with contextlib.suppress(ImportError):  # once for all that follow
+                importlib.import_module(module)
+        found["stopped"] = chain(top, "stopped", [fault[:3] for fault in FAULTS])
+    (top / "statuses.json").write_text(json.dumps(found))
+
+
+# -- what is left ----------------------------------------------------------------------
+
+
+def run(top: Path, processes: int):
+    """(directory of all run directories, exit statuses of their starts)."""
+    env = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",  # one program, often
+    }
+    words = [sys.executable, __file__, str(top), str(processes)]
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return top, json.loads((top / "statuses.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("one"), 1)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("two"), 2)
+
+
+def said(top: Path, name: str) -> str:
+    return "\n".join(
+        f"{p.name}: {p.read_text()[-1500:]}" for p in sorted(top.glob(f"{name}*.log"))
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "start, fault",
+    list(enumerate(FAULTS)),
+    ids=[f"{h}-{p}-{n}" for h, p, n, _ in FAULTS],
+)
+def test_sigterm_saves_and_sigkill_does_not(one, start, fault):
+    top, statuses = one
+    how, _, step, safe = fault
+    wanted = STOPPED if how == "asked" else -KILL
+    assert statuses["stopped"][start] == wanted, said(top, f"stopped-{start}")
+    if how == "asked":
+        log = (top / f"stopped-{start}.log").read_text()
+        step += safe == "data"  # which is the next step's
+        assert f"stopped on request in phase {safe} of step {step}; the same" in log
+        assert "longest section that a stop must wait for: " in log
+
+
+@pytest.mark.slow
+def test_every_other_start_of_one_process_ends_well(one):
+    top, statuses = one
+    assert statuses["straight"] == [0], said(top, "straight")
+    assert statuses["stopped"][len(FAULTS) :] == [0], said(top, "stopped")
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_processes_stops_both(two):
+    top, statuses = two
+    assert statuses["straight"] == [[0, 0]], said(top, "straight")
+    asked, killed, last = statuses["stopped"]
+    assert asked == [STOPPED, STOPPED], said(top, "stopped-0")
+    assert killed[1] == -KILL and killed[0] not in (0, STOPPED), killed
+    assert last == [0, 0], said(top, "stopped-2")
+
+
+def files(seed: Path) -> dict[str, bytes]:
+    """What is compared byte by byte."""
+    names = ("model/*", "rollouts/*", "course.jsonl")
+    return {
+        str(p.relative_to(seed)): p.read_bytes()
+        for name in names
+        for p in seed.glob(name)
+    }
+
+
+def metrics_of(seed: Path) -> list[dict]:
+    rows = map(json.loads, (seed / "metrics.jsonl").read_text().splitlines())
+    times = ("seconds", "input_wait")
+    return [{k: v for k, v in row.items() if k not in times} for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", ["one", "two"])
+def test_it_ends_as_a_run_that_was_never_stopped(processes, request):
+    from vlmrl import checkpoint
+    from vlmrl.eval import records
+
+    top, _ = request.getfixturevalue(processes)
+    found, wanted = (top / n / "seed-0" for n in ("stopped", "straight"))
+    states = [checkpoint.restore(p / "checkpoints", STEPS)[0] for p in (found, wanted)]
+    assert states[0].keys() == states[1].keys()
+    for leaf in ("state/params/text.embed", "state/step", "position"):
+        assert leaf in states[0]
+    assert any("opt_state" in leaf for leaf in states[0])
+    for leaf, value in states[1].items():
+        np.testing.assert_array_equal(states[0][leaf], value, err_msg=leaf)
+    assert metrics_of(found) == metrics_of(wanted)
+    assert [row["step"] for row in metrics_of(found)] == list(range(1, STEPS + 1))
+    assert files(found) == files(wanted)
+    assert len(files(found)) > STEPS + 2
+    for step in (2, 4):
+        tables = [
+            records.read(p / "records" / f"step-{step:06d}.parquet")
+            for p in (found, wanted)
+        ]
+        assert tables[0].equals(tables[1]) and tables[0].num_rows == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", ["one", "two"])
+def test_no_example_is_skipped_or_repeated(processes, request):
+    """One epoch of data, in steps that were done over and over: each example once."""
+    top, _ = request.getfixturevalue(processes)
+    paths = sorted((top / "stopped" / "seed-0" / "rollouts").glob("*.parquet"))
+    ids = [i for p in paths for i in pq.read_table(p)["example"].to_pylist()]
+    assert len(ids) == STEPS * PROMPTS * FIELDS["group_size"]
+    assert Counter(Counter(ids).values()) == {FIELDS["group_size"]: STEPS * PROMPTS}
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    main(*sys.argv[1:])
