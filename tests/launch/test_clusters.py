@@ -72,9 +72,14 @@ def test_bad_words_get_one_line(words, complaint):
     assert complaint in done.stderr and done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    "name", [p.name for p in sorted((ROOT / "launch").iterdir()) if p.is_file()]
-)
+LAUNCHERS = [
+    p.name
+    for p in sorted((ROOT / "launch").iterdir())
+    if p.is_file() and p.name != "README.md"
+]
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
 def test_every_launcher_says_what_it_needs_and_costs(name):
     text = (ROOT / "launch" / name).read_text()
     if name == "local.sh":
@@ -192,3 +197,8 @@ def test_skypilot_hands_over_rank_and_address():
         "[train][--workdir][w][--coordinator][10.0.0.1:8476][--processes][2]"
         "[--process][1]"
     )
+
+
+def test_the_readme_names_every_launcher():
+    text = (ROOT / "launch" / "README.md").read_text()
+    assert [name for name in LAUNCHERS if f"| `{name}` |" not in text] == []
