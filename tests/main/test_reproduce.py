@@ -36,6 +36,7 @@ RUN_BY = {
     "tiny/eval.py": "test_eval.py",
     "tiny/both.py": "test_train.py",
     "tiny/accuracy.py": "test_train.py",
+    "tiny/judge.py": "test_train.py",
     "tiny/sft.py": "test_train.py",
     **{f"paper/{name}.py": "test_reproduce.py" for name in STUDIES},
 }

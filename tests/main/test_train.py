@@ -402,11 +402,16 @@ def test_the_other_configs_load():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config, model", [("sft", "tiny"), ("judge", "tiny_judge")])
+@pytest.mark.parametrize(
+    "config, model",
+    [
+        ("configs/tiny/sft.py:runlocal", "tiny"),
+        ("configs/tiny/judge.py:runlocal", "tiny_judge"),
+    ],
+)
 def test_a_supervised_run_and_the_same_again(config, model, vlmrl, tmp_path):
     fields = {"model": model, "steps": 2, "save_every": 2}
-    words = ["train", "--config", f"configs/tiny/{config}.py:runlocal"]
-    words += overrides(fields)
+    words = ["train", "--config", config, *overrides(fields)]
     vlmrl(*words, "--workdir", tmp_path)
     (row,) = metrics.read(tmp_path / "metrics.jsonl")
     assert row["step"] == 2 and all(np.isfinite(v) for v in row.values())
