@@ -22,8 +22,9 @@ pyproject.toml asks for if it changed, then runs. Safe to run again at any time.
 
 `test` runs what is quick and needs pip alone, and lists by name what did not run.
 `test --all` runs the slow tests too, for which it installs PyTorch and what serves its
-models, TPU's compiler, Debian's chromium, shellcheck and slurm-wlm, and npm's axe-core,
-and fails if any test was left out that could have run.
+models, vLLM's CPU build below ~/.cache/vlmrl, TPU's compiler, Debian's chromium,
+shellcheck and slurm-wlm, and npm's axe-core, and fails if any test was left out that
+could have run.
 
 `--processes N` starts COMMAND N times with the addresses that make them one run, as on
 N hosts (train and eval know how): 127.0.0.1 and PORT, 8476 by default. Process 0 speaks;
@@ -136,6 +137,11 @@ install_axe() {
     >/dev/null || fail "npm could not install $axe"
 }
 
+install_vllm() { # in an environment of its own: it asks for another torch's companions
+  "$venv/bin/python" "$root/third_party/peers/vllm_generate.py" --prepare ||
+    fail "pip could not install vLLM's CPU build"
+}
+
 run_tests() {
   local flags=() workers
   if [[ ${1:-} == --all ]]; then
@@ -144,6 +150,7 @@ run_tests() {
     install_torch
     install_debian
     install_axe
+    install_vllm
     flags=(--all-must-run)
   else
     install dev

@@ -26,6 +26,7 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests load nothing from a hub
 
+PEERS = Path(os.environ.get("VLMRL_PEERS", Path.home() / ".cache/vlmrl/peers"))
 AXE = Path(sys.prefix) / "axe/node_modules/axe-core/axe.min.js"
 SERVING = ("torch", "fastapi", "uvicorn", "openai", "accelerate")
 
@@ -46,6 +47,14 @@ NEEDS = {
     "gpu": (
         lambda: os.environ["JAX_PLATFORMS"].startswith(("cuda", "gpu")),
         "needs an NVIDIA GPU: JAX_PLATFORMS=cuda launch/local.sh test -m gpu",
+    ),
+    "slurm": (
+        lambda: shutil.which("slurmctld") and shutil.which("slurmd"),
+        "needs Debian's slurm-wlm: launch/local.sh test --all",
+    ),
+    "vllm": (
+        (PEERS / "vllm" / "installed.txt").is_file,
+        "needs vLLM: launch/local.sh test --all",
     ),
     "chromium": (
         lambda: shutil.which("chromium") is not None,

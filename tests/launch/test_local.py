@@ -152,10 +152,12 @@ def test_test_all_brings_torch_and_says_what_root_must_do(local, tmp_path):
         program.chmod(0o755)
     _, log = local("test", "--all", "-x")
     assert log[2] == "pip torch==2.13.0" and log[3].startswith("npm axe-core@4")
+    prepare = "TMP [ROOT/third_party/peers/vllm_generate.py] [--prepare]"
+    assert log[4] == prepare
     assert "[--all-must-run] [-x]" in log[-1]
     done, log = local("test", "--all", FAKE_NO_DEB="1")
     if os.geteuid() == 0:
-        assert log[:2] == ["apt-get -qq", "apt-get chromium"] and len(log) == 3
+        assert log[:2] == ["apt-get -qq", "apt-get chromium"] and len(log) == 4
     else:
         assert done.returncode == 1 and "apt-get install -y chromium" in done.stderr
 

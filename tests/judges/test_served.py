@@ -1,13 +1,16 @@
-"""`transformers serve`, the real one, with a small random model made on the spot."""
+"""Real servers, `transformers serve` and vLLM, with a small random model made on the
+spot."""
 
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import jax
 import pytest
@@ -21,11 +24,11 @@ CONFIG = {
     "model_type": "qwen2",
     "architectures": ["Qwen2ForCausalLM"],
     "vocab_size": 512,
-    "hidden_size": 32,
+    "hidden_size": 128,  # heads of 64: vLLM has no attention for small ones
     "intermediate_size": 64,
     "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
     "max_position_embeddings": 4096,
     "rms_norm_eps": 1e-6,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
@@ -33,6 +36,8 @@ CONFIG = {
     "dtype": "float32",
 }
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+VLLM = Path(os.environ.get("VLMRL_PEERS", Path.home() / ".cache/vlmrl/peers")) / "vllm"
 
 
 def made(directory):
@@ -47,18 +52,38 @@ def made(directory):
     return directory / "model"
 
 
-@pytest.fixture
-def server(tmp_path):
+def served_by(name: str, model: str, port: int) -> tuple[list[str], dict[str, str]]:
+    """(command, environment) of a server."""
+    at = ["--host", "127.0.0.1", "--port", str(port)]
+    if name == "transformers":
+        words = [sys.executable, "-m", "transformers.cli.transformers", "serve", model]
+        return [*words, *at, "--device", "cpu"], dict(os.environ)
+    words = [str(VLLM / "bin/python"), "-m", "vllm.entrypoints.openai.api_server"]
+    words += ["--model", model, "--dtype", "float32", "--max-model-len", "2048"]
+    flags = dict(VLLM_CPU_KVCACHE_SPACE="1", VLLM_NO_USAGE_STATS="1")
+    flags |= dict(VLLM_CPU_OMP_THREADS_BIND="nobind", OMP_NUM_THREADS="1")
+    flags |= dict(LD_PRELOAD=str(VLLM / "lib/libiomp5.so"))
+    return [*words, *at, "--enforce-eager"], dict(os.environ) | flags
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("transformers", marks=pytest.mark.serve),
+        pytest.param("vllm", marks=pytest.mark.vllm),
+    ]
+)
+def server(request, tmp_path):
     """(base URL, the model's name) of a server that answers."""
-    model = made(tmp_path)
+    model = str(made(tmp_path))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    words = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(model)]
-    words += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    words, env = served_by(request.param, model, port)
     with open(tmp_path / "log", "wb") as log:
-        child = subprocess.Popen(words, stdout=log, stderr=log, env=dict(os.environ))
+        child = subprocess.Popen(
+            words, stdout=log, stderr=log, env=env, start_new_session=True
+        )
     try:
-        end = time.monotonic() + 300
+        end = time.monotonic() + 600
         while True:
             assert child.poll() is None, (tmp_path / "log").read_text()
             assert time.monotonic() < end, (tmp_path / "log").read_text()
@@ -68,13 +93,12 @@ def server(tmp_path):
                 break
             except OSError:
                 time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/v1", str(model)
+        yield f"http://127.0.0.1:{port}/v1", model
     finally:
-        child.terminate()
-        child.wait(30)
+        os.killpg(child.pid, signal.SIGTERM)  # vLLM's engine is a process of its own
+        child.wait(60)
 
 
-@pytest.mark.serve
 @pytest.mark.slow
 def test_a_served_model_is_asked_and_every_item_has_its_verdict(server, tmp_path):
     """What a random model says is no verdict: each item is asked once more, then
