@@ -31,6 +31,7 @@ def get_config(arg=None):
     c.compute = "" if small else "bfloat16"  # of activations; '' as `dtype`
     c.remat = None if small else "nothing_saveable"
 
+    c.gather = True  # weights over fsdp before sampling; False: token by token
     c.buckets = ConfigDict()  # the largest shapes
     c.buckets.prefix = 96 if small else 2048
     c.buckets.images = 1

@@ -111,6 +111,27 @@ def to_devices(tree):
     return jax.device_put(tree, jax.memory.Space.Device)
 
 
+def gathered(tree):
+    """The places of `tree` (arrays, or shapes that have a place) with nothing split
+    over fsdp: how weights lie while they sample. One gather before the first token
+    stands for one, or a sum over all devices, in every layer of every token."""
+
+    def place(x):
+        names = (n if n != "fsdp" else None for n in x.sharding.spec)
+        return NamedSharding(x.sharding.mesh, PartitionSpec(*names))
+
+    return jax.tree.map(place, tree)
+
+
+def bytes_each(tree, places) -> int:
+    """Bytes of one device if the tree lay so."""
+
+    def one(x, place):
+        return int(np.prod(place.shard_shape(x.shape))) * x.dtype.itemsize
+
+    return sum(jax.tree.leaves(jax.tree.map(one, tree, places)))
+
+
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
     """Leading axes of a batch: groups, or groups × branches."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, RULES["batch"]))

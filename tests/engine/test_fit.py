@@ -46,6 +46,15 @@ def test_a_request_too_large_is_refused_with_what_would_fit(monkeypatch):
         refuse(total // 3)
 
 
+def test_a_copy_of_the_weights_takes_its_part():
+    total = asked().total
+    refuse(total + 7, copy=7)
+    with pytest.raises(UserError, match=r"beside the gathered weights' 7e-09 GB"):
+        refuse(total + 6, copy=7)
+    with pytest.raises(UserError, match="not even one of the groups"):
+        refuse(total, copy=2 * total)
+
+
 def test_what_fits_is_what_was_said():
     """A batch of the size the error names passes."""
     per = fit.need(kit.model(), kit.params(), kit.group(1), 3, LENGTH).total

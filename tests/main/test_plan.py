@@ -1,15 +1,23 @@
 """`vlmrl plan`: what is counted, what is compiled, and what is said of it."""
 
+import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from tests import kit
 from vlmrl import sharding
 from vlmrl.main import args, chips, compiled, plan, programs
+from vlmrl.models import hf
 
+ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["plan", "--config", "configs/plan.py:runlocal"]
 
 
@@ -183,3 +191,99 @@ def test_the_published_sizes_are_planned():
 )
 def test_bad_input_is_refused(words, complaint, refused):
     assert complaint in refused(*WORDS, *words)
+
+
+# -- the plan against the machine ------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_cost_per_device_as_devices_and_prompts_grow_together():
+    """Weak scaling of the rollout and the update on 1, 2, 4 and 8 devices, each with
+    its share of the parameters and two prompts: arithmetic per device, as XLA counts
+    that of the partitioned program, stays. What a device sends follows its share of the
+    others' weights, (n - 1) / n: once all of them to sample; to update, gathered for
+    the forward and the backward pass, and gradients summed, which is two more."""
+    counts = (1, 2, 4, 8)
+    flops, sent = {}, {}
+    for n in counts:
+        mesh = sharding.make_mesh(data=1, fsdp=n, devices=jax.devices()[:n])
+        here = job(model=kit.model(), raw=kit.config(), prompts=2 * n)
+        for program in (
+            programs.rollout(here, mesh),
+            programs.step(here, mesh, unroll=True),
+        ):
+            made = jax.jit(
+                program.function,
+                donate_argnums=program.donated,
+                out_shardings=program.out,
+            )
+            made = made.lower(*program.args).compile()
+            found = compiled.by_axis(compiled.collectives(made.as_text()), mesh)
+            assert set(found) <= {"fsdp"}
+            sent[program.name, n] = sum(found.values())
+            flops[program.name, n] = made.cost_analysis()["flops"]
+    weights = here.model.size * 4
+    for name, times in (("rollout", 1.02), ("update", 4.0)):
+        assert sent[name, 1] == 0
+        for n in counts[1:]:
+            assert flops[name, n] == pytest.approx(flops[name, 1], rel=0.02), n
+            assert sent[name, n] <= times * weights * (n - 1) / n, (name, n)
+            assert sent[name, n] >= 0.9 * weights * (n - 1) / n, (name, n)
+
+
+GROWTH = """
+import json, re
+import jax
+from vlmrl import sharding
+from vlmrl.main import chips, plan, programs
+from tests.main.test_plan import heavy
+
+here = heavy()
+mesh = sharding.make_mesh(devices=jax.devices()[:1])
+step = programs.step(here, mesh)
+planned = plan.cost(here, mesh, chips.find("host:1"), step, here.prompts, step)
+
+def resident(name):
+    text = open("/proc/self/status").read()
+    return int(re.search(name + r":\\s+(\\d+)", text)[1]) * 1024
+
+made = jax.jit(step.function, donate_argnums=0, out_shardings=step.out)
+made = made.lower(*step.args).compile()
+before = resident("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+
+def small(x):  # nothing that is no number
+    fill = jax.jit(lambda: jax.numpy.full(x.shape, 1e-3).astype(x.dtype),
+                   out_shardings=x.sharding)
+    return fill()
+
+state, batch = jax.tree.map(small, step.args)
+for _ in range(2):
+    state, metrics = jax.block_until_ready(made(state, batch))
+print(json.dumps({"planned": planned.total, "grown": resident("VmHWM") - before}))
+"""
+
+
+def heavy():
+    """A job whose update takes more than 2 GiB and little arithmetic."""
+    raw = json.loads((hf.TINY / "config.json").read_text())
+    text = dict(raw["text_config"], vocab_size=65536, hidden_size=1024)
+    text.update(intermediate_size=4096, num_hidden_layers=6, num_attention_heads=8)
+    text["rope_parameters"] = dict(text["rope_parameters"], mrope_section=[16, 24, 24])
+    vision = dict(raw["vision_config"], out_hidden_size=1024)
+    raw = raw | {"text_config": text, "vision_config": vision}
+    _, model = hf.family_of(raw, "heavy")
+    return job(prompts=2, max_tokens=16, model=model, raw=raw)
+
+
+@pytest.mark.slow
+def test_planned_memory_is_what_a_run_takes():
+    """Within 20 % of the growth of a process's resident memory, of an update of 2 GiB
+    or more."""
+    env = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-c", GROWTH]
+    done = subprocess.run(words, env=env, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["planned"] > 2 * 2**30
+    assert found["planned"] == pytest.approx(found["grown"], rel=0.2), found

@@ -91,6 +91,7 @@ def refuse(
     mesh=None,
     there: int | None = None,
     slots: int = 0,
+    copy: int = 0,
     **options,
 ) -> None:
     """Raise if a rollout can't fit; a request that nobody can judge passes.
@@ -101,6 +102,7 @@ def refuse(
       branches: B = N * G rows of `length` new tokens.
       there: bytes of each device to count on, instead of what `free` says.
       slots: rows at a time, 0 for all.
+      copy: bytes of each device that a copy of the weights takes besides.
       options: as for `prefill`.
     Raises:
       UserError: bytes asked, bytes there, and the most groups, or slots, that would
@@ -122,6 +124,7 @@ def refuse(
         there = int(KEPT * min(each))
         if devices[0].platform == "cpu":  # they share the machine's memory
             there //= len(devices)
+    there = max(0, there - copy)
     asked = -(-found.total // shards)
     if asked <= there:
         return
@@ -136,7 +139,9 @@ def refuse(
         f"{what}: {wanted} of {length} tokens ask for {_gb(asked)} a device (prefixes "
         f"{_gb(found.prefix // shards)}, "
         f"branches {_gb(found.own // shards)}, logits {_gb(found.drawing // shards)}), "
-        f"but {_gb(there)} are there; "
+        f"but {_gb(there)} are there"
+        + (f" beside the gathered weights' {_gb(copy)} (gather)" if copy else "")
+        + "; "
         + (f"at most {most} {kind} fit" if most else f"not even one of the {kind} fits")
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -37,6 +38,7 @@ def evaluator(
     batch: int = 16,
     options: int = OPTIONS,
     slots: int = 0,
+    gather: bool = True,
     unroll: bool = False,
 ) -> Callable[..., list[Record]]:
     """run(params, examples, *, recipe, seed, step, split, progress) -> records.
@@ -53,6 +55,8 @@ def evaluator(
       options: of an item at most, an added one included.
       slots: samples decoded side by side, each in the place of one that has ended; for
         answers of very unlike lengths, on one data shard. 0: all of a batch at once.
+      gather: weights that are split over fsdp are gathered once per pass; else for
+        every token anew.
     Raises:
       UserError: an unknown condition, samples of a greedy evaluation, slots on several
         shards; when run, an item with more options, a batch that can't fit.
@@ -70,10 +74,14 @@ def evaluator(
     index, count = sharding.part(policy.mesh)
     own = batch // count  # examples of this process in a pass
     tables = make_tables(policy.processor, options)
+    gather = gather and policy.mesh.shape["fsdp"] > 1
+    places: list[Any] = []  # of gathered weights, known once there are any
     unchecked = [True]  # all batches have the shapes of the first
 
     @functools.partial(jax.jit, out_shardings=sharding.batch_sharding(policy.mesh))
     def run_kernel(params, group, blind, rows, keys):
+        if gather:
+            params = jax.lax.with_sharding_constraint(params, places[0])
         return kernel.evaluate(
             policy.model,
             params,
@@ -113,11 +121,14 @@ def evaluator(
             keys = branch_keys(seed, "evaluate", 0, names, samples)
             if unchecked:
                 unchecked.clear()
+                if gather:
+                    places.append(sharding.gathered(params))
                 # The blind reading keeps as much as the sighted one, or less.
                 twice = 2 * len(keys)
                 fit.refuse(
                     "batch", policy.model, params, inputs[0], twice, max_tokens,
                     mesh=policy.mesh,
+                    copy=sharding.bytes_each(params, places[0]) if gather else 0,
                 )  # fmt: skip
             placed = sharding.join_batch(policy.mesh, (*inputs, keys))
             found = run_kernel(params, *placed)

@@ -21,6 +21,7 @@ says what share of that to expect.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import resource
@@ -30,6 +31,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
 from vlmrl import sharding
@@ -49,6 +51,7 @@ FLAGS = {
 }
 
 GIB = 2**30
+SAMPLING = ("rollout", "evaluation")  # programs
 
 
 class Cost(NamedTuple):
@@ -59,6 +62,7 @@ class Cost(NamedTuple):
     host: float  # of the host's memory, for a device
     temporary: float
     cache: float  # of `temporary`: keys and values
+    copy: float  # of `temporary`: weights gathered to sample
     total: float  # at its peak; 0: the compiler does not say
     refused: str  # why the compiler refused it, '' if it did not
     flops: float
@@ -137,6 +141,7 @@ def read_job(c: dict) -> Job:
         eval_batch=held.get("batch", min(16, held["size"])),
         eval_tokens=held["max_tokens"],
         eval_texts=texts,
+        gather=c.get("gather", True),
     )
 
 
@@ -218,7 +223,8 @@ def cost(
     )
     refused, text, temporary, total = "", "", 0.0, 0.0
     try:
-        made = function.lower(*program.args).compile()
+        with kept_by(place):
+            made = function.lower(*program.args).compile()
     except jax.errors.JaxRuntimeError as error:
         refused = why(str(error))
     else:
@@ -238,14 +244,33 @@ def cost(
         else:
             held[part] = held.get(part, 0.0) + programs.held(arg)
     kept = cache_of(job, mesh, program, groups)
+    copy = 0.0
+    if job.gather and mesh.shape["fsdp"] > 1 and program.name in SAMPLING:
+        weights = program.args[0]
+        copy = sharding.bytes_each(weights, sharding.gathered(weights))
     sent = compiled.by_axis(compiled.collectives(text), mesh)
     moved = traffic(job, mesh, program, held, kept)
     chip = place.chip
     return Cost(
-        program.name, held, host, temporary, kept, total, refused, flops / count, moved,
-        sent, flops / count / chip.flops, moved / chip.bandwidth,
+        program.name, held, host, temporary, kept, copy, total, refused,
+        flops / count, moved, sent, flops / count / chip.flops, moved / chip.bandwidth,
         sum(sent.values()) / chip.network, compile_s,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def kept_by(place):
+    """JAX's compilation cache as it is, but off for libtpu: a TPU's program cannot be
+    read back where no TPU is, and is compiled anew."""
+    before = jax.config.jax_enable_compilation_cache
+    if place.compiler == "libtpu":
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # looked at once in a process
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def cache_of(job: Job, mesh, program: Program, groups: int) -> float:
@@ -314,7 +339,8 @@ def table(c, job: Job, mesh, place, costs: list[Cost], efficiency: float) -> str
     if any(x.host for x in costs):
         row("on the host", lambda x: _gib(x.host))
     row("cache", lambda x: _gib(x.cache))
-    row("other", lambda x: "–" if x.refused else _gib(max(0, x.temporary - x.cache)))
+    row("gathered", lambda x: _gib(x.copy))
+    row("other", lambda x: "–" if x.refused else _gib(rest(x)))
     row("peak", lambda x: "refused" if x.refused else _gib(x.total))
     row("fits", lambda x: "yes" if fits(x, chip) else "NO")
     row("TFLOP", lambda x: f"{x.flops / 1e12:.4g}")
@@ -332,6 +358,10 @@ def table(c, job: Job, mesh, place, costs: list[Cost], efficiency: float) -> str
     if place.compiler != "libtpu" and chip.platform != "cpu":
         lines.append("Temporary memory is that of XLA's CPU compiler; a GPU's differs.")
     return "\n".join(lines)
+
+
+def rest(x: Cost) -> float:
+    return max(0.0, x.temporary - x.cache - x.copy)
 
 
 def fits(x: Cost, chip: chips.Chip) -> bool:

@@ -62,6 +62,7 @@ class Job(NamedTuple):
     eval_batch: int
     eval_tokens: int
     eval_texts: int  # tokens of a condition's text
+    gather: bool = True  # weights over fsdp before sampling
 
 
 def read_model(name: str) -> tuple[Model, dict]:
@@ -208,11 +209,21 @@ def keys(mesh, rows: int):
     return shapes(mesh, jax.ShapeDtypeStruct((rows, 2), jnp.uint32))
 
 
+def gathered(job: Job, mesh, params, shapes):
+    """The parameters as a run lays them for sampling."""
+    if not job.gather or mesh.shape["fsdp"] == 1:
+        return params
+    return jax.lax.with_sharding_constraint(params, sharding.gathered(shapes))
+
+
 def rollout(job: Job, mesh, **options) -> Program:
     """Prefixes read once, G completions of each sampled to their full length."""
     kind = job.compute or job.dtype
 
+    weights = params(job, mesh, kind)
+
     def sample(params, group, keys, stops):
+        params = gathered(job, mesh, params, weights)
         chain = prefill(job.model, params, group, **options)
         return generate(
             job.model, params, chain, keys, stops,
@@ -221,7 +232,7 @@ def rollout(job: Job, mesh, **options) -> Program:
 
     rows = job.prompts * job.group_size
     args = (
-        params(job, mesh, kind),
+        weights,
         group(job, mesh, job.prompts),
         keys(mesh, rows),
         stops(job, mesh),
@@ -293,7 +304,10 @@ def evaluation(job: Job, mesh, **options) -> Program:
     i32 = jnp.int32
     rows = n * v
 
+    weights = params(job, mesh, job.compute or job.dtype)
+
     def run(params, group, blind, facts, keys, tables):
+        params = gathered(job, mesh, params, weights)
         return kernel.evaluate(
             job.model, params, group, blind, facts, keys, tables,
             max_tokens=job.eval_tokens, sampling=Sampling(0.0), probe_every=64,
@@ -308,7 +322,7 @@ def evaluation(job: Job, mesh, **options) -> Program:
     )
     sightless = job._replace(buckets={**job.buckets, "images": 0})
     args = (
-        params(job, mesh, job.compute or job.dtype),
+        weights,
         group(job, mesh, n, texts=v, length=job.eval_texts),
         group(sightless, mesh, n, texts=v, length=job.eval_texts),
         shapes(mesh, facts),

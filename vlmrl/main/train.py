@@ -295,6 +295,7 @@ def train(
         eval["conditions"],
         max_tokens=eval["max_tokens"],
         batch=min(16, len(held_out)),
+        gather=settings.get("gather", True),
     )
 
     opts = dict(optimizer)

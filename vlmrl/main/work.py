@@ -40,7 +40,7 @@ BUCKETS = policies.BUCKETS._replace(
     images=(1, 2, 4),
     windows=(*policies.BUCKETS.windows, 16, 36, 64, 100, 144, 256, 400, 1024),
 )
-SPEED = ("batch", "slots")  # of a kernel: what changes no number
+SPEED = ("batch", "slots", "gather")  # of a kernel: what changes no number
 PICTURED = 600  # examples of a set whose images are kept for the page
 IMAGE_TOKENS, TEXT_TOKENS = 1000, 250  # assumed of an example in estimates
 

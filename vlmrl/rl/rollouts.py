@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +77,12 @@ class Drawn(NamedTuple):
 
 
 def make_sampler(
-    policy: Policy, *, max_tokens: int, sampling: Sampling, slots: int = 0
+    policy: Policy,
+    *,
+    max_tokens: int,
+    sampling: Sampling,
+    slots: int = 0,
+    gather: bool = True,
 ) -> Callable:
     """sample(params, group, keys) -> Rollout, jitted; its first call refuses what
     memory can't hold.
@@ -85,6 +90,8 @@ def make_sampler(
     Args:
       slots: completions decoded side by side, see `engine.slots`; a prompt is then read
         when its turn comes. 0: all at once.
+      gather: weights that are split over fsdp are gathered once, before the first
+        token; else for every token anew.
     Raises:
       UserError: slots on several data shards; when called, too large a request.
     """
@@ -94,9 +101,13 @@ def make_sampler(
             f"config.slots is {slots}: wants one data shard, there are {shards}"
         )
     drawing = dict(max_tokens=max_tokens, sampling=sampling)
+    gather = gather and policy.mesh.shape["fsdp"] > 1
+    places: list[Any] = []  # of gathered weights, known once there are any
 
     @functools.partial(jax.jit, out_shardings=sharding.batch_sharding(policy.mesh))
     def run(params, group: Group, keys) -> Rollout:
+        if gather:
+            params = jax.lax.with_sharding_constraint(params, places[0])
         read = functools.partial(prefill, policy.model, params, attend=policy.attend)
         if not slots:
             return generate(
@@ -113,9 +124,12 @@ def make_sampler(
     def sample(params, group: Group, keys) -> Rollout:
         if unchecked:
             unchecked.clear()
+            if gather:
+                places.append(sharding.gathered(params))
             fit.refuse(
                 "config.slots" if slots else "config.prompts", policy.model, params,
                 group, len(keys), max_tokens, mesh=policy.mesh, slots=slots,
+                copy=sharding.bytes_each(params, places[0]) if gather else 0,
             )  # fmt: skip
         return run(params, group, keys)
 
@@ -155,6 +169,7 @@ def drawer(
         max_tokens=recipe.max_tokens,
         sampling=Sampling(recipe.temperature),
         slots=recipe.slots,
+        gather=recipe.gather,
     )
     judge = verdicts.source(policy, recipe, seed=seed)
     measured = [*recipe.shaping]
