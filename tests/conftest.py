@@ -4,7 +4,8 @@ marked slow; `--all-must-run` makes what did not run a failure, except for what 
 GPU.
 
 Eight devices cost nothing measurable where a test uses one. Programs compiled by an
-earlier run are read back from `.cache/jax`.
+earlier run are read back from `.cache/jax`. They are compiled without LLVM's
+optimisations, which take longer than what they save: most tests run a program once.
 """
 
 import importlib.util
@@ -22,7 +23,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests load nothing from a hub
 

@@ -107,7 +107,7 @@ def both(program, words, last, devices=2):
     env = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", f"count={devices}"),
     }
     running = [
         subprocess.Popen(

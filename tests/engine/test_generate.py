@@ -107,7 +107,8 @@ def test_decoding_is_a_full_forward_at_every_step(kind, temperature):
     raw = np.asarray(plain(kit.params(), rows))
     banned = np.asarray(stops_of_toy().banned)
     logp = kit.branch_logprobs(raw, made, temperature or 1.0, banned)
-    np.testing.assert_allclose(rollout.logprobs, np.asarray(logp), atol=1e-5, rtol=0)
+    # The naive forward is in float32 too, of logits tens apart: it adds its own error.
+    np.testing.assert_allclose(rollout.logprobs, np.asarray(logp), atol=2e-5, rtol=0)
     if temperature:
         return
     raw = np.where(banned, -np.inf, raw)

@@ -86,7 +86,7 @@ def slurm(tmp_path):
         "SLURM_CONF": str(conf),
         "VLMRL": f"{sys.executable} -m vlmrl.main.cli",
         "JAX_COMPILATION_CACHE_DIR": str(Path(cache).resolve()),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=1"),
     }
     daemons = [
         subprocess.Popen(

@@ -443,7 +443,7 @@ def test_objective_is_the_sum_of_its_terms():
         (0.5, kl_loss(new, ref, mask)),
         (-0.25, aggregate(entropy, mask)),
     )
-    assert loss == want
+    np.testing.assert_allclose(loss, want, rtol=1e-6)
     assert set(metrics) == set(losses.Policy._fields) - {"loss"} | {"kl_ref", "entropy"}
 
 
