@@ -151,7 +151,7 @@ run_tests() {
     install_debian
     install_axe
     install_vllm
-    flags=(--all-must-run)
+    flags=(--durations=30 --all-must-run)
   else
     install dev
     flags=(--quick)
