@@ -16,7 +16,7 @@ import pytest
 from vlmrl import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 50  # long enough to be preempted on the way
+STEPS = 80  # long enough to be preempted on the way
 
 # One node that takes two tasks; what runs in `low` makes room for `high`, with time to
 # save. No munge: whoever asks is who runs it.
