@@ -66,7 +66,7 @@ def switch_off(c: ConfigDict) -> ConfigDict:
     c.entropy_change = 0.005  # of that weight, per step
 
     c.slots = 0  # completions decoded side by side, on one data shard; 0: all at once
-    c.gather = True  # over fsdp before sampling; False: token by token, in less memory
+    c.gather = True  # weights over fsdp before sampling; False: token by token
     c.lag = 0  # 1: rollouts are one update older than the parameters that learn
     c.ema = 0.0  # decay of averaged parameters, measured and exported; 0: none
     c.token_budget = 0  # tokens of a microbatch at most; 0: as `microbatches` says
