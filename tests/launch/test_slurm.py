@@ -148,8 +148,11 @@ def test_preempted_and_requeued_to_its_end(slurm, tmp_path):
     stopped = checkpoint.latest(workdir / "seed-0" / "checkpoints")
     assert stopped and 1 < stopped < STEPS, "stopped on the way, all saved"
 
+    # Slurm lets a requeued job wait two minutes, of which the node needs two seconds:
+    # it launches nothing in the second in which it revoked the job's credential.
+    time.sleep(5)
+
     def done() -> bool:
-        # Slurm lets a requeued job wait two minutes.
         slurm("scontrol", "update", f"JobId={first}", "StartTime=now")
         return told(first) in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
 
