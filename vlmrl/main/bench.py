@@ -99,9 +99,11 @@ def main(argv):
     results = []
     for name in other.args or default:
         print(f"{name} ...", file=sys.stderr, flush=True)
-        results += SUITES[name](settings)
+        done = SUITES[name](settings)
+        print(*map(told, done), sep="\n", flush=True)  # whatever comes after
+        results += done
     found = describe(results, tiny=other.tiny)
-    print(table(found))
+    print(f"{found['date']}  {found['machine']['class']}  {found['machine']['cpu']}")
     worse = []
     previous = newest(Path(other.against or other.out or "."), found["machine"])
     if previous is not None:
@@ -431,21 +433,17 @@ def _cpu() -> str:
     return names[0] if names else platform.machine()
 
 
-def table(found: dict) -> str:
-    rows = []
-    for r in found["results"]:
-        rows.append(f"{r['name']:22} {_told(r)}\n    {r['definition']}")
-        for side, seconds in (r["seconds"] or {}).items():
-            middle = statistics.median(seconds)
-            speed = (
-                f", {r['tokens'] / middle:.0f} new tokens/s" if "tokens" in r else ""
-            )
-            rows.append(f"    {side}: {middle:.3f} s{speed}")
-    head = f"{found['date']}  {found['machine']['class']}  {found['machine']['cpu']}"
-    return "\n".join([head, *rows])
+def told(r: dict) -> str:
+    """Lines on a result: its value against its bar, what it is, seconds of each side."""
+    lines = [f"{r['name']:22} {_judged(r)}", f"    {r['definition']}"]
+    for side, seconds in (r["seconds"] or {}).items():
+        middle = statistics.median(seconds)
+        speed = f", {r['tokens'] / middle:.0f} new tokens/s" if "tokens" in r else ""
+        lines.append(f"    {side}: {middle:.3f} s{speed}")
+    return "\n".join(lines)
 
 
-def _told(r: dict) -> str:
+def _judged(r: dict) -> str:
     if r["value"] is None:
         return "NOT MEASURED"
     if r["bar"] is None:
