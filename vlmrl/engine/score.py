@@ -29,6 +29,7 @@ def score(
     *,
     temperature=1.0,
     banned=None,
+    shards: int = 1,
     attend=attention.attend,
     **options,
 ):
@@ -40,6 +41,7 @@ def score(
 
     Args:
       temperature, banned: of the scored distribution (`logprobs.policy`).
+      shards: into how many parts the groups are split over devices.
       attend: the back end, as `attention.choose` gives it.
       options: dtype, remat, unroll (see the family's `layers`).
     Returns:
@@ -58,4 +60,5 @@ def score(
         group.branches.ids,
         temperature=temperature,
         banned=banned,
+        shards=shards,
     )

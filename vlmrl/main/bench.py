@@ -434,7 +434,7 @@ def _cpu() -> str:
 
 
 def told(r: dict) -> str:
-    """Lines on a result: its value against its bar, what it is, seconds of each side."""
+    """Lines on a result: value, bar, definition, seconds of each side."""
     lines = [f"{r['name']:22} {_judged(r)}", f"    {r['definition']}"]
     for side, seconds in (r["seconds"] or {}).items():
         middle = statistics.median(seconds)

@@ -263,7 +263,8 @@ def step(job: Job, mesh, **options) -> Program:
 
     function = update.make_update(
         job.model, tx, objective, microbatches=job.microbatches, freeze=freeze,
-        dtype=job.compute, remat=job.remat, **options,
+        dtype=job.compute, remat=job.remat, shards=sharding.batch_shards(mesh),
+        **options,
     )  # fmt: skip
     rows = job.prompts * job.group_size
     drawn = rollout_shapes(rows, job.max_tokens)
@@ -288,8 +289,9 @@ def reference(job: Job, mesh, **options) -> Program:
 
     def of(params, group):
         return score(
-            job.model, params, group, dtype=job.compute, remat=job.remat, **options
-        )[0]
+            job.model, params, group, dtype=job.compute, remat=job.remat,
+            shards=sharding.batch_shards(mesh), **options,
+        )[0]  # fmt: skip
 
     rows = job.prompts * job.group_size
     drawn = rollout_shapes(rows, job.max_tokens)

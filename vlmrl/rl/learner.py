@@ -35,7 +35,7 @@ def make(
     """The Learner of a run; its programs are compiled once. `phase` as in `loop`."""
     needs = losses.needs(recipe.loss)
     how = {"temperature": recipe.temperature, "banned": policy.stops.banned}
-    how["attend"] = policy.attend
+    how |= {"attend": policy.attend, "shards": sharding.batch_shards(policy.mesh)}
     score_fn = jax.jit(lambda p, group: score(policy.model, p, group, **how)[0])
     grow = jax.jit(completions)
     # The update takes its parameters' memory; the start must outlive it.
@@ -54,7 +54,6 @@ def make(
             objective,
             microbatches=recipe.microbatches,
             token_budget=recipe.token_budget,
-            shards=sharding.batch_shards(policy.mesh),
             freeze=recipe.freeze,
             ema=recipe.ema,
             unroll=recipe.unroll,

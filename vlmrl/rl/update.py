@@ -163,14 +163,15 @@ def make_update(
       tx: of the live parameters alone.
       microbatches: into how many parts the groups of a batch are split, one after the
         other; it must divide the number of groups.
-      token_budget, shards: split further until a part holds at most so many tokens,
-        see `parts_of`; 0 for no budget.
+      token_budget: split further until a part holds at most so many tokens, see
+        `parts_of`; 0 for no budget.
+      shards: into how many parts a batch is split over devices.
       freeze: prefixes of parameters that take no gradient and stay as they are.
       ema: decay of `State.ema`, 0 for none.
       temperature, banned: of the scored distribution, as it was sampled.
       options: dtype, remat, unroll of the forward pass.
     """
-    how = {"temperature": temperature, "banned": banned, **options}
+    how = {"temperature": temperature, "banned": banned, "shards": shards, **options}
 
     def loss(live, params, batch: Batch):
         params, group, extra = {**params, **live}, batch.group, batch.extra
