@@ -11,6 +11,7 @@ import pytest
 from tests import kit
 from vlmrl import checkpoint, sharding
 from vlmrl.engine.score import completions
+from vlmrl.main import compiled, programs
 from vlmrl.rl import update
 from vlmrl.types import Mean, Rollout, UserError
 
@@ -127,6 +128,18 @@ def test_split_keeps_groups_with_their_branches():
         part.group.vision.patches, whole.group.vision.patches[at]
     )
     np.testing.assert_array_equal(part.extra["weight"], whole.extra["weight"][own])
+
+
+def test_every_device_has_its_share_of_every_part():
+    """Of four groups on two devices in two parts, a device has one in each, and none is
+    sent."""
+    mesh = sharding.make_mesh(data=2, devices=jax.devices()[:2])
+    shapes = programs.shapes(mesh, batch())
+    made = jax.jit(lambda x: update.split(x, 2)).lower(shapes).compile()
+    assert not compiled.collectives(made.as_text())
+    ids = batch().group.branches.ids
+    place = made.output_shardings.group.branches.ids
+    assert place.shard_shape((2, len(ids) // 2, LENGTH)) == (2, len(ids) // 4, LENGTH)
 
 
 # -- the optimizer, on a few numbers ---------------------------------------------------

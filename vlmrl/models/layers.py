@@ -10,6 +10,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+QUERIES, SCORES = 512, 2**22  # of `full_attention`: in a block, and held whole at most
+
 
 def wide(x):
     """x in float32, or float64 if it already is."""
@@ -92,17 +94,30 @@ def gated_mlp(x, gate, up, down, biases=None):
 def full_attention(q, k, v, mask):
     """Bidirectional attention with float32 softmax.
 
+    Scores that are many are computed for a block of queries at a time, and once more in
+    the backward pass: of [B, heads, S, S] only [B, heads, QUERIES, S] ever exists.
+
     Args:
       q, k, v: dtype[B, S, heads, H]; mask: bool[B, S], True on valid keys.
     Returns:
       dtype[B, S, heads, H].
     """
-    kind = jnp.promote_types(q.dtype, jnp.float32)
-    scores = jnp.einsum("bqnh,bknh->bnqk", q, k, preferred_element_type=kind)
-    scores = scores * q.shape[-1] ** -0.5
-    scores = jnp.where(mask[:, None, None, :], scores, -1e30)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bnqk,bknh->bqnh", weights, v)
+    rows, size, heads, _ = q.shape
+
+    def of(q):
+        kind = jnp.promote_types(q.dtype, jnp.float32)
+        scores = jnp.einsum("bqnh,bknh->bnqk", q, k, preferred_element_type=kind)
+        scores = scores * q.shape[-1] ** -0.5
+        scores = jnp.where(mask[:, None, None, :], scores, -1e30)
+        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+        return jnp.einsum("bnqk,bknh->bqnh", weights, v)
+
+    if size <= QUERIES or rows * heads * size**2 <= SCORES:
+        return of(q)
+    q = jnp.pad(q, ((0, 0), (0, -size % QUERIES), (0, 0), (0, 0)))
+    blocks = jnp.moveaxis(q.reshape(rows, -1, QUERIES, *q.shape[2:]), 1, 0)
+    out = jnp.moveaxis(jax.lax.map(jax.checkpoint(of), blocks), 0, 1)
+    return out.reshape(q.shape)[:, :size]
 
 
 def scan_layers(body, carry, stacked, flags=None, *, unroll: bool, remat):

@@ -193,13 +193,16 @@ def make_update(
             grads, total, metrics = part(state.params, batch)
         else:
             parts = split(batch, count)
-            first = part(state.params, jax.tree.map(lambda x: x[0], parts))
+            first = jax.tree.map(lambda x: x[0], parts)
+            none = jax.tree.map(
+                lambda x: jnp.zeros(x.shape, x.dtype),
+                jax.eval_shape(part, state.params, first),
+            )
 
             def body(carry, one):
                 return metrics_.add(carry, part(state.params, one)), None
 
-            rest = jax.tree.map(lambda x: x[1:], parts)
-            (grads, total, metrics), _ = jax.lax.scan(body, first, rest)
+            (grads, total, metrics), _ = jax.lax.scan(body, none, parts)
         count = jnp.maximum(total.count, 1)
         grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
         live = live_of(state.params, freeze)
@@ -248,11 +251,17 @@ def parts_of(batch: Batch, token_budget: int, shards: int = 1) -> int:
 
 
 def split(batch: Batch, parts: int) -> Batch:
-    """Every array cut along its batch axis into a leading axis of `parts`."""
+    """Every array cut along its batch axis into a leading axis of `parts`: the first
+    has groups 0, parts, 2 · parts, ..., so that each of many devices, which hold groups
+    in a row, has its share of every part and sends nothing."""
+    groups = batch.group.prefix.ids.shape[0]
 
     def cut(x, axis=0):
-        x = x.reshape(*x.shape[:axis], parts, -1, *x.shape[axis + 1 :])
-        return jnp.moveaxis(x, axis, 0)
+        before, after = x.shape[:axis], x.shape[axis + 1 :]
+        each = x.shape[axis] // groups  # rows of a group
+        x = x.reshape(*before, groups // parts, parts, each, *after)
+        x = jnp.moveaxis(x, axis + 1, 0)
+        return x.reshape(parts, *before, groups // parts * each, *after)
 
     def tokens(t):
         return t and t._replace(
@@ -262,13 +271,13 @@ def split(batch: Batch, parts: int) -> Batch:
             image=cut(t.image),
         )
 
-    def groups(g):
+    def whole(g):
         return g and Group(
             tokens(g.prefix), jax.tree.map(cut, g.vision), tokens(g.branches)
         )
 
     extra = jax.tree.map(cut, batch.extra)
-    return Batch(groups(batch.group), extra, groups(batch.second))
+    return Batch(whole(batch.group), extra, whole(batch.second))
 
 
 def init_state(
