@@ -30,6 +30,7 @@ def score(
     temperature=1.0,
     banned=None,
     shards: int = 1,
+    wide: bool = True,
     attend=attention.attend,
     **options,
 ):
@@ -42,6 +43,7 @@ def score(
     Args:
       temperature, banned: of the scored distribution (`logprobs.policy`).
       shards: into how many parts the groups are split over devices.
+      wide: the sum over layers in float32, as in sampling (see the family's `layers`).
       attend: the back end, as `attention.choose` gives it.
       options: dtype, remat, unroll (see the family's `layers`).
     Returns:
@@ -50,7 +52,7 @@ def score(
     """
     dtype = options.pop("dtype", None)
     levels = levels_of(model, params, group, dtype=dtype, **options)
-    (before, own), _ = model.layers(params, levels, (), attend, **options)
+    (before, own), _ = model.layers(params, levels, (), attend, wide=wide, **options)
     first = last_valid(before, group.prefix.mask)
     first = jnp.repeat(first, own.shape[0] // first.shape[0], axis=0)
     hidden = jnp.concatenate([first[:, None], own[:, :-1]], axis=1)

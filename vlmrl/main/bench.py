@@ -366,9 +366,9 @@ def agree(s: Settings) -> list[dict]:
     prompts = policy.prefixes(tiny, tiny.write(scenes.suite("test", sizes.items)))
     model, params = workloads.build(sizes.dull)
     texts, _ = workloads.texts(4, sizes.read)
-    sharp = workloads.sharpened(model, params, texts)
-    low = {n: p.astype(jnp.bfloat16) for n, p in sharp.items()}
     stops = workloads.endless(workloads.vocabulary_of(model))
+    low = {n: p.astype(jnp.bfloat16) for n, p in params.items()}
+    low = workloads.sharpened(model, low, texts, stops, sizes.new // 2)
     cases = {
         "tiny": (tiny.model, tiny.params, prompts, tiny.stops, 48),
         "random": (model, low, texts, stops, sizes.new // 2),

@@ -16,7 +16,9 @@ compiler's, and the table says so. `host:N` are devices of this machine.
 Times are at best: the longest of arithmetic at the data sheet's peak, memory traffic
 (weights, caches and optimizer state only) and traffic between chips, none overlapping
 another program; what passes between a chip and its host is not counted. --efficiency
-says what share of that to expect.
+says what share of that to expect. With --quick a TPU's compiler takes minutes where it
+takes half an hour otherwise; its programs are not those of a run, which need up to half
+as much memory again.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ FLAGS = {
     "config": (None, "a GRPO recipe, or configs/plan.py for the paper's job"),
     "topology": ("", "chip and slice: v5e:8x8, v5p:4x4x4, v6e:16x16, h200:8, host:8"),
     "mesh": ("", "e.g. fsdp=16,tensor=4; by default chosen from the model"),
+    "quick": (False, "compile with little effort: sooner, memory as a rough figure"),
     "only": ([], "programs to plan, as rollout,update"),
     "efficiency": (0.5, "share of the best possible speed that is expected"),
     "out": ("", "file to write the table to as well; its .json holds the numbers"),
@@ -86,6 +89,8 @@ class Cost(NamedTuple):
 def main(argv):
     config, _, other = args.parse(argv, FLAGS)
     chips.force_devices(other.topology)
+    if other.quick:
+        jax.config.update("jax_exec_time_optimization_effort", -1.0)
     c = config.to_dict()
     job = read_job(c)
     place = chips.find(other.topology)
@@ -101,6 +106,8 @@ def main(argv):
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     spent = time.monotonic() - began
     text = table(c, job, mesh, place, costs, other.efficiency)
+    if other.quick:
+        text += "\nCompiled with little effort: a run's own programs differ (--quick)."
     text += f"\nplanned in {spent:.0f} s with {peak / GIB:.1f} GiB of host memory\n"
     Console(highlight=False, soft_wrap=True).print(text, markup=False)
     if other.out:
@@ -112,7 +119,7 @@ def main(argv):
 
 def read_job(c: dict) -> Job:
     """The Job of a config: fields of a recipe, and what only large models need
-    (`buckets`, `dtype`, `compute`, `remat`), which recipes may leave out."""
+    (`buckets`, `dtype`, `compute`, `remat`, `wide`), which recipes may leave out."""
     if c.get("algorithm", "grpo") == "sft":
         raise UserError("config.algorithm is 'sft'; plan is for RL runs")
     model, raw = programs.read_model(c["model"])
@@ -135,6 +142,7 @@ def read_job(c: dict) -> Job:
         dtype=jnp.dtype(c.get("dtype", "float32")),
         compute=jnp.dtype(c["compute"]) if c.get("compute") else None,
         remat=c.get("remat"),
+        wide=c.get("wide", True),
         loss={k: v for k, v in c["loss"].items() if v is not None},
         optimizer=c["optimizer"],
         conditions=len(held["conditions"]),

@@ -56,6 +56,7 @@ class Job(NamedTuple):
     dtype: Any  # of the parameters that are trained
     compute: Any  # of activations, and of the weights that sample; None: as `dtype`
     remat: str | None
+    wide: bool  # the sum over layers in float32 when scoring
     loss: dict
     optimizer: dict
     conditions: int
@@ -263,8 +264,8 @@ def step(job: Job, mesh, **options) -> Program:
 
     function = update.make_update(
         job.model, tx, objective, microbatches=job.microbatches, freeze=freeze,
-        dtype=job.compute, remat=job.remat, shards=sharding.batch_shards(mesh),
-        **options,
+        dtype=job.compute, remat=job.remat, wide=job.wide,
+        shards=sharding.batch_shards(mesh), **options,
     )  # fmt: skip
     rows = job.prompts * job.group_size
     drawn = rollout_shapes(rows, job.max_tokens)
@@ -289,7 +290,7 @@ def reference(job: Job, mesh, **options) -> Program:
 
     def of(params, group):
         return score(
-            job.model, params, group, dtype=job.compute, remat=job.remat,
+            job.model, params, group, dtype=job.compute, remat=job.remat, wide=job.wide,
             shards=sharding.batch_shards(mesh), **options,
         )[0]  # fmt: skip
 

@@ -360,11 +360,16 @@ def layers(
     cached: tuple[Segment, ...],
     attend,
     *,
+    wide=True,
     unroll=False,
     remat=None,
 ):
     """All decoder layers over new levels of a chain (see `api.Model`).
 
+    Args:
+      wide: carry the sum over layers in float32. In bfloat16 it would be rounded twice
+        per layer, which is most of what separates two computations of one log-prob.
+        Where layers are rematerialised, what they keep is this sum.
     Raises:
       UserError: the chain, padding included, is longer than the config's rope allows.
     """
@@ -408,7 +413,7 @@ def layers(
         mlp_bias = [w[n + "_bias"] for n in ("gate", "up", "down") if n + "_bias" in w]
         out, made = [], []
         for x, level, rope, more in zip(xs, levels, ropes, deep, strict=True):
-            y = fn.rms_norm(x, w["norm1"], c.eps)
+            y = fn.rms_norm(x, w["norm1"], c.eps).astype(dtype)
             q = jnp.einsum("btd,dkrh->btkrh", y, w["q"].astype(dtype)) + bias("q")
             k = jnp.einsum("btd,dkh->btkh", y, w["k"].astype(dtype)) + bias("k")
             v = jnp.einsum("btd,dkh->btkh", y, w["v"].astype(dtype)) + bias("v")
@@ -422,21 +427,22 @@ def layers(
             y = attend(q, level, tuple(links), window)
             y = jnp.einsum("btkrh,krhd->btd", y, w["o"].astype(dtype)) + bias("o")
             x = x + y
-            y = fn.rms_norm(x, w["norm2"], c.eps)
+            y = fn.rms_norm(x, w["norm2"], c.eps).astype(dtype)
             x = x + fn.gated_mlp(y, w["gate"], w["up"], w["down"], mlp_bias)
             out.append(added(x, more, i))
         return tuple(out), tuple(made)
 
     stored = tuple((s.k, s.v) for s in cached)
+    begin = tuple(v.x[..., : c.width] for v in levels)
     xs, made = fn.scan_layers(
         layer,
-        tuple(v.x[..., : c.width] for v in levels),
+        tuple(map(fn.wide, begin)) if wide else begin,
         (below(w, "text.layers."), stored),
         tuple(range(c.layers)),
         unroll=unroll,
         remat=remat,
     )
-    hidden = tuple(fn.rms_norm(x, w["text.norm"], c.eps) for x in xs)
+    hidden = tuple(fn.rms_norm(x, w["text.norm"], c.eps).astype(dtype) for x in xs)
     segments = tuple(
         Segment(k, v, level.mask, level.positions[0])
         for (k, v), level in zip(made, levels, strict=True)

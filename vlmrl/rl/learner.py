@@ -36,6 +36,7 @@ def make(
     needs = losses.needs(recipe.loss)
     how = {"temperature": recipe.temperature, "banned": policy.stops.banned}
     how |= {"attend": policy.attend, "shards": sharding.batch_shards(policy.mesh)}
+    how["wide"] = recipe.wide
     score_fn = jax.jit(lambda p, group: score(policy.model, p, group, **how)[0])
     grow = jax.jit(completions)
     # The update takes its parameters' memory; the start must outlive it.

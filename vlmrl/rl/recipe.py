@@ -103,6 +103,7 @@ class Recipe(NamedTuple):
     token_budget: int = 0  # or: at most so many tokens per part; 0: none
     unroll: bool = False  # layers in a Python loop
     remat: str | None = None
+    wide: bool = True  # the sum over layers in float32, see `engine.score`
     judge: Any = "rule"  # verdicts: 'rule', 'blind', 'shuffle', a judges.Judge, None
     judging: Judging = Judging()
     verifier: str = ""  # of open answers: 'exact', 'math', '' reads an option's text
