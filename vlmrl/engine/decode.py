@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from vlmrl.engine.attention import merge_parts
-from vlmrl.engine.merge import NOTHING
+from vlmrl.engine.merge import NOTHING, power
 from vlmrl.models.api import Level, Segment, Window
 from vlmrl.types import Array
 
@@ -67,8 +67,10 @@ def attend(
     kind = parts[0][0].dtype
     scores = jnp.einsum("bkrh,bkh->bkr", q[:, 0], k[:, 0], preferred_element_type=kind)
     scores = scores * q.shape[-1] ** -0.5
-    seen = jnp.broadcast_to(v[:, 0, :, None].astype(kind), q[:, 0].shape)
-    parts.append((scores, jnp.ones_like(scores), seen))
+    m = power(scores)
+    p = jnp.exp(scores - m)
+    own = p.astype(v.dtype).astype(kind)[..., None] * v[:, 0, :, None].astype(kind)
+    parts.append((m, p, own))
     return merge_parts(parts).astype(q.dtype)[:, None]
 
 
@@ -94,7 +96,7 @@ def _part(q, k, v, mask, near):
         seen = jnp.repeat(seen, rep, axis=1)
     seen = seen[:, None]
     scores = jnp.where(seen, scores, NOTHING)
-    m = jnp.max(scores, axis=-1)
+    m = power(jnp.max(scores, axis=-1))
     p = jnp.where(seen, jnp.exp(scores - m[..., None]), 0)
     o = jnp.einsum("bkqs,bksh->bkqh", p.astype(v.dtype), v, preferred_element_type=kind)
 

@@ -19,6 +19,7 @@ head, H head width.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -27,7 +28,16 @@ import jax.numpy as jnp
 
 from vlmrl.types import Array
 
+LN2 = math.log(2)
 NOTHING = -1e30  # log-sum-exp over no key; finite, so that differences are
+
+
+def power(m):
+    """The least power of two, as its logarithm, that is at least exp(m). Weights
+    exp(s − m) relative to a power of two round alike whatever other keys m was the
+    maximum of: a decoding step and the scoring pass, which hold the same keys in other
+    company, then round the same weights to the same bfloat16. NOTHING stays."""
+    return jnp.where(m > NOTHING / 2, jnp.ceil(m / LN2) * LN2, m)
 
 
 class Seen(NamedTuple):
