@@ -30,9 +30,7 @@ def get_config(arg=None):
     c.dtype = "float32"  # of the parameters and the optimizer
     c.compute = "" if small else "bfloat16"  # of activations; '' as `dtype`
     c.remat = None if small else "nothing_saveable"
-    c.wide = (
-        True  # the sum over layers in float32, which remat keeps; False: half of it
-    )
+    c.wide = True  # the sum over layers in float32; False: remat keeps half as much
 
     c.gather = True  # weights over fsdp before sampling; False: token by token
     c.buckets = ConfigDict()  # the largest shapes

@@ -88,9 +88,8 @@ def find(text: str) -> Topology:
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
         os.environ["TPU_ACCELERATOR_TYPE"] = f"{CHIPS[kind].name}-{count}"
         os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
-        os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = (
-            "1"  # nothing runs: plans side by side
-        )
+        # Nothing runs, so that plans may be made side by side.
+        os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
         from jax.experimental import topologies
 
         try:
