@@ -183,7 +183,7 @@ def _part(q, k, v, mask, own: bool, limit, near):
         seen = seen & (queries.reshape(b, -1, 1) - keys[:, None] < window)
     seen = seen[:, :, None, None, :]
     scores = jnp.where(seen, scores, NOTHING)
-    m = jax.lax.stop_gradient(power(jnp.max(scores, axis=-1)))
+    m = jax.lax.stop_gradient(power(jnp.max(scores, axis=-1), v.dtype))
     p = jnp.where(seen, jnp.exp(scores - m[..., None]), 0)
     o = jnp.einsum(
         "bqkrs,bskh->bqkrh", p.astype(v.dtype), v, preferred_element_type=kind

@@ -67,7 +67,7 @@ def attend(
     kind = parts[0][0].dtype
     scores = jnp.einsum("bkrh,bkh->bkr", q[:, 0], k[:, 0], preferred_element_type=kind)
     scores = scores * q.shape[-1] ** -0.5
-    m = power(scores)
+    m = power(scores, v.dtype)
     p = jnp.exp(scores - m)
     own = p.astype(v.dtype).astype(kind)[..., None] * v[:, 0, :, None].astype(kind)
     parts.append((m, p, own))
@@ -96,7 +96,7 @@ def _part(q, k, v, mask, near):
         seen = jnp.repeat(seen, rep, axis=1)
     seen = seen[:, None]
     scores = jnp.where(seen, scores, NOTHING)
-    m = power(jnp.max(scores, axis=-1))
+    m = power(jnp.max(scores, axis=-1), v.dtype)
     p = jnp.where(seen, jnp.exp(scores - m[..., None]), 0)
     o = jnp.einsum("bkqs,bksh->bkqh", p.astype(v.dtype), v, preferred_element_type=kind)
 

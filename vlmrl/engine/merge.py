@@ -32,11 +32,14 @@ LN2 = math.log(2)
 NOTHING = -1e30  # log-sum-exp over no key; finite, so that differences are
 
 
-def power(m):
-    """The least power of two, as its logarithm, that is at least exp(m). Weights
-    exp(s − m) relative to a power of two round alike whatever other keys m was the
-    maximum of: a decoding step and the scoring pass, which hold the same keys in other
-    company, then round the same weights to the same bfloat16. NOTHING stays."""
+def power(m, dtype):
+    """The least power of two, as its logarithm, that is at least exp(m), where weights
+    exp(s − m) are rounded to a `dtype` of fewer bits; else m. Relative to a power of
+    two weights round alike whatever other keys m was the maximum of: a decoding step
+    and the scoring pass, which hold the same keys in other company, then round the same
+    weights to the same bfloat16. NOTHING stays."""
+    if m.dtype == dtype:
+        return m
     return jnp.where(m > NOTHING / 2, jnp.ceil(m / LN2) * LN2, m)
 
 
