@@ -29,9 +29,8 @@ def get_config(arg=None):
     c.mesh = ConfigDict()  # sizes of data, fsdp, tensor; empty: chosen by the model
     c.dtype = "float32"  # of the parameters and the optimizer
     c.compute = "" if small else "bfloat16"  # of activations; '' as `dtype`
-    c.remat = None if small else "nothing_saveable"
+    c.remat = "" if small else "nothing_saveable"
     c.wide = True  # the sum over layers in float32; False: remat keeps half as much
-
     c.gather = True  # weights over fsdp before sampling; False: token by token
     c.buckets = ConfigDict()  # the largest shapes
     c.buckets.prefix = 96 if small else 2048

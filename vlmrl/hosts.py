@@ -13,6 +13,7 @@ import hashlib
 import os
 import pickle
 import platform
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,17 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1) -> str:
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0][:200]
         raise UserError(f"could not join the other hosts ({found}): {reason}") from None
+    sys.excepthook = _fail
     return found
+
+
+def _fail(kind, error, trace):
+    """An error that nobody foresaw ends this host at once: it may be that another one
+    died, and JAX's own leave-taking waits minutes for those it no longer finds."""
+    sys.__excepthook__(kind, error, trace)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def detect(environ) -> str:

@@ -141,9 +141,24 @@ def replicate(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_shards(mesh: Mesh) -> int:
+def batch_shards(mesh: Mesh | None) -> int:
     """Into how many parts a batch is split: N must be a multiple of it."""
-    return _size(mesh, RULES["batch"])
+    return 1 if mesh is None else _size(mesh, RULES["batch"])
+
+
+def over_tensor(mesh: Mesh | None, tree, split: bool):
+    """Within jit: activations [..., D] cut along D over the tensor axis, whose devices
+    hold each the whole otherwise, or whole again; where they divide D."""
+    size = 1 if mesh is None else mesh.shape["tensor"]
+
+    def place(x):
+        if size == 1 or x.shape[-1] % size:
+            return x
+        free = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
+        last = PartitionSpec(*free, "tensor" if split else None)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, last))
+
+    return jax.tree.map(place, tree)
 
 
 def shard_batch(mesh: Mesh, tree, batch_axis=None):

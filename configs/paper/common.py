@@ -105,6 +105,11 @@ def study(arg, *, title: str, paper: str = "", tables: tuple = (), **options):
     c.kernel.slots = 0  # samples decoded side by side, for unlike lengths; 0: all
     c.kernel.batch = 8 if small else 16  # examples per pass
 
+    c.mesh = ConfigDict()  # devices: data × fsdp × tensor; one may be −1, what is left
+    c.mesh.data = -1  # copies of the weights
+    c.mesh.fsdp = 1
+    c.mesh.tensor = 1
+
     c.device = ConfigDict()  # what the estimate assumes: H100 SXM, one host of eight
     c.device.count = 1 if small else 8
     c.device.flops = 5e10 if small else 4e14  # sustained in matmuls, per device

@@ -15,6 +15,8 @@ def get_config(arg=None):
     c.model = "tiny"  # 'tiny' or a directory in Hugging Face format
     c.style = "tiny"  # prompt style
     c.quantize = ""  # 'int8': linear layers in 8 bits, with the extra 'quant'
+    c.dtype = ""  # of the parameters: 'float32', 'bfloat16'; '' as they are stored
+    c.compute = ""  # of activations; '' as the parameters
     c.pixels = ()  # least and most pixels of an image; () as the checkpoint says
     c.buckets = ConfigDict()  # static lengths programs are made for; () as for scenes
     c.buckets.prefix = ()  # tokens of a prompt, (512, 1024)
@@ -29,6 +31,11 @@ def get_config(arg=None):
     c.split = "validation"  # 'test' is read once, at the end
     c.size = 8 if small else 192  # examples; 0: all of a prepared set
     c.conditions = grpo.CONDITIONS
+
+    c.mesh = ConfigDict()  # devices: data × fsdp × tensor; one may be −1, what is left
+    c.mesh.data = -1  # copies of the parameters
+    c.mesh.fsdp = 1  # shares of parameters, gathered before sampling
+    c.mesh.tensor = 1  # shares of heads, MLPs and vocabulary
 
     c.kernel = ConfigDict()  # eval/evaluate.py: evaluator
     c.kernel.samples = 1  # per condition

@@ -32,6 +32,10 @@ def recipe(arg, *, name: str, reward: str = "grpo", mix: dict | None = None):
     c.model = "tiny"  # 'tiny' or a directory in Hugging Face format
     c.style = "tiny"  # prompt style (vlmrl/prompts.py: STYLES)
     c.quantize = ""  # 'int8': a base in 8 bits, which takes lora.rank and 'quant'
+    c.dtype = "float32"  # of the parameters that learn, and their moments
+    c.compute = ""  # 'bfloat16': of activations, and weights as they are read
+    c.remat = ""  # 'nothing_saveable': layers are computed again for their gradients
+    c.wide = True  # the sum over layers in float32 while scoring
     c.pixels = ()  # least and most pixels of an image; () as the checkpoint says
     c.buckets = ConfigDict()  # static lengths programs are made for; () as for scenes
     c.buckets.prefix = ()  # tokens of a prompt, (512, 1024)

@@ -49,7 +49,7 @@ def test_a_request_too_large_is_refused_with_what_would_fit(monkeypatch):
 def test_a_copy_of_the_weights_takes_its_part():
     total = asked().total
     refuse(total + 7, copy=7)
-    with pytest.raises(UserError, match=r"beside the gathered weights' 7e-09 GB"):
+    with pytest.raises(UserError, match=r"beside a copy of the weights, 7e-09 GB"):
         refuse(total + 6, copy=7)
     with pytest.raises(UserError, match="not even one of the groups"):
         refuse(total, copy=2 * total)

@@ -115,10 +115,11 @@ def objective(logp, entropy, mask, extra):
 
 
 @functools.cache
-def stepped(name, microbatches=1):
+def stepped(name, microbatches=1, remat=None):
     mesh, tx = mesh_of(name), optax.sgd(1.0)
     state = update.init_state(placed(mesh), tx)
-    step = update.make_update(kit.model(), tx, objective, microbatches=microbatches)
+    how = {"microbatches": microbatches, "remat": remat, "mesh": mesh}
+    step = update.make_update(kit.model(), tx, objective, **how)
     made = sharding.shard_batch(mesh, batch())
     state, metrics = update.jit_update(step, state)(state, made)
     for name_, p in state.params.items():
@@ -128,11 +129,11 @@ def stepped(name, microbatches=1):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("microbatches", [1, 2])
+@pytest.mark.parametrize("how", [(1, None), (2, "nothing_saveable")])
 @pytest.mark.parametrize("name", EIGHT)
-def test_a_step_does_not_depend_on_the_mesh(name, microbatches):
+def test_a_step_does_not_depend_on_the_mesh(name, how):
     (params, metrics), (one, one_metrics) = (
-        stepped(name, microbatches),
+        stepped(name, *how),
         stepped("one device"),
     )
     for key in one:

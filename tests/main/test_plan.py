@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests import kit
@@ -146,6 +147,29 @@ def test_shapes_lie_like_the_arrays_of_a_run():
     assert kept == (8 * 96 + 16 * 16) / 4 * 2 * c.layers * c.kv_heads * c.head_dim * 2
 
 
+def test_what_a_run_holds_throughout():
+    """Parameters and two moments in float32, and the start of a KL term as it is read;
+    what samples, a copy in bfloat16 whole over fsdp."""
+    mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)
+    here = job(compute=jnp.dtype("bfloat16"))
+    once = programs.held(programs.params(here, mesh, here.dtype))
+    moments = programs.held(programs.step(here, mesh).args[0].opt_state)
+    assert moments == pytest.approx(2 * once, rel=1e-3)
+    alone = here._replace(loss={**here.loss, "kl_weight": 0.0})
+    referring = here._replace(loss={**here.loss, "kl_weight": 0.1})
+    assert programs.resident(alone, mesh) == once + moments + 4  # the step's number
+    assert programs.resident(referring, mesh) == pytest.approx(
+        1.5 * once + moments, rel=1e-2
+    )
+    shapes = programs.params(here, mesh, here.dtype)
+    _, copy = programs.sampling(here, mesh, shapes)
+    assert copy == pytest.approx(4 * once / 2, rel=0.05)
+    lone = here._replace(gather=False)
+    assert programs.sampling(lone, mesh, shapes)[1] == pytest.approx(once / 2, rel=0.05)
+    plain = lone._replace(compute=None)
+    assert programs.sampling(plain, mesh, shapes)[1] == 0
+
+
 @pytest.mark.parametrize(
     "text, count, sizes",
     [
@@ -191,6 +215,30 @@ def test_the_published_sizes_are_planned():
 )
 def test_bad_input_is_refused(words, complaint, refused):
     assert complaint in refused(*WORDS, *words)
+
+
+def test_a_tpus_programs_are_compiled_anew_and_others_kept(tmp_path):
+    cache = {"jax_compilation_cache_dir": str(tmp_path)}
+    cache["jax_persistent_cache_min_compile_time_secs"] = 0
+    before = {name: getattr(jax.config, name) for name in cache}
+
+    def compiled(compiler, number):
+        with plan.kept_by(chips.Topology("v5e", "2x2", [], compiler)):
+            jax.jit(lambda x: jnp.sin(x) + number).lower(1.0).compile()
+        return len([p for p in tmp_path.iterdir() if p.name.endswith("-cache")])
+
+    try:
+        for name, value in cache.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        assert compiled("libtpu", 1) == 0
+        assert compiled("cpu", 2) == 1
+        assert compiled("libtpu", 3) == 1
+        assert jax.config.jax_enable_compilation_cache
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 # -- the plan against the machine ------------------------------------------------------

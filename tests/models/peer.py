@@ -17,6 +17,7 @@ import numpy as np
 from tests import kit
 from vlmrl import tokens
 from vlmrl.engine import chain as chains
+from vlmrl.engine import policy
 from vlmrl.engine.attention import attend
 from vlmrl.engine.generate import Sampling, Stops, generate
 from vlmrl.engine.logprobs import logits
@@ -180,11 +181,11 @@ def their_logits(peer: Peer, row: tokens.Encoded, ids=None, module=None) -> np.n
 # -- ours ------------------------------------------------------------------------------
 
 
-def row_logits(model, params, *groups: Group):
+def row_logits(model, params, *groups: Group, dtype=None):
     """Logits of every link of every group."""
 
     def run(group):
-        levels = chains.levels_of(model, params, group)
+        levels = chains.levels_of(model, params, group, dtype=dtype)
         hidden, _ = model.layers(params, levels, (), attend)
         return tuple(logits(h, model.head(params)) for h in hidden)
 
@@ -252,6 +253,14 @@ def check_bfloat16(peer: Peer):
     theirs = size(rounded)
     ours = [size(errors) for errors in zip(*found, strict=True)]
     assert max(ours) <= 1.25 * theirs, (ours, theirs)
+
+    # What samples holds rounded parameters, the update rounds them where it reads them.
+    read = jax.jit(functools.partial(row_logits, peer.model, dtype=jnp.bfloat16))
+    seen = peer.padded, peer.packed
+    held = policy.rounded(peer.params, jnp.bfloat16)
+    jax.tree.map(
+        np.testing.assert_array_equal, read(held, *seen), read(peer.params, *seen)
+    )
 
 
 def check_gradients(peer: Peer, nought: tuple[str, ...] = ()):

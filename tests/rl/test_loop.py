@@ -80,13 +80,13 @@ def begun(settings, prompts=PROMPTS):
     return tx, loop.begin(state, prompts=prompts, **settings)
 
 
-def run(settings, steps, carry=None, prompts=PROMPTS):
+def run(settings, steps, carry=None, prompts=PROMPTS, actor=None):
     """Every Step, with its metrics as floats and its carry on the host (the next update
     takes the arrays)."""
     tx, fresh = begun(settings, prompts)
     carry = carry or fresh
     made = loop.train(
-        policy(),
+        actor or policy(),
         batches(carry.position, prompts),
         tx,
         carry,
@@ -125,6 +125,27 @@ def plain():
         patch.setattr(learner.update, "jit_update", watched)
         steps = run(PLAIN, 3)
     return steps, seen
+
+
+@pytest.mark.slow
+def test_float32_is_trained_and_bfloat16_computed(plain):
+    """Layers rematerialised. What is sampled from is what the update and the KL term
+    read, so the first ratio is one and the first KL nothing, to rounding; gradients are
+    those of float32 to a few of bfloat16's steps."""
+    half = policy()._replace(compute=jnp.dtype("bfloat16"))
+    settings = PLAIN | {"remat": "nothing_saveable"}
+    settings["loss"] = PLAIN["loss"] | {"kl_weight": 0.1}
+    steps = run(settings, 2, actor=half)
+    for step in steps:
+        state = step.carry.state
+        assert {p.dtype.name for p in state.params.values()} == {"float32"}
+        assert step.metrics["ratio_max"] == pytest.approx(1, abs=1e-3)
+        assert 0 <= step.metrics["kl_old"] < 1e-6
+    assert abs(steps[0].metrics["kl_ref"]) < 1e-6
+    before, after = policy().params, steps[0].carry.state.params
+    wide = plain[0][0].metrics["grad_norm"]
+    assert any((np.asarray(before[n]) != after[n]).any() for n in before)
+    assert steps[0].metrics["grad_norm"] == pytest.approx(wide, rel=0.5)
 
 
 @pytest.mark.slow

@@ -140,7 +140,7 @@ def refuse(
         f"{_gb(found.prefix // shards)}, "
         f"branches {_gb(found.own // shards)}, logits {_gb(found.drawing // shards)}), "
         f"but {_gb(there)} are there"
-        + (f" beside the gathered weights' {_gb(copy)} (gather)" if copy else "")
+        + (f" beside a copy of the weights, {_gb(copy)}" if copy else "")
         + "; "
         + (f"at most {most} {kind} fit" if most else f"not even one of the {kind} fits")
     )

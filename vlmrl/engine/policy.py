@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from vlmrl import hosts, prompts, sharding, tokens
-from vlmrl.engine import attention
+from vlmrl.engine import attention, fit
 from vlmrl.engine.generate import Stops, make_stops
 from vlmrl.models import hf
 from vlmrl.models.api import Model
@@ -19,6 +19,8 @@ from vlmrl.types import Example, Group, Prompt, UserError
 # Sizes for the tiny model: questions of scenes are 73 tokens at most, with the paper's
 # mix beside them 99, under any condition 107. Others give their own.
 BUCKETS = tokens.Buckets(prefix=(32, 80, 100, 108), branch=(76,), windows=(4,))
+DTYPES = ("float32", "bfloat16")
+EXACT = ("norm", "positions")  # what names of parameters that stay float32 have
 
 
 class Policy(NamedTuple):
@@ -30,11 +32,16 @@ class Policy(NamedTuple):
     buckets: tokens.Buckets
     mesh: Any
     source: str  # directory or name it was loaded from
+    compute: Any = None  # dtype of activations; None: that of the parameters
 
     @property
     def attend(self):
         """Attention as this policy's mesh wants it."""
         return attention.choose("auto", self.mesh)
+
+    def read(self, params):
+        """Within jit: the parameters in the dtype of activations."""
+        return rounded(params, self.compute)
 
     def write(self, examples: Sequence[Example]) -> list[Prompt]:
         """Prompts of examples, in this policy's style."""
@@ -59,11 +66,59 @@ class Policy(NamedTuple):
         return tokens.group(rows, facts, buckets)
 
 
+def rounded(params, dtype):
+    """Parameters as the update rounds them where it reads them, which leaves some as
+    they are (`EXACT`); None: all as they are."""
+    if dtype is None:
+        return params
+    return {
+        n: w if any(part in n for part in EXACT) else w.astype(dtype)
+        for n, w in params.items()
+    }
+
+
+class Weights:
+    """The parameters of a policy as it samples: called within jit they are read in the
+    dtype of activations and, with `gather`, what is split over fsdp is gathered once,
+    before the first token, else for every token anew. `refuse` comes first."""
+
+    def __init__(self, policy: Policy, gather: bool):
+        self._policy = policy
+        self._gather = gather and policy.mesh.shape["fsdp"] > 1
+        self._places: Any = None
+        self._unchecked = True
+
+    def __call__(self, params):
+        params = self._policy.read(params)
+        if self._places is None:
+            return params
+        return jax.lax.with_sharding_constraint(params, self._places)
+
+    def refuse(
+        self, what: str, params, group: Group, rows: int, length: int, **options
+    ):
+        """Before the first call, whose shapes all others have: `fit.refuse` of what
+        memory can't hold, copies of the weights included."""
+        if not self._unchecked:
+            return
+        self._unchecked = False
+        policy, lie = self._policy, jax.tree.map(lambda x: x.sharding, params)
+        if self._gather:
+            lie = self._places = sharding.gathered(params)
+        copied = self._gather or policy.compute is not None
+        read = jax.eval_shape(policy.read, params)
+        fit.refuse(
+            what, policy.model, read, group, rows, length, mesh=policy.mesh,
+            copy=sharding.bytes_each(read, lie) if copied else 0, **options,
+        )  # fmt: skip
+
+
 def load(
     name: str | os.PathLike = "tiny",
     *,
     style: str | None = None,
-    dtype=jnp.float32,
+    dtype: str = "float32",
+    compute: str = "",
     buckets: tokens.Buckets | Mapping[str, Sequence[int]] = BUCKETS,
     mesh=None,
     pixels: Sequence[int] = (),
@@ -74,7 +129,9 @@ def load(
     Args:
       name: 'tiny', a directory in Hugging Face format, a hub id, or a run.
       style: prompt style; by default 'tiny' for the tiny tokenizer, else 'r1v'.
-      dtype: of the parameters.
+      dtype: of the parameters, 'float32' or 'bfloat16'; '' as they are stored.
+      compute: of activations, and of the parameters as they are read; '' as `dtype`.
+        Training in bfloat16 holds float32 and computes in bfloat16.
       buckets: static lengths; of a mapping, empty entries stand for the tiny model's.
       pixels: (min, max) pixels of an image, instead of the checkpoint's own.
       quantize: 'int8' holds the linear layers in 8 bits, to be read or adapted only;
@@ -89,12 +146,15 @@ def load(
         raise UserError(f"buckets: sizes must be 1 or more: {buckets._asdict()}")
     if len(pixels or ()) not in (0, 2):
         raise UserError(f"pixels is {pixels}, want the least and the most of an image")
+    for field, kind in (("dtype", dtype), ("compute", compute)):
+        if kind not in ("", *DTYPES):
+            raise UserError(f"{field} is '{kind}', want {', '.join(DTYPES)} or ''")
     path = hf.resolve(name)
     mesh = mesh or sharding.make_mesh()
     table = hf.read_model(path).table
     model, params = hf.load(
         name,
-        dtype=dtype,
+        dtype=dtype or None,
         shardings=sharding.param_shardings(mesh, table),
         quantize=quantize or None,
     )
@@ -112,6 +172,7 @@ def load(
         buckets,
         mesh,
         str(name),
+        jnp.dtype(compute) if compute and compute != dtype else None,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from vlmrl import sharding
 from vlmrl.engine import attention
 from vlmrl.engine.chain import last_valid, levels_of, next_position, text_tokens
 from vlmrl.engine.logprobs import token_logprobs
@@ -29,7 +30,7 @@ def score(
     *,
     temperature=1.0,
     banned=None,
-    shards: int = 1,
+    mesh=None,
     wide: bool = True,
     attend=attention.attend,
     **options,
@@ -42,7 +43,7 @@ def score(
 
     Args:
       temperature, banned: of the scored distribution (`logprobs.policy`).
-      shards: into how many parts the groups are split over devices.
+      mesh: over which the groups and the parameters are split, if they are.
       wide: the sum over layers in float32, as in sampling (see the family's `layers`).
       attend: the back end, as `attention.choose` gives it.
       options: dtype, remat, unroll (see the family's `layers`).
@@ -51,6 +52,7 @@ def score(
       `group.branches.mask` is meaningless.
     """
     dtype = options.pop("dtype", None)
+    options["mesh"] = mesh
     levels = levels_of(model, params, group, dtype=dtype, **options)
     (before, own), _ = model.layers(params, levels, (), attend, wide=wide, **options)
     first = last_valid(before, group.prefix.mask)
@@ -62,5 +64,5 @@ def score(
         group.branches.ids,
         temperature=temperature,
         banned=banned,
-        shards=shards,
+        shards=sharding.batch_shards(mesh),
     )

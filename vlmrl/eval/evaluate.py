@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
 import vlmrl
 from vlmrl import hosts, perturb, prompts, sharding, tokens
-from vlmrl.engine import fit
 from vlmrl.engine.generate import Sampling, branch_keys
-from vlmrl.engine.policy import Policy
+from vlmrl.engine.policy import Policy, Weights
 from vlmrl.eval import kernel
 from vlmrl.eval.tags import make_tables
 from vlmrl.judges import rule
@@ -55,8 +53,7 @@ def evaluator(
       options: of an item at most, an added one included.
       slots: samples decoded side by side, each in the place of one that has ended; for
         answers of very unlike lengths, on one data shard. 0: all of a batch at once.
-      gather: weights that are split over fsdp are gathered once per pass; else for
-        every token anew.
+      gather: see `policy.Weights`.
     Raises:
       UserError: an unknown condition, samples of a greedy evaluation, slots on several
         shards; when run, an item with more options, a batch that can't fit.
@@ -74,17 +71,13 @@ def evaluator(
     index, count = sharding.part(policy.mesh)
     own = batch // count  # examples of this process in a pass
     tables = make_tables(policy.processor, options)
-    gather = gather and policy.mesh.shape["fsdp"] > 1
-    places: list[Any] = []  # of gathered weights, known once there are any
-    unchecked = [True]  # all batches have the shapes of the first
+    weights = Weights(policy, gather)
 
     @functools.partial(jax.jit, out_shardings=sharding.batch_sharding(policy.mesh))
     def run_kernel(params, group, blind, rows, keys):
-        if gather:
-            params = jax.lax.with_sharding_constraint(params, places[0])
         return kernel.evaluate(
             policy.model,
-            params,
+            weights(params),
             group,
             blind,
             rows,
@@ -119,17 +112,8 @@ def evaluator(
             inputs = _inputs(policy, written, len(conditions), options)
             names = [f"{e.source}/{e.id}/{e.condition}" for e in changed]
             keys = branch_keys(seed, "evaluate", 0, names, samples)
-            if unchecked:
-                unchecked.clear()
-                if gather:
-                    places.append(sharding.gathered(params))
-                # The blind reading keeps as much as the sighted one, or less.
-                twice = 2 * len(keys)
-                fit.refuse(
-                    "batch", policy.model, params, inputs[0], twice, max_tokens,
-                    mesh=policy.mesh,
-                    copy=sharding.bytes_each(params, places[0]) if gather else 0,
-                )  # fmt: skip
+            # The blind reading keeps as much as the sighted one, or less.
+            weights.refuse("batch", params, inputs[0], 2 * len(keys), max_tokens)
             placed = sharding.join_batch(policy.mesh, (*inputs, keys))
             found = run_kernel(params, *placed)
             rollout, scores = sharding.rows(found)
@@ -224,7 +208,7 @@ def _record(policy: Policy, prompt: Prompt, rollout: Rollout, scores: Scores, i:
 
     letters, blind = scores.letters[i], scores.blind[i]
     chosen = int(np.argmax(letters[:n]))
-    dtype = next(iter(policy.params.values())).dtype
+    dtype = policy.compute or next(iter(policy.params.values())).dtype
     return Record(
         recipe="",
         seed=0,

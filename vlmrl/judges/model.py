@@ -68,7 +68,7 @@ def make(
 
     @jax.jit
     def run(params, group):
-        return verdict_logprobs(policy.model, params, group, words)
+        return verdict_logprobs(policy.model, policy.read(params), group, words)
 
     def judge(items: Sequence[Item]) -> list[Verdict]:
         rows = [

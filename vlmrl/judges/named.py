@@ -116,5 +116,5 @@ def _model(name: str, given: prompt.JudgePrompt, sure: float, brief: bool) -> Ju
     from vlmrl.judges import model
 
     brief = brief or name in _SHIPPED
-    policy = policies.load(_SHIPPED.get(name, name))
+    policy = policies.load(_SHIPPED.get(name, name), dtype="")
     return model.make(policy, given, sure=sure, brief=brief)

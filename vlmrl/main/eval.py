@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 
-from vlmrl import hosts
+from vlmrl import hosts, sharding
 from vlmrl.data import loader
 from vlmrl.engine import policy as policies
 from vlmrl.eval import records, scoring
@@ -34,7 +34,11 @@ def main(argv):
     hosts.start(ops.coordinator, ops.processes, ops.process)
     say(hosts.check(config.to_json_best_effort(sort_keys=True), ops.devices))
     c = config.to_dict()
-    policy = policies.load(c["model"], **{name: c[name] for name in READ})
+    policy = policies.load(
+        c["model"],
+        **{name: c[name] for name in READ},
+        mesh=sharding.make_mesh(**c["mesh"]),
+    )
     run = evaluator(policy, c["conditions"], **c["kernel"])
     if hosts.first():  # the others find the data there
         loader.examples_of(c["source"], c["split"], c["size"], workdir / "data")

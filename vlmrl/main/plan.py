@@ -65,7 +65,8 @@ class Cost(NamedTuple):
     host: float  # of the host's memory, for a device
     temporary: float
     cache: float  # of `temporary`: keys and values
-    copy: float  # of `temporary`: weights gathered to sample
+    copy: float  # of `temporary`: weights rounded and gathered to sample
+    beside: float  # of what a run holds besides: optimizer, start of a KL term
     total: float  # at its peak; 0: the compiler does not say
     refused: str  # why the compiler refused it, '' if it did not
     flops: float
@@ -141,7 +142,7 @@ def read_job(c: dict) -> Job:
         microbatches=c["microbatches"],
         dtype=jnp.dtype(c.get("dtype", "float32")),
         compute=jnp.dtype(c["compute"]) if c.get("compute") else None,
-        remat=c.get("remat"),
+        remat=c.get("remat") or None,
         wide=c.get("wide", True),
         loss={k: v for k, v in c["loss"].items() if v is not None},
         optimizer=c["optimizer"],
@@ -253,14 +254,15 @@ def cost(
             held[part] = held.get(part, 0.0) + programs.held(arg)
     kept = cache_of(job, mesh, program, groups)
     copy = 0.0
-    if job.gather and mesh.shape["fsdp"] > 1 and program.name in SAMPLING:
-        weights = program.args[0]
-        copy = sharding.bytes_each(weights, sharding.gathered(weights))
+    if program.name in SAMPLING:
+        _, copy = programs.sampling(job, mesh, program.args[0])
+    beside = programs.resident(job, mesh)
+    beside -= held.get("parameters", 0) + held.get("optimizer", 0)
     sent = compiled.by_axis(compiled.collectives(text), mesh)
     moved = traffic(job, mesh, program, held, kept)
     chip = place.chip
     return Cost(
-        program.name, held, host, temporary, kept, copy, total, refused,
+        program.name, held, host, temporary, kept, copy, beside, total, refused,
         flops / count, moved, sent, flops / count / chip.flops, moved / chip.bandwidth,
         sum(sent.values()) / chip.network, compile_s,
     )  # fmt: skip
@@ -347,9 +349,10 @@ def table(c, job: Job, mesh, place, costs: list[Cost], efficiency: float) -> str
     if any(x.host for x in costs):
         row("on the host", lambda x: _gib(x.host))
     row("cache", lambda x: _gib(x.cache))
-    row("gathered", lambda x: _gib(x.copy))
+    row("copied", lambda x: _gib(x.copy))
     row("other", lambda x: "–" if x.refused else _gib(rest(x)))
-    row("peak", lambda x: "refused" if x.refused else _gib(x.total))
+    row("beside it", lambda x: _gib(x.beside))
+    row("peak", lambda x: "refused" if x.refused else _gib(x.total + x.beside))
     row("fits", lambda x: "yes" if fits(x, chip) else "NO")
     row("TFLOP", lambda x: f"{x.flops / 1e12:.4g}")
     row("GB moved ≥", lambda x: f"{x.memory / 1e9:.4g}")
@@ -377,7 +380,8 @@ def fits(x: Cost, chip: chips.Chip) -> bool:
     what is known to be held."""
     if x.refused:
         return False
-    return max(x.total, sum(x.held.values()) + x.cache) <= chip.memory
+    known = max(x.total, sum(x.held.values()) + x.cache)
+    return known + x.beside <= chip.memory
 
 
 def run_of(c, job: Job, mesh, costs: list[Cost], efficiency: float) -> list[str]:
@@ -423,7 +427,8 @@ def suggest(mesh, place, costs: list[Cost]) -> str:
         return f"{place.kind}:{place.slice} does not hold it: take more chips or memory"
     for slice_, n in chips.smaller(place.kind):
         need = max(
-            (x.held.get("parameters", 0) + x.held.get("optimizer", 0)) * count / n
+            (x.held.get("parameters", 0) + x.held.get("optimizer", 0) + x.beside)
+            * count / n
             + max(x.total, x.cache) - sum(x.held.values()) + x.held.get("batch", 0)
             for x in known
         )  # fmt: skip

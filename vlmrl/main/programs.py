@@ -16,6 +16,7 @@ import numpy as np
 from vlmrl import sharding
 from vlmrl.engine.chain import prefill
 from vlmrl.engine.generate import Sampling, Stops, generate
+from vlmrl.engine.policy import rounded
 from vlmrl.engine.score import completions, score
 from vlmrl.eval import kernel
 from vlmrl.eval.tags import Letters, Tag, TagTables
@@ -54,7 +55,7 @@ class Job(NamedTuple):
     buckets: dict[str, int]  # prefix, images, windows: the largest of each
     microbatches: int
     dtype: Any  # of the parameters that are trained
-    compute: Any  # of activations, and of the weights that sample; None: as `dtype`
+    compute: Any  # of activations, and of weights as they are read; None: as `dtype`
     remat: str | None
     wide: bool  # the sum over layers in float32 when scoring
     loss: dict
@@ -210,21 +211,29 @@ def keys(mesh, rows: int):
     return shapes(mesh, jax.ShapeDtypeStruct((rows, 2), jnp.uint32))
 
 
-def gathered(job: Job, mesh, params, shapes):
-    """The parameters as a run lays them for sampling."""
-    if not job.gather or mesh.shape["fsdp"] == 1:
-        return params
-    return jax.lax.with_sharding_constraint(params, sharding.gathered(shapes))
+def sampling(job: Job, mesh, params):
+    """(read, copy): the parameters within a run's sampling programs, as a function of
+    `params`, and the bytes of one device that they take beside those."""
+    gather = job.gather and mesh.shape["fsdp"] > 1
+    lie = {name: x.sharding for name, x in params.items()}
+    places = sharding.gathered(params) if gather else lie
+
+    def read(params):
+        params = rounded(params, job.compute)
+        return jax.lax.with_sharding_constraint(params, places) if gather else params
+
+    copied = gather or job.compute not in (None, job.dtype)
+    shapes = jax.eval_shape(lambda p: rounded(p, job.compute), params)
+    return read, sharding.bytes_each(shapes, places) if copied else 0
 
 
 def rollout(job: Job, mesh, **options) -> Program:
     """Prefixes read once, G completions of each sampled to their full length."""
-    kind = job.compute or job.dtype
-
-    weights = params(job, mesh, kind)
+    weights = params(job, mesh, job.dtype)
+    read, _ = sampling(job, mesh, weights)
 
     def sample(params, group, keys, stops):
-        params = gathered(job, mesh, params, weights)
+        params = read(params)
         chain = prefill(job.model, params, group, **options)
         return generate(
             job.model, params, chain, keys, stops,
@@ -244,8 +253,8 @@ def rollout(job: Job, mesh, **options) -> Program:
     )  # fmt: skip
 
 
-def step(job: Job, mesh, **options) -> Program:
-    """One update on a batch of rollouts at their full length."""
+def learning(job: Job, mesh):
+    """(optimizer, frozen prefixes, state as shapes) of a job."""
     opts = dict(job.optimizer)
     rate = update.schedule(
         peak=opts.pop("peak"),
@@ -257,7 +266,20 @@ def step(job: Job, mesh, **options) -> Program:
     offload = opts.pop("offload", False)
     table = update.live_of(job.model.table, freeze)
     tx = update.optimizer(rate, table=table, **opts)
-    held = state(job, mesh, tx, freeze, offload)
+    return tx, freeze, state(job, mesh, tx, freeze, offload)
+
+
+def resident(job: Job, mesh) -> float:
+    """Bytes that a run holds on one device throughout: the training state, and the
+    start that a KL term refers to."""
+    _, _, own = learning(job, mesh)
+    start = params(job, mesh, job.compute or job.dtype)
+    return held(own) + (held(start) if job.loss.get("kl_weight") else 0)
+
+
+def step(job: Job, mesh, **options) -> Program:
+    """One update on a batch of rollouts at their full length."""
+    tx, freeze, held = learning(job, mesh)
 
     def objective(logp, entropy, mask, extra):
         return losses.policy_objective(logp, entropy, mask, extra, **job.loss)
@@ -265,7 +287,7 @@ def step(job: Job, mesh, **options) -> Program:
     function = update.make_update(
         job.model, tx, objective, microbatches=job.microbatches, freeze=freeze,
         dtype=job.compute, remat=job.remat, wide=job.wide,
-        shards=sharding.batch_shards(mesh), **options,
+        mesh=mesh, **options,
     )  # fmt: skip
     rows = job.prompts * job.group_size
     drawn = rollout_shapes(rows, job.max_tokens)
@@ -291,7 +313,7 @@ def reference(job: Job, mesh, **options) -> Program:
     def of(params, group):
         return score(
             job.model, params, group, dtype=job.compute, remat=job.remat, wide=job.wide,
-            shards=sharding.batch_shards(mesh), **options,
+            mesh=mesh, **options,
         )[0]  # fmt: skip
 
     rows = job.prompts * job.group_size
@@ -307,10 +329,11 @@ def evaluation(job: Job, mesh, **options) -> Program:
     i32 = jnp.int32
     rows = n * v
 
-    weights = params(job, mesh, job.compute or job.dtype)
+    weights = params(job, mesh, job.dtype)
+    read, _ = sampling(job, mesh, weights)
 
     def run(params, group, blind, facts, keys, tables):
-        params = gathered(job, mesh, params, weights)
+        params = read(params)
         return kernel.evaluate(
             job.model, params, group, blind, facts, keys, tables,
             max_tokens=job.eval_tokens, sampling=Sampling(0.0), probe_every=64,

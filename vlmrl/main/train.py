@@ -62,7 +62,14 @@ FLAGS = {
 }
 ALGORITHMS = ("grpo", "sft", "study")
 DECAYS = ("constant", "cosine", "linear")
-READ = ("style", "buckets", "pixels", "quantize")  # how a model is loaded
+READ = (  # how a model is loaded
+    "style",
+    "buckets",
+    "pixels",
+    "dtype",
+    "compute",
+    "quantize",
+)
 NUMBERS = ("bool", "int", "float")  # kinds of column that keep_best may average
 
 
@@ -188,6 +195,12 @@ def check(settings: dict) -> None:
         )
     if quantize:
         quant.check(quantize)
+    if settings["compute"] and rank:
+        raise UserError(
+            f"config.compute is '{settings['compute']}' beside an adapter "
+            "(config.lora.rank), whose base learns nothing: want compute='' and the "
+            "base in config.dtype"
+        )
     best = settings.get("keep_best", "")
     column, _, condition = best.partition("/")
     kinds = {f for f, kind in Record.__annotations__.items() if kind in NUMBERS}

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vlmrl import perturb
+from vlmrl import perturb, sharding
 from vlmrl.data import distort, loader, texts
 from vlmrl.data.sets import SETS
 from vlmrl.engine import policy as policies
@@ -244,13 +244,15 @@ class Estimate(NamedTuple):
     memory: float  # bytes per device
 
 
-def estimate(job: Job, device: dict) -> Estimate | None:
+def estimate(job: Job, c: dict) -> Estimate | None:
     """Of an evaluation: prompts at the device's sustained FLOP/s, decoding at its
-    memory bandwidth, once per batch and token; weights in bfloat16 spread over the
-    devices, and a third besides. None for a job it can't tell."""
+    memory bandwidth, once per batch and token; weights in bfloat16, cut over the mesh's
+    tensor axis and gathered over fsdp, and a third besides. None for a job it can't
+    tell."""
     if job.kind != "evaluate" or (size := _parameters(job.about["model"])) is None:
         return None
     about, kernel = job.about, job.about["kernel"]
+    device, mesh = c["device"], c["mesh"]
     examples = about["size"] or _examples(about["source"], about["split"]) or 1000
     conditions = len(about["conditions"]) * (1 + len(about["images"]))
     branches = conditions * kernel["samples"]
@@ -259,7 +261,9 @@ def estimate(job: Job, device: dict) -> Estimate | None:
     passes = math.ceil(examples / 16) * about["max_tokens"] * 0.6
     seconds = flops / (device["flops"] * device["count"])
     seconds += passes * 2 * size / (device["bandwidth"] * device["count"])
-    return Estimate(seconds, 2 * size * 1.33 / device["count"])
+    shares = [n if n > 0 else device["count"] for n in (mesh["fsdp"], mesh["tensor"])]
+    copies = 1 + 1 / shares[0] if shares[0] > 1 else 1
+    return Estimate(seconds, copies * 2 * size * 1.33 / shares[1])
 
 
 def _parameters(name: str) -> int | None:
@@ -283,7 +287,7 @@ def told(jobs: Sequence[Job], c: dict) -> str:
     lines = [f"{c['title']}: {len(jobs)} jobs, {len(jobs) - len(left)} done"]
     total, most = 0.0, 0.0
     for job in left:
-        found = estimate(job, c["device"])
+        found = estimate(job, c)
         about = ""
         if found is not None:
             total, most = total + found.seconds, max(most, found.memory)
@@ -299,7 +303,7 @@ def told(jobs: Sequence[Job], c: dict) -> str:
         if most > device["memory"]:
             lines.append(
                 f"  that is more than the {device['memory'] / 1e9:.0f} GB of a device "
-                "(config.device.memory): raise config.device.count"
+                "(config.device.memory): raise config.mesh.tensor"
             )
     return "\n".join(lines)
 
@@ -334,7 +338,7 @@ def run(jobs: Sequence[Job], c: dict, workdir: Path) -> int:
                 return status
         else:
             _judge(job)
-        expected = estimate(job, c["device"])
+        expected = estimate(job, c)
         line = {
             "job": job.name,
             "seconds": round(time.monotonic() - began, 1),
@@ -350,7 +354,10 @@ def _evaluate(job: Job, c: dict, workdir: Path, held: dict) -> None:
     key = about["model"]
     if key not in held:
         held.clear()  # one model's weights at a time
-        held[key] = policies.load(key, style=about["style"], buckets=BUCKETS)
+        mesh = sharding.make_mesh(**c["mesh"])
+        held[key] = policies.load(
+            key, style=about["style"], dtype="", buckets=BUCKETS, mesh=mesh
+        )
     policy = held[key]._replace(style=about["style"])
     examples = _load(about, workdir)
     found = []

@@ -361,8 +361,7 @@ def layers(
     attend,
     *,
     wide=True,
-    unroll=False,
-    remat=None,
+    **scan,
 ):
     """All decoder layers over new levels of a chain (see `api.Model`).
 
@@ -370,6 +369,7 @@ def layers(
       wide: carry the sum over layers in float32. In bfloat16 it would be rounded twice
         per layer, which is most of what separates two computations of one log-prob.
         Where layers are rematerialised, what they keep is this sum.
+      scan: unroll, remat and mesh of `scan_layers`.
     Raises:
       UserError: the chain, padding included, is longer than the config's rope allows.
     """
@@ -439,8 +439,7 @@ def layers(
         tuple(map(fn.wide, begin)) if wide else begin,
         (below(w, "text.layers."), stored),
         tuple(range(c.layers)),
-        unroll=unroll,
-        remat=remat,
+        **scan,
     )
     hidden = tuple(fn.rms_norm(x, w["text.norm"], c.eps).astype(dtype) for x in xs)
     segments = tuple(

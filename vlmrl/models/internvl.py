@@ -255,9 +255,7 @@ def place(c: Config, positions, p: int):
     return units.transpose(0, 2, 1, 3, 4).reshape(p, -1)
 
 
-def encode_image(
-    c: Config, w: dict, vision: Vision, *, dtype=None, unroll=False, remat=None
-):
+def encode_image(c: Config, w: dict, vision: Vision, *, dtype=None, **scan):
     """Merged image tokens dtype[N, I * M, D], tile after tile, in raster order."""
     dtype = dtype or w["vision.patch"].dtype
     n, i, tiles, p, _ = vision.patches.shape
@@ -304,7 +302,7 @@ def encode_image(
         stacked = decoder.below(w, "vision.layers.")
         if depth < c.vision_layers:
             stacked = jax.tree.map(lambda stack: stack[:depth], stacked)
-        x, _ = fn.scan_layers(layer, x, stacked, unroll=unroll, remat=remat)
+        x, _ = fn.scan_layers(layer, x, stacked, **scan)
     x, merger = x[:, 1:], decoder.below(w, "vision.merger.")
     if c.final_norm and c.feature == -1:
         x = fn.layer_norm(x, w["vision.norm"], w["vision.norm_bias"], c.vision_eps)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from vlmrl import sharding
+
 QUERIES, SCORES = 512, 2**22  # of `full_attention`: in a block, and held whole at most
 
 
@@ -120,7 +122,9 @@ def full_attention(q, k, v, mask):
     return out.reshape(q.shape)[:, :size]
 
 
-def scan_layers(body, carry, stacked, flags=None, *, unroll: bool, remat):
+def scan_layers(
+    body, carry, stacked, flags=None, *, unroll=False, remat=None, mesh=None
+):
     """Run body(carry, params of one layer, flag) over the leading axis of `stacked`.
 
     Args:
@@ -128,25 +132,34 @@ def scan_layers(body, carry, stacked, flags=None, *, unroll: bool, remat):
         layers are unrolled, traced in the scan.
       unroll: a Python loop, for exact FLOP counts (XLA counts a scan's body once).
       remat: None or a `jax.checkpoint_policies` policy name: rematerialise each layer.
+      mesh: over whose tensor axis what is then kept of each layer, its carry, is cut.
+        What was one sum over its devices becomes a scatter of the sum and a gather,
+        which send as much (https://arxiv.org/abs/2205.05198).
     Returns:
       (carry, per-layer outputs stacked on axis 0).
     """
     n = jax.tree.leaves(stacked)[0].shape[0]
     flags = (False,) * n if flags is None else flags
     if remat is not None:
+        layer = body
+
+        def kept(carry, weights, flag):
+            carry, out = layer(sharding.over_tensor(mesh, carry, False), weights, flag)
+            return sharding.over_tensor(mesh, carry, True), out
+
         policy = getattr(jax.checkpoint_policies, remat)
-        plain = body
-        if unroll:
-            body = jax.checkpoint(plain, policy=policy, static_argnums=(2,))
-        else:
-            body = jax.checkpoint(plain, policy=policy)
+        static = (2,) if unroll else ()
+        body = jax.checkpoint(kept, policy=policy, static_argnums=static)
+        carry = sharding.over_tensor(mesh, carry, True)
     if unroll:
         outs = []
         for i in range(n):
             layer = jax.tree.map(lambda a, i=i: a[i], stacked)
             carry, out = body(carry, layer, flags[i])
             outs.append(out)
-        return carry, jax.tree.map(lambda *a: jnp.stack(a), *outs)
-    return jax.lax.scan(
-        lambda c, x: body(c, x[0], x[1]), carry, (stacked, jnp.asarray(flags))
-    )
+        made = jax.tree.map(lambda *a: jnp.stack(a), *outs)
+    else:
+        carry, made = jax.lax.scan(
+            lambda c, x: body(c, x[0], x[1]), carry, (stacked, jnp.asarray(flags))
+        )
+    return sharding.over_tensor(mesh, carry, False), made

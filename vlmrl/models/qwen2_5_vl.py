@@ -126,9 +126,7 @@ def table(c: Config) -> dict[str, Param]:
 RENAMES = (("model.visual.", "visual."), ("model.language_model.", "model."))
 
 
-def encode_image(
-    c: Config, w: dict, vision: Vision, *, dtype=None, unroll=False, remat=None
-):
+def encode_image(c: Config, w: dict, vision: Vision, *, dtype=None, **scan):
     """Merged image tokens dtype[N, I * M, D], in raster order per image."""
     dtype = dtype or w["vision.patch"].dtype
     n, i, win, p, _ = vision.patches.shape
@@ -170,9 +168,7 @@ def encode_image(
         return x + fn.gated_mlp(y, w["gate"], w["up"], w["down"], biases), None
 
     flags = tuple(i in c.full_layers for i in range(c.vision_layers))
-    x, _ = fn.scan_layers(
-        layer, x, decoder.below(w, "vision.layers."), flags, unroll=unroll, remat=remat
-    )
+    x, _ = fn.scan_layers(layer, x, decoder.below(w, "vision.layers."), flags, **scan)
     x = fn.rms_norm(x, w["vision.merger.norm"], 1e-6)
     x = x.reshape(rows, win * p // c.merge**2, c.merge**2 * e)
     for name in ("in", "out"):

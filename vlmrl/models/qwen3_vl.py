@@ -174,9 +174,7 @@ def places(weights, positions, mask, side: int):
     return out
 
 
-def encode_image(
-    c: Config, w: dict, vision: Vision, *, dtype=None, unroll=False, remat=None
-):
+def encode_image(c: Config, w: dict, vision: Vision, *, dtype=None, **scan):
     """Merged image tokens in raster order per image, dtype[N, I * M, D * (1 + J)]: what
     the last layer says, then what each tapped layer does."""
     dtype = dtype or w["vision.patch"].dtype
@@ -219,8 +217,7 @@ def encode_image(
         (x, (jnp.zeros_like(x),) * len(c.taps)),
         decoder.below(w, "vision.layers."),
         tuple(range(c.vision_layers)),
-        unroll=unroll,
-        remat=remat,
+        **scan,
     )
 
     def merged(x):

@@ -28,6 +28,9 @@ from vlmrl.types import UserError
 # By name; a `judges.Judge` serves as well, and so do the names of `judges.named`.
 JUDGES = ("rule", "blind", "shuffle")
 
+# Of jax.checkpoint_policies: what a layer keeps for its gradients.
+SAVED = ("nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable")
+
 
 def check(settings: Mapping[str, Any], field: str = "config") -> None:
     """Refuse settings that contradict each other. Fields that are missing are not used.
@@ -200,6 +203,8 @@ def _check_draws(recipe: Recipe, field: str) -> None:
         )
     if not 0 <= recipe.ema < 1:
         raise UserError(f"{field}.ema is {recipe.ema}, want a decay in [0, 1)")
+    if recipe.remat:
+        _known(f"{field}.remat", recipe.remat, SAVED)
     if recipe.token_budget < 0 or recipe.microbatches < 1:
         raise UserError(
             f"{field}.token_budget is {recipe.token_budget} and {field}.microbatches "

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from vlmrl import sharding
 from vlmrl.engine.policy import Policy, prefixes
 from vlmrl.engine.score import completions, score
 from vlmrl.rl import dynamics, losses, rollouts, update
@@ -35,13 +34,13 @@ def make(
     """The Learner of a run; its programs are compiled once. `phase` as in `loop`."""
     needs = losses.needs(recipe.loss)
     how = {"temperature": recipe.temperature, "banned": policy.stops.banned}
-    how |= {"attend": policy.attend, "shards": sharding.batch_shards(policy.mesh)}
-    how["wide"] = recipe.wide
+    how |= {"attend": policy.attend, "mesh": policy.mesh}
+    how |= {"dtype": policy.compute, "wide": recipe.wide, "remat": recipe.remat or None}
     score_fn = jax.jit(lambda p, group: score(policy.model, p, group, **how)[0])
     grow = jax.jit(completions)
     # The update takes its parameters' memory; the start must outlive it.
     refers = "ref_logprobs" in needs or recipe.kl_reward.weight
-    start = jax.tree.map(lambda x: x.copy(), policy.params) if refers else None
+    start = jax.jit(policy.read)(policy.params) if refers else None
 
     def objective(logp, entropy, mask, extra):
         if "keep" in extra:
@@ -58,7 +57,6 @@ def make(
             freeze=recipe.freeze,
             ema=recipe.ema,
             unroll=recipe.unroll,
-            remat=recipe.remat,
             **how,
         ),
         state,

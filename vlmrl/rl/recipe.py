@@ -102,7 +102,7 @@ class Recipe(NamedTuple):
     microbatches: int = 1  # parts of a batch whose gradients are added up
     token_budget: int = 0  # or: at most so many tokens per part; 0: none
     unroll: bool = False  # layers in a Python loop
-    remat: str | None = None
+    remat: str = ""  # a policy of `jax.checkpoint_policies`; '': layers keep all
     wide: bool = True  # the sum over layers in float32, see `engine.score`
     judge: Any = "rule"  # verdicts: 'rule', 'blind', 'shuffle', a judges.Judge, None
     judging: Judging = Judging()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,10 @@ import numpy as np
 
 from vlmrl import perturb, prompts, sharding, tokens
 from vlmrl.data import distort
-from vlmrl.engine import fit
 from vlmrl.engine import slots as in_slots
 from vlmrl.engine.chain import prefill
 from vlmrl.engine.generate import Sampling, branch_keys, generate
-from vlmrl.engine.policy import Policy, prefixes
+from vlmrl.engine.policy import Policy, Weights, prefixes
 from vlmrl.processor import Processor
 from vlmrl.prompts import Parsed
 from vlmrl.rl import (
@@ -90,8 +89,7 @@ def make_sampler(
     Args:
       slots: completions decoded side by side, see `engine.slots`; a prompt is then read
         when its turn comes. 0: all at once.
-      gather: weights that are split over fsdp are gathered once, before the first
-        token; else for every token anew.
+      gather: see `policy.Weights`.
     Raises:
       UserError: slots on several data shards; when called, too large a request.
     """
@@ -101,13 +99,11 @@ def make_sampler(
             f"config.slots is {slots}: wants one data shard, there are {shards}"
         )
     drawing = dict(max_tokens=max_tokens, sampling=sampling)
-    gather = gather and policy.mesh.shape["fsdp"] > 1
-    places: list[Any] = []  # of gathered weights, known once there are any
+    weights = Weights(policy, gather)
 
     @functools.partial(jax.jit, out_shardings=sharding.batch_sharding(policy.mesh))
     def run(params, group: Group, keys) -> Rollout:
-        if gather:
-            params = jax.lax.with_sharding_constraint(params, places[0])
+        params = weights(params)
         read = functools.partial(prefill, policy.model, params, attend=policy.attend)
         if not slots:
             return generate(
@@ -119,18 +115,9 @@ def make_sampler(
             slots=slots, places=slots, **drawing,
         )[0]  # fmt: skip
 
-    unchecked = [True]  # all draws have the shapes of the first, or fewer rows
-
     def sample(params, group: Group, keys) -> Rollout:
-        if unchecked:
-            unchecked.clear()
-            if gather:
-                places.append(sharding.gathered(params))
-            fit.refuse(
-                "config.slots" if slots else "config.prompts", policy.model, params,
-                group, len(keys), max_tokens, mesh=policy.mesh, slots=slots,
-                copy=sharding.bytes_each(params, places[0]) if gather else 0,
-            )  # fmt: skip
+        field = "config.slots" if slots else "config.prompts"
+        weights.refuse(field, params, group, len(keys), max_tokens, slots=slots)
         return run(params, group, keys)
 
     return sample

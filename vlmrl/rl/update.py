@@ -18,7 +18,14 @@ import optax
 from vlmrl import metrics as metrics_
 from vlmrl.engine.score import score
 from vlmrl.models.api import Model, Param
-from vlmrl.sharding import is_on_host, like_params, on_host, replicate, to_devices
+from vlmrl.sharding import (
+    batch_shards,
+    is_on_host,
+    like_params,
+    on_host,
+    replicate,
+    to_devices,
+)
 from vlmrl.types import Group, Mean, UserError
 
 
@@ -147,7 +154,7 @@ def make_update(
     *,
     microbatches: int = 1,
     token_budget: int = 0,
-    shards: int = 1,
+    mesh=None,
     freeze: tuple[str, ...] = (),
     ema: float = 0.0,
     temperature: float = 1.0,
@@ -165,13 +172,13 @@ def make_update(
         other; it must divide the number of groups.
       token_budget: split further until a part holds at most so many tokens, see
         `parts_of`; 0 for no budget.
-      shards: into how many parts a batch is split over devices.
+      mesh: over which batch and parameters are split, if they are.
       freeze: prefixes of parameters that take no gradient and stay as they are.
       ema: decay of `State.ema`, 0 for none.
       temperature, banned: of the scored distribution, as it was sampled.
       options: dtype, remat, unroll and wide of the forward pass.
     """
-    how = {"temperature": temperature, "banned": banned, "shards": shards, **options}
+    how = {"temperature": temperature, "banned": banned, "mesh": mesh, **options}
 
     def loss(live, params, batch: Batch):
         params, group, extra = {**params, **live}, batch.group, batch.extra
@@ -188,7 +195,7 @@ def make_update(
         return grads, total, metrics
 
     def update(state: State, batch: Batch):
-        count = max(microbatches, parts_of(batch, token_budget, shards))
+        count = max(microbatches, parts_of(batch, token_budget, batch_shards(mesh)))
         if count == 1:
             grads, total, metrics = part(state.params, batch)
         else:
