@@ -111,16 +111,16 @@ def to_devices(tree):
     return jax.device_put(tree, jax.memory.Space.Device)
 
 
-def gathered(tree):
-    """The places of `tree` (arrays, or shapes that have a place) with nothing split
-    over fsdp: how weights lie while they sample. One gather before the first token
-    stands for one, or a sum over all devices, in every layer of every token."""
+def gathered(places):
+    """The places with nothing split over fsdp: how weights lie while they sample. One
+    gather before the first token stands for one, or a sum over all devices, in every
+    layer of every token."""
 
     def place(x):
-        names = (n if n != "fsdp" else None for n in x.sharding.spec)
-        return NamedSharding(x.sharding.mesh, PartitionSpec(*names))
+        names = (n if n != "fsdp" else None for n in x.spec)
+        return NamedSharding(x.mesh, PartitionSpec(*names))
 
-    return jax.tree.map(place, tree)
+    return jax.tree.map(place, places)
 
 
 def bytes_each(tree, places) -> int:

@@ -193,6 +193,17 @@ def test_the_published_sizes_are_planned():
         assert (here.prompts, here.group_size, here.max_tokens) == (128, 8, 2048)
 
 
+def test_the_papers_recipe_is_planned_as_it_trains():
+    """In bfloat16, on float32 parameters that all devices share."""
+    config = args.load_config("configs/paper/recipe.py:name=iii").to_dict()
+    here = plan.read_job(config)
+    assert (here.dtype, here.compute) == (jnp.float32, jnp.bfloat16)
+    assert here.remat == "nothing_saveable" and here.wide and here.gather
+    place = chips.Topology("v5e", "", [jax.devices()[0]] * 64, "")
+    sizes = dict(plan.make_mesh(here, place, config["mesh"]).shape)
+    assert sizes == {"data": 1, "fsdp": 64, "tensor": 1}
+
+
 # -- the command -----------------------------------------------------------------------
 
 

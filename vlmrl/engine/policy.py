@@ -77,6 +77,13 @@ def rounded(params, dtype):
     }
 
 
+def gathered(params, dtype, lie):
+    """Within jit: rounded first, then gathered over fsdp; `lie` are their places, so
+    that no more travels than what is read."""
+    params = jax.lax.with_sharding_constraint(rounded(params, dtype), lie)
+    return jax.lax.with_sharding_constraint(params, sharding.gathered(lie))
+
+
 class Weights:
     """The parameters of a policy as it samples: called within jit they are read in the
     dtype of activations and, with `gather`, what is split over fsdp is gathered once,
@@ -85,14 +92,13 @@ class Weights:
     def __init__(self, policy: Policy, gather: bool):
         self._policy = policy
         self._gather = gather and policy.mesh.shape["fsdp"] > 1
-        self._places: Any = None
+        self._lie: Any = None
         self._unchecked = True
 
     def __call__(self, params):
-        params = self._policy.read(params)
-        if self._places is None:
-            return params
-        return jax.lax.with_sharding_constraint(params, self._places)
+        if not self._gather:
+            return self._policy.read(params)
+        return gathered(params, self._policy.compute, self._lie)
 
     def refuse(
         self, what: str, params, group: Group, rows: int, length: int, **options
@@ -102,9 +108,9 @@ class Weights:
         if not self._unchecked:
             return
         self._unchecked = False
-        policy, lie = self._policy, jax.tree.map(lambda x: x.sharding, params)
-        if self._gather:
-            lie = self._places = sharding.gathered(params)
+        policy = self._policy
+        lie = self._lie = jax.tree.map(lambda x: x.sharding, params)
+        lie = sharding.gathered(lie) if self._gather else lie
         copied = self._gather or policy.compute is not None
         read = jax.eval_shape(policy.read, params)
         fit.refuse(

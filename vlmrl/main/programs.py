@@ -16,7 +16,7 @@ import numpy as np
 from vlmrl import sharding
 from vlmrl.engine.chain import prefill
 from vlmrl.engine.generate import Sampling, Stops, generate
-from vlmrl.engine.policy import rounded
+from vlmrl.engine.policy import gathered, rounded
 from vlmrl.engine.score import completions, score
 from vlmrl.eval import kernel
 from vlmrl.eval.tags import Letters, Tag, TagTables
@@ -216,11 +216,12 @@ def sampling(job: Job, mesh, params):
     `params`, and the bytes of one device that they take beside those."""
     gather = job.gather and mesh.shape["fsdp"] > 1
     lie = {name: x.sharding for name, x in params.items()}
-    places = sharding.gathered(params) if gather else lie
+    places = sharding.gathered(lie) if gather else lie
 
     def read(params):
-        params = rounded(params, job.compute)
-        return jax.lax.with_sharding_constraint(params, places) if gather else params
+        if not gather:
+            return rounded(params, job.compute)
+        return gathered(params, job.compute, lie)
 
     copied = gather or job.compute not in (None, job.dtype)
     shapes = jax.eval_shape(lambda p: rounded(p, job.compute), params)
