@@ -49,7 +49,10 @@ def runs(tmp_path_factory):
         samples = found.setdefault(name, (workdir, {}))[1]
 
         def watched(*positional, **named):
-            for step in plain(*positional, **named):
+            return seen(plain(*positional, **named))
+
+        def seen(steps):
+            for step in steps:
                 if step.step == stop:
                     raise Stop
                 samples.setdefault(step.step, []).append(step.samples)

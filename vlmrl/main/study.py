@@ -10,6 +10,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import jax
+
 from vlmrl.data import loader
 from vlmrl.engine import policy as policies
 from vlmrl.eval import records
@@ -22,6 +24,7 @@ from vlmrl.types import UserError
 
 # Fields of a recipe that the study decides.
 OWN = ("algorithm", "model", *training.READ, "mesh")
+SHARED = {"quantize": "", "dtype": "float32", "compute": ""}  # how the model is held
 
 
 def run(workdir: Path, c: dict, *, title: str, summary: str, show: bool = False):
@@ -36,11 +39,12 @@ def run(workdir: Path, c: dict, *, title: str, summary: str, show: bool = False)
     recipes = c["recipes"]
     for name, settings in recipes.items():
         training.check(settings)
-        if settings["quantize"]:
-            raise UserError(
-                f"config.recipes.{name}.quantize is '{settings['quantize']}', but a "
-                "study's recipes share one model, which is not: want ''"
-            )
+        for field, shared in SHARED.items():
+            if settings[field] != shared:
+                raise UserError(
+                    f"config.recipes.{name}.{field} is '{settings[field]}', but a "
+                    f"study's recipes share one model, which is not: want '{shared}'"
+                )
     policy = policies.load(c["model"], style=c["style"])
     measures = [
         evaluator(policy, names, **c["kernel"])
@@ -87,8 +91,12 @@ def run(workdir: Path, c: dict, *, title: str, summary: str, show: bool = False)
         name, steps = settings["recipe"], settings["steps"]
         CONSOLE.print(f"{number}. GRPO, recipe '{name}'")
         for seed in settings.pop("seeds"):
+            own = jax.tree.map(lambda x: x.copy(), policy.params)
             params, during = training.train(
-                policy, workdir=workdir / name / f"seed-{seed}", seed=seed, **settings
+                policy._replace(params=own),
+                workdir=workdir / name / f"seed-{seed}",
+                seed=seed,
+                **settings,
             )
             files.extend(during)
             evaluate(params, name, seed, steps)

@@ -22,6 +22,7 @@ is saved, and the exit status is 75. A run that hangs ends with 70.
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 import shutil
@@ -101,11 +102,13 @@ def main(argv):
     say(hosts.check(config.to_json_best_effort(sort_keys=True), ops.devices))
     phases = Phases()
     with phases.watched(workdir / "hosts", ops.stuck_after):
-        policy = policies.load(
+        load = functools.partial(
+            policies.load,
             settings.pop("model"),
             **{name: settings.pop(name) for name in READ},
             mesh=sharding.make_mesh(**settings.pop("mesh")),
         )
+        policy = load()
         if hosts.first():
             describe_run(workdir, config.to_dict())
         hosts.wait("config")
@@ -113,12 +116,13 @@ def main(argv):
         try:
             for seed in seeds:
                 train(
-                    policy,
+                    policy or load(),
                     workdir=workdir / f"seed-{seed}",
                     seed=seed,
                     phases=phases,
                     **settings,
                 )
+                policy = None  # its parameters were the run's
         except Stopped as stop:
             say(
                 f"stopped on request in phase {stop} of step {phases.step}; the same "
@@ -289,6 +293,7 @@ def train(
         minutes have passed without one; 0 minutes for never.
       keep, keep_best: how many checkpoints stay, and what the best of all is told by,
         as 'correct/base': a column of its records, averaged over a condition.
+      policy: its parameters become the run's, and are given up with its first update.
       phases: of the run this is part of.
       lora: rank, alpha and targets of an adapter to train; rank 0 for none.
       save_rollouts: steps between kept rollouts, 0 for never.
@@ -326,9 +331,10 @@ def train(
     offload = opts.pop("offload", False)
     table = update.live_of(actor.model.table, freeze)
     tx = update.optimizer(rate, table=table, **opts)
-    params = jax.tree.map(lambda x: x.copy(), actor.params)  # the update donates
     averages = bool(settings.get("ema"))
-    state = update.init_state(params, tx, freeze=freeze, ema=averages, offload=offload)
+    state = update.init_state(
+        actor.params, tx, freeze=freeze, ema=averages, offload=offload
+    )
     carry = loop.begin(state, prompts=prompts, **settings)
     points = workdir / "checkpoints"
     restored = checkpoint.latest(points)
@@ -359,6 +365,8 @@ def train(
         phase=phases,
         **settings,
     )
+    if restored is not None:  # what was loaded and begun is no longer read
+        jax.tree.map(lambda x: x.delete(), state)
     progress = bar if hosts.first() else no_bar
     kept = workdir / "records"
     if hosts.first():

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vlmrl.engine.policy import Policy, prefixes
@@ -40,7 +41,11 @@ def make(
     grow = jax.jit(completions)
     # The update takes its parameters' memory; the start must outlive it.
     refers = "ref_logprobs" in needs or recipe.kl_reward.weight
-    start = jax.jit(policy.read)(policy.params) if refers else None
+
+    def copied(params):
+        return jax.tree.map(jnp.copy, policy.read(params))
+
+    start = jax.jit(copied)(policy.params) if refers else None
 
     def objective(logp, entropy, mask, extra):
         if "keep" in extra:

@@ -68,7 +68,8 @@ def train(
     """Train until `steps` updates are behind `carry`.
 
     Args:
-      policy: its own parameters are what a KL refers to.
+      policy: its own parameters are what a KL refers to; they are read when this is
+        called, and not after.
       batches: (data position after it, examples) per step, from carry.position on.
       at: the example at a position of that stream; group replay needs it.
       phase: told where a phase begins (`phases.Phases`); may raise to stop the run, and
@@ -80,7 +81,14 @@ def train(
         policy, recipe, batches, seed=seed, ahead=carry.ahead, phase=phase
     )
     learn = learner.make(policy, tx, carry.state, recipe, seed=seed, phase=phase)
-    for step in range(int(carry.state.step) + 1, steps + 1):
+    first = int(carry.state.step) + 1
+    return _steps(
+        policy, recipe, range(first, steps + 1), carry, draw, learn, at, seed, phase
+    )
+
+
+def _steps(policy, recipe, steps, carry, draw, learn, at, seed, phase):
+    for step in steps:
         phase("data", step)
         state, weights = carry.state, carry.weights
         drawn, ahead = draw(state.params, step, weights.get("multiplier", 0.0))
