@@ -447,7 +447,7 @@ def train(
         adapters.save(target, policy.model, how, params, policy.source)
     target, params = workdir / "model", plain(params)
     if not hosts.agree(target.exists()):
-        hf.save(target, policy.model, params, policy.source)
+        hf.save(target, policy.model, params, policy.source, policy.compute)
     return params, [kept / p.name for p in sorted(kept.glob("*.parquet"))]
 
 
