@@ -141,10 +141,10 @@ def scan_layers(
     n = jax.tree.leaves(stacked)[0].shape[0]
     flags = (False,) * n if flags is None else flags
     if remat is not None:
-        layer = body
+        plain = body
 
         def kept(carry, weights, flag):
-            carry, out = layer(sharding.over_tensor(mesh, carry, False), weights, flag)
+            carry, out = plain(sharding.over_tensor(mesh, carry, False), weights, flag)
             return sharding.over_tensor(mesh, carry, True), out
 
         policy = getattr(jax.checkpoint_policies, remat)
