@@ -484,6 +484,12 @@ def test_lessons_that_are_refused(fields, complaint, refused, tmp_path):
         ({"lora.rank": -1}, "config.lora.rank is -1, want 0 or more"),
         ({"quantize": "int8"}, "config.quantize is 'int8', a base that can't learn, "),
         ({"quantize": "int3", "lora.rank": 2}, "'int3' is not supported; supported:"),
+        (
+            {"compute": "bfloat16", "lora.rank": 2},
+            "config.compute is 'bfloat16' beside an adapter",
+        ),
+        ({"compute": "int8"}, "compute is 'int8', want float32, bfloat16 or ''"),
+        ({"remat": "all"}, "config.remat is 'all', want one of nothing_saveable"),
         ({"reward": "gate"}, "config.reward is 'gate', want one of grpo, gated"),
         ({"advantage": "x"}, "config.advantage is 'x', want one of"),
         ({"algorithm": "ppo"}, "config.algorithm is 'ppo', want one of grpo, sft, "),
