@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vlmrl import perturb, prompts, tokens
+from vlmrl import perturb
 from vlmrl.data import scenes
 from vlmrl.engine.chain import Chain, levels_of
 from vlmrl.engine.logprobs import logits
 from vlmrl.models import hf, qwen2_5_vl
 from vlmrl.models.api import Model, Segment
+from vlmrl.prompts import styles, tokens
 from vlmrl.types import Group, Tokens
 
 BUCKETS = tokens.Buckets(prefix=(112,), branch=(96,), windows=(4,))
@@ -69,7 +70,7 @@ def examples(n: int = 4, split: str = "test"):
 def encoded(example, condition: str = "base") -> tokens.Encoded:
     """A prompt of the tiny style, as token ids with its images."""
     changed = perturb.apply(example, condition)
-    return tokens.encode(processor(), prompts.build(changed, "tiny"))
+    return tokens.encode(processor(), styles.build(changed, "tiny"))
 
 
 def group(n: int = 2, conditions=("base",), buckets=BUCKETS):

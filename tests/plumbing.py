@@ -12,8 +12,9 @@ def main(directory, port, process, config):
     import jax
     import jax.numpy as jnp
 
-    from vlmrl import checkpoint, hosts, sharding
-    from vlmrl.phases import Phases, Stopped
+    from vlmrl import sharding
+    from vlmrl.run import checkpoint, hosts
+    from vlmrl.run.phases import Phases, Stopped
     from vlmrl.types import Mean
 
     here = int(process)
@@ -75,9 +76,11 @@ def shares(mesh, here):
     process; groups that change places have their images read where they go."""
     from tests import kit
     from tests.data.test_shares import Read
-    from vlmrl import hosts, sharding, tokens
+    from vlmrl import sharding
     from vlmrl.data import distort, images, loader, shares
-    from vlmrl.engine.policy import Policy, prefixes
+    from vlmrl.policy import Policy, prefixes
+    from vlmrl.prompts import tokens
+    from vlmrl.run import hosts
 
     buckets = tokens.Buckets(prefix=(160,), branch=(64,), windows=(4,))
     policy = Policy(None, None, kit.processor(), None, "tiny", buckets, mesh, "toy")

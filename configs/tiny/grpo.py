@@ -30,7 +30,7 @@ def recipe(arg, *, name: str, reward: str = "grpo", mix: dict | None = None):
     c.algorithm = "grpo"
     c.recipe = name  # its name in records, tables and figures
     c.model = "tiny"  # 'tiny' or a directory in Hugging Face format
-    c.style = "tiny"  # prompt style (vlmrl/prompts.py: STYLES)
+    c.style = "tiny"  # prompt style (vlmrl/prompts/styles.py: STYLES)
     c.quantize = ""  # 'int8': a base in 8 bits, which takes lora.rank and 'quant'
     c.dtype = "float32"  # of the parameters that learn, and their moments
     c.compute = ""  # 'bfloat16': of activations, and weights as they are read

@@ -4,13 +4,14 @@ the answer that was given.
     judge=configs/tiny/judge.py
     vlmrl train --config $judge:stage=brief --workdir A
     vlmrl train --config $judge:stage=whole --config.model=A/model --workdir B
-    vlmrl convert --source B/model --dtype bfloat16 --target vlmrl/models/tiny_judge
+    vlmrl convert --source B/model --dtype bfloat16 --target vlmrl/tiny/judge
 
 It begins as the tiny model's decoder and learns from thinks whose conclusions are known
-because they were written to be (vlmrl/judges/lessons.py), never of the seed that judges
-are tested on. The first stage is of conclusions alone, the second of whole thinks.
+because they were written to be (vlmrl/tiny/judge_data.py), never of the seed that
+judges are tested on. The first stage is of conclusions alone, the second of whole
+thinks.
 
-What ships as vlmrl/models/tiny_judge was made so, with these differences: in `brief`
+What ships as vlmrl/tiny/judge was made so, with these differences: in `brief`
 the prompts began with the question, and batches were drawn four at a time, not eight.
 
 A step is 64 thinks of 40 to 130 tokens: about 1.4 seconds of processor time. Every

@@ -16,7 +16,7 @@ thinks are still the less often right: the room that RL has. By the seconds per 
 seen on 2 cores beside other work (0.6, 0.8, 1.3, 1.3, 1.8, 1.6, 0.6), the stages take
 about 6, 4, 17, 17, 15, 7 and 1 minutes.
 
-What ships as vlmrl/models/tiny was made so, with these differences: `ends` drew the
+What ships as vlmrl/tiny/model was made so, with these differences: `ends` drew the
 lines of `traces.drilled` in an earlier form; `scenes` began with the vision tower of a
 run of revision fd1ac1a (its stages letters, ends, look, and 600 steps of scenes) and
 was stopped at step 600; `answers` were two runs, of 300 and, with seed 5 and a peak of
@@ -32,7 +32,7 @@ from ml_collections import ConfigDict
 from configs.common import parse_arg
 
 # seed: of the weights and of the data; groups: pictures (or texts) per step; branches:
-# items behind each by kind (vlmrl/main/sft.py: ITEMS).
+# items behind each by kind (vlmrl/loops/sft.py: ITEMS).
 STAGES = {
     "letters": dict(
         seed=0, groups=64, branches=dict(listed=1), steps=550, pictures=False,

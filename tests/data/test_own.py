@@ -7,8 +7,9 @@ import pyarrow as pa
 import pytest
 
 from tests.data import published
-from vlmrl import perturb, prompts
+from vlmrl import perturb
 from vlmrl.data import build, loader, own, texts
+from vlmrl.prompts import styles
 from vlmrl.types import UserError
 
 
@@ -46,7 +47,7 @@ def test_a_full_row_goes_through_evaluation_unchanged(tmp_path):
     assert (e.id, e.task, e.cluster, e.answer, e.suggested) == ("x", "t/u", "c", 1, 0)
     assert e.statements == tuple(FULL["statements"]) and e.trace == "A mug."
     assert json.loads(e.meta)["k"] == 1 and json.loads(e.meta)["group"] == "g"
-    text = prompts.build(perturb.apply(e, "wrong_caption"), "vlmevalkit").text
+    text = styles.build(perturb.apply(e, "wrong_caption"), "vlmevalkit").text
     assert "It is a cup.\nHint: Look.\nQuestion: Which is it?\nOptions:\nA. cup" in text
 
 

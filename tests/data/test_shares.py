@@ -6,8 +6,8 @@ import threading
 import pytest
 
 from tests import kit
-from vlmrl import prompts
 from vlmrl.data import distort, loader, shares
+from vlmrl.prompts import styles
 
 BATCH, STEPS = 4, 3
 
@@ -74,7 +74,7 @@ def test_every_process_has_the_whole_batch_and_its_own_images():
                     same._replace(images=())
                 )
                 # Neither a prompt nor a put-off distortion reads what is away.
-                assert prompts.build(e, "tiny").text == prompts.build(same, "tiny").text
+                assert styles.build(e, "tiny").text == styles.build(same, "tiny").text
                 if away:
                     distort.distort(e, "noisy", 0)
         assert not again

@@ -5,7 +5,7 @@ import functools
 
 import pytest
 
-from vlmrl.main import workloads
+from vlmrl.bench import workloads
 
 
 @functools.cache

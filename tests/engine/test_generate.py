@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tests import kit
-from vlmrl.automata import automaton
 from vlmrl.engine import chain as chains
 from vlmrl.engine import logprobs
+from vlmrl.engine.automata import automaton
 from vlmrl.engine.generate import (
     Sampling,
     Stops,

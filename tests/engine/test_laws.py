@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from tests import kit
-from vlmrl import tokens
 from vlmrl.engine import chain as chains
 from vlmrl.engine.score import completions, score
 from vlmrl.models import qwen2_5_vl
+from vlmrl.prompts import tokens
 from vlmrl.types import Group, Rollout
 
 CONDITIONS = ("base", "wrong_caption", "wrong_think")

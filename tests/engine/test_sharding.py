@@ -10,11 +10,12 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from tests import kit
-from vlmrl import checkpoint, sharding
+from vlmrl import sharding
 from vlmrl.engine import chain as chains
 from vlmrl.engine.generate import Sampling, branch_keys, generate, make_stops
 from vlmrl.engine.score import completions, score
 from vlmrl.rl import update
+from vlmrl.run import checkpoint
 from vlmrl.types import Mean, Rollout, UserError
 
 GAP, LENGTH, GROUPS, BRANCHES = 1e-4, 8, 4, 2

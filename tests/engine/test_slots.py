@@ -9,9 +9,9 @@ import pytest
 import scipy.stats
 
 from tests import kit
-from vlmrl.automata import automaton
 from vlmrl.engine import chain as chains
 from vlmrl.engine import slots
+from vlmrl.engine.automata import automaton
 from vlmrl.engine.generate import Sampling, Stops, branch_keys, generate, make_stops
 
 V, END = 8, 7

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from tests import kit
-from vlmrl import perturb, prompts, tokens
+from vlmrl import perturb
 from vlmrl.engine.chain import extend
 from vlmrl.engine.generate import Sampling, branch_keys
 from vlmrl.eval import kernel, tags
 from vlmrl.eval.kernel import ANSWERING, NOTHING, THINKING, THOUGHT
+from vlmrl.prompts import styles, tokens
 from vlmrl.types import Group, Rollout
 
 LENGTH, EVERY, PROBES, OPTIONS = 24, 4, 2, 6
@@ -391,7 +392,7 @@ class Batch(NamedTuple):
 def batch_of(examples, conditions) -> Batch:
     processor = kit.processor()
     changed = [perturb.apply(e, c) for e in examples for c in conditions]
-    written = [prompts.build(e, "tiny") for e in changed]
+    written = [styles.build(e, "tiny") for e in changed]
     encoded = [tokens.encode(processor, p) for p in written]
     blinds = [tokens.encode(processor, (p.blind, ())) for p in written]
     v = len(conditions)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests import kit
-from vlmrl.automata import automaton
+from vlmrl.engine.automata import automaton
 from vlmrl.eval import tags
 from vlmrl.types import UserError
 

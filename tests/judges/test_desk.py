@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.judges.server import serve
+from vlmrl.client.http import Client, Endpoint
 from vlmrl.judges import chat, rule
 from vlmrl.judges.desk import Desk
-from vlmrl.judges.http import Client, Endpoint
 from vlmrl.judges.judge import Item, Judge, Verdict, ask, cascade
 from vlmrl.types import UserError
 

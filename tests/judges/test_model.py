@@ -4,13 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from vlmrl import tokens
-from vlmrl.engine import policy as policies
+from vlmrl import policy as policies
 from vlmrl.engine.chain import prefill
 from vlmrl.judges import model, prompt, rule
 from vlmrl.judges.judge import Item, ask, cascade
-from vlmrl.main import tiny
 from vlmrl.models import hf
+from vlmrl.prompts import tokens
+from vlmrl.tiny import make
 from vlmrl.types import UserError
 
 
@@ -109,8 +109,8 @@ def test_the_shipped_judge_began_as_the_tiny_model():
     """But for the words that the tiny model lacks."""
     processor = tokens.load_processor(hf.SHIPPED["tiny_judge"])
     family = hf.read_model("tiny_judge")
-    drawn = tiny.start(family, jax.random.key(0))
-    found = tiny.begin_judge(drawn, processor)
+    drawn = make.start(family, jax.random.key(0))
+    found = make.begin_judge(drawn, processor)
     known, ours = hf.load("tiny")[1], processor.tokenizer.get_vocab()
     theirs = tokens.load_processor(hf.TINY).tokenizer.get_vocab()
     assert set(found) == set(family.table)

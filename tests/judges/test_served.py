@@ -15,8 +15,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from vlmrl.client.http import Call, Client, Endpoint
 from vlmrl.judges import chat
-from vlmrl.judges.http import Call, Client, Endpoint
 from vlmrl.judges.judge import Item, ask
 from vlmrl.models import hf
 

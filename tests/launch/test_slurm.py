@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from vlmrl import checkpoint
+from vlmrl.run import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 80  # long enough to be preempted on the way

@@ -6,10 +6,12 @@ import jax
 import numpy as np
 import pytest
 
+from vlmrl.bench import device, suites, timing, workloads
 from vlmrl.engine.attention import choose
 from vlmrl.engine.score import score
-from vlmrl.main import bench, cli, compiled, device, timing, workloads
+from vlmrl.main import bench, cli
 from vlmrl.models import hf
+from vlmrl.plan import compiled
 
 TINY = workloads.TINY
 
@@ -38,23 +40,23 @@ def found(date, kind="cpu-2", **values):
 
 def test_five_percent_worse_is_a_regression():
     before = found("2026-01-01T00:00:00", step=2.0, cost=0.3, gone=1.0)
-    assert bench.regressions(before, found("", step=1.91, cost=0.314, new=1.0)) == []
-    assert bench.regressions(before, found("", step=1.89, cost=0.32)) == [
+    assert suites.regressions(before, found("", step=1.91, cost=0.314, new=1.0)) == []
+    assert suites.regressions(before, found("", step=1.89, cost=0.32)) == [
         "REGRESSION step: 1.890, was 2.000",
         "REGRESSION cost: 0.320, was 0.300",
     ]
 
 
 def test_the_newest_of_the_same_class_is_compared_with(tmp_path):
-    assert bench.newest(tmp_path, {"class": "cpu-2"}) is None
+    assert suites.newest(tmp_path, {"class": "cpu-2"}) is None
     for date, kind, value in (
         ("2026-01-01T00:00:00+00:00", "cpu-2", 1.0),
         ("2026-03-01T00:00:00+00:00", "cpu-2", 3.0),
         ("2026-04-01T00:00:00+00:00", "cpu-8", 4.0),
     ):
-        path = bench.save(found(date, kind, step=value), tmp_path)
+        path = suites.save(found(date, kind, step=value), tmp_path)
         assert kind in path.name
-    path, newest = bench.newest(tmp_path, {"class": "cpu-2"})
+    path, newest = suites.newest(tmp_path, {"class": "cpu-2"})
     assert newest["results"][0]["value"] == 3.0 and "2026-03-01" in path.name
     assert not list(tmp_path.glob("*.part"))
 
@@ -68,7 +70,7 @@ def test_bad_words_and_files(capsys, tmp_path):
     assert "decode: wants a GPU, or --tiny" in capsys.readouterr().err
     (tmp_path / "bench-x.json").write_text("{}")
     with pytest.raises(bench.UserError, match="no result of `vlmrl bench`"):
-        bench.newest(tmp_path, {"class": "cpu-2"})
+        suites.newest(tmp_path, {"class": "cpu-2"})
 
 
 def test_a_run_writes_its_results_and_flags_what_got_worse(
@@ -79,7 +81,7 @@ def test_a_run_writes_its_results_and_flags_what_got_worse(
     def suite(settings):
         return [timing.result("step", next(values), "what it is", bar=1.8)]
 
-    monkeypatch.setattr(bench, "SUITES", {"step": suite})
+    monkeypatch.setattr(suites, "SUITES", {"step": suite})
     assert cli.main(["bench", "--out", str(tmp_path)]) == 0
     assert "at least 1.8: reached" in capsys.readouterr().out
     (file,) = tmp_path.glob("*.json")

@@ -10,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 
-from vlmrl import checkpoint
 from vlmrl.models import hf, lora
 from vlmrl.rl import loop, update
+from vlmrl.run import checkpoint
 
 
 @pytest.fixture(scope="module")

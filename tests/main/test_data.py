@@ -11,10 +11,11 @@ from PIL import Image
 from tests import kit
 from tests.data import published
 from tests.judges import server
-from vlmrl import perturb, prompts
+from vlmrl import perturb
 from vlmrl.data import drawing, fetch, loader, scenes
 from vlmrl.data.sets import SETS
 from vlmrl.main import data
+from vlmrl.prompts import styles
 from vlmrl.types import UserError
 
 
@@ -45,12 +46,12 @@ def test_show_tells_the_examples_and_what_conditions_write(vlmrl, capsys, tmp_pa
     said = capsys.readouterr().out
     for example in kit.examples(4):
         assert example.id in said and example.question in said
-        right = f"{prompts.LETTERS[example.answer]}. {example.options[example.answer]}"
+        right = f"{styles.LETTERS[example.answer]}. {example.options[example.answer]}"
         assert f"  {right}  (answer)\n" in said
         assert f"{example.options[example.suggested]}  (suggested)\n" in said
         caption = perturb.apply(example, "wrong_caption").caption
         assert f"«{caption}»" in said and caption in said
-        assert f"«{prompts.LETTERS[len(example.options)]}. I'm not sure»" in said
+        assert f"«{styles.LETTERS[len(example.options)]}. I'm not sure»" in said
     assert [p.name for p in tmp_path.iterdir()] == ["scenes-test.png"]
 
 
@@ -92,7 +93,7 @@ def test_examples_of_any_shape_have_a_place_on_the_sheet():
 
 def test_marked_shows_exactly_what_the_condition_wrote():
     for name in perturb.ORDER:
-        prompt = prompts.build(perturb.apply(kit.examples(1)[0], name), "tiny")
+        prompt = styles.build(perturb.apply(kit.examples(1)[0], name), "tiny")
         told = data.marked(prompt)
         assert told.replace("«", "").replace("»", "") == prompt.text
         parts = [piece.split("»")[0] for piece in told.split("«")[1:]]

@@ -8,11 +8,12 @@ import pytest
 
 from tests import kit
 from tests.main.small import CONDITIONS, KERNEL, PROMISED, SMALL, overrides
-from vlmrl import checkpoint, perturb
+from vlmrl import perturb
 from vlmrl.data import loader
 from vlmrl.eval import records
 from vlmrl.main import cli
 from vlmrl.models import hf
+from vlmrl.run import checkpoint
 
 WORDS = ["demo", "--config", "configs/tiny/demo.py:runlocal"]
 RECIPES = ("accuracy", "faithful")

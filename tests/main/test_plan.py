@@ -15,15 +15,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tests import kit
 from vlmrl import sharding
-from vlmrl.main import args, chips, compiled, plan, programs
+from vlmrl.main import args
 from vlmrl.models import hf
+from vlmrl.plan import chips, compiled, estimate, programs
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["plan", "--config", "configs/plan.py:runlocal"]
 
 
 def job(name="configs/plan.py:runlocal", **changes):
-    return plan.read_job(args.load_config(name).to_dict())._replace(**changes)
+    return estimate.read_job(args.load_config(name).to_dict())._replace(**changes)
 
 
 # -- counting --------------------------------------------------------------------------
@@ -183,7 +184,7 @@ def test_meshes_that_suit_a_7b_model(text, count, sizes):
     here = job("configs/plan.py")
     assert here.model.config.text.kv_heads == 4
     place = chips.Topology("v5e", "", [jax.devices()[0]] * count, "")
-    assert dict(plan.make_mesh(here, place, text).shape) == sizes
+    assert dict(estimate.make_mesh(here, place, text).shape) == sizes
 
 
 def test_the_published_sizes_are_planned():
@@ -196,11 +197,11 @@ def test_the_published_sizes_are_planned():
 def test_the_papers_recipe_is_planned_as_it_trains():
     """In bfloat16, on float32 parameters that all devices share."""
     config = args.load_config("configs/paper/recipe.py:name=iii").to_dict()
-    here = plan.read_job(config)
+    here = estimate.read_job(config)
     assert (here.dtype, here.compute) == (jnp.float32, jnp.bfloat16)
     assert here.remat == "nothing_saveable" and here.wide and here.gather
     place = chips.Topology("v5e", "", [jax.devices()[0]] * 64, "")
-    sizes = dict(plan.make_mesh(here, place, config["mesh"]).shape)
+    sizes = dict(estimate.make_mesh(here, place, config["mesh"]).shape)
     assert sizes == {"data": 1, "fsdp": 64, "tensor": 1}
 
 
@@ -234,7 +235,7 @@ def test_a_tpus_programs_are_compiled_anew_and_others_kept(tmp_path):
     before = {name: getattr(jax.config, name) for name in cache}
 
     def compiled(compiler, number):
-        with plan.kept_by(chips.Topology("v5e", "2x2", [], compiler)):
+        with estimate.kept_by(chips.Topology("v5e", "2x2", [], compiler)):
             jax.jit(lambda x: jnp.sin(x) + number).lower(1.0).compile()
         return len([p for p in tmp_path.iterdir() if p.name.endswith("-cache")])
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.report import synthetic
 from vlmrl.eval import records
-from vlmrl.main import report
+from vlmrl.report import assemble
 
 MODELS = {k: v for k, v in synthetic._MODELS.items() if k[1] in (0, 60)}
 
@@ -69,11 +69,11 @@ def test_images_are_kept_by_example(tmp_path):
     examples = [
         synthetic_example(name, (image,)) for name, image in list(held.items())[:2]
     ]
-    report.write_images(tmp_path, examples)
-    report.write_images(tmp_path, [synthetic_example("none", ())])
+    assemble.write_images(tmp_path, examples)
+    assemble.write_images(tmp_path, [synthetic_example("none", ())])
     last = list(held)[2]
-    report.write_images(tmp_path, [synthetic_example(last, (held[last],))])
-    assert report.read_images(tmp_path) == held
+    assemble.write_images(tmp_path, [synthetic_example(last, (held[last],))])
+    assert assemble.read_images(tmp_path) == held
     assert [p.name for p in tmp_path.iterdir()] == ["images.parquet"]
 
 

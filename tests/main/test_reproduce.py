@@ -15,11 +15,13 @@ import pytest
 from PIL import Image
 
 from tests.main.small import SMALL, overrides
+from vlmrl import policy
 from vlmrl.data.sets import SETS
-from vlmrl.engine import policy
 from vlmrl.eval import records
-from vlmrl.main import args, cli, train, work
+from vlmrl.loops import grpo
+from vlmrl.main import args, cli
 from vlmrl.report import studies
+from vlmrl.studies import jobs
 
 CONFIGS = args.CHECKOUT / "configs"
 HELPERS = ("common.py", "options.py", "paper/common.py")  # which have no get_config
@@ -166,7 +168,7 @@ def test_studies_share_what_they_have_in_common(ran, shared):
         ran(name)
     assert len(list((shared / "records").glob("*.parquet"))) == 3
     alike = [n for n in STUDIES if n not in ("prompts", "training", "visual")]
-    plans = {n: work.plan(runlocal(n), shared) for n in alike}
+    plans = {n: jobs.plan(runlocal(n), shared) for n in alike}
     files = {f for jobs in plans.values() for job in jobs for f in job.files}
     assert len(files) == 1
     (release,) = (shared / "perturbations").glob("*.jsonl")
@@ -191,15 +193,15 @@ def test_a_second_run_does_nothing_again(ran, shared, vlmrl, capsys, monkeypatch
         capsys.readouterr()
         vlmrl("reproduce", f"configs/paper/{name}.py:runlocal", "--workdir", shared)
         assert kept(shared) == before
-        jobs = len(work.plan(runlocal(name), shared))
-        assert f"{jobs} jobs, {jobs} done" in capsys.readouterr().out
+        count = len(jobs.plan(runlocal(name), shared))
+        assert f"{count} jobs, {count} done" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_what_was_lost_is_measured_again_and_no_more(ran, shared, vlmrl):
     """As after a run that was killed: one record file is not there."""
     ran("visual"), ran("table1")
-    (job,) = work.plan(runlocal("visual"), shared)
+    (job,) = jobs.plan(runlocal("visual"), shared)
     before = kept(shared)
     log = (shared / "jobs.jsonl").read_text()
     (lost,) = job.files
@@ -284,9 +286,9 @@ def test_a_study_asks_for_what_there_is(name, mode, tmp_path):
     assert {*c["tables"]} <= {*studies.TABLES, *studies.USUAL}
     images = [f"{image}+{n}" for image in c["images"] for n in c["conditions"]]
     assert {*c["shown"]} <= {*c["conditions"], *images}
-    jobs = work.plan(c, tmp_path)
-    assert len({(job.folder, job.stem) for job in jobs}) == len(jobs)
-    assert not any(job.done or job.recorded for job in jobs)
+    plan = jobs.plan(c, tmp_path)
+    assert len({(job.folder, job.stem) for job in plan}) == len(plan)
+    assert not any(job.done or job.recorded for job in plan)
     assert all(0 < studies.Known(*k).value < 1 for k in c["known"])
 
 
@@ -422,6 +424,6 @@ def test_a_recipe_of_the_paper_passes_its_check(name):
     for mode in ("", "runlocal,"):
         config = args.load_config(f"configs/paper/recipe.py:{mode}name={name}")
         settings = config.to_dict()
-        train.check(settings)
+        grpo.check(settings)
         assert (settings["reward"] == "gated") == name.endswith("f")
         assert bool(settings["mix"]) == name.startswith("iii")

@@ -77,8 +77,8 @@ def arm(how: str, phase: str, step: int) -> None:
     """Has this process sent a signal at its place."""
     import jax
 
-    from vlmrl import checkpoint
-    from vlmrl.phases import Phases
+    from vlmrl.run import checkpoint
+    from vlmrl.run.phases import Phases
 
     number = TERM if how == "asked" else KILL
     at: list[Phases] = []
@@ -256,8 +256,8 @@ def metrics_of(seed: Path) -> list[dict]:
 
 @pytest.mark.slow
 def test_it_ends_as_a_run_that_was_never_stopped(runs):
-    from vlmrl import checkpoint
     from vlmrl.eval import records
+    from vlmrl.run import checkpoint
 
     top, _ = runs
     found, wanted = (top / n / "seed-0" for n in ("stopped", "straight"))

@@ -14,13 +14,15 @@ from tests import kit
 from tests.data import published
 from tests.judges.server import body_of, item_of, serve
 from tests.main.small import CONDITIONS, KERNEL, SMALL, overrides
-from vlmrl import checkpoint, metrics
+from vlmrl import metrics
 from vlmrl.data import loader
 from vlmrl.eval import records
+from vlmrl.loops import grpo
 from vlmrl.main import args, cli, train
 from vlmrl.models import hf, lora
 from vlmrl.models.api import linear
 from vlmrl.rl import loop
+from vlmrl.run import checkpoint, directory
 from vlmrl.types import UserError
 
 RECIPES = ("accuracy", "augmented", "faithful", "both")
@@ -185,7 +187,7 @@ def test_every_recipe_is_consistent(name, mode):
     settings = config.to_dict()
     assert settings.pop("algorithm") == "grpo" and config.recipe == name
     settings["prompts"] = 8  # of 8 devices
-    train.check(settings)
+    grpo.check(settings)
     assert config.reward == ("gated" if name in ("faithful", "both") else "grpo")
     assert bool(config.mix) == (name in ("augmented", "both"))
     assert config.seeds == ((0, 1, 2) if "seeds" in mode else (0,))
@@ -205,7 +207,7 @@ def test_every_study_is_consistent(name, mode):
     assert len({r["recipe"] for r in recipes.values()}) == len(recipes)
     for settings in recipes.values():
         settings["prompts"] = 8  # of 8 devices
-        train.check(settings)
+        grpo.check(settings)
         assert settings["seeds"] == (0, 1, 2)
         assert settings["eval"]["split"] != config.split  # which is read at the end
         if mode != ":runlocal":
@@ -418,7 +420,7 @@ def test_an_adapter_is_trained_on_a_base_in_8_bits(vlmrl, tmp_path):
 def test_every_other_recipe_passes_its_check(name, mode):
     settings = args.load_config(f"configs/tiny/{name}.py{mode}").to_dict()
     settings["prompts"] = 8
-    train.check(settings)
+    grpo.check(settings)
 
 
 def test_the_other_configs_load():
@@ -518,14 +520,14 @@ def test_bad_input_is_refused(fields, complaint, refused, tmp_path):
     workdir = tmp_path / "run"
     said = refused(*WORDS, *overrides(SMALL | fields), workdir=workdir)
     assert complaint in said
-    assert not train._results(workdir)
+    assert not directory._results(workdir)
 
 
 def test_a_share_of_the_mix_that_makes_no_sense():
     settings = args.load_config("configs/tiny/both.py").to_dict() | {"prompts": 8}
     settings["mix"] = {"wrong_think": 0.6, "wrong_caption": 0.6}
     with pytest.raises(train.UserError, match=r"config.mix: shares sum to 1.2"):
-        train.check(settings)
+        grpo.check(settings)
 
 
 def test_other_bad_places(refused, tmp_path):
@@ -555,15 +557,15 @@ def test_sets_that_were_prepared_are_trained_on_mixed(tmp_path, vlmrl, refused):
     vlmrl("data", "prepare", "own", "--source", tmp_path / "in", "--workdir", tmp_path)
     data = dict(source="scenes,own", split="train", size=3, weights=(1, 2))
     data, eval = data | {"texts": ""}, dict(source="own", split="dev", size=0, texts="")
-    parts, weights, held_out = train.datasets(data, eval, tmp_path / "data")
+    parts, weights, held_out = grpo.datasets(data, eval, tmp_path / "data")
     assert [len(p) for p in parts] == [3, 3] and weights == [1, 2]
     assert [e.question for e in held_out] == [
         json.loads(r)["question"] for r in rows[4:]
     ]
     with pytest.raises(UserError, match="names 2 sources, weights are .1, 2, 3."):
-        train.datasets(data | {"weights": (1, 2, 3)}, eval, tmp_path / "data")
+        grpo.datasets(data | {"weights": (1, 2, 3)}, eval, tmp_path / "data")
     with pytest.raises(UserError, match="split train has 4 examples, not 5"):
-        train.datasets(data | {"size": 5}, eval, tmp_path / "data")
+        grpo.datasets(data | {"size": 5}, eval, tmp_path / "data")
     words = overrides(SMALL | {"data.source": "scenes,own", "eval.source": "other"})
     said = refused(*WORDS, *words, workdir=tmp_path)  # before any data are made
     assert "run `vlmrl data prepare own` first" not in said
@@ -578,4 +580,4 @@ def test_a_picture_that_does_not_decode(refused, tmp_path, monkeypatch):
     words = overrides(SMALL | {"data.source": "broken"})
     said = refused(*WORDS, *words, workdir=tmp_path)
     assert "scenes/test/" in said and "does not decode" in said
-    assert not train._results(tmp_path)
+    assert not directory._results(tmp_path)

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests import kit
-from vlmrl import tokens
+from vlmrl import policy
 from vlmrl.engine import chain as chains
-from vlmrl.engine import policy
 from vlmrl.engine.attention import attend
 from vlmrl.engine.generate import Sampling, Stops, generate
 from vlmrl.engine.logprobs import logits
 from vlmrl.models import hf
+from vlmrl.prompts import tokens
 from vlmrl.types import Group
 
 SPREAD = 3.5  # standard deviation of the logits

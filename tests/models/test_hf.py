@@ -12,9 +12,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests import kit
-from vlmrl import checkpoint, sharding
+from vlmrl import sharding
 from vlmrl.models import assemble, files, hf, quant
 from vlmrl.models.api import linear
+from vlmrl.run import checkpoint
 from vlmrl.types import UserError
 
 

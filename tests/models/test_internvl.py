@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.models import peer as peers
-from vlmrl import tokens
 from vlmrl.models import hf, internvl
+from vlmrl.prompts import tokens
 from vlmrl.types import UserError
 
 parity = pytest.mark.parity

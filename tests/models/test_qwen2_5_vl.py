@@ -11,8 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from tests import kit
 from tests.models import peer as peers
-from vlmrl import tokens
 from vlmrl.models import hf, qwen2_5_vl
+from vlmrl.prompts import tokens
 
 parity = pytest.mark.parity
 

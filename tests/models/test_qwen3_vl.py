@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from tests.models import peer as peers
-from vlmrl import tokens
 from vlmrl.models import hf, qwen3_vl
+from vlmrl.prompts import tokens
 from vlmrl.types import UserError
 
 parity = pytest.mark.parity

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from vlmrl.prompts import build
+from vlmrl.prompts.styles import build
 from vlmrl.rl.consistency import (
     blind_verdict,
     remap,

@@ -11,13 +11,14 @@ import optax
 import pytest
 
 from tests import kit
-from vlmrl import checkpoint, metrics, perturb, prompts, sharding, tokens
+from vlmrl import metrics, perturb, sharding
+from vlmrl.client import http
 from vlmrl.engine import fit
 from vlmrl.engine.generate import Sampling, branch_keys, make_stops
-from vlmrl.engine.policy import Policy, prefixes
 from vlmrl.engine.score import completions
-from vlmrl.judges import http
 from vlmrl.judges import judge as judging
+from vlmrl.policy import Policy, prefixes
+from vlmrl.prompts import parsing, styles, tokens
 from vlmrl.rl import (
     learner,
     loop,
@@ -30,6 +31,7 @@ from vlmrl.rl import (
     verify,
 )
 from vlmrl.rl.signals import Signal
+from vlmrl.run import checkpoint
 from vlmrl.types import Rollout, UserError
 
 PROMPTS, GROUP, LENGTH, RATE = 4, 4, 6, 1e-3
@@ -266,7 +268,7 @@ def test_what_is_measured(plain):
 
 
 def test_images_are_held_once_per_example_not_once_per_rollout():
-    written = [prompts.build(example(i), "tiny") for i in range(PROMPTS)]
+    written = [styles.build(example(i), "tiny") for i in range(PROMPTS)]
     group = rollouts.prefixes(policy(), written)
     drawn = replay.zeros((PROMPTS * GROUP,), LENGTH)
     whole = completions(group, drawn)
@@ -372,7 +374,7 @@ def test_guided_completions_go_on_from_what_misleads():
         example(0), "base"
     )
     onto = [
-        prompts.build(e, "tiny")
+        styles.build(e, "tiny")
         for e in (misled, misled, perturb.apply(example(0), "wrong_caption"))
     ]
     found = rollouts.grafted(processor, drawn, onto)
@@ -450,7 +452,7 @@ def test_draws_are_refilled_with_mixed_groups():
 
     def drawn(correct, first):
         samples = [f"{first + i}/{k}" for i in range(3) for k in range(2)]
-        written = [prompts.build(example(first + i), "tiny") for i in range(3)]
+        written = [styles.build(example(first + i), "tiny") for i in range(3)]
         rows = np.repeat(np.arange(first, first + 3), 2)
         rollout = jax.tree.map(
             lambda x: x + rows.reshape(-1, *[1] * (x.ndim - 1)).astype(x.dtype),
@@ -492,8 +494,8 @@ def test_a_judge_of_ones_own_gives_the_verdicts():
         return source.collect(None)
 
     texts = ["<think>So A.</think><answer>A</answer>", "<think>x</think>"]
-    written = [prompts.build(example(0), "tiny")] * 2
-    parsed = [prompts.parse(t, example(0).options) for t in texts]
+    written = [styles.build(example(0), "tiny")] * 2
+    parsed = [parsing.parse(t, example(0).options) for t in texts]
     assert said(source) == (["consistent", "undecided"], {})
     assert [i.think for i in asked] == ["So A."]
     again = made._replace(judging=recipe.Judging(seconds=5.0))
@@ -517,10 +519,10 @@ def test_a_step_waits_for_a_judge_no_longer_than_it_may():
         **PLAIN, judge=judging.Judge("own", judge, {}), judging={"seconds": 0.3}
     )
     source = verdicts.source(policy(), made, seed=0)
-    written = [prompts.build(example(0), "tiny")] * 2
+    written = [styles.build(example(0), "tiny")] * 2
     for word in ("slow", "quick"):
         text = f"<think>{word}: so A.</think><answer>A</answer>"
-        source.submit(written, [prompts.parse(text, example(0).options)] * 2)
+        source.submit(written, [parsing.parse(text, example(0).options)] * 2)
     try:
         found, metrics = source.collect(None)
     finally:
@@ -541,8 +543,8 @@ def test_what_no_completion_could_survive_ends_the_run(reason):
         **PLAIN, judge=judging.Judge("j", judge, {}), judging={"seconds": 5.0}
     )
     source = verdicts.source(policy(), made, seed=0)
-    parsed = prompts.parse("<think>So A.</think><answer>A</answer>", ("a", "b"))
-    source.submit([prompts.build(example(0), "tiny")], [parsed])
+    parsed = parsing.parse("<think>So A.</think><answer>A</answer>", ("a", "b"))
+    source.submit([styles.build(example(0), "tiny")], [parsed])
     with pytest.raises(UserError, match=r"budget is spent|refuses the key"):
         source.collect(None)
 
@@ -560,7 +562,7 @@ def test_parts_are_judged_while_the_next_are_sampled(monkeypatch):
         return [judging.Verdict("consistent", 0, 1.0, "", "own") for _ in items]
 
     def read(text, example, style):  # a random model writes no think of its own
-        return prompts.parse(f"<think>{text}</think><answer>A</answer>", ("a", "b"))
+        return parsing.parse(f"<think>{text}</think><answer>A</answer>", ("a", "b"))
 
     monkeypatch.setattr(rollouts.prompts, "read", read)
     real = rollouts.sharding.fetch
@@ -596,9 +598,9 @@ def test_open_answers_are_verified_by_what_they_mean():
     made = example(0)._replace(options=("0.5", "3"), answer=0, open=True)
     closed = made._replace(open=False)
     texts = ["1/2", "3", "0.5", ""]
-    written = [prompts.build(e, "tiny") for e in [made] * 4 + [closed]]
+    written = [styles.build(e, "tiny") for e in [made] * 4 + [closed]]
     parsed = [
-        prompts.parse(f"<think>x</think><answer>{t}</answer>", made.options, "text")
+        parsing.parse(f"<think>x</think><answer>{t}</answer>", made.options, "text")
         for t in [*texts, "1/2"]
     ]
     assert [q.option for q in parsed] == [-1, 1, 0, -1, -1]

@@ -3,7 +3,7 @@
 import numpy as np
 
 from tests import kit
-from vlmrl import prompts
+from vlmrl.prompts import parsing, styles
 from vlmrl.rl import measure, recipe
 
 RECIPE = recipe.make(
@@ -12,8 +12,8 @@ RECIPE = recipe.make(
 
 
 def seen(text: str, letters=None, tokens: int = 10) -> measure.Seen:
-    prompt = prompts.build(kit.examples(1)[0], "tiny")
-    parsed = prompts.parse(text, prompt.example.options)
+    prompt = styles.build(kit.examples(1)[0], "tiny")
+    parsed = parsing.parse(text, prompt.example.options)
     return measure.Seen(parsed, parsed.think or "", prompt, tokens, letters)
 
 
@@ -60,7 +60,7 @@ def test_think_and_answer_tokens_are_told_by_bytes():
 
 
 def test_guards_of_a_batch():
-    written = [prompts.build(e, "tiny") for e in kit.examples(2)]
+    written = [styles.build(e, "tiny") for e in kit.examples(2)]
     form = "it is the red one so it is the red one"
     got = measure.guard_metrics([form, form, form, ""], written)
     assert got["template"].value == 0.75  # both items have it; '' is alone

@@ -7,19 +7,19 @@ import pytest
 
 from tests import kit
 from tests.rl.test_loop import policy
-from vlmrl import prompts, tokens
+from vlmrl.prompts import styles, tokens
 from vlmrl.rl import consistency, reread
 
 THINKS = ("the disc is red. So B.", "two of them are on the left. So A.", "", "a<|b")
 
 
 def readings(kind):
-    written = [prompts.build(e, "tiny") for e in kit.examples(2)]
+    written = [styles.build(e, "tiny") for e in kit.examples(2)]
     return [[kind(p, t) for t in THINKS] for p in written]
 
 
 def test_what_is_read():
-    prompt = prompts.build(kit.examples(1)[0]._replace(prefill="<think>No"), "tiny")
+    prompt = styles.build(kit.examples(1)[0]._replace(prefill="<think>No"), "tiny")
     seen = reread.sighted(prompt, "No, x. So B.")
     start = prompt.text.removesuffix("<think>No")
     assert seen.text == start + "<think>No, x. So B." + consistency.OPENING

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlmrl.prompts import Parsed, parse
+from vlmrl.prompts.parsing import Parsed, parse
 from vlmrl.rl.rewards import (
     JUDGED,
     REWARDS,

@@ -9,10 +9,11 @@ import optax
 import pytest
 
 from tests import kit
-from vlmrl import checkpoint, sharding
+from vlmrl import sharding
 from vlmrl.engine.score import completions
-from vlmrl.main import compiled, programs
+from vlmrl.plan import compiled, programs
 from vlmrl.rl import update
+from vlmrl.run import checkpoint
 from vlmrl.types import Mean, Rollout, UserError
 
 GROUPS, BRANCHES, LENGTH = 4, 2, 8

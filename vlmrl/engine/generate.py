@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vlmrl.automata import automaton
 from vlmrl.engine import decode
+from vlmrl.engine.automata import automaton
 from vlmrl.engine.chain import Chain, extend
 from vlmrl.engine.logprobs import entropy, logits, policy
 from vlmrl.models.api import Model, Segment
-from vlmrl.tokens import Processor
+from vlmrl.prompts.tokens import Processor
 from vlmrl.types import Array, Rollout
 
 

@@ -26,10 +26,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from vlmrl import perturb, prompts
+from vlmrl import perturb
 from vlmrl.eval.records import unmeasured
 from vlmrl.eval.sheets import read_xlsx
 from vlmrl.judges import rule
+from vlmrl.prompts import parsing, styles
 from vlmrl.types import Example, Record, UserError
 
 
@@ -80,7 +81,7 @@ def _record(row: Row, source, model, condition, style, tool, seed) -> Record:
     )  # fmt: skip
     if not e.open and row.answer >= 0:
         e = perturb.suggest(e, seed)
-    parsed = prompts.read(row.said, e, style)
+    parsed = parsing.read(row.said, e, style)
     option, correct = parsed.option, row.correct
     if correct is None:
         correct = option >= 0 and option == row.answer
@@ -126,7 +127,7 @@ def _record(row: Row, source, model, condition, style, tool, seed) -> Record:
         verdict_sampled=rule.verdict(*judged),
         natural="<answer" in row.said,
         truncated=False,
-        parser=prompts.style(style).parser,
+        parser=styles.style(style).parser,
         engine=tool,
         **unmeasured(),
     )
@@ -154,7 +155,7 @@ def vlmevalkit(path: Path) -> tuple[list[Row], float | None, str]:
         options = _options(cells)
         answer = str(cells["answer"]).strip()
         index = _whole(cells["index"])
-        letter = prompts.LETTERS.find(answer) if len(answer) == 1 else -1
+        letter = styles.LETTERS.find(answer) if len(answer) == 1 else -1
         if not options:
             options, letter = (answer,), 0
         if not 0 <= letter < len(options):
@@ -166,7 +167,7 @@ def vlmevalkit(path: Path) -> tuple[list[Row], float | None, str]:
         splits.add(str(cells.get("split", "") or "none"))
         parts = (cells.get("l2-category"), cells.get("category"))
         group = int(index) % 1_000_000 if index.isdigit() else index
-        listed = "\n".join(f"{prompts.LETTERS[i]}. {o}" for i, o in enumerate(options))
+        listed = "\n".join(f"{styles.LETTERS[i]}. {o}" for i, o in enumerate(options))
         rows.append(
             Row(
                 index,
@@ -187,7 +188,7 @@ def vlmevalkit(path: Path) -> tuple[list[Row], float | None, str]:
 
 def _options(cells: dict) -> tuple[str, ...]:
     out = []
-    for letter in prompts.LETTERS:
+    for letter in styles.LETTERS:
         held = cells.get(letter)
         text = "" if held is None else str(held)
         if text in ("", "nan"):
@@ -321,7 +322,7 @@ def _sample(s: dict, task: str, metric: str, path: Path) -> Row:
     question, options = _choices(asked)
     target = str(s["target"]).strip()
     letter = re.fullmatch(r"\(?([A-Z])\)?\.?", target)
-    answer = prompts.LETTERS.index(letter[1]) if letter else -1
+    answer = styles.LETTERS.index(letter[1]) if letter else -1
     if target in options:
         answer = options.index(target)
     if not options or not 0 <= answer < len(options):
@@ -354,7 +355,7 @@ def _choices(asked: str) -> tuple[str, tuple[str, ...]]:
     for pattern in (_LINE, _INLINE):
         found = list(pattern.finditer(asked))
         letters = "".join(m[1] for m in found)
-        if len(found) > 1 and prompts.LETTERS.startswith(letters):
+        if len(found) > 1 and styles.LETTERS.startswith(letters):
             options = [m[2].strip() for m in found]
             options[-1] = options[-1].partition("\n")[0].strip()
             return asked[: found[0].start()].strip(), tuple(options)

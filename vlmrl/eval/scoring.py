@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from vlmrl import prompts
 from vlmrl.eval.answers import box, distance, equal, iou, number, phrase
+from vlmrl.prompts import parsing
 from vlmrl.types import Record, UserError
 
 
@@ -48,7 +48,7 @@ class Row(NamedTuple):
     def said(self) -> str:
         """Text of the answer block; without one, all that was written."""
         whole = self.prefill + self.completion
-        found = prompts.parse(whole, tuple(self.options), "text").answer
+        found = parsing.parse(whole, tuple(self.options), "text").answer
         return (whole if found is None else found).strip()
 
 

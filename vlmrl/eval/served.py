@@ -24,12 +24,13 @@ import re
 from collections.abc import Callable, Sequence
 from string import ascii_uppercase as LETTERS
 
-from vlmrl import perturb, prompts
+from vlmrl import perturb
+from vlmrl.client.http import SPENT, Call, Client, Reply
 from vlmrl.eval import stats
 from vlmrl.eval.records import unmeasured
 from vlmrl.judges import rule
-from vlmrl.judges.http import SPENT, Call, Client, Reply
 from vlmrl.judges.judge import Judge, apply_verdicts, ask, readings
+from vlmrl.prompts import parsing, styles
 from vlmrl.types import Example, Record, UserError
 
 PREFILLS = ("continue", "assistant", "user")
@@ -129,9 +130,9 @@ def turns(
     A condition that opens the answer (`no_cot`) has no prefill in the user turn: its
     suffix asks for the answer alone.
     """
-    how = prompts.style(style)
-    messages = prompts.messages(example, how)
-    spans = [list(s) for s in prompts.build(example, style).spans]
+    how = styles.style(style)
+    messages = styles.messages(example, how)
+    spans = [list(s) for s in styles.build(example, style).spans]
     text = example.prefill
     if not text:
         return messages, {}, spans
@@ -145,7 +146,7 @@ def turns(
     *parts, last = user["content"]
     last = last | {"text": last["text"] + _QUOTED + text}
     messages = [*before, user | {"content": [*parts, last]}]
-    start = prompts.chatml(messages).rindex(text)
+    start = styles.chatml(messages).rindex(text)
     return messages, {}, [*spans, [start, start + len(text)]]
 
 
@@ -195,13 +196,13 @@ def completion(example: Example, reply: Reply) -> str:
 def _record(example: Example, turn, style: str, reply: Reply) -> Record:
     e, (messages, _, spans) = example, turn
     text = completion(e, reply)
-    parsed = prompts.read(e.prefill + text, e, style)
+    parsed = parsing.read(e.prefill + text, e, style)
     thinking = "<think>" in e.prefill and "</think>" not in e.prefill
     opened = "<think>" if thinking else ""
-    own = prompts.parse(opened + text, e.options).think or ""
-    prompt = prompts.chatml(messages)
+    own = parsing.parse(opened + text, e.options).think or ""
+    prompt = styles.chatml(messages)
     if messages[-1]["role"] == "assistant":  # its turn stays open
-        prompt = prompts.chatml(messages[:-1]) + e.prefill
+        prompt = styles.chatml(messages[:-1]) + e.prefill
     finish = reply.finish or "stop"
     return Record(
         recipe="",
@@ -238,7 +239,7 @@ def _record(example: Example, turn, style: str, reply: Reply) -> Record:
         verdict_sampled="undecided",
         natural="<answer" in e.prefill + text,
         truncated=finish == "length" and not parsed.closed,
-        parser=prompts.style(style).parser,
+        parser=styles.style(style).parser,
         engine="",
         **unmeasured(),
     )

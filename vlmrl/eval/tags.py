@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vlmrl.automata import automaton
+from vlmrl.engine.automata import automaton
 from vlmrl.engine.generate import Stops, make_stops
-from vlmrl.tokens import Processor
+from vlmrl.prompts.tokens import Processor
 from vlmrl.types import Array, UserError
 
 OPENING = "<answer"

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from string import ascii_uppercase as LETTERS
 
-from vlmrl.judges.http import Call, Client, Reply
+from vlmrl.client.http import Call, Client, Reply
 from vlmrl.judges.judge import LABELS, Item, Judge, Verdict, undecided
 from vlmrl.judges.prompt import JudgePrompt, fill, load, messages
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
 
-from vlmrl.judges import http
+from vlmrl.client import http
 from vlmrl.judges.judge import Item, Judge, Verdict, ask, settled, undecided
 from vlmrl.types import UserError
 

@@ -17,12 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vlmrl import prompts, sharding, tokens
+from vlmrl import sharding
 from vlmrl.engine.chain import prefill
 from vlmrl.engine.logprobs import id_logprobs
-from vlmrl.engine.policy import Policy
 from vlmrl.judges.judge import Item, Judge, Verdict, undecided
 from vlmrl.judges.prompt import JudgePrompt, load, messages, short
+from vlmrl.policy import Policy
+from vlmrl.prompts import styles, tokens
 from vlmrl.types import Array, UserError
 
 SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)  # of what is shared, and of an item
@@ -155,7 +156,7 @@ def writer(tokenizer, prompt: JudgePrompt, brief: bool) -> Callable[[Item], str]
     def write(item: Item) -> str:
         chat = short(prompt, item) if brief else messages(prompt, item, "token")
         if not getattr(tokenizer, "chat_template", None):
-            return prompts.chatml(chat)
+            return styles.chatml(chat)
         return tokenizer.apply_chat_template(
             chat,
             tokenize=False,

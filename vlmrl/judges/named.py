@@ -13,9 +13,10 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from vlmrl.judges import chat, http, judge, prompt, rule
+from vlmrl.client import http
+from vlmrl.client.cache import Budget
+from vlmrl.judges import chat, judge, prompt, rule
 from vlmrl.judges.judge import Judge
-from vlmrl.judges.ledger import Budget
 from vlmrl.types import UserError
 
 _SHIPPED = {"tiny": "tiny_judge"}  # name of a judge → of its model
@@ -112,7 +113,7 @@ def _resolve(name: str):
 
 
 def _model(name: str, given: prompt.JudgePrompt, sure: float, brief: bool) -> Judge:
-    from vlmrl.engine import policy as policies  # brings the models
+    from vlmrl import policy as policies
     from vlmrl.judges import model
 
     brief = brief or name in _SHIPPED

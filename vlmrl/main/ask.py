@@ -16,13 +16,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 
+from vlmrl.client import http
+from vlmrl.client.cache import Budget
 from vlmrl.data import loader
 from vlmrl.eval import records, served
-from vlmrl.judges import http
-from vlmrl.judges.ledger import Budget
-from vlmrl.main import args, report
+from vlmrl.main import args
 from vlmrl.main.progress import bar
-from vlmrl.main.train import describe_run
+from vlmrl.report import assemble
+from vlmrl.run.directory import describe_run
 from vlmrl.types import UserError
 
 HELP = "evaluate a model behind an API under every condition"
@@ -109,7 +110,7 @@ def main(argv):
         )
         spent = client.spent
     records.write(workdir / "records.parquet", found)
-    report.write_images(workdir, examples)
+    assemble.write_images(workdir, examples)
     had = Counter(r.engine.partition(" letters=")[2] for r in found)
     failed = Counter(r.finish for r in found if r.finish.startswith("error"))
     info = {
@@ -123,6 +124,6 @@ def main(argv):
         "Spent": f"{spent.prompt_tokens} + {spent.completion_tokens} tokens, "
         f"{spent.cost:.4f} by the given prices",
     }
-    report.build(
-        workdir, report.find_records(workdir), report.read_images(workdir), info
+    assemble.build(
+        workdir, assemble.find_records(workdir), assemble.read_images(workdir), info
     )

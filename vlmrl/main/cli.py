@@ -12,7 +12,7 @@ however much the command imports.
 
 Exit status: 0; 2 for bad input, said in one line (`VLMRL_TRACEBACK=1` shows where it
 was raised); 130 after Ctrl-C; 1 for anything unforeseen, with its traceback. Two more
-for launchers, which may give the same command again (`phases.py`): 75 stopped on
+for launchers, which may give the same command again (`run/phases.py`): 75 stopped on
 request (SIGTERM) with a checkpoint, 70 ended by the watchdog.
 """
 

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vlmrl import checkpoint
 from vlmrl.main import args
 from vlmrl.models import hf, lora
+from vlmrl.run import checkpoint
 from vlmrl.types import UserError
 
 HELP = "a model between formats and dtypes; adapters merged"

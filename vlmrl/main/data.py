@@ -36,7 +36,8 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from vlmrl import perturb, prompts
+from vlmrl import perturb
+from vlmrl.client import http
 from vlmrl.data import (
     build,
     drawing,
@@ -50,9 +51,9 @@ from vlmrl.data import (
 )
 from vlmrl.data.check import check, told
 from vlmrl.data.sets import SETS
-from vlmrl.judges import http
 from vlmrl.main import args
 from vlmrl.main.progress import bar
+from vlmrl.prompts import styles
 from vlmrl.types import Example, Prompt, UserError
 
 HELP = "list, prepare, check and look at the data sets"
@@ -336,7 +337,7 @@ def shown(example: Example, conditions: Sequence[str], style: str) -> str:
         lines.append(f"  trace: {example.trace}")
     for name in conditions:
         try:
-            prompt = prompts.build(perturb.apply(example, name), style)
+            prompt = styles.build(perturb.apply(example, name), style)
         except UserError as error:
             if example.source in loader.SOURCES:
                 raise
@@ -357,7 +358,7 @@ def marked(prompt: Prompt) -> str:
 def _asked(example: Example) -> list[str]:
     """Question and options, one line each, the right and the suggested one told."""
     notes = {example.suggested: "  (suggested)", example.answer: "  (answer)"}
-    pairs = zip(prompts.LETTERS, example.options, strict=False)
+    pairs = zip(styles.LETTERS, example.options, strict=False)
     if example.open:  # candidates, which the prompt does not list
         pairs = (("-", text) for text in example.options)
     mark = "" if example.open else "."

@@ -9,7 +9,8 @@ again continues where it stopped.
 
 from __future__ import annotations
 
-from vlmrl.main import args, study
+from vlmrl.main import args
+from vlmrl.studies import recipes
 
 HELP = "the whole job in small: evaluate, fine-tune with GRPO, evaluate, report"
 FLAGS = {
@@ -20,4 +21,4 @@ FLAGS = {
 
 def main(argv):
     config, workdir, _ = args.parse(argv, FLAGS)
-    study.run(workdir, config.to_dict(), **config.about)
+    recipes.run(workdir, config.to_dict(), **config.about)

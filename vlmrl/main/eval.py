@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import json
 
-from vlmrl import hosts, sharding
+from vlmrl import policy as policies
+from vlmrl import sharding
 from vlmrl.data import loader
-from vlmrl.engine import policy as policies
 from vlmrl.eval import records, scoring
-from vlmrl.eval.evaluate import evaluator
-from vlmrl.main import args, report
+from vlmrl.loops.evaluate import evaluator
+from vlmrl.loops.grpo import READ
+from vlmrl.main import args
 from vlmrl.main.progress import bar, no_bar
-from vlmrl.main.train import READ, describe_run, say
+from vlmrl.main.train import say
+from vlmrl.report import assemble
+from vlmrl.run import hosts
+from vlmrl.run.directory import describe_run
 
 HELP = "accuracy, entropy, P(correct) and consistency under every condition"
 FLAGS = {
@@ -66,15 +70,15 @@ def main(argv):
     records.write(workdir / "records.parquet", found)
     scores = scoring.by_condition(c["source"], found)
     (workdir / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
-    report.write_images(workdir, examples)
+    assemble.write_images(workdir, examples)
     info = {
         "title": f"{c['recipe']} on {c['source']}",
         "Model": c["model"],
         "Data": f"{c['source']}, {c['split']} split, {len(examples)} examples",
     }
-    report.build(
+    assemble.build(
         workdir,
-        report.find_records(workdir),
-        report.read_images(workdir),
+        assemble.find_records(workdir),
+        assemble.read_images(workdir),
         info,
     )

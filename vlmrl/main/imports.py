@@ -16,8 +16,9 @@ import re
 from pathlib import Path
 
 from vlmrl.eval import imports, records
-from vlmrl.main import args, report
+from vlmrl.main import args
 from vlmrl.main.progress import CONSOLE
+from vlmrl.report import assemble
 from vlmrl.types import UserError
 
 HELP = "bring in results of VLMEvalKit or lmms-eval"
@@ -72,7 +73,7 @@ def main(argv):
     (workdir / "records").mkdir(exist_ok=True)
     records.write(workdir / "records" / f"{safe}.parquet", found)
     info = {"title": f"Results of {tool}"}
-    report.build(workdir, report.find_records(workdir), {}, info)
+    assemble.build(workdir, assemble.find_records(workdir), {}, info)
 
 
 def _named(path: Path) -> tuple[str, str]:

@@ -35,23 +35,17 @@ from pathlib import Path
 
 import numpy as np
 
+from vlmrl.client import http
+from vlmrl.client.cache import Budget
 from vlmrl.eval import records
-from vlmrl.judges import (
-    agree,
-    constructed,
-    http,
-    judge,
-    labels,
-    verdicts,
-)
+from vlmrl.judges import agree, constructed, judge, labels, verdicts
 from vlmrl.judges.judge import LABELS
-from vlmrl.judges.ledger import Budget
 from vlmrl.judges.named import Named, named
-from vlmrl.main import args, report
+from vlmrl.main import args
 from vlmrl.main.progress import CONSOLE, bar
-from vlmrl.main.train import describe_run
 from vlmrl.report import agreement as tables
-from vlmrl.report import render
+from vlmrl.report import assemble, render
+from vlmrl.run.directory import describe_run
 from vlmrl.types import Record, UserError
 
 HELP = "judge thinks again by rule, model or HTTP; agreement of judges"
@@ -141,13 +135,13 @@ def run_judge(workdir: Path, flags) -> None:
 def _finish(workdir: Path, rows, said, name: str, about: dict, found) -> None:
     """Files and tables of what a judge said, records under it where there are any."""
     verdicts.write(workdir / verdicts.NAME, rows, said, name)
-    report.write_json(workdir / "judge.json", about)
+    assemble.write_json(workdir / "judge.json", about)
     CONSOLE.print_json(json.dumps(about))
     if found:
         made = judge.apply_verdicts(found, said, name)
         records.write(workdir / "records.parquet", made)
         shown = {k: str(v) for k, v in about.items() if v and k != "spent"}
-        report.write_json(
+        assemble.write_json(
             workdir / "info.json", {"title": f"Judged by {name}", **shown}
         )
     held = [(r, v) for r, v in zip(rows, said, strict=True) if r.truth]
@@ -169,7 +163,7 @@ def _load(on: str, seed: int) -> tuple[list[Record], list[verdicts.Row]]:
         return [], verdicts.of_labels(labels.read(on))
     if not Path(on).is_dir():
         raise UserError(f"--on {on}: no such run directory")
-    table = report.find_records(Path(on))
+    table = assemble.find_records(Path(on))
     found = [Record(**row) for row in table.to_pylist()]
     return found, verdicts.of_records(found)
 
@@ -269,7 +263,7 @@ def run_agree(workdir: Path, places: list[str], reading: str) -> None:
     if not made:
         raise UserError("agree: one rater and no truth; name another to compare with")
     numbers = {"items": len(keys), "tables": [t._asdict() for t in made]}
-    report.write_json(workdir / "agreement.json", numbers)
+    assemble.write_json(workdir / "agreement.json", numbers)
     _show(made, workdir)
 
 

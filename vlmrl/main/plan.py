@@ -23,24 +23,15 @@ as much memory again.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import re
 import resource
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
-from vlmrl import sharding
-from vlmrl.engine import attention
-from vlmrl.main import args, chips, compiled, programs
-from vlmrl.main.programs import Job, Program
-from vlmrl.types import UserError
+from vlmrl.main import args
+from vlmrl.plan import chips, estimate
 
 HELP = "memory, bound, time and cost of a run on a topology, without having it"
 FLAGS = {
@@ -53,39 +44,6 @@ FLAGS = {
     "out": ("", "file to write the table to as well; its .json holds the numbers"),
 }
 
-GIB = 2**30
-SAMPLING = ("rollout", "evaluation")  # programs
-
-
-class Cost(NamedTuple):
-    """One program on one device, bytes and FLOPs; times in seconds, at best."""
-
-    name: str
-    held: dict[str, float]  # arguments by part
-    host: float  # of the host's memory, for a device
-    temporary: float
-    cache: float  # of `temporary`: keys and values
-    copy: float  # of `temporary`: weights rounded and gathered to sample
-    beside: float  # of what a run holds besides: optimizer, start of a KL term
-    total: float  # at its peak; 0: the compiler does not say
-    refused: str  # why the compiler refused it, '' if it did not
-    flops: float
-    memory: float  # bytes read and written, at least
-    sent: dict[str, float]  # by mesh axis
-    compute_s: float
-    memory_s: float
-    network_s: float
-    compile_s: float
-
-    @property
-    def best(self) -> float:
-        return max(self.compute_s, self.memory_s, self.network_s)
-
-    @property
-    def bound(self) -> str:
-        times = ("compute", self.compute_s), ("memory", self.memory_s)
-        return max(*times, ("network", self.network_s), key=lambda x: x[1])[0]
-
 
 def main(argv):
     config, _, other = args.parse(argv, FLAGS)
@@ -93,364 +51,24 @@ def main(argv):
     if other.quick:
         jax.config.update("jax_exec_time_optimization_effort", -1.0)
     c = config.to_dict()
-    job = read_job(c)
+    job = estimate.read_job(c)
     place = chips.find(other.topology)
-    mesh = make_mesh(job, place, other.mesh or c.get("mesh"))
+    mesh = estimate.make_mesh(job, place, other.mesh or c.get("mesh"))
     began = time.monotonic()
     costs = []
-    made = wanted(job, mesh, other.only, **options_of(place, mesh))
+    made = estimate.wanted(job, mesh, other.only, **estimate.options_of(place, mesh))
     for (program, groups), (counted, _) in zip(
-        made, wanted(job, mesh, other.only), strict=True
+        made, estimate.wanted(job, mesh, other.only), strict=True
     ):
         print(f"compiling {program.name} ...", flush=True)
-        costs.append(cost(job, mesh, place, program, groups, counted))
+        costs.append(estimate.cost(job, mesh, place, program, groups, counted))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     spent = time.monotonic() - began
-    text = table(c, job, mesh, place, costs, other.efficiency)
+    text = estimate.table(c, job, mesh, place, costs, other.efficiency)
     if other.quick:
         text += "\nCompiled with little effort: a run's own programs differ (--quick)."
-    text += f"\nplanned in {spent:.0f} s with {peak / GIB:.1f} GiB of host memory\n"
+    memory = peak / estimate.GIB
+    text += f"\nplanned in {spent:.0f} s with {memory:.1f} GiB of host memory\n"
     Console(highlight=False, soft_wrap=True).print(text, markup=False)
     if other.out:
-        write(Path(other.out), text, costs)
-
-
-# -- what is planned -------------------------------------------------------------------
-
-
-def read_job(c: dict) -> Job:
-    """The Job of a config: fields of a recipe, and what only large models need
-    (`buckets`, `dtype`, `compute`, `remat`, `wide`), which recipes may leave out."""
-    if c.get("algorithm", "grpo") == "sft":
-        raise UserError("config.algorithm is 'sft'; plan is for RL runs")
-    model, raw = programs.read_model(c["model"])
-    buckets = c.get("buckets") or {}
-    sizes = {
-        "prefix": _largest(buckets.get("prefix"), 96),
-        "images": _largest(buckets.get("images"), 1 if "vision_config" in raw else 0),
-        "windows": _largest(buckets.get("windows"), 4),
-    }
-    held = c["eval"]
-    texts = held.get("texts") or _largest(buckets.get("branch"), 76)
-    return Job(
-        model=model,
-        raw=raw,
-        prompts=c["prompts"],
-        group_size=c["group_size"],
-        max_tokens=c["max_tokens"],
-        buckets=sizes,
-        microbatches=c["microbatches"],
-        dtype=jnp.dtype(c.get("dtype", "float32")),
-        compute=jnp.dtype(c["compute"]) if c.get("compute") else None,
-        remat=c.get("remat") or None,
-        wide=c.get("wide", True),
-        loss={k: v for k, v in c["loss"].items() if v is not None},
-        optimizer=c["optimizer"],
-        conditions=len(held["conditions"]),
-        eval_batch=held.get("batch", min(16, held["size"])),
-        eval_tokens=held["max_tokens"],
-        eval_texts=texts,
-        gather=c.get("gather", True),
-    )
-
-
-def _largest(value, default: int) -> int:
-    return default if not value else max(value) if hasattr(value, "__len__") else value
-
-
-def make_mesh(job: Job, place: chips.Topology, wanted: Any):
-    """The mesh asked for ('fsdp=16,tensor=4' or a dict), or one that suits the model:
-    tensor-parallel over the key-value heads where there are eight devices or more, the
-    rest shares parameters and optimizer."""
-    count = len(place.devices)
-    if isinstance(wanted, str) and wanted:
-        pairs = [part.split("=") for part in wanted.split(",")]
-        if any(len(p) != 2 or not re.fullmatch(r"-?\d+", p[1]) for p in pairs):
-            raise UserError(f"--mesh is '{wanted}', want it as fsdp=16,tensor=4")
-        wanted = {name: int(size) for name, size in pairs}
-        if unknown := set(wanted) - set(sharding.AXES):
-            raise UserError(f"--mesh: no axis {', '.join(unknown)}; {sharding.AXES}")
-        wanted = {"data": 1, **wanted} if "fsdp" in wanted else wanted
-    if not wanted:
-        wanted = automatic(job, count)
-    return sharding.make_mesh(**wanted, devices=place.devices)
-
-
-def automatic(job: Job, count: int) -> dict[str, int]:
-    heads, tensor = job.model.config.text.kv_heads, 1
-    while count >= 8 and heads % (2 * tensor) == 0 and count % (2 * tensor) == 0:
-        tensor *= 2
-    while count // tensor > job.prompts and count % (2 * tensor) == 0:
-        tensor *= 2
-    return {"data": 1, "fsdp": count // tensor, "tensor": tensor}
-
-
-def options_of(place: chips.Topology, mesh) -> dict:
-    """The attention that a run takes there; without its compiler, XLA's."""
-    if place.compiler == "libtpu":
-        return {"attend": attention.choose("splash", mesh)}
-    return {}
-
-
-def wanted(job: Job, mesh, only: list[str], **options) -> list[tuple[Program, int]]:
-    """(program, its groups) of a job; options as `score` takes them."""
-    shards = sharding.batch_shards(mesh)
-    if job.prompts % (shards * job.microbatches):
-        raise UserError(
-            f"config.prompts is {job.prompts}, want a multiple of the {shards} parts "
-            f"that the mesh cuts a batch into × {job.microbatches} microbatches"
-        )
-    job = job._replace(eval_batch=job.eval_batch + -job.eval_batch % shards)
-    made = {
-        "rollout": (programs.rollout, job.prompts),
-        "update": (programs.step, job.prompts),
-        "evaluation": (programs.evaluation, job.eval_batch),
-    }
-    if job.loss.get("kl_weight"):
-        made["reference"] = (programs.reference, job.prompts)
-    if unknown := set(only) - set(made):
-        raise UserError(f"--only: no program {', '.join(unknown)}; {', '.join(made)}")
-    return [
-        (f(job, mesh, **options), n)
-        for name, (f, n) in made.items()
-        if name in only or not only
-    ]
-
-
-# -- what it costs ---------------------------------------------------------------------
-
-
-def cost(
-    job: Job, mesh, place, program: Program, groups: int, counted: Program
-) -> Cost:
-    """Compiles a program and reads its costs. `counted` is the same with XLA's
-    attention: how often a kernel runs is not in its jaxpr."""
-    count, began = mesh.devices.size, time.monotonic()
-    flops = compiled.flops(counted.function, *counted.args, trips=program.trips)
-    function = jax.jit(
-        program.function, donate_argnums=program.donated, out_shardings=program.out
-    )
-    refused, text, temporary, total = "", "", 0.0, 0.0
-    try:
-        with kept_by(place):
-            made = function.lower(*program.args).compile()
-    except jax.errors.JaxRuntimeError as error:
-        refused = why(str(error))
-    else:
-        text = made.as_text()
-        sizes = made.memory_analysis()
-        temporary = float(sizes.temp_size_in_bytes)
-        total = (
-            sizes.argument_size_in_bytes + sizes.output_size_in_bytes + temporary
-            - sizes.alias_size_in_bytes
-        )  # fmt: skip
-    compile_s = time.monotonic() - began
-    held, host = {}, programs.held(program.args, on_host=True)
-    for part, arg in zip(program.parts, program.args, strict=True):
-        if part == "state":
-            held["parameters"] = programs.held(arg.params)
-            held["optimizer"] = programs.held(arg.opt_state)
-        else:
-            held[part] = held.get(part, 0.0) + programs.held(arg)
-    kept = cache_of(job, mesh, program, groups)
-    copy = 0.0
-    if program.name in SAMPLING:
-        _, copy = programs.sampling(job, mesh, program.args[0])
-    beside = programs.resident(job, mesh)
-    beside -= held.get("parameters", 0) + held.get("optimizer", 0)
-    sent = compiled.by_axis(compiled.collectives(text), mesh)
-    moved = traffic(job, mesh, program, held, kept)
-    chip = place.chip
-    return Cost(
-        program.name, held, host, temporary, kept, copy, beside, total, refused,
-        flops / count, moved, sent, flops / count / chip.flops, moved / chip.bandwidth,
-        sum(sent.values()) / chip.network, compile_s,
-    )  # fmt: skip
-
-
-@contextlib.contextmanager
-def kept_by(place):
-    """JAX's compilation cache as it is, but off for libtpu: a TPU's program cannot be
-    read back where no TPU is, and is compiled anew."""
-    before = jax.config.jax_enable_compilation_cache
-    if place.compiler == "libtpu":
-        jax.config.update("jax_enable_compilation_cache", False)
-        compilation_cache.reset_cache()  # looked at once in a process
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", before)
-        compilation_cache.reset_cache()
-
-
-def cache_of(job: Job, mesh, program: Program, groups: int) -> float:
-    if program.name == "rollout":
-        rows = job.prompts * job.group_size
-        return programs.cache(
-            job, mesh, groups=groups, length=job.max_tokens, rows=rows
-        )
-    if program.name == "evaluation":
-        rows = groups * job.conditions
-        blind = (groups, job.buckets["prefix"])
-        texts = (2 * rows, job.eval_texts)  # with an image and without
-        return programs.cache(
-            job, mesh, groups=groups, length=2 * job.eval_tokens, rows=rows,
-            links=(blind, texts),
-        )  # fmt: skip
-    return 0.0
-
-
-def traffic(job: Job, mesh, program: Program, held: dict, kept: float) -> float:
-    """Bytes a device reads and writes at least: gathered weights once per pass over
-    them, the cache once per token, optimizer and parameters once each way."""
-    kind = job.compute or job.dtype
-    weights = job.model.size * kind.itemsize / mesh.shape["tensor"]
-    if program.name == "update":
-        own = 2 * (2 * held["parameters"] + held["optimizer"])
-        return own + 3 * weights * job.microbatches
-    if program.name == "reference":
-        return weights
-    return program.trips * (weights + kept / 2)
-
-
-def why(message: str) -> str:
-    """The line of a compiler's refusal that says how much was needed."""
-    found = re.search(r"Used ([\d.]+\w+) of ([\d.]+\w+) hbm", message)
-    if found:
-        return f"needs {found[1]} of the {found[2]} that a program may use"
-    return " ".join(message.split())[:200]
-
-
-# -- what is printed -------------------------------------------------------------------
-
-
-def table(c, job: Job, mesh, place, costs: list[Cost], efficiency: float) -> str:
-    chip = place.chip
-    sizes = ", ".join(f"{a}={mesh.shape[a]}" for a in mesh.axis_names)
-    lines = [
-        f"{c['model']} on {place.kind}:{place.slice}: {mesh.devices.size} chips, "
-        f"{sizes}; compiled with {place.compiler}",
-        f"{job.prompts} prompts × {job.group_size}, prompt {job.buckets['prefix']} "
-        f"with {job.buckets['images']} × {job.buckets['windows']} vision windows, "
-        f"response {job.max_tokens}, {job.microbatches} microbatches, remat "
-        f"{job.remat}, parameters {job.dtype}, computing in {job.compute or job.dtype}",
-        f"a chip: {chip.flops / 1e12:.3g} TFLOP/s, {chip.memory / 1e9:.0f} GB, "
-        f"{chip.bandwidth / 1e9:.0f} GB/s memory, {chip.network / 1e9:.0f} GB/s "
-        "network",
-        "",
-        "per device".ljust(14) + "".join(f"{x.name:>14}" for x in costs),
-    ]
-
-    def row(label, cell):
-        lines.append(label.ljust(14) + "".join(f"{cell(x):>14}" for x in costs))
-
-    for part in ("parameters", "optimizer", "batch"):
-        row(part, lambda x, part=part: _gib(x.held.get(part, 0)))
-    if any(x.host for x in costs):
-        row("on the host", lambda x: _gib(x.host))
-    row("cache", lambda x: _gib(x.cache))
-    row("copied", lambda x: _gib(x.copy))
-    row("other", lambda x: "–" if x.refused else _gib(rest(x)))
-    row("beside it", lambda x: _gib(x.beside))
-    row("peak", lambda x: "refused" if x.refused else _gib(x.total + x.beside))
-    row("fits", lambda x: "yes" if fits(x, chip) else "NO")
-    row("TFLOP", lambda x: f"{x.flops / 1e12:.4g}")
-    row("GB moved ≥", lambda x: f"{x.memory / 1e9:.4g}")
-    for axis in sorted({a for x in costs for a in x.sent}):
-        label = f"GB {axis}"
-        row(label, lambda x, axis=axis: f"{x.sent.get(axis, 0) / 1e9:.4g}")
-    row("compute s", lambda x: f"{x.compute_s:.3g}")
-    row("memory s", lambda x: f"{x.memory_s:.3g}")
-    row("network s", lambda x: "–" if x.refused else f"{x.network_s:.3g}")
-    row("bound", lambda x: x.bound)
-    row("compiling s", lambda x: f"{x.compile_s:.0f}")
-    lines += [f"{x.name}: {x.refused}" for x in costs if x.refused]
-    lines += ["", *run_of(c, job, mesh, costs, efficiency), suggest(mesh, place, costs)]
-    if place.compiler != "libtpu" and chip.platform != "cpu":
-        lines.append("Temporary memory is that of XLA's CPU compiler; a GPU's differs.")
-    return "\n".join(lines)
-
-
-def rest(x: Cost) -> float:
-    return max(0.0, x.temporary - x.cache - x.copy)
-
-
-def fits(x: Cost, chip: chips.Chip) -> bool:
-    """A program's peak within the chip; what the CPU compiler leaves unsaid is taken as
-    what is known to be held."""
-    if x.refused:
-        return False
-    known = max(x.total, sum(x.held.values()) + x.cache)
-    return known + x.beside <= chip.memory
-
-
-def run_of(c, job: Job, mesh, costs: list[Cost], efficiency: float) -> list[str]:
-    """Lines on the time of a step, of the evaluations and of the run."""
-    found = {x.name: x for x in costs}
-    if not {"rollout", "update"} <= found.keys():
-        return []
-    names = [n for n in ("rollout", "reference", "update") if n in found]
-    step = sum(found[n].best for n in names)
-    rows = job.prompts * job.group_size
-    tokens = rows * job.max_tokens + job.prompts * job.buckets["prefix"]
-    chips_ = mesh.devices.size
-    lines = [
-        f"a step: {step:.1f} s at best, {step / efficiency:.1f} s at {efficiency:.0%}: "
-        f"{tokens * efficiency / step / chips_:.0f} tokens/s/chip (prompts read once, "
-        f"all completions at full length)"
-    ]
-    steps = c.get("steps", 0)
-    total = steps * step
-    if "evaluation" in found and c["eval"]["every"]:
-        passes = -(-c["eval"]["size"] // job.eval_batch)
-        once = passes * found["evaluation"].best
-        times = -(-steps // c["eval"]["every"])
-        total += times * once
-        lines.append(
-            f"an evaluation of {c['eval']['size']} examples × {job.conditions} "
-            f"conditions: {passes} passes, {once:.1f} s at best; {times} of them"
-        )
-    hours = total / efficiency / 3600
-    lines.append(
-        f"the run of {steps} steps: {hours:.2f} h, {hours * chips_:.0f} chip-hours at "
-        f"{efficiency:.0%}"
-    )
-    return lines
-
-
-def suggest(mesh, place, costs: list[Cost]) -> str:
-    """The smallest slice that would hold the programs: what is sharded grows as chips
-    get fewer; temporaries stay, because microbatches keep a device's rows."""
-    count, chip = mesh.devices.size, place.chip
-    known = [x for x in costs if not x.refused]
-    if len(known) < len(costs):
-        return f"{place.kind}:{place.slice} does not hold it: take more chips or memory"
-    for slice_, n in chips.smaller(place.kind):
-        need = max(
-            (x.held.get("parameters", 0) + x.held.get("optimizer", 0) + x.beside)
-            * count / n
-            + max(x.total, x.cache) - sum(x.held.values()) + x.held.get("batch", 0)
-            for x in known
-        )  # fmt: skip
-        if need <= chip.memory:
-            return (
-                f"smallest slice of {place.kind} that holds it, rows per chip as here: "
-                f"{place.kind}:{slice_} (estimated, {_gib(need)} GiB per chip)"
-            )
-    return f"no listed slice of {place.kind} holds it"
-
-
-def write(path: Path, text: str, costs: list[Cost]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    numbers = [{**x._asdict(), "bound": x.bound, "best": x.best} for x in costs]
-    for target, content in (
-        (path, text),
-        (path.with_suffix(".json"), json.dumps(numbers, indent=1) + "\n"),
-    ):
-        beside = target.with_name(target.name + ".partial")
-        beside.write_text(content)
-        beside.replace(target)
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:.3g}"
+        estimate.write(Path(other.out), text, costs)

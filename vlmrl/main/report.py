@@ -12,18 +12,11 @@ Of several runs, recipes that share a name get their run's name before it.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Sequence
 from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vlmrl.eval import records
 from vlmrl.main import args
-from vlmrl.main.progress import CONSOLE
-from vlmrl.report import claims, figures, html, render, tables
-from vlmrl.types import Example, UserError
+from vlmrl.report import assemble
 
 HELP = "tables, figures and the page of a run, from its records"
 FLAGS = {
@@ -41,89 +34,11 @@ def main(argv):
         info = {**json.loads((workdir / "info.json").read_text()), **info}
     runs = [Path(word) for word in other.args]
     if runs:
-        table, images = gather(runs)
+        table, images = assemble.gather(runs)
         info.setdefault("title", "Comparison of " + ", ".join(r.name for r in runs))
         info["Runs"] = ", ".join(map(str, runs))
     else:
-        table, images = find_records(workdir), read_images(workdir)
+        table, images = assemble.find_records(workdir), assemble.read_images(workdir)
     if other.jsonl:
         records.write_jsonl(workdir / "records.jsonl", table)
-    build(workdir, table, images, info)
-
-
-def gather(runs: Sequence[Path]) -> tuple[pa.Table, dict[str, bytes]]:
-    """Records and images of several runs as those of one.
-
-    Raises:
-      UserError: a run without records, or two of the same name that share a recipe.
-    """
-    found = [find_records(run) for run in runs]
-    names = [table.column("recipe").unique().to_pylist() for table in found]
-    shared = {n for i, a in enumerate(names) for b in names[:i] for n in {*a} & {*b}}
-    out, images = [], {}
-    for run, table in zip(runs, found, strict=True):
-        renamed = [
-            f"{run.resolve().name}/{r}" if r in shared else r
-            for r in table.column("recipe").to_pylist()
-        ]
-        at = table.schema.get_field_index("recipe")
-        out.append(table.set_column(at, "recipe", pa.array(renamed, pa.string())))
-        images |= read_images(run)
-    return records.concat(out), images
-
-
-def find_records(workdir: Path) -> pa.Table:
-    """All records of a run directory."""
-    whole = workdir / "records.parquet"
-    files = [whole] if whole.is_file() else sorted(workdir.glob("**/records/*.parquet"))
-    if not files:
-        raise UserError(f"{workdir}: holds no records; run vlmrl eval or train first")
-    return records.concat([records.read(f) for f in files])
-
-
-def write_images(workdir: Path, examples: Sequence[Example]) -> None:
-    """images.parquet: the first image of every example, by source/id."""
-    path = workdir / "images.parquet"
-    held = read_images(workdir)
-    held.update({f"{e.source}/{e.id}": e.images[0] for e in examples if e.images})
-    table = pa.table({"example": list(held), "image": list(held.values())})
-    part = path.with_name(path.name + ".partial")
-    pq.write_table(table, part)
-    os.replace(part, path)
-
-
-def read_images(workdir: Path) -> dict[str, bytes]:
-    path = workdir / "images.parquet"
-    if not path.is_file():
-        return {}
-    held = pq.read_table(path).to_pydict()
-    return dict(zip(held["example"], held["image"], strict=True))
-
-
-def build(
-    workdir: Path,
-    table: pa.Table,
-    images: dict[str, bytes],
-    info: dict,
-    own: Sequence[render.Table] = (),
-) -> None:
-    """Everything a reader sees, and the main table on the terminal. `own` tables stand
-    on the page before those of every run."""
-    rows = records.summarise(table)
-    write_json(workdir / "metrics.json", rows)
-    write_json(workdir / "claims.json", claims.as_rows(claims.judge_claims(table)))
-    write_json(workdir / "info.json", info)
-    made = tables.build(table, rows)
-    render.write(workdir / "tables", made)
-    figures.write(workdir / "figures", figures.build(rows))
-    names = {one.name for one in own}
-    made = [*own, *(one for one in made if one.name not in names)]
-    page = html.write_report(workdir, table, rows, images, info, made)
-    CONSOLE.print(render.terminal(made[0]))
-    CONSOLE.print(f"\nreport: {page}", soft_wrap=True, markup=False, highlight=False)
-
-
-def write_json(path: Path, data) -> None:
-    part = path.with_name(path.name + ".partial")
-    part.write_text(json.dumps(data, indent=1) + "\n")
-    os.replace(part, path)
+    assemble.build(workdir, table, images, info)

@@ -22,9 +22,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlmrl.eval import records
-from vlmrl.main import args, report, work
+from vlmrl.main import args
 from vlmrl.main.progress import CONSOLE
-from vlmrl.report import render, studies
+from vlmrl.report import assemble, render, studies
+from vlmrl.studies import jobs
 from vlmrl.types import UserError
 
 HELP = "a table or figure of the paper, from its config"
@@ -42,13 +43,13 @@ def main(argv):
     config, workdir, other = args.parse(argv, FLAGS)
     c = config.to_dict()
     title, known = c["title"], [studies.Known(*k) for k in c["known"]]
-    if c["kind"] not in work.KINDS:
-        kinds = ", ".join(work.KINDS)
+    if c["kind"] not in jobs.KINDS:
+        kinds = ", ".join(jobs.KINDS)
         raise UserError(f"config.kind is '{c['kind']}', want one of {kinds}")
-    plan = work.plan(c, workdir)
+    plan = jobs.plan(c, workdir)
     if not other.remake:
-        _say(work.told(plan, c))
-        missing = work.missing(plan, c, workdir)
+        _say(jobs.told(plan, c))
+        missing = jobs.missing(plan, c, workdir)
         if missing:
             _say("\n".join(["missing:", *(f"  {what}" for what in missing)]))
         if other.plan:
@@ -58,7 +59,7 @@ def main(argv):
                 f"{name}: {len(missing)} thing(s) are missing, listed above with the "
                 "command that gets each; then give the same command again"
             )
-        if status := work.run(plan, c, workdir):
+        if status := jobs.run(plan, c, workdir):
             return status
     lacking = [job.name for job in plan if not job.recorded]
     if lacking:
@@ -79,9 +80,9 @@ def main(argv):
         "Records": f"{len(table):,}, from {len(files)} files under {workdir}",
     }
     made = studies.build(table, c["tables"], known)
-    made += work.extra_tables(plan, workdir)
-    images = report.read_images(workdir)
-    report.build(folder, studies.pooled(table), images, info, made)
+    made += jobs.extra_tables(plan, workdir)
+    images = assemble.read_images(workdir)
+    assemble.build(folder, studies.pooled(table), images, info, made)
     render.write(folder / "tables" / "study", made)
     for one in made[1:2]:
         CONSOLE.print(render.terminal(one))

@@ -26,10 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vlmrl import checkpoint
 from vlmrl.models import files, internvl, quant, qwen2_5_vl, qwen3_vl, text
 from vlmrl.models.api import Model, Param, linear
 from vlmrl.models.assemble import assemble
+from vlmrl.run import checkpoint
 from vlmrl.types import UserError
 
 # model_type → module: `model(raw, where)`, and RENAMES from other names to the hub's
@@ -39,8 +39,8 @@ FAMILIES = {
     internvl.FAMILY: internvl,
     **dict.fromkeys(text.FAMILIES, text),
 }
-TINY = Path(__file__).parent / "tiny"  # the model that ships with the project
-SHIPPED = {"tiny": TINY, "tiny_judge": TINY.with_name("tiny_judge")}
+TINY = Path(__file__).parents[1] / "tiny" / "model"  # what ships with the project
+SHIPPED = {"tiny": TINY, "tiny_judge": TINY.with_name("judge")}
 FACTS = Path(__file__).parent / "facts"
 SHARD = 5 * 10**9  # bytes per file on export, as on the hub
 POINTS = "checkpoints"  # where a directory holds parameters in Orbax's format

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from vlmrl.models import decoder
 from vlmrl.models import layers as fn
 from vlmrl.models.api import Model, Param, linear_rows, norm_rows, qkv_rows
-from vlmrl.processor import vision_of
+from vlmrl.prompts.processor import vision_of
 from vlmrl.types import UserError, Vision
 
 FAMILY = "qwen2_5_vl"

@@ -15,8 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vlmrl.client import http
 from vlmrl.data import distort
-from vlmrl.judges import http, named
+from vlmrl.judges import named
 from vlmrl.judges.judge import Judge
 from vlmrl.rl import augment, measure, rewards, verify
 from vlmrl.rl import recipe as recipes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vlmrl import sharding
-from vlmrl.engine.policy import Policy
+from vlmrl.policy import Policy
 from vlmrl.rl import controllers, rewards
 from vlmrl.rl import measure as measures
 from vlmrl.rl.recipe import Recipe

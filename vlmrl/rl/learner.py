@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vlmrl.engine.policy import Policy, prefixes
 from vlmrl.engine.score import completions, score
+from vlmrl.policy import Policy, prefixes
 from vlmrl.rl import dynamics, losses, rollouts, update
 from vlmrl.rl.recipe import Recipe
 from vlmrl.rl.rollouts import Drawn, Used

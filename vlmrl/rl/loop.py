@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from vlmrl.engine.policy import Policy
+from vlmrl.policy import Policy
 from vlmrl.rl import dynamics, learner, replay, rollouts, update
 from vlmrl.rl import recipe as recipes
 from vlmrl.rl.rollouts import Sample

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vlmrl.prompts import Parsed
+from vlmrl.prompts.parsing import Parsed
 from vlmrl.rl import guards, rewards
 from vlmrl.rl.recipe import Recipe
 from vlmrl.types import Array, Mean, Prompt

@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vlmrl import hosts, sharding, tokens
+from vlmrl import sharding
 from vlmrl.engine.chain import extend, prefill
 from vlmrl.engine.logprobs import token_logprobs
-from vlmrl.engine.policy import Policy
 from vlmrl.perturb import TAGS
+from vlmrl.policy import Policy
+from vlmrl.prompts import tokens
 from vlmrl.rl import consistency
+from vlmrl.run import hosts
 from vlmrl.types import Example, Prompt
 
 OPTIONS = 8  # of an item at most

@@ -30,7 +30,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from vlmrl.prompts import Parsed
+from vlmrl.prompts.parsing import Parsed
 from vlmrl.types import Mean, UserError
 
 VERDICTS = ("consistent", "inconsistent", "undecided", "not_applicable")

@@ -14,14 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vlmrl import perturb, prompts, sharding, tokens
+from vlmrl import perturb, sharding
 from vlmrl.data import distort
 from vlmrl.engine import slots as in_slots
 from vlmrl.engine.chain import prefill
 from vlmrl.engine.generate import Sampling, branch_keys, generate
-from vlmrl.engine.policy import Policy, Weights, prefixes
-from vlmrl.processor import Processor
-from vlmrl.prompts import Parsed
+from vlmrl.policy import Policy, Weights, prefixes
+from vlmrl.prompts import parsing, tokens
+from vlmrl.prompts.parsing import Parsed
+from vlmrl.prompts.processor import Processor
 from vlmrl.rl import (
     augment,
     measure,
@@ -236,7 +237,7 @@ def drawer(
                 texts.append(tokens.decode(policy.processor, row[keep]))
             asked = prompt_of[first : len(texts)]
             found = [
-                prompts.read(p.example.prefill + text, p.example, policy.style)
+                parsing.read(p.example.prefill + text, p.example, policy.style)
                 for p, text in zip(asked, texts[first:], strict=True)
             ]
             if recipe.verifier:

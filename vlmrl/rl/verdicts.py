@@ -14,13 +14,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vlmrl import hosts
-from vlmrl.engine.policy import Policy
-from vlmrl.judges import desk, http, rule
+from vlmrl.client import http
+from vlmrl.judges import desk, rule
 from vlmrl.judges import judge as judging
-from vlmrl.prompts import Parsed
+from vlmrl.policy import Policy
+from vlmrl.prompts.parsing import Parsed
 from vlmrl.rl import consistency, reread
 from vlmrl.rl.recipe import Recipe
+from vlmrl.run import hosts
 from vlmrl.types import Mean, Prompt, UserError
 
 

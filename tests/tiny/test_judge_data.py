@@ -1,0 +1,62 @@
+"""What the tiny judge learns from says what it should be told."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from tests import kit
+from vlmrl.judges import agree, constructed, rule
+from vlmrl.judges.judge import LABELS, ask
+from vlmrl.main import args
+from vlmrl.prompts import tokens
+from vlmrl.tiny import judge_data
+
+BUCKETS = tokens.Buckets(prefix=(1024,), branch=(16,))
+
+
+@pytest.mark.parametrize("stage", ["brief", "whole"])
+def test_a_batch_holds_thinks_with_their_replies(stage):
+    """The reply says whether the letter after it is the one that the prompt says was
+    answered; a batch is a function of seed and step; steps share nothing."""
+    c = args.load_config(f"configs/tiny/judge.py:stage={stage}").to_dict()
+    assert c["seed"] != constructed.HELD_OUT
+    how = {k: c[k] for k in ("seed", "mix")} | {"groups": 12}
+    processor, seen, said = kit.processor(), set(), Counter()
+    for step in range(judge_data.BLOCK):
+        group, mask = judge_data.batch(processor, BUCKETS, step=step, **how)
+        judge_data._block.cache_clear()
+        again, _ = judge_data.batch(processor, BUCKETS, step=step, **how)
+        np.testing.assert_array_equal(group.prefix.ids, again.prefix.ids)
+        for ids, keep, branch, learn in zip(
+            group.prefix.ids, group.prefix.mask, group.branches.ids, mask, strict=True
+        ):
+            text = tokens.decode(processor, ids[keep])
+            reply = tokens.decode(processor, branch[learn])
+            word, _, letter = reply.removesuffix("<|im_end|>").partition(" ")
+            answer = text.partition("\nAnswer: ")[2][0]
+            wanted = "None" if not letter else "Yes" if letter == answer else "No"
+            assert word == wanted, text
+            seen.add(text)
+            said[word] += 1
+    assert sum(said.values()) == 12 * judge_data.BLOCK
+    assert len(seen) > 0.7 * sum(said.values())  # short ones may be equal
+    assert min(said[word] for word in ("Yes", "No", "None")) > 0
+
+
+def test_lessons_of_scenes_are_sound():
+    """The rule judge, which knows nothing of how they are written, reads them so."""
+    made = [judge_data.lesson(3, number, {"scenes": 1.0}) for number in range(150)]
+    for t in made:
+        assert 0 <= t.item.predicted < len(t.item.options) and t.item.think.strip()
+    assert set(Counter(t.label for t in made)) == set(LABELS)
+    said = ask(rule.JUDGE, [t.item for t in made])
+    found = agree.against([t.label for t in made], said, draws=20)
+    assert found.precision.value > 0.97 and found.kappa.value > 0.9
+
+
+def test_the_traces_that_judges_are_tested_on_teach_none():
+    mix = {"plain": 1.0}
+    taught = {judge_data.lesson(12, n, mix).item.think for n in range(50)}
+    tested = {t.item.think for t in constructed.traces(50, constructed.HELD_OUT, mix)}
+    assert len(taught & tested) < 5  # short ones may be equal

@@ -1,0 +1,1 @@
+"""Speed and cost beside replicated rows, loops and peers."""

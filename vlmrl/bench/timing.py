@@ -1,0 +1,216 @@
+"""What `vlmrl bench` measures with: sides that take turns, peers in processes of their
+own, what this machine can do, and the record of a result."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vlmrl.bench import workloads
+from vlmrl.main import args
+from vlmrl.types import UserError
+
+PEERS = args.CHECKOUT / "third_party" / "peers"
+REST = 0.5  # seconds after a peer's turn, for its threads to stop spinning
+
+
+def result(
+    name: str,
+    value: float | None,
+    definition: str,
+    *,
+    bar: float | None = None,
+    less: bool = False,
+    unit: str = "ratio",
+    seconds: dict | None = None,
+    **more,
+) -> dict:
+    """One number. `bar` is what it should reach, at most where `less` is better; a
+    value of None was not measured, and the definition says why."""
+    return dict(name=name, value=value, unit=unit, bar=bar, less=less,
+                definition=definition, seconds=seconds, **more)  # fmt: skip
+
+
+def interleave(sides: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every side, in turn, `rounds` times, after a run of each to warm up.
+    A side that returns a float says its own time (a peer, in its own process)."""
+    out = {name: [] for name in sides}
+    for turn in range(-1, rounds):
+        for name, run in sides.items():
+            spent, found = timed(run)
+            peer = isinstance(found, float)
+            if peer:
+                time.sleep(REST)
+            if turn >= 0:
+                out[name].append(found if peer else spent)
+    return out
+
+
+def timed(run: Callable, *given):
+    """(seconds, what run(*given) gives, computed)."""
+    begin = time.perf_counter()
+    found = jax.block_until_ready(run(*given))
+    return time.perf_counter() - begin, found
+
+
+def ratio(seconds: dict[str, list[float]], other: str, this: str) -> float:
+    """Median over rounds of other / this: how many times faster this is."""
+    pairs = zip(seconds[other], seconds[this], strict=True)
+    return statistics.median(a / b for a, b in pairs)
+
+
+def measured(run: Callable, rounds: int) -> float:
+    """Median seconds of a side by itself."""
+    return statistics.median(interleave({"it": run}, rounds)["it"])
+
+
+# -- what the machine can do -----------------------------------------------------------
+
+
+class Machine(NamedTuple):
+    """Ceilings measured in this run."""
+
+    bandwidth: float  # bytes per second read from memory
+    flops: float  # multiply-adds × 2 per second of a large product
+
+
+def machine(dtype, *, small: bool = False) -> Machine:
+    """Reads (or copies, where that moves more) an array far larger than any cache, and
+    multiplies square matrices of random numbers; the best of seven."""
+    gpu = jax.default_backend() != "cpu"
+    size = 2**22 if small else 2**32 if gpu else 2**29
+    side = 256 if small else 8192 if gpu else 2048
+    rows = jnp.ones((size // jnp.dtype(dtype).itemsize // 1024, 1024), dtype)
+    a, b = jax.random.normal(jax.random.key(0), (2, side, side), dtype)
+    read, copy = jax.jit(lambda x: x.sum(-1)), jax.jit(jnp.negative)
+    multiply = jax.jit(lambda a, b: a @ b)
+
+    def best(function, *args):
+        seconds = interleave({"it": lambda: function(*args)}, 7)["it"]
+        return min(seconds)
+
+    moved = max(rows.nbytes / best(read, rows), 2 * rows.nbytes / best(copy, rows))
+    return Machine(moved, 2 * side**3 / best(multiply, a, b))
+
+
+# -- peers -----------------------------------------------------------------------------
+
+
+class Peer(NamedTuple):
+    once: Callable[[], float]  # runs it once; seconds
+    versions: dict[str, str]
+
+
+@contextlib.contextmanager
+def peer(name, config, model, params, inputs, **settings):
+    """A peer at work in a process of its own, as a Peer.
+
+    Args:
+      name: of its script in third_party/peers, which says what it is given.
+      params: written to a checkpoint that it loads; None for config.json alone, and
+        random parameters of its own.
+      inputs: arrays by name, for --inputs.
+      settings: further flags of the script: new, samples, device, ….
+    Raises:
+      UserError: no environment, or it ended before it was ready or while it ran.
+    """
+    settings = {"threads": len(os.sched_getaffinity(0)), **settings}
+    script = [sys.executable, str(PEERS / f"{name}.py")]
+    if subprocess.run([*script, "--prepare"], stdout=sys.stderr).returncode:
+        raise UserError(f"peer {name}: no environment for it could be made")
+    with tempfile.TemporaryDirectory(prefix="vlmrl-bench-") as place:
+        directory = workloads.write(Path(place), config, model, params)
+        np.savez(Path(place) / "inputs.npz", **inputs)
+        words = [
+            *(*script, "--model", str(directory), "--inputs", f"{place}/inputs.npz"),
+            "--serve",
+        ]
+        for flag, value in settings.items():
+            words += [f"--{flag}", str(value)]
+        said = Path(place) / "stderr"
+        with said.open("wb") as errors:
+            process = subprocess.Popen(
+                words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                text=True,
+            )  # fmt: skip
+
+        def answer() -> dict:
+            for line in process.stdout:
+                if line.startswith("{"):  # what else is printed is the peer's chatter
+                    return json.loads(line)
+            lines = said.read_text(errors="replace").strip().splitlines()
+            why = lines[-1].strip() if lines else "it said nothing"
+            raise UserError(f"peer {name}: exit status {process.wait()}: {why[:300]}")
+
+        def once() -> float:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            return float(answer()["seconds"])
+
+        with process:
+            yield Peer(once, answer()["versions"])
+
+
+class Beside(NamedTuple):
+    """Peers that are ready, and why others are not."""
+
+    sides: dict[str, Callable[[], float]]
+    versions: dict[str, str]
+    absent: dict[str, str]
+
+
+@contextlib.contextmanager
+def beside(config, model, params, inputs, wanted: dict[str, dict]):
+    """Several peers on the same model and inputs: script name → its settings. One that
+    can't run is told in `absent`, not passed over."""
+    with contextlib.ExitStack() as stack:
+        found = Beside({}, {}, {})
+        for name, settings in wanted.items():
+            try:
+                one = stack.enter_context(
+                    peer(name, config, model, params, inputs, **settings)
+                )
+            except UserError as error:
+                found.absent[name] = str(error)
+                continue
+            found.sides[name] = one.once
+            found.versions.update(one.versions)
+        yield found
+
+
+def compared(
+    beside: Beside,
+    ours: Callable,
+    rounds: int,
+    results: dict[str, dict],
+) -> tuple[list[dict], dict]:
+    """(a result for every peer: its seconds / ours, from one interleaved run; seconds).
+
+    Args:
+      results: script name → arguments of `result` but for the value.
+    """
+    seconds = interleave({"vlmrl": ours, **beside.sides}, rounds)
+    out = []
+    for name, how in results.items():
+        how = dict(how)
+        if name in beside.absent:
+            how["definition"] = beside.absent[name]
+            out.append(result(value=None, **how))
+            continue
+        both = {n: seconds[n] for n in ("vlmrl", name)}
+        value = ratio(seconds, name, "vlmrl")
+        out.append(result(value=value, seconds=both, versions=beside.versions, **how))
+    return out, seconds

@@ -1,0 +1,1 @@
+"""HTTP endpoints: requests, the cache of their replies, the budget."""

@@ -1,0 +1,513 @@
+"""A careful client of OpenAI-compatible chat endpoints, for judges and served models.
+
+    client = Client(Endpoint("https://api.example.com/v1", "some-model", "SOME_KEY"))
+    replies = client.complete([Call(messages, {"max_tokens": 64})])
+
+What it promises, whatever the server does:
+- one `Reply` per call, in order: a text, or the reason why there is none;
+- 429, 5xx, time-outs, broken connections and broken replies are tried again, with
+  full-jitter exponential back-off (https://aws.amazon.com/blogs/architecture/
+  exponential-backoff-and-jitter/) and never before `Retry-After`, which stops all;
+- a reply is read up to `max_bytes` and for `attempt_seconds`, however it is sent;
+- no request leaves that could pass the budget of tokens or of money;
+- every final reply is on disk before the next is asked; the same calls send nothing;
+- the key comes from the environment, goes into one header, and is cut from anything a
+  server sends back. TLS is verified; redirects, which could carry it off, are refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import hashlib
+import ipaddress
+import json
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from vlmrl.client.cache import Budget, Ledger, Spent
+from vlmrl.types import UserError
+
+try:
+    import httpx2
+except ImportError:  # the `judge` extra; said by Client, to who needs it
+    httpx2 = None
+
+_IMAGE_TOKENS = 16_384  # of one image at most, for the budget's bound
+_MESSAGE_TOKENS = 64  # a chat template adds to a message at most, for the same
+_AGAIN = (408, 409, 425, 429)  # and every 5xx
+_UNREACHED = "cannot connect"
+SPENT = "the budget is spent"  # the error of calls that were not sent for it
+LATE = "no reply within"  # how the error of calls begins that ran out of time
+
+
+class Endpoint(NamedTuple):
+    """Where and how to ask. Holds the name of the key's variable, never the key."""
+
+    url: str  # base, e.g. 'http://127.0.0.1:8000/v1'
+    model: str
+    key_env: str = ""  # environment variable that holds the key; '' sends none
+    insecure: bool = False  # plain http to another machine was asked for
+    concurrency: int = 16  # requests in flight
+    attempts: int = 5  # per call
+    attempt_seconds: float = 120.0
+    backoff_seconds: float = 1.0  # of the first retry; doubles
+    longest_wait: float = 60.0  # seconds; a longer Retry-After gives the call up
+    max_bytes: int = 4 << 20  # of a reply
+
+
+class Call(NamedTuple):
+    """One chat completion."""
+
+    messages: list[dict]
+    params: dict[str, Any]  # temperature, max_tokens, logprobs, ...
+    sample: int = 0  # tells equal calls apart in the cache
+
+
+class Reply(NamedTuple):
+    """What came of a call: `text`, or `error`, why there is none."""
+
+    text: str
+    error: str
+    final: bool  # kept on disk; a call that ran out of time or budget is not
+    finish: str = ""  # finish_reason
+    reasoning: str = ""  # a separate field of some servers
+    logprobs: list[
+        dict
+    ] = []  # per token as served: token, bytes, logprob, top_logprobs
+    model: str = ""  # the model the server says it is
+    attempts: int = 0  # requests this call took when it was sent
+
+
+class _Failed(Exception):
+    """An attempt without a text: (reason, try again?, seconds to wait first, was it
+    certainly free of charge?)."""
+
+    def __init__(self, why: str, again: bool, wait: float = 0.0, free: bool = False):
+        super().__init__(why)
+        self.why, self.again, self.wait, self.free = why, again, wait, free
+
+
+def check_url(url: str, insecure: bool = False) -> str:
+    """The base URL without its last slash.
+
+    Raises:
+      UserError: not http(s), plain http to another machine unless `insecure`, or a
+        user, password, query or fragment, which could be a secret and would be stored.
+    """
+    parts = urlsplit(url)
+    shown = f"{parts.scheme}://{parts.hostname or ''}"
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(f"url '{shown}': want https://host/v1 or http://127.0.0.1/v1")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise UserError(
+            f"url {shown}: holds a user, query or fragment, where secrets would be "
+            "stored with the run; give host and path alone, the key by key_env"
+        )
+    if parts.scheme == "http" and not (insecure or is_loopback(parts.hostname)):
+        raise UserError(
+            f"url {shown}: plain http to another machine would show key and data to "
+            "the network; use https, or ask for it with insecure"
+        )
+    return url.rstrip("/")
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def call_key(model: str, call: Call) -> str:
+    """sha256 over what determines a reply: model, messages, parameters, sample."""
+    text = json.dumps(
+        [model, call.messages, call.params, call.sample],
+        sort_keys=True,
+        ensure_ascii=False,
+    )
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def most_tokens(call: Call) -> tuple[int, int]:
+    """Upper bounds (prompt, completion): a token of a byte-level tokenizer holds at
+    least one byte of text; images are bounded by a constant."""
+    prompt = 0
+    for message in call.messages:
+        prompt += _MESSAGE_TOKENS
+        content = message["content"]
+        parts = [content] if isinstance(content, str) else content
+        for part in parts:
+            text = part if isinstance(part, str) else part.get("text")
+            size = len(text.encode("utf-8", "replace")) if text else _IMAGE_TOKENS
+            prompt += size
+    limits = [call.params.get(k) for k in ("max_tokens", "max_completion_tokens")]
+    most = max((n for n in limits if n), default=0)
+    return prompt, most * (call.params.get("n") or 1)
+
+
+class Client:
+    """Asks one endpoint. Keeps the replies on disk and the account of what was spent;
+    everything else is in its arguments.
+
+    Args:
+      cache: file of replies, made if missing; None keeps them in memory. One process at
+        a time may hold it. What it says was spent counts against the budget.
+      budget: tokens and money at most; see `ledger.Budget`.
+      again: ask again what the file holds as failed.
+
+    Raises:
+      UserError: a refused URL, no such environment variable, a broken or busy cache, a
+        budget of tokens on calls without `max_tokens`.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        cache: str | os.PathLike | None = None,
+        budget: Budget | None = None,
+        again: bool = False,
+    ):
+        if httpx2 is None:
+            raise UserError("an HTTP judge or model needs httpx2: install vlmrl[judge]")
+        self.endpoint = endpoint._replace(
+            url=check_url(endpoint.url, endpoint.insecure)
+        )
+        key = check_key(endpoint.key_env)
+        self._headers = {
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+            "Content-Type": "application/json",
+        }
+        if key:
+            self._headers["Authorization"] = f"Bearer {key}"
+        self._tls = httpx2.create_ssl_context()  # verifies; slow to make
+        self._scrub = _scrubber(key)
+        self._ledger = Ledger(Path(cache) if cache else None, budget or Budget(), again)
+        self._resume = 0.0  # time.monotonic() before which nothing is sent
+        self._answered = False
+        self._slots = asyncio.Semaphore(endpoint.concurrency)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._starting = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"Client({self.endpoint.model} at {self.endpoint.url})"
+
+    @property
+    def spent(self) -> Spent:
+        return self._ledger.spent
+
+    def close(self) -> None:
+        """End the calls that other threads still wait for; let go of the cache file."""
+        with self._starting:
+            loop, self._loop = self._loop, None
+        if loop is not None:
+            asyncio.run_coroutine_threadsafe(_cancel_others(), loop).result()
+            loop.call_soon_threadsafe(loop.stop)
+        self._ledger.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def complete(
+        self,
+        calls: Sequence[Call],
+        *,
+        seconds: float = 0.0,
+        progress: Callable[[int], None] = lambda n: None,
+    ) -> list[Reply]:
+        """Replies of calls, in order; equal calls are sent once. Several threads may
+        call it: they share the limit of requests in flight, the cache and the budget.
+
+        Args:
+          seconds: after which what is still unanswered is given up; 0 waits.
+          progress: called with the number of calls just done.
+
+        Raises:
+          UserError: the endpoint refuses the key, the model or the path, redirects, or
+            was never reached: no call could fare better.
+        """
+        work = self._complete(calls, seconds, progress)
+        future = asyncio.run_coroutine_threadsafe(work, self._running())
+        try:
+            return future.result()
+        finally:
+            future.cancel()  # where this thread was interrupted
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        """The event loop of this client, in a thread of its own: all that changes is
+        changed there."""
+        with self._starting:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                work = threading.Thread(target=_run, args=(self._loop,), daemon=True)
+                work.start()
+            return self._loop
+
+    async def _complete(self, calls, seconds, progress) -> list[Reply]:
+        keys = [call_key(self.endpoint.model, call) for call in calls]
+        counts: dict[str, int] = {}
+        for key in keys:
+            counts[key] = counts.get(key, 0) + 1
+        found: dict[str, Reply] = {}
+        waiting: dict[str, Call] = {}
+        for key, call in dict(zip(keys, calls, strict=True)).items():
+            kept = self._ledger.kept(key)
+            if kept is None:
+                waiting[key] = call
+            else:
+                found[key] = Reply(**kept)
+                progress(counts[key])
+        if waiting:
+            limits = httpx2.Limits(max_connections=self.endpoint.concurrency)
+            one = self.endpoint.attempt_seconds
+            async with httpx2.AsyncClient(
+                headers=self._headers,
+                verify=self._tls,
+                timeout=httpx2.Timeout(one),
+                limits=limits,
+                follow_redirects=False,
+                # a proxy of the environment has no business between two local ports
+                trust_env=not is_loopback(urlsplit(self.endpoint.url).hostname),
+            ) as http:
+                await self._work(http, waiting, found, counts, seconds, progress)
+        late = Reply("", f"{LATE} {seconds:g} s", final=False)
+        return [found.get(key, late) for key in keys]
+
+    async def _work(self, http, waiting, found, counts, seconds, progress) -> None:
+        """Workers that each take the next call; the first error of any ends all."""
+        queue = iter(waiting.items())
+
+        async def worker():
+            for key, call in queue:
+                reply = await self._call(http, key, call)
+                found[key] = reply
+                progress(counts[key])
+
+        try:
+            async with asyncio.timeout(seconds or None), asyncio.TaskGroup() as group:
+                for _ in range(min(self.endpoint.concurrency, len(waiting))):
+                    group.create_task(worker())
+        except TimeoutError:
+            pass
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+    async def _call(self, http, key: str, call: Call) -> Reply:
+        """Attempts of one call, until a text, a final failure or the last attempt."""
+        e, ledger = self.endpoint, self._ledger
+        bound = most_tokens(call)
+        for attempt in range(1, e.attempts + 1):
+            while (pause := self._resume - time.monotonic()) > 0:
+                await asyncio.sleep(pause + random.uniform(0, e.backoff_seconds))
+            if not ledger.reserve(bound):
+                return Reply("", SPENT, final=False, attempts=attempt)
+            used, reply = bound, None  # what a request took is unknown until it is told
+            try:
+                reply, told = await self._attempt(http, call)
+                used = told or bound
+            except _Failed as found:
+                failed = found
+                used = (0, 0) if failed.free else bound
+            finally:
+                ledger.settle(bound, used)
+            if reply is not None or not failed.again:
+                break
+            if failed.wait > e.longest_wait:
+                why = f"{failed.why}, asked to wait {failed.wait:.0f} s"
+                return Reply("", why, final=False, attempts=attempt)
+            self._resume = max(self._resume, time.monotonic() + failed.wait)
+            if attempt < e.attempts:
+                most = min(e.longest_wait, e.backoff_seconds * 2 ** (attempt - 1))
+                await asyncio.sleep(random.uniform(0, most))
+        if reply is None:
+            if not self._answered and failed.why == _UNREACHED:
+                raise UserError(f"{e.url}: cannot connect; is the server running?")
+            reply = Reply("", f"{failed.why} (attempt {attempt})", final=True)
+        reply = reply._replace(attempts=attempt)
+        ledger.keep(key, reply._asdict())
+        return reply
+
+    async def _attempt(self, http, call: Call) -> tuple[Reply, tuple[int, int] | None]:
+        """One request: the reply and the tokens it says it took, or _Failed."""
+        e = self.endpoint
+        body = {"model": e.model, "messages": call.messages, **call.params}
+        post = {"url": f"{e.url}/chat/completions", "content": json.dumps(body)}
+        try:
+            async with (
+                self._slots,
+                asyncio.timeout(e.attempt_seconds),
+                http.stream("POST", **post) as response,
+            ):
+                status, headers = response.status_code, response.headers
+                data = await self._read(response)
+        except (TimeoutError, httpx2.TimeoutException):
+            raise _Failed(f"timed out after {e.attempt_seconds:g} s", True) from None
+        except httpx2.ConnectError as error:
+            if "CERTIFICATE" in str(error).upper():
+                raise UserError(f"{e.url}: its TLS certificate is not valid") from None
+            raise _Failed(_UNREACHED, True, free=True) from None
+        except httpx2.TransportError as error:
+            name = type(error).__name__
+            raise _Failed(f"connection broke ({name})", True) from None
+        self._answered = True
+        if status != 200:
+            raise self._refusal(status, headers, data)
+        return _reply(data)
+
+    async def _read(self, response) -> bytes:
+        coding = response.headers.get("content-encoding", "identity")
+        if coding != "identity":
+            raise _Failed(f"the reply is compressed ({coding[:20]}), unasked", True)
+        parts, size = [], 0
+        async for part in response.aiter_raw():
+            parts.append(part)
+            size += len(part)
+            if size > self.endpoint.max_bytes:
+                raise _Failed(
+                    f"the reply exceeds {self.endpoint.max_bytes} bytes", True
+                )
+        return self._scrub(b"".join(parts))
+
+    def _refusal(self, status: int, headers, data: bytes) -> Exception:
+        e = self.endpoint
+        if status in (401, 403):
+            named = (
+                f"the key in ${e.key_env}" if e.key_env else "a call without key_env"
+            )
+            return UserError(f"{e.url}: refuses {named} (status {status})")
+        if status == 404:
+            return UserError(
+                f"{e.url}: knows no model '{e.model}' or no /chat/completions (404)"
+            )
+        if 300 <= status < 400:
+            return UserError(
+                f"{e.url}: redirects (status {status}); give the final address"
+            )
+        if status in _AGAIN or status >= 500:
+            wait = _retry_after(headers.get("retry-after", ""))
+            return _Failed(f"status {status}", True, wait, free=True)
+        return _Failed(f"status {status}: {_message(data)}", False, free=True)
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_forever()
+    loop.close()
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
+def check_key(name: str) -> str:
+    """The key in an environment variable, '' for no name.
+
+    Raises:
+      UserError: there is no such variable, or what it holds can't be a key.
+    """
+    if not name:
+        return ""
+    key = os.environ.get(name, "").strip()
+    if not key:
+        raise UserError(f"key_env: no environment variable {name}; set it to the key")
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise UserError(f"key_env: ${name} holds something that is not a key")
+    return key
+
+
+def _scrubber(key: str) -> Callable[[bytes], bytes]:
+    if not key:
+        return lambda data: data
+    # as it is, and as JSON may write it
+    forms = {key, json.dumps(key)[1:-1], key.replace("/", "\\/")}
+    found = [form.encode() for form in forms]
+
+    def scrub(data: bytes) -> bytes:
+        for form in found:
+            data = data.replace(form, b"[key]")
+        return data
+
+    return scrub
+
+
+def _retry_after(value: str) -> float:
+    """Seconds of a Retry-After header: a number, or a date (RFC 9110, 10.2.3)."""
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            date = email.utils.parsedate_to_datetime(value)
+        except ValueError:
+            return 0.0
+        seconds = date.timestamp() - time.time()
+    return max(0.0, seconds) if seconds == seconds else 0.0
+
+
+def _message(data: bytes) -> str:
+    """The error message of a body, short and on one line."""
+    try:
+        found = json.loads(data)
+        error = found.get("error", found.get("detail", found))
+        text = error.get("message", error) if isinstance(error, dict) else error
+    except (ValueError, AttributeError):
+        text = data.decode("utf-8", "replace")
+    return " ".join(str(text).split())[:200]
+
+
+def _reply(data: bytes) -> tuple[Reply, tuple[int, int] | None]:
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError):
+        raise _Failed("the reply is not JSON", True) from None
+    try:
+        choice = body["choices"][0]
+        message = choice["message"]
+        finish = str(choice.get("finish_reason") or "")
+        text = message.get("content")
+        reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
+        refusal = message.get("refusal")
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise _Failed("the reply has no choices[0].message", True) from None
+    if isinstance(text, list):  # parts, as some servers send
+        text = "".join(str(p.get("text", "")) for p in text if isinstance(p, dict))
+    if refusal and not text:
+        return Reply("", "the model refused", final=True, finish=finish), _usage(body)
+    if not isinstance(text, str) or not isinstance(reasoning, str):
+        if finish in ("content_filter", "length"):
+            error = f"no text (finish reason {finish})"
+            return Reply("", error, final=True, finish=finish), _usage(body)
+        raise _Failed("the reply's content is not a text", True)
+    logprobs = _list(choice.get("logprobs"), "content")
+    name = str(body.get("model") or "")
+    return Reply(text, "", True, finish, reasoning, logprobs, name), _usage(body)
+
+
+def _list(outer, name: str) -> list[dict]:
+    found: Iterable = outer.get(name) if isinstance(outer, dict) else None
+    if not isinstance(found, list):
+        return []
+    return [t for t in found if isinstance(t, dict)]
+
+
+def _usage(body: dict) -> tuple[int, int] | None:
+    usage = body.get("usage")
+    if not isinstance(usage, dict):
+        return None
+    both = [usage.get(k) for k in ("prompt_tokens", "completion_tokens")]
+    whole = all(type(n) is int and n >= 0 for n in both)
+    return (both[0], both[1]) if whole else None

@@ -1,0 +1,1 @@
+"""What runs for hours: GRPO, supervised fine-tuning, evaluation."""

@@ -1,0 +1,33 @@
+"""What a run leaves to look at while it trains: its course and sample rollouts."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from vlmrl.eval import records
+from vlmrl.eval.course import course
+from vlmrl.rl import keep
+from vlmrl.run import hosts
+
+
+def course_of(workdir: Path, kept: Path, step: int) -> None:
+    """course.jsonl: a line per evaluation up to `step`, with measures by condition and
+    paired changes since the first (`eval.course`), made anew from the records."""
+    files = {int(p.stem.rpartition("-")[2]): p for p in kept.glob("step-*.parquet")}
+    steps = sorted(s for s in files if s <= step)
+    first = records.read(files[steps[0]])
+    rows = [{"step": steps[0], **course(first)}]
+    rows += [{"step": s, **course(records.read(files[s]), first)} for s in steps[1:]]
+    part = workdir / "course.jsonl.partial"
+    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    os.replace(part, workdir / "course.jsonl")
+
+
+def rollouts_of(workdir: Path, samples, advantages, *, step, lag, seed) -> None:
+    """rollouts/step-N.parquet, by the first host; see `rl.keep.write`."""
+    if hosts.first():
+        path = workdir / "rollouts" / f"step-{step:06d}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        keep.write(path, samples, advantages, step=step, lag=lag, seed=seed)

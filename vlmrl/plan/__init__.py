@@ -1,0 +1,1 @@
+"""What a job needs on a machine that nobody here has."""

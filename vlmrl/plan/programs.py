@@ -1,0 +1,391 @@
+"""The programs of a training run as shapes: rollout, update and evaluation, with where
+every array lies, and no array made. What `vlmrl plan` compiles.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vlmrl import sharding
+from vlmrl.engine.chain import prefill
+from vlmrl.engine.generate import Sampling, Stops, generate
+from vlmrl.engine.score import completions, score
+from vlmrl.eval import kernel
+from vlmrl.eval.tags import Letters, Tag, TagTables
+from vlmrl.models import hf
+from vlmrl.models.api import Model
+from vlmrl.policy import gathered, rounded
+from vlmrl.rl import losses, update
+from vlmrl.types import Group, Rollout, Tokens, UserError, Vision
+
+C = 6  # options of an item, an added one included
+
+
+class Program(NamedTuple):
+    """A jittable function with the shapes it is called with.
+
+    `parts` names the arguments whose bytes are told apart; `donated` are given up;
+    `trips` is the number of tokens a sampling loop makes at most.
+    """
+
+    name: str
+    function: Callable
+    args: tuple
+    parts: tuple[str, ...]
+    donated: tuple[int, ...] = ()
+    trips: int = 1
+    out: Any = None  # shardings
+
+
+class Job(NamedTuple):
+    """What a plan must know of a run; fields as in the config files."""
+
+    model: Model
+    raw: dict  # its config.json
+    prompts: int
+    group_size: int
+    max_tokens: int
+    buckets: dict[str, int]  # prefix, images, windows: the largest of each
+    microbatches: int
+    dtype: Any  # of the parameters that are trained
+    compute: Any  # of activations, and of weights as they are read; None: as `dtype`
+    remat: str | None
+    wide: bool  # the sum over layers in float32 when scoring
+    loss: dict
+    optimizer: dict
+    conditions: int
+    eval_batch: int
+    eval_tokens: int
+    eval_texts: int  # tokens of a condition's text
+    gather: bool = True  # weights over fsdp before sampling
+
+
+def read_model(name: str) -> tuple[Model, dict]:
+    """(Model, config.json) of a directory or of a model whose shapes are known."""
+    known = hf.published()
+    if name in known:
+        return hf.family_of(known[name], name)[1], known[name]
+    path = hf.resolve(name)
+    return hf.read_model(path), json.loads((path / "config.json").read_text())
+
+
+def shapes(mesh, tree, axis=0):
+    """Arrays of a batch as shapes that lie on the mesh."""
+
+    def one(path, x):
+        names = [getattr(k, "name", "") for k in path]
+        second = names[-1:] == ["positions"] and "vision" not in names
+        place = sharding.batch_sharding(mesh, 1 if second else axis)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def params(job: Job, mesh, dtype) -> dict:
+    places = sharding.param_shardings(mesh, job.model.table)
+    return {
+        name: jax.ShapeDtypeStruct(p.shape, dtype, sharding=places[name])
+        for name, p in job.model.table.items()
+    }
+
+
+def state(
+    job: Job, mesh, tx, freeze: tuple[str, ...] = (), offload: bool = False
+) -> update.State:
+    """The training state: parameters, the live ones' moments, the step."""
+    held = params(job, mesh, job.dtype)
+    places = {n: p.sharding for n, p in held.items()}
+    moments = jax.eval_shape(tx.init, update.live_of(held, freeze))
+    places = sharding.like_params(mesh, moments, places)
+    if offload:
+        places = sharding.on_host(places, moments)
+    moments = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), moments, places
+    )
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicate(mesh))
+    return update.State(held, moments, step)
+
+
+def group(job: Job, mesh, n: int, *, texts: int = 0, length: int = 0) -> Group:
+    """N prefixes with their images, and `texts` branches of `length` behind each."""
+    f32, i32 = jnp.float32, jnp.int32
+    shape = jax.ShapeDtypeStruct
+
+    def tokens(rows, width):
+        return Tokens(
+            shape((rows, width), i32),
+            shape((3, rows, width), i32),
+            shape((rows, width), bool),
+            shape((rows, width), i32),
+        )
+
+    images, windows = job.buckets["images"], job.buckets["windows"]
+    vision = None
+    if images:
+        look = job.raw["vision_config"]
+        if "patch_size" not in look or "spatial_merge_size" not in look:
+            raise UserError(
+                f"plan: the vision tower of family {job.model.family} is not known; "
+                "families of Qwen are"
+            )
+        patch, merge = look["patch_size"], look["spatial_merge_size"]
+        side = look.get("window_size", 4 * merge * patch) // merge // patch
+        dim = 3 * look["temporal_patch_size"] * patch**2
+        lead = (n, images, windows, (side * merge) ** 2)
+        merged = windows * side**2
+        vision = Vision(
+            shape((*lead, dim), f32),
+            shape((*lead, 2), i32),
+            shape(lead, bool),
+            shape((n, images, merged), i32),
+        )
+    branches = tokens(n * texts, length) if texts else None
+    made = Group(tokens(n, job.buckets["prefix"]), vision, branches)
+    return shapes(mesh, made)
+
+
+def rollout_shapes(rows: int, length: int) -> Rollout:
+    def shape(kind):
+        return jax.ShapeDtypeStruct((rows, length), kind)
+
+    done = jax.ShapeDtypeStruct((rows,), bool)
+    return Rollout(
+        shape(jnp.int32), shape(jnp.float32), shape(jnp.float32), shape(bool), done
+    )
+
+
+def stops(job: Job, mesh) -> Stops:
+    vocab = job.model.table["text.embed"].shape[0]
+    states = len("</answer>")
+
+    def shape(kind, *more):
+        place = sharding.replicate(mesh)
+        return jax.ShapeDtypeStruct((vocab, *more), kind, sharding=place)
+
+    return Stops(
+        shape(jnp.int16, states), shape(jnp.uint8, states), shape(bool), shape(bool)
+    )
+
+
+def tables(job: Job, mesh) -> TagTables:
+    """Tables of a tokenizer such as Qwen's; small beside everything else."""
+    vocab = job.model.table["text.embed"].shape[0]
+    place = sharding.replicate(mesh)
+
+    def shape(kind, *dims):
+        return jax.ShapeDtypeStruct(dims, kind, sharding=place)
+
+    def tag(text):
+        n = len(text)
+        return Tag(
+            shape(jnp.int16, vocab, n),
+            shape(jnp.uint8, vocab, n),
+            shape(jnp.uint8, vocab, n),
+        )
+
+    i32 = jnp.int32
+    letters = Letters(shape(i32, C, 1), shape(i32, 2), shape(i32, C, 2))
+    return TagTables(
+        stops=stops(job, mesh),
+        think=tag("<think>"),
+        close=tag("</think>"),
+        answer=tag("<answer"),
+        size=shape(i32, vocab),
+        sentence=shape(bool, vocab),
+        word=shape(bool, vocab),
+        end=shape(bool, vocab),
+        closing=shape(i32, 6),
+        opening=shape(i32, 2),
+        letters=letters,
+    )
+
+
+def keys(mesh, rows: int):
+    return shapes(mesh, jax.ShapeDtypeStruct((rows, 2), jnp.uint32))
+
+
+def sampling(job: Job, mesh, params):
+    """(read, copy): the parameters within a run's sampling programs, as a function of
+    `params`, and the bytes of one device that they take beside those."""
+    gather = job.gather and mesh.shape["fsdp"] > 1
+    lie = {name: x.sharding for name, x in params.items()}
+    places = sharding.gathered(lie) if gather else lie
+
+    def read(params):
+        if not gather:
+            return rounded(params, job.compute)
+        return gathered(params, job.compute, lie)
+
+    copied = gather or job.compute not in (None, job.dtype)
+    shapes = jax.eval_shape(lambda p: rounded(p, job.compute), params)
+    return read, sharding.bytes_each(shapes, places) if copied else 0
+
+
+def rollout(job: Job, mesh, **options) -> Program:
+    """Prefixes read once, G completions of each sampled to their full length."""
+    weights = params(job, mesh, job.dtype)
+    read, _ = sampling(job, mesh, weights)
+
+    def sample(params, group, keys, stops):
+        params = read(params)
+        chain = prefill(job.model, params, group, **options)
+        return generate(
+            job.model, params, chain, keys, stops,
+            max_tokens=job.max_tokens, sampling=Sampling(1.0), **drawing(options),
+        )[0]  # fmt: skip
+
+    rows = job.prompts * job.group_size
+    args = (
+        weights,
+        group(job, mesh, job.prompts),
+        keys(mesh, rows),
+        stops(job, mesh),
+    )
+    return Program(
+        "rollout", sample, args, ("parameters", "batch", "batch", "batch"),
+        trips=job.max_tokens, out=sharding.batch_sharding(mesh),
+    )  # fmt: skip
+
+
+def learning(job: Job, mesh):
+    """(optimizer, frozen prefixes, state as shapes) of a job."""
+    opts = dict(job.optimizer)
+    rate = update.schedule(
+        peak=opts.pop("peak"),
+        warmup=opts.pop("warmup"),
+        steps=1000,
+        decay=opts.pop("decay"),
+    )
+    freeze = tuple(opts.pop("freeze", ()))
+    offload = opts.pop("offload", False)
+    table = update.live_of(job.model.table, freeze)
+    tx = update.optimizer(rate, table=table, **opts)
+    return tx, freeze, state(job, mesh, tx, freeze, offload)
+
+
+def resident(job: Job, mesh) -> float:
+    """Bytes that a run holds on one device throughout: the training state, and the
+    start that a KL term refers to."""
+    _, _, own = learning(job, mesh)
+    start = params(job, mesh, job.compute or job.dtype)
+    return held(own) + (held(start) if job.loss.get("kl_weight") else 0)
+
+
+def step(job: Job, mesh, **options) -> Program:
+    """One update on a batch of rollouts at their full length."""
+    tx, freeze, held = learning(job, mesh)
+
+    def objective(logp, entropy, mask, extra):
+        return losses.policy_objective(logp, entropy, mask, extra, **job.loss)
+
+    function = update.make_update(
+        job.model, tx, objective, microbatches=job.microbatches, freeze=freeze,
+        dtype=job.compute, remat=job.remat, wide=job.wide,
+        mesh=mesh, **options,
+    )  # fmt: skip
+    rows = job.prompts * job.group_size
+    drawn = rollout_shapes(rows, job.max_tokens)
+    grown = jax.eval_shape(completions, group(job, mesh, job.prompts), drawn)
+    extra = {
+        "old_logprobs": drawn.logprobs,
+        "advantages": jax.ShapeDtypeStruct((rows,), jnp.float32),
+    }
+    if job.loss.get("kl_weight"):
+        extra["ref_logprobs"] = drawn.logprobs
+    batch = shapes(mesh, update.Batch(grown, extra))
+    places = jax.tree.map(lambda x: x.sharding, held)
+    return Program(
+        "update", update.fetching(function, held), (held, batch), ("state", "batch"),
+        donated=(0,),
+        out=(places, None),
+    )  # fmt: skip
+
+
+def reference(job: Job, mesh, **options) -> Program:
+    """Log-probs of the starting model, for the KL term."""
+
+    def of(params, group):
+        return score(
+            job.model, params, group, dtype=job.compute, remat=job.remat, wide=job.wide,
+            mesh=mesh, **options,
+        )[0]  # fmt: skip
+
+    rows = job.prompts * job.group_size
+    drawn = rollout_shapes(rows, job.max_tokens)
+    grown = jax.eval_shape(completions, group(job, mesh, job.prompts), drawn)
+    args = (params(job, mesh, job.compute or job.dtype), shapes(mesh, grown))
+    return Program("reference", of, args, ("parameters", "batch"))
+
+
+def evaluation(job: Job, mesh, **options) -> Program:
+    """One pass of the one-pass kernel: a batch of examples under every condition."""
+    n, v = job.eval_batch, job.conditions
+    i32 = jnp.int32
+    rows = n * v
+
+    weights = params(job, mesh, job.dtype)
+    read, _ = sampling(job, mesh, weights)
+
+    def run(params, group, blind, facts, keys, tables):
+        params = read(params)
+        return kernel.evaluate(
+            job.model, params, group, blind, facts, keys, tables,
+            max_tokens=job.eval_tokens, sampling=Sampling(0.0), probe_every=64,
+            probes=4, **options,
+        )  # fmt: skip
+
+    shape = jax.ShapeDtypeStruct
+    facts = kernel.Rows(
+        shape((rows,), i32),
+        shape((rows, C), bool),
+        *(shape((rows,), i32) for _ in range(3)),
+    )
+    sightless = job._replace(buckets={**job.buckets, "images": 0})
+    args = (
+        weights,
+        group(job, mesh, n, texts=v, length=job.eval_texts),
+        group(sightless, mesh, n, texts=v, length=job.eval_texts),
+        shapes(mesh, facts),
+        keys(mesh, rows),
+        tables(job, mesh),
+    )
+    return Program(
+        "evaluation", run, args, ("parameters", *["batch"] * 5),
+        trips=job.eval_tokens, out=sharding.batch_sharding(mesh),
+    )  # fmt: skip
+
+
+def drawing(options: dict) -> dict:
+    """What sampling takes of the options of reading."""
+    return {k: v for k, v in options.items() if k not in ("dtype", "attend")}
+
+
+def held(tree, on_host: bool = False) -> float:
+    """Bytes that the arrays of a tree take on one device, or of its host's memory."""
+    total = 0.0
+    for x in jax.tree.leaves(tree):
+        if sharding.is_on_host(x) != on_host:
+            continue
+        shape = x.sharding.shard_shape(x.shape) if x.sharding else x.shape
+        total += math.prod(shape) * np.dtype(x.dtype).itemsize
+    return total
+
+
+def cache(job: Job, mesh, *, groups: int, length: int, rows: int, links=()) -> float:
+    """Bytes of keys and values on one device: prefixes, `links` of (rows, tokens), and
+    `rows` rows of `length` sampled tokens."""
+    c = job.model.config.text
+    width = 2 * c.layers * c.kv_heads * c.head_dim
+    shards = sharding.batch_shards(mesh)
+    heads = mesh.shape["tensor"] if c.kv_heads % mesh.shape["tensor"] == 0 else 1
+    tokens = groups * job.buckets["prefix"] + rows * length
+    tokens += sum(n * t for n, t in links)
+    size = np.dtype(job.compute or job.dtype).itemsize
+    return tokens / shards * width / heads * size

@@ -1,0 +1,1 @@
+"""From examples to arrays: prompt styles, chat templates, images, token ids."""

@@ -1,0 +1,463 @@
+"""From prompts to groups: everything that happens on the host before the device.
+
+A prompt is tokenised whole, its images are cut into patches, its M-RoPE positions are
+built once (`mrope`) and sliced ever after. `group` then finds what the rows of a group
+share, pads the shared prefix, the branches and the vision windows to a few static
+shapes, and says with masks what is real.
+
+Axis letters as in `types.py`; M merged image tokens (one per merge × merge patches).
+All functions are pure numpy. What a model's files say: `prompts/processor.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+# A processor belongs to the vocabulary of this module: tokens.load_processor.
+from vlmrl.prompts.processor import (
+    NEVER_SAMPLED,
+    Facts,
+    Picture,
+    Processor,
+    cut_all,
+    load_processor,
+)
+from vlmrl.types import Group, Prompt, Tokens, UserError, Vision
+
+__all__ = [
+    "NEVER_SAMPLED",
+    "Buckets",
+    "Encoded",
+    "Facts",
+    "Picture",
+    "Processor",
+    "bucket",
+    "completion_rows",
+    "decode",
+    "encode",
+    "encode_all",
+    "group",
+    "load_processor",
+    "mrope",
+    "shared_length",
+    "windows",
+]
+
+
+class Encoded(NamedTuple):
+    """One row of tokens with its images.
+
+    ids int32[S]; positions int32[3, S]; image int32[S]: running index over the merged
+    tokens of all images of the row in raster order, -1 on text.
+    """
+
+    ids: np.ndarray
+    positions: np.ndarray
+    image: np.ndarray
+    pictures: tuple[Picture, ...]
+    name: str  # the example's id, for error lines
+
+
+class Buckets(NamedTuple):
+    """Allowed sizes per axis, ascending. The product is the number of programs."""
+
+    prefix: tuple[int, ...]  # S
+    branch: tuple[int, ...] = (1,)  # T
+    images: tuple[int, ...] = (1,)  # I
+    windows: tuple[int, ...] = (1,)  # W, of each image
+
+    def least(self, needs: Sequence[int]) -> Buckets:
+        """Without the sizes below `needs` (prefix, branch, images, windows): several
+        hosts that agreed on the largest need choose the same sizes."""
+        kept = (
+            tuple(s for s in sizes if s >= need) or sizes[-1:]
+            for sizes, need in zip(self, needs, strict=True)
+        )
+        return Buckets(*kept)
+
+
+class Windows(NamedTuple):
+    """Where each patch of an image goes when it is cut into windows.
+
+    `index` int32[W, P] patch of the raster order (0 on padding), `mask` bool[W, P]
+    (valid patches come first in a window), `positions` int32[W, P, 2] row and column,
+    `order` int32[M] row of each raster merged token among the window-ordered ones.
+    """
+
+    index: np.ndarray
+    mask: np.ndarray
+    positions: np.ndarray
+    order: np.ndarray
+
+
+# -- one prompt ------------------------------------------------------------------------
+
+
+def mrope(texts: Sequence[int], grids: Sequence[tuple[int, int]]) -> np.ndarray:
+    """M-RoPE positions of text runs with images between them: the one builder.
+
+    Text advances all three axes together. An image starts where the text would go on;
+    its time stays there, its height and width run over the merged grid. What follows
+    starts at 1 + the maximum so far. https://arxiv.org/abs/2409.12191, section 2.1.
+
+    Args:
+      texts: tokens before, between and after the images: len(grids) + 1 numbers.
+      grids: (rows, columns) of merged tokens per image.
+
+    Returns:
+      int32[3, S]: time, height, width.
+    """
+    parts, start = [], 0
+    for i, length in enumerate(texts):
+        parts.append(np.broadcast_to(start + np.arange(length), (3, length)))
+        start += length
+        if i < len(grids):
+            parts.append(start + np.indices((1, *grids[i])).reshape(3, -1))
+            start += max(grids[i])
+    return np.concatenate(parts, axis=1).astype(np.int32)
+
+
+def encode(
+    processor: Processor,
+    prompt: Prompt | tuple[str, Sequence[bytes]],
+    *,
+    name: str = "",
+) -> Encoded:
+    """Tokenises a prompt whole and puts its images in.
+
+    Each image placeholder becomes one token per merged patch of its image, between
+    brackets where the family's processor writes them.
+
+    Args:
+      prompt: a Prompt, or (text, encoded images).
+      name: example id for errors; a Prompt brings its own.
+
+    Raises:
+      UserError: placeholders and images differ in number, or an image is bad.
+    """
+    text, images, name = _parts(prompt, name)
+    ids = _ids(processor, text, len(images), name)
+    pictures = tuple(
+        processor.cut(data, _called(name, i), processor.pixels)
+        for i, data in enumerate(images)
+    )
+    return _place(processor, ids, pictures, name)
+
+
+def encode_all(processor: Processor, prompts: Sequence[Prompt]) -> list[Encoded]:
+    """`encode` of many prompts, their images cut in a pool of threads."""
+    parts = [_parts(p) for p in prompts]
+    # The tokenizer is not for several threads, and it finds missing images first.
+    ids = [_ids(processor, text, len(images), name) for text, images, name in parts]
+    files = [
+        (data, _called(name, i))
+        for _, images, name in parts
+        for i, data in enumerate(images)
+    ]
+    cut = cut_all(processor, files)
+    return [
+        _place(processor, row, tuple(cut[data] for data in images), name)
+        for row, (_, images, name) in zip(ids, parts, strict=True)
+    ]
+
+
+def _parts(prompt, name: str = ""):
+    if isinstance(prompt, Prompt):
+        return prompt.text, prompt.example.images, prompt.example.id
+    return *prompt, name
+
+
+def _called(name: str, i: int) -> str:
+    return f"example {name} image {i}"
+
+
+def _ids(processor: Processor, text: str, images: int, name: str) -> np.ndarray:
+    """int32[S'] ids of a text with one placeholder per image."""
+    ids = np.array(processor.tokenizer.encode(text, add_special_tokens=False), np.int32)
+    spots = int((ids == processor.image_id).sum())
+    if spots != images:
+        raise UserError(
+            f"example {name}: prompt text has {spots} image placeholders but "
+            f"there are {images} images; one placeholder per image is needed"
+        )
+    return ids
+
+
+def _place(
+    processor: Processor, ids: np.ndarray, pictures: tuple[Picture, ...], name: str
+) -> Encoded:
+    """Puts images where their placeholders are."""
+    facts, brackets = processor.facts, processor.brackets
+    spots = np.flatnonzero(ids == processor.image_id)
+    texts = np.diff(np.concatenate([[-1], spots, [len(ids)]])) - 1
+    counts = np.array([p.tokens for p in pictures], np.int64) + len(brackets)
+    repeats = np.ones(len(ids), np.int64)
+    repeats[spots] = counts
+    ids = np.repeat(ids, repeats)
+    if brackets:
+        ends = np.cumsum(repeats)[spots]
+        ids[ends - counts], ids[ends - 1] = brackets
+        texts[:-1] += 1
+        texts[1:] += 1
+    here = ids == processor.image_id
+    image = np.full(len(ids), -1, np.int32)
+    image[here] = np.arange(here.sum())
+    if facts.flat:
+        positions = mrope([len(ids)], [])
+    else:
+        grids = [(p.grid[1] // facts.merge, p.grid[2] // facts.merge) for p in pictures]
+        positions = mrope(texts.tolist(), grids)
+    return Encoded(ids, positions, image, pictures, name)
+
+
+def decode(processor: Processor, ids: Sequence[int]) -> str:
+    """Text of token ids, end tokens left out, broken UTF-8 shown as U+FFFD."""
+    parts = (processor.token_bytes[i] for i in ids if i not in processor.end_ids)
+    return b"".join(parts).decode("utf-8", errors="replace")
+
+
+@functools.lru_cache(maxsize=512)
+def windows(grid: tuple[int, int, int], facts: Facts) -> Windows:
+    """Cuts a grid of patches into windows: the rows that a vision tower attends within.
+
+    A window holds side × side merge units (fewer at the right and lower edge), a unit
+    its merge² patches in a row, so that patches of a unit stay neighbours and W * P
+    patches reshape to W * P / merge² merged tokens. The pieces of a grid (t of them)
+    are cut one by one: a tile as large as a window is one window.
+    """
+    t, rows, cols = grid
+    side, unit = facts.side, facts.merge**2
+    h, w = rows // facts.merge, cols // facts.merge
+    padded = np.full((t, -(-h // side) * side, -(-w // side) * side), -1)
+    padded[:, :h, :w] = np.arange(t * h * w).reshape(t, h, w)
+    cut = padded.reshape(t, padded.shape[1] // side, side, -1, side)
+    units = cut.transpose(0, 1, 3, 2, 4).reshape(-1, side * side)
+    first = np.argsort(units < 0, axis=1, kind="stable")
+    units = np.take_along_axis(units, first, axis=1)
+    mask = np.repeat(units >= 0, unit, axis=1)
+    units0 = np.maximum(units, 0)[:, :, None]
+    inside = np.arange(unit)
+    index = (units0 * unit + inside).reshape(mask.shape) * mask
+    row = units0 % (h * w) // w * facts.merge + inside // facts.merge
+    col = units0 % w * facts.merge + inside % facts.merge
+    positions = np.stack([row, col], -1).reshape(*mask.shape, 2) * mask[..., None]
+    flat = units.ravel()
+    order = np.empty(t * h * w, np.int32)
+    order[flat[flat >= 0]] = np.flatnonzero(flat >= 0)
+    return Windows(index.astype(np.int32), mask, positions.astype(np.int32), order)
+
+
+# -- many prompts ----------------------------------------------------------------------
+
+
+def bucket(length: int, sizes: Sequence[int], what: str) -> int:
+    """The smallest of `sizes` that holds `length`; UserError names `what` otherwise."""
+    fits = [s for s in sizes if s >= length]
+    if not fits:
+        raise UserError(
+            f"{what} is {length} but the largest bucket is {max(sizes)}; raise the "
+            "bucket or shorten the prompt (prompts are never cut)"
+        )
+    return min(fits)
+
+
+def shared_length(rows: Sequence[Encoded], *, leave: int = 0) -> int:
+    """Length of the longest common run of ids from the start, at most `leave` short
+    of the shortest row, moved back to before any image (with the token that opens it)
+    that it would end in, or right after."""
+    shortest = min(len(r.ids) for r in rows)
+    same = np.all([r.ids[:shortest] == rows[0].ids[:shortest] for r in rows], axis=0)
+    cut = shortest if same.all() else int(np.argmin(same))
+    cut = min(cut, shortest - leave)
+    for row in rows:  # image[cut - 1] or image[cut] real: in it, or between its tags
+        while cut > 0 and (row.image[cut - 1 : cut + 1] >= 0).any():
+            cut -= 1
+    return cut
+
+
+def group(rows: Sequence[Sequence[Encoded]], facts: Facts, buckets: Buckets) -> Group:
+    """Shared prefixes, their branches and their images at static shapes.
+
+    Args:
+      rows: N lists of G rows; the rows of a list hold the same images. With G > 1 the
+        prefix is what the rows share and every branch keeps at least one token; with
+        G = 1 the whole row is the prefix and there are no branches.
+
+    Returns:
+      Group of [N, S], [N * G, T] and [N, I, W, P, ...]. Raster token m of image i of a
+      group has index i * M + m, with M = W * P / merge² (the length of `order`).
+
+    Raises:
+      UserError: a group is empty, row counts or images differ, or nothing fits.
+    """
+    single = all(len(r) == 1 for r in rows)
+    cuts = [
+        len(r[0].ids) if single else shared_length(r, leave=1) for r in _checked(rows)
+    ]
+    return _assemble(rows, cuts, facts, buckets, branches=not single)
+
+
+def needs(rows: Sequence[Sequence[Encoded]], facts: Facts) -> tuple[int, ...]:
+    """What `group` needs of every axis of `Buckets` for these rows, at least 1."""
+    single = all(len(r) == 1 for r in rows)
+    cuts = [
+        len(r[0].ids) if single else shared_length(r, leave=1) for r in _checked(rows)
+    ]
+    tails = [
+        len(e.ids) - c for r, c in zip(rows, cuts, strict=True) for e in r if not single
+    ]
+    counts = [len(r[0].pictures) for r in rows]
+    cut = [len(windows(p.grid, facts).mask) for r in rows for p in r[0].pictures]
+    return max(cuts), max(tails, default=1), max(1, *counts), max(cut, default=1)
+
+
+def completion_rows(
+    processor: Processor,
+    rows: Sequence[Sequence[tuple[Encoded, str]]],
+    buckets: Buckets,
+) -> tuple[Group, np.ndarray]:
+    """Groups for supervised training: prompts with the text to learn after them.
+
+    Prompt and completion are tokenised apart and their ids joined: the sampler starts
+    at the prompt's token boundary, so a merge across it is a token it can never write.
+    The completion ends with the first end token. The prefix is what the prompts of a
+    group share (the whole prompt if G = 1), so every token to learn is in a branch.
+
+    Returns:
+      The Group, and bool[N * G, T]: True on completion tokens (end token included).
+    """
+    full = [[_append(processor, e, text) for e, text in r] for r in rows]
+    prompts = [[e for e, _ in r] for r in rows]
+    cuts = [shared_length(r) for r in _checked(prompts)]
+    out = _assemble(full, cuts, processor.facts, buckets, branches=True)
+    mask = np.array(out.branches.mask)
+    starts = [len(e.ids) - c for r, c in zip(prompts, cuts, strict=True) for e in r]
+    mask &= np.arange(mask.shape[1]) >= np.array(starts)[:, None]
+    return out, mask
+
+
+def _append(processor: Processor, prompt: Encoded, text: str) -> Encoded:
+    new = processor.tokenizer.encode(text, add_special_tokens=False)
+    new = np.array([*new, processor.end_ids[0]], np.int32)
+    if (new == processor.image_id).any():
+        raise UserError(f"example {prompt.name}: completion holds an image placeholder")
+    start = prompt.positions.max(initial=-1) + 1
+    ahead = np.broadcast_to(start + np.arange(len(new), dtype=np.int32), (3, len(new)))
+    return prompt._replace(
+        ids=np.concatenate([prompt.ids, new]),
+        positions=np.concatenate([prompt.positions, ahead], axis=1, dtype=np.int32),
+        image=np.concatenate([prompt.image, np.full(len(new), -1, np.int32)]),
+    )
+
+
+def _checked(rows: Sequence[Sequence[Encoded]]) -> Sequence[Sequence[Encoded]]:
+    """Refuses groups that cannot be one array; returns `rows`."""
+    if not rows or not all(rows):
+        raise UserError("group: needs at least one group and one row in each")
+    for r in rows:
+        if len(r) != len(rows[0]):
+            raise UserError(
+                f"group of example {r[0].name}: {len(r)} rows but the first group has "
+                f"{len(rows[0])}; all groups of a batch need the same number"
+            )
+        images = [p.key for p in r[0].pictures]
+        for row in r:
+            if [p.key for p in row.pictures] != images:
+                raise UserError(
+                    f"group of example {r[0].name}: row of example {row.name} has "
+                    "other images; rows of a group share their images"
+                )
+            there, made = (
+                int((row.image >= 0).sum()),
+                sum(p.tokens for p in row.pictures),
+            )
+            if there != made:
+                raise UserError(
+                    f"example {row.name}: {there} image tokens but its images make "
+                    f"{made} features; each token needs its own"
+                )
+    return rows
+
+
+def _assemble(
+    rows: Sequence[Sequence[Encoded]],
+    cuts: Sequence[int],
+    facts: Facts,
+    buckets: Buckets,
+    *,
+    branches: bool,
+) -> Group:
+    vision = _vision([r[0] for r in rows], facts, buckets)
+    merged = 0 if vision is None else vision.order.shape[-1]
+    cut_rows = list(zip(rows, cuts, strict=True))
+    prefix = _tokens([(r[0], 0, c) for r, c in cut_rows], buckets.prefix, merged)
+    if not branches:
+        return Group(prefix, vision, None)
+    tails = [(e, c, len(e.ids)) for r, c in cut_rows for e in r]
+    return Group(prefix, vision, _tokens(tails, buckets.branch, merged))
+
+
+def _tokens(
+    slices: Sequence[tuple[Encoded, int, int]], sizes: Sequence[int], merged: int
+) -> Tokens:
+    """Pads slices [start, stop) of rows to one bucket."""
+    longest, start, stop = max(slices, key=lambda s: s[2] - s[1])
+    kind = "prefix" if not start else "branch"
+    size = bucket(stop - start, sizes, f"example {longest.name}: {kind} length")
+    b = len(slices)
+    out = Tokens(
+        ids=np.zeros((b, size), np.int32),
+        positions=np.zeros((3, b, size), np.int32),
+        mask=np.zeros((b, size), bool),
+        image=np.full((b, size), -1, np.int32),
+    )
+    for i, (row, start, stop) in enumerate(slices):
+        n = stop - start
+        out.ids[i, :n] = row.ids[start:stop]
+        out.positions[:, i, :n] = row.positions[:, start:stop]
+        out.mask[i, :n] = True
+        out.image[i, :n] = _local(row, start, stop, merged)
+    return out
+
+
+def _local(row: Encoded, start: int, stop: int, merged: int) -> np.ndarray:
+    """Image indices of a slice with every image padded to `merged` tokens."""
+    image = row.image[start:stop]
+    if not row.pictures:
+        return image
+    moved = [i * merged + np.arange(p.tokens) for i, p in enumerate(row.pictures)]
+    return np.where(image < 0, -1, np.concatenate(moved)[image])
+
+
+def _vision(rows: Sequence[Encoded], facts: Facts, buckets: Buckets) -> Vision | None:
+    """Windows of every image of every group; None if no group has one."""
+    most = max(rows, key=lambda r: len(r.pictures))
+    if not most.pictures:
+        return None
+    cut = [[windows(p.grid, facts) for p in r.pictures] for r in rows]
+    images = bucket(
+        len(most.pictures), buckets.images, f"example {most.name}: number of images"
+    )
+    count, name = max(
+        (len(w.mask), r.name) for r, c in zip(rows, cut, strict=True) for w in c
+    )
+    size = bucket(count, buckets.windows, f"example {name}: windows of an image")
+    patches = facts.side**2 * facts.merge**2
+    shape = (len(rows), images, size, patches)
+    out = Vision(
+        patches=np.zeros((*shape, most.pictures[0].patches.shape[1]), np.float32),
+        positions=np.zeros((*shape, 2), np.int32),
+        mask=np.zeros(shape, bool),
+        order=np.zeros((*shape[:2], size * facts.side**2), np.int32),
+    )
+    for n, row in enumerate(rows):
+        for i, (picture, w) in enumerate(zip(row.pictures, cut[n], strict=True)):
+            out.patches[n, i, : len(w.mask)][w.mask] = picture.patches[w.index[w.mask]]
+            out.positions[n, i, : len(w.mask)] = w.positions
+            out.mask[n, i, : len(w.mask)] = w.mask
+            out.order[n, i, : len(w.order)] = w.order
+    return out

@@ -1,0 +1,78 @@
+"""What a run directory says about its run."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+
+import vlmrl
+from vlmrl.run import hosts
+from vlmrl.types import UserError
+
+
+def append(path: Path, row: dict) -> None:
+    """A line of JSON at the end of a file, by the first host."""
+    if hosts.first():
+        with open(path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def describe_run(workdir: Path, config: dict) -> None:
+    """config.json and environment.json of a run directory.
+
+    Raises:
+      UserError: the directory holds results of another config.
+    """
+    text = json.dumps(config, indent=1, default=list) + "\n"
+    path = workdir / "config.json"
+    if path.is_file() and path.read_text() != text and _results(workdir):
+        old = json.loads(path.read_text())
+        new = json.loads(text)
+        names = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
+        raise UserError(
+            f"{workdir}: holds a run of another config (it differs in "
+            f"{', '.join(names)}); give another --workdir"
+        )
+    path.write_text(text)
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
+    environment = {
+        "vlmrl": vlmrl.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "devices": [d.device_kind for d in jax.devices()],
+        "processes": jax.process_count(),
+        "packages": {p: version(p) for p in packages},
+        "revision": _revision(),
+    }
+    (workdir / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
+
+
+def _results(workdir: Path) -> bool:
+    """Is there anything in a run directory that took work?"""
+    names = ("checkpoints/*", "records/*.parquet", "records.parquet")
+    depths = ("", "*/", "*/*/")  # seeds of recipes
+    return any(any(workdir.glob(d + name)) for d in depths for name in names)
+
+
+def _revision() -> str | None:
+    """Git revision of the checkout, with '+' if it has changes; None outside one."""
+    import subprocess
+
+    git = shutil.which("git")
+    if git is None:
+        return None
+
+    def say(*words):
+        top = Path(vlmrl.__file__).resolve().parents[1]
+        done = subprocess.run(
+            [git, "-C", str(top), *words], capture_output=True, text=True
+        )
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    revision = say("rev-parse", "HEAD")
+    return revision and revision + ("+" if say("status", "--porcelain") else "")

@@ -1,0 +1,272 @@
+"""Several processes as one run: starting them, checking that they are alike, and the
+few numbers that they tell each other.
+
+The runtime is JAX's own (https://docs.jax.dev/en/latest/multi_process.html): every host
+runs the same program, `jax.distributed` connects them, and arrays span all devices. A
+host here is a process. What is said to all others goes through a collective, so every
+host must come to the same calls in the same order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+import vlmrl
+from vlmrl.metrics import Max
+from vlmrl.types import Mean, UserError
+
+# An environment that JAX finds its way in: variables that must be set, by cluster.
+CLUSTERS = {
+    "Slurm": ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID"),
+    "TPU pod": ("TPU_WORKER_ID", "TPU_WORKER_HOSTNAMES"),
+    "Open MPI": ("OMPI_MCA_orte_hnp_uri",),
+}
+
+
+def start(coordinator: str = "", processes: int = 0, process: int = -1) -> str:
+    """Joins the run that this process belongs to; call before anything touches a
+    device. Returns what brought the hosts together, '' for a process of its own.
+
+    Args:
+      coordinator: host:port of process 0, where the launcher knows it. With '' the
+        cluster's environment decides: Slurm, a TPU pod (GKE or Cloud TPU VM), Open MPI.
+      processes, process: how many there are and which this one is.
+
+    Raises:
+      UserError: arguments that contradict each other, or no answer from the others.
+    """
+    if coordinator or processes or process >= 0:
+        if not coordinator or processes < 1 or not 0 <= process < processes:
+            raise UserError(
+                f"--coordinator '{coordinator}', --processes {processes}, --process "
+                f"{process}: want host:port, a number, and 0 to that number less one"
+            )
+        found = "arguments"
+        known = dict(
+            coordinator_address=coordinator,
+            num_processes=processes,
+            process_id=process,
+            cluster_detection_method="deactivate",
+        )
+    else:
+        found, known = detect(os.environ), {}
+        if not found or (found == "Slurm" and int(os.environ["SLURM_NTASKS"]) == 1):
+            return ""
+        if found == "Slurm":
+            known["local_device_ids"] = slurm_devices(os.environ)
+    if found == "arguments" and processes == 1:
+        return ""
+    # SIGTERM is ours (`run/phases.py`): every host asks the others at each safe point.
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(**known)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(f"could not join the other hosts ({found}): {reason}") from None
+    sys.excepthook = _fail
+    return found
+
+
+def _fail(kind, error, trace):
+    """An error that nobody foresaw ends this host at once: it may be that another one
+    died, and JAX's own leave-taking waits minutes for those it no longer finds."""
+    sys.__excepthook__(kind, error, trace)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def detect(environ) -> str:
+    """Which cluster an environment belongs to, '' for none."""
+    for name, variables in CLUSTERS.items():
+        if all(v in environ for v in variables):
+            alone = name == "TPU pod" and "," not in environ["TPU_WORKER_HOSTNAMES"]
+            return "" if alone else name
+    chips = Path("/dev/accel0").exists() or Path("/dev/vfio/0").exists()
+    return "Cloud TPU VM" if chips and _has_libtpu() else ""
+
+
+def slurm_devices(environ) -> list[int] | None:
+    """The devices of this task among those it sees, None for all of them.
+
+    JAX takes the task's number on its node, one device for each task: with one task per
+    node seven GPUs of eight would lie idle. With several tasks per node a task sees
+    either all GPUs of the node or, with --gpus-per-task, only its own.
+    """
+    if environ.get("JAX_LOCAL_DEVICE_IDS"):
+        return [int(i) for i in environ["JAX_LOCAL_DEVICE_IDS"].split(",")]
+    nodes = int(environ.get("SLURM_STEP_NUM_NODES", environ.get("SLURM_NNODES", 1)))
+    if int(environ["SLURM_NTASKS"]) <= nodes:
+        return None
+    seen = environ.get("CUDA_VISIBLE_DEVICES", "")
+    if not seen or "," not in seen:  # its own, or no GPU that could be shared
+        return None
+    return [int(environ["SLURM_LOCALID"])]
+
+
+def first() -> bool:
+    """Is this the host that writes?"""
+    return jax.process_index() == 0
+
+
+def name() -> str:
+    """Who speaks, in a line for people."""
+    here = platform.node()
+    count = jax.process_count()
+    return f"host {jax.process_index()} of {count} ({here})" if count > 1 else here
+
+
+# -- told to all -----------------------------------------------------------------------
+
+
+def agree(flag: bool) -> bool:
+    """Does any host say so?"""
+    if jax.process_count() == 1:
+        return bool(flag)
+    return bool(multihost_utils.process_allgather(np.int32(flag)).max())
+
+
+def most(values) -> np.ndarray:
+    """The largest of every number over all hosts, int[...]."""
+    if jax.process_count() == 1:
+        return np.asarray(values)
+    return multihost_utils.process_allgather(np.asarray(values, np.int32)).max(0)
+
+
+def wait(what: str) -> None:
+    """Returns when all hosts have come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def gather(value) -> list[Any]:
+    """What every host says, in their order; anything that pickles."""
+    if jax.process_count() == 1:
+        return [value]
+    data = np.frombuffer(pickle.dumps(value), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(len(data)))
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: len(data)] = data
+    rows = multihost_utils.process_allgather(padded)
+    return [
+        pickle.loads(row[:n].tobytes())
+        for row, n in zip(rows, sizes.ravel(), strict=True)
+    ]
+
+
+def whole(part: int, value) -> list[Any]:
+    """What every part of a batch says, once each and in their order; `part` is this
+    host's (`sharding.part`), several hosts may hold the same."""
+    found = dict(gather((part, value)))
+    return [found[i] for i in sorted(found)]
+
+
+def total(tree):
+    """Metrics that each host counted over its own rows, added up (`Mean`, `Max`)."""
+    if jax.process_count() == 1:
+        return tree
+    trees = gather(jax.tree.map(np.asarray, jax.device_get(tree)))
+
+    def is_number(x):
+        return isinstance(x, Mean | Max)
+
+    def join(*leaves):
+        whole = leaves[0]
+        for leaf in leaves[1:]:
+            whole = whole + leaf
+        return whole
+
+    return jax.tree.map(join, *trees, is_leaf=is_number)
+
+
+# -- are all alike? --------------------------------------------------------------------
+
+
+def describe(config: Any) -> dict[str, str]:
+    """What must be equal on all hosts, as text."""
+    return {
+        "python": platform.python_version(),
+        "jax": version("jax"),
+        "jaxlib": version("jaxlib"),
+        "vlmrl": vlmrl.__version__,
+        "code": code_hash(),
+        "config": _digest(repr(config)),
+        "kind of device": jax.local_devices()[0].device_kind,
+        "devices per host": str(jax.local_device_count()),
+    }
+
+
+def check(config: Any, devices: int = 0) -> str:
+    """Start-up check: a line on what there is.
+
+    Args:
+      config: anything with a stable `repr`; must be equal on all hosts.
+      devices: that the run was planned for; 0 for whatever there is.
+    Raises:
+      UserError, on every host: hosts that differ, with what in, or another number of
+      devices than wanted.
+    """
+    mine = describe(config)
+    try:
+        found = gather(mine)
+    except ValueError as error:  # unequal numbers of devices do not make one array
+        raise UserError(
+            f"{jax.device_count()} devices on {jax.process_count()} hosts, of which "
+            f"this one has {jax.local_device_count()}: every host needs as many"
+        ) from error
+    faults = differences(found)
+    if faults:
+        raise UserError(f"hosts are not alike: {faults}; start all of them alike")
+    if devices and devices != jax.device_count():
+        raise UserError(
+            f"--devices is {devices}, but there are {jax.device_count()} "
+            f"({jax.process_count()} hosts with {jax.local_device_count()} each)"
+        )
+    return (
+        f"{jax.device_count()} × {mine['kind of device']} on {jax.process_count()} "
+        f"{'hosts' if jax.process_count() > 1 else 'host'}, jax {mine['jax']}, code "
+        f"{mine['code']}, config {mine['config']}"
+    )
+
+
+def differences(found: list[dict[str, str]]) -> str:
+    """In what the hosts differ from host 0, '' for nothing."""
+    faults = []
+    for key, value in found[0].items():
+        others = [(i, f[key]) for i, f in enumerate(found) if f[key] != value]
+        if others:
+            i, other = others[0]
+            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+            faults.append(f"{key} is {value} on host 0, {other} on host {i}{more}")
+    return "; ".join(faults)
+
+
+def code_hash() -> str:
+    """Of the package's Python files, as they lie on this host."""
+    top = Path(vlmrl.__file__).parent
+    files = sorted(top.rglob("*.py"))
+    text = "".join(f"{p.relative_to(top)}\0{_digest(p.read_bytes())}" for p in files)
+    return _digest(text)
+
+
+def _digest(data: str | bytes) -> str:
+    data = data.encode() if isinstance(data, str) else data
+    return hashlib.sha256(data).hexdigest()[:12]
+
+
+def _has_libtpu() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("libtpu") is not None

@@ -1,0 +1,1 @@
+"""What is about one paper: the jobs of a study, tables and claims."""

@@ -1,0 +1,137 @@
+"""Several recipes from one start, over seeds, measured alike: the demo, the dynamics
+study and the remedies are configs of it.
+
+Everything that takes work is a file of the run directory; what is there is not done
+again, so the same command resumes a study where it stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import jax
+
+from vlmrl import policy as policies
+from vlmrl.data import loader
+from vlmrl.eval import records
+from vlmrl.loops import grpo
+from vlmrl.loops.evaluate import evaluator
+from vlmrl.main.progress import CONSOLE, bar
+from vlmrl.report import assemble, claims, remedies, render
+from vlmrl.run import directory
+from vlmrl.types import UserError
+
+# Fields of a recipe that the study decides.
+OWN = ("algorithm", "model", *grpo.READ, "mesh")
+SHARED = {"quantize": "", "dtype": "float32", "compute": ""}  # how the model is held
+
+
+def run(workdir: Path, c: dict, *, title: str, summary: str, show: bool = False):
+    """Trains and measures every recipe of a study, and writes its report.
+
+    Args:
+      c: fields of the config: recipes, model, style, split, size, perturbed_size,
+        ood_size, conditions and kernel.
+      show: write and print the tables of claims and of remedies, too.
+    """
+    began = time.monotonic()
+    recipes = c["recipes"]
+    for name, settings in recipes.items():
+        grpo.check(settings)
+        for field, shared in SHARED.items():
+            if settings[field] != shared:
+                raise UserError(
+                    f"config.recipes.{name}.{field} is '{settings[field]}', but a "
+                    f"study's recipes share one model, which is not: want '{shared}'"
+                )
+    policy = policies.load(c["model"], style=c["style"])
+    measures = [
+        evaluator(policy, names, **c["kernel"])
+        for names in (c["conditions"], ("base",))
+    ]
+    directory.describe_run(workdir, c)
+    first = next(iter(recipes.values()))
+    sizes = {c["split"]: c["size"]}
+    sizes |= {"ood": c["ood_size"]} if c["ood_size"] else {}
+    where = loader.prepare(first["data"]["source"], sizes, workdir / "data")
+    sets = {split: list(loader.load(where, split)) for split in sizes}
+    perturbed = {c["split"]: c["perturbed_size"] or c["size"], "ood": 0}
+    assemble.write_images(workdir, sets[c["split"]])
+    files = []
+
+    def evaluate(params, recipe, seed, step):
+        for split, examples in sets.items():
+            path = workdir / "records" / f"{recipe}-seed-{seed}-{split}.parquet"
+            path.parent.mkdir(exist_ok=True)
+            files.append(path)
+            if path.is_file():
+                continue
+            many = perturbed[split]
+            found = []
+            with bar(f"evaluate {recipe}, {split}", len(examples)) as advance:
+                for measure, part in zip(
+                    measures, (examples[:many], examples[many:]), strict=True
+                ):
+                    found += measure(
+                        params,
+                        part,
+                        recipe=recipe,
+                        seed=seed,
+                        step=step,
+                        split=split,
+                        progress=advance,
+                    )
+            records.write(path, found)
+
+    CONSOLE.print("1. The warm start, under every condition")
+    evaluate(policy.params, "warm-start", 0, 0)
+    for number, given in enumerate(recipes.values(), 2):
+        settings = {name: v for name, v in given.items() if name not in OWN}
+        name, steps = settings["recipe"], settings["steps"]
+        CONSOLE.print(f"{number}. GRPO, recipe '{name}'")
+        for seed in settings.pop("seeds"):
+            own = jax.tree.map(lambda x: x.copy(), policy.params)
+            params, during = grpo.train(
+                policy._replace(params=own),
+                workdir=workdir / name / f"seed-{seed}",
+                seed=seed,
+                **settings,
+            )
+            files.extend(during)
+            evaluate(params, name, seed, steps)
+    table = records.concat([records.read(f) for f in files])
+    records.write(workdir / "records.parquet", table)
+    minutes = (time.monotonic() - began) / 60
+    info = {"title": title, "summary": summary} | _info(c, policy, minutes)
+    assemble.build(workdir, table, assemble.read_images(workdir), info)
+    if show:
+        made = [
+            claims.as_table(claims.judge_claims(table)),
+            remedies.as_table(remedies.judge(table, split=c["split"])),
+        ]
+        render.write(workdir / "tables", made)
+        for each in made:
+            CONSOLE.print(render.terminal(each))
+    CONSOLE.print(f"{minutes:.1f} minutes")
+
+
+def _info(c: dict, policy, minutes: float) -> dict:
+    recipes = list(c["recipes"].values())
+    first = recipes[0]
+    return {
+        "Model": f"{c['model']}, {policy.model.size / 1e6:.2f} M parameters",
+        "Training": (
+            f"{first['prompts']} prompts × {first['group_size']} completions a step: "
+            + ", ".join(
+                f"{r['recipe']} ({r['steps']} steps, reward {r['reward']})"
+                for r in recipes
+            )
+        ),
+        "Seeds": ", ".join(map(str, first["seeds"])),
+        "Test": (
+            f"{c['size']} examples, {c['perturbed_size'] or c['size']} of them under "
+            f"{len(c['conditions'])} conditions, greedy"
+        ),
+        "Time": f"{minutes:.1f} minutes in all",
+    }
