@@ -219,7 +219,11 @@ def test_overview_version_and_unknown_commands(command, capsys):
     command("return None")
     assert cli.main([]) == 0
     listed = capsys.readouterr().out
-    assert "  try" in listed and "tries" in listed and vlmrl.__doc__ in listed
+    assert (
+        "  try" in listed
+        and "tries" in listed
+        and vlmrl.__doc__.splitlines()[0] in listed
+    )
     assert cli.main(["--help"]) == 0 and capsys.readouterr().out == listed
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"vlmrl {vlmrl.__version__}\n"
@@ -278,15 +282,7 @@ def test_every_command_declares_itself():
         assert "usage: vlmrl " + name in usage.text(name, found.doc, found.flags)
 
 
-def test_help_is_fast_and_clean_in_a_process_of_its_own(tmp_path):
-    code = (
-        "import sys; from vlmrl.main import cli; s = cli.main(['--help']); "
-        "slow = {'jax', 'transformers', 'matplotlib', 'orbax'} & set(sys.modules); "
-        "sys.exit(s or (f'imported {slow}' if slow else 0))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "usage: vlmrl" in done.stdout and done.stderr == ""
+def test_an_unknown_command_is_one_line_in_a_process_of_its_own():
     words = [sys.executable, "-m", "vlmrl.main.cli", "nonsense"]
     done = subprocess.run(
         words,

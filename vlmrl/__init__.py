@@ -1,3 +1,35 @@
-"""RL fine-tuning of vision-language models in JAX, and what it does to them."""
+"""RL fine-tuning of vision-language models in JAX, and what it does to them.
+
+The public names are resolved when first used (PEP 562), so that `import vlmrl` and
+`vlmrl --help` import neither JAX nor anything else that takes long.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlmrl.loops.evaluate import evaluate, score_options
+    from vlmrl.policy import load
+    from vlmrl.types import Example, Record
 
 __version__ = "0.1.0"
+__all__ = ["Example", "Record", "__version__", "evaluate", "load", "score_options"]
+
+_MODULES = {
+    "Example": "vlmrl.types",
+    "Record": "vlmrl.types",
+    "evaluate": "vlmrl.loops.evaluate",
+    "load": "vlmrl.policy",
+    "score_options": "vlmrl.loops.evaluate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from the module that defines it."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'vlmrl' has no attribute '{name}'")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -124,7 +124,7 @@ def _overview() -> str:
     rows = [f"  {n:{width}}  {describe(module).help}" for n, module in known.items()]
     return "\n".join(
         [
-            vlmrl.__doc__,
+            vlmrl.__doc__.partition("\n")[0],
             "",
             "usage: vlmrl <command> [flags]",
             "",

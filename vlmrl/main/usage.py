@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 import tokenize
+from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -18,7 +19,7 @@ def wanted(argv: list[str]) -> bool:
     return any(word in HELP_WORDS for word in argv)
 
 
-def text(name: str, doc: str, flags: dict[str, tuple], argv: list[str] = ()) -> str:
+def text(name: str, doc: str, flags: dict[str, tuple], argv: Sequence[str] = ()) -> str:
     """Help text of a command; with a config in `argv`, its fields too."""
     words = f" {flags['args'][0]}" if "args" in flags else ""
     lines = [f"usage: vlmrl {name} [flags]{words}", "", doc.strip(), ""]
