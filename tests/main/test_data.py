@@ -3,6 +3,7 @@
 import io
 import json
 import urllib.error
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,17 +13,16 @@ from tests import kit
 from tests.data import published
 from tests.judges import server
 from vlmrl import perturb
-from vlmrl.data import drawing, fetch, loader, scenes
-from vlmrl.data.sets import SETS
-from vlmrl.main import data
-from vlmrl.prompts import styles
+from vlmrl.data import drawing, fetch, loader, prepare, scenes
+from vlmrl.data.sets import PROCEDURAL, SETS
+from vlmrl.prompts import preview, styles
 from vlmrl.types import UserError
 
 
 def test_list_names_every_source_with_its_splits_and_tasks(vlmrl, capsys, tmp_path):
     vlmrl("data", "list")
     said = capsys.readouterr().out
-    assert set(data.ABOUT) == set(loader.SOURCES)
+    assert set(PROCEDURAL) == set(loader.SOURCES)
     for word in (
         *SETS,
         "nyu-visionx/CV-Bench",
@@ -61,15 +61,17 @@ def test_the_sheet_shows_every_picture(vlmrl, tmp_path):
     first = (tmp_path / "scenes-test.png").read_bytes()
     page = np.asarray(Image.open(io.BytesIO(first)))
     assert page.ndim == 3 and page.shape[1] > page.shape[0] * 0.8
-    twice = data.TILE // drawing.SIDE
+    twice = preview.TILE // drawing.SIDE
     for number, example in enumerate(kit.examples(5)):
         row, column = divmod(number, 3)
         picture = np.asarray(Image.open(io.BytesIO(example.images[0])))
-        left = data.EDGE + column * (data.TILE + data.EDGE)
-        tops = [t for t in range(len(page) - data.TILE + 1) if (row == 0) == (t < 200)]
+        left = preview.EDGE + column * (preview.TILE + preview.EDGE)
+        tops = [
+            t for t in range(len(page) - preview.TILE + 1) if (row == 0) == (t < 200)
+        ]
         wanted = picture.repeat(twice, 0).repeat(twice, 1)
-        here = page[:, left : left + data.TILE]
-        assert any((here[t : t + data.TILE] == wanted).all() for t in tops), number
+        here = page[:, left : left + preview.TILE]
+        assert any((here[t : t + preview.TILE] == wanted).all() for t in tops), number
     vlmrl(*words)
     assert (tmp_path / "scenes-test.png").read_bytes() == first
 
@@ -85,16 +87,16 @@ def test_examples_of_any_shape_have_a_place_on_the_sheet():
         example._replace(question="W" * 200, options=(), answer=-1, suggested=-1),
     ]
     assert "(and 1 more)" in " ".join(
-        data._caption(odd[1], data.ImageFont.load_default(11))
+        preview._caption(odd[1], preview.ImageFont.load_default(11))
     )
-    page = Image.open(io.BytesIO(data.sheet(odd)))
-    assert page.size[0] >= data.TILE
+    page = Image.open(io.BytesIO(preview.contact_sheet(odd)))
+    assert page.size[0] >= preview.TILE
 
 
 def test_marked_shows_exactly_what_the_condition_wrote():
     for name in perturb.ORDER:
         prompt = styles.build(perturb.apply(kit.examples(1)[0], name), "tiny")
-        told = data.marked(prompt)
+        told = preview.marked(prompt)
         assert told.replace("«", "").replace("»", "") == prompt.text
         parts = [piece.split("»")[0] for piece in told.split("«")[1:]]
         assert parts == [prompt.text[a:b] for a, b in prompt.spans]
@@ -105,7 +107,7 @@ def test_prepare_writes_what_a_run_in_the_same_place_reads(vlmrl, capsys, tmp_pa
     vlmrl(*words, "--workdir", tmp_path)
     where = capsys.readouterr().out.strip()
     assert loader.prepare("scenes", {"train": 7, "test": 3}, tmp_path / "data") == (
-        data.Path(where)
+        Path(where)
     )
     assert list(loader.load(where, "test")) == list(kit.examples(3))
     assert len(loader.load(where, "train")) == 7
@@ -231,10 +233,10 @@ def test_what_is_left_by_hand_is_told(refused, tmp_path):
 
 
 def test_sizes():
-    assert data.sizes(["train=7", "test=3"]) == {"train": 7, "test": 3}
+    assert prepare.sizes(["train=7", "test=3"]) == {"train": 7, "test": 3}
     for bad in ("train", "train=", "=3", "train=-1", "train=x", "train=1.5"):
         with pytest.raises(UserError, match="is not of the form SPLIT=NUMBER"):
-            data.sizes([bad])
+            prepare.sizes([bad])
 
 
 @pytest.mark.parametrize(
@@ -243,11 +245,11 @@ def test_sizes():
         ([], "data: '' is not one of list, prepare, show"),
         (["lst"], "data: 'lst' is not one of list, prepare, show"),
         (["list", "scenes"], "data list: takes no name, not 'scenes'"),
-        (["show"], "takes the name of one data set"),
-        (["show", "scenes", "more"], "takes the name of one data set"),
+        (["show"], "takes the name of one set"),
+        (["show", "scenes", "more"], "takes the name of one set"),
         (["show", "scene"], "data: 'scene' is not one of scenes"),
         (["show", "scenes", "--split=x"], "split 'x' is not one of train, validation"),
-        (["show", "scenes", "--n=0"], "--n is 0, want at least 1"),
+        (["show", "scenes", "--n=0"], "--n: expected at least 1, got 0"),
         (["show", "scenes", "--n=few"], "--n must be of type int, not 'few'"),
         (["show", "scenes", "--conditions=wrong"], "unknown condition 'wrong'"),
         (

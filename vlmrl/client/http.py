@@ -402,6 +402,25 @@ class Client:
         return _Failed(f"status {status}: {_message(data)}", False, free=True)
 
 
+def ask_texts(client: Client, prompts: Sequence[str], max_tokens: int) -> list[str]:
+    """Return the greedy reply to each prompt, asked as one user message.
+
+    Raises:
+      UserError: a call without a text; those replied to are in the cache, if any.
+    """
+    params = {"temperature": 0.0, "max_tokens": max_tokens}
+    calls = [Call([{"role": "user", "content": p}], params) for p in prompts]
+    replies = client.complete(calls)
+    for reply in replies:
+        if reply.error:
+            at = client.endpoint
+            raise UserError(
+                f"{at.url}: {at.model}: {reply.error}; the same command goes on from "
+                "here"
+            )
+    return [reply.text for reply in replies]
+
+
 def _run(loop: asyncio.AbstractEventLoop) -> None:
     loop.run_forever()
     loop.close()

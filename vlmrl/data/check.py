@@ -66,7 +66,7 @@ def check(known: int | None, examples: Iterable[Example], report: Report) -> Fin
     )
 
 
-def told(name: str, split: str, found: Findings, most: int = 20) -> str:
+def summary(name: str, split: str, found: Findings, most: int = 20) -> str:
     """The findings as text; lists are cut after `most` lines, and say so."""
     if found.known is None:
         count = "no published count to compare with"
