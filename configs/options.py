@@ -21,7 +21,7 @@ def switch_off(c: ConfigDict) -> ConfigDict:
     c.judging.parts = 1  # prompts sampled in so many, each judged beside the next
     c.verifier = ""  # of open answers: 'exact', 'math'; '' reads an option's text
     c.reward_options = ConfigDict()  # of the reward function: weight, alone
-    c.shaping = ConfigDict()  # weight per measured term (rl/measure.py: TERMS)
+    c.shaping = ConfigDict()  # weight per measured term (rl/completion_terms.py: TERMS)
     c.least_evidence = 12  # distinct words the term 'evidence' wants in a think
     c.shortest = 8  # tokens: the term 'length' pays for shortest to longest
     c.longest = 64

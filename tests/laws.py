@@ -46,7 +46,7 @@ LAWS: dict[str, tuple[str, ...]] = {
         "tests/eval/test_kernel.py::test_scores_of_given_samples_against_plain_rows",
         "tests/eval/test_kernel.py::test_scores_of_its_own_samples_against_plain_rows",
         "tests/eval/test_kernel.py::test_one_condition_is_a_group_without_branches",
-        "tests/rl/test_reread.py::test_letters_are_those_of_the_whole_text",
+        "tests/rl/test_cot_probe.py::test_letters_are_those_of_the_whole_text",
     ),
     "packed = unpacked": (
         "tests/prompts/test_tokens.py::test_groups_rebuild_their_rows",

@@ -27,10 +27,10 @@ from vlmrl.rl import (
     replay,
     rollouts,
     update,
-    verdicts,
+    verdict_source,
     verify,
 )
-from vlmrl.rl.signals import Signal
+from vlmrl.rl.batch_advantages import Signal
 from vlmrl.run import checkpoint
 from vlmrl.types import Rollout, UserError
 
@@ -486,7 +486,7 @@ def test_a_judge_of_ones_own_gives_the_verdicts():
 
     own = judging.Judge("own", judge, {})
     made = recipe.make(**PLAIN, judge=own, judging={"seconds": 0.0})
-    source = verdicts.source(policy(), made, seed=0)
+    source = verdict_source.source(policy(), made, seed=0)
 
     def said(source):
         source.submit(written[:1], parsed[:1])
@@ -499,10 +499,10 @@ def test_a_judge_of_ones_own_gives_the_verdicts():
     assert said(source) == (["consistent", "undecided"], {})
     assert [i.think for i in asked] == ["So A."]
     again = made._replace(judging=recipe.Judging(seconds=5.0))
-    found, metrics = said(verdicts.source(policy(), again, seed=0))
+    found, metrics = said(verdict_source.source(policy(), again, seed=0))
     assert found == ["consistent", "undecided"] and len(asked) == 2
     assert metrics["judge"]["late"] == (0.0, 2) and metrics["judge"]["waited"].sum < 5
-    nobody = verdicts.source(policy(), made._replace(judge=None), seed=0)
+    nobody = verdict_source.source(policy(), made._replace(judge=None), seed=0)
     assert said(nobody) == ([None, None], {})
 
 
@@ -518,7 +518,7 @@ def test_a_step_waits_for_a_judge_no_longer_than_it_may():
     made = recipe.make(
         **PLAIN, judge=judging.Judge("own", judge, {}), judging={"seconds": 0.3}
     )
-    source = verdicts.source(policy(), made, seed=0)
+    source = verdict_source.source(policy(), made, seed=0)
     written = [styles.build(example(0), "tiny")] * 2
     for word in ("slow", "quick"):
         text = f"<think>{word}: so A.</think><answer>A</answer>"
@@ -542,7 +542,7 @@ def test_what_no_completion_could_survive_ends_the_run(reason):
     made = recipe.make(
         **PLAIN, judge=judging.Judge("j", judge, {}), judging={"seconds": 5.0}
     )
-    source = verdicts.source(policy(), made, seed=0)
+    source = verdict_source.source(policy(), made, seed=0)
     parsed = parsing.parse("<think>So A.</think><answer>A</answer>", ("a", "b"))
     source.submit([styles.build(example(0), "tiny")], [parsed])
     with pytest.raises(UserError, match=r"budget is spent|refuses the key"):
@@ -564,7 +564,7 @@ def test_parts_are_judged_while_the_next_are_sampled(monkeypatch):
     def read(text, example, style):  # a random model writes no think of its own
         return parsing.parse(f"<think>{text}</think><answer>A</answer>", ("a", "b"))
 
-    monkeypatch.setattr(rollouts.prompts, "read", read)
+    monkeypatch.setattr(rollouts.parsing, "read", read)
     real = rollouts.sharding.fetch
 
     def fetch(tree):

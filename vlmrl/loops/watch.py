@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vlmrl.eval import records
 from vlmrl.eval.course import course
-from vlmrl.rl import keep
+from vlmrl.rl import rollout_log
 from vlmrl.run import hosts
 
 
@@ -30,4 +30,4 @@ def rollouts_of(workdir: Path, samples, advantages, *, step, lag, seed) -> None:
     if hosts.first():
         path = workdir / "rollouts" / f"step-{step:06d}.parquet"
         path.parent.mkdir(exist_ok=True)
-        keep.write(path, samples, advantages, step=step, lag=lag, seed=seed)
+        rollout_log.write(path, samples, advantages, step=step, lag=lag, seed=seed)

@@ -1,29 +1,30 @@
 """Reinforcement learning as composable pure functions.
 
 On the host, from text to numbers:
-  augment.py      an example id → the condition or image it is trained under
-  rewards.py      a parsed answer and a verdict → a reward and its parts; shaping terms
-  verify.py       is this open answer the same as that?
-  consistency.py  verdicts without a judge: blind probe, shuffled options
-  guards.py       what a think is made of: evidence, template, variety, copies
-  controllers.py  weights that follow what was measured
-  check.py        does a recipe contradict itself?
+  augment.py           an example id → the condition or image it is trained under
+  rewards.py           a parsed answer and a verdict → a reward; shaping terms
+  verify.py            is this open answer equal to that one?
+  consistency.py       verdicts without a judge: blind probe, shuffled options
+  cot_statistics.py    statistics of a chain of thought: evidence, template, copies
+  controllers.py       coefficients that follow a measurement
+  check.py             refuse recipes that contradict themselves
 
 On the device:
-  advantages.py   float32[N,G] rewards → float32[N,G] advantages
-  losses/         log-probs, advantages and masks → sums and counts
+  advantages.py        float32[N,G] rewards → float32[N,G] advantages
+  losses/              log-probs, advantages and masks → sums and counts
 
-None of them sees a model, a config or a logger. A new algorithm is a new function here
+None of these sees a model, a config or a logger. A new algorithm is a new function here
 and its name in a config.
 
 What puts them together:
-  recipe.py       what a run chooses, as one record
-  rollouts.py     one draw: completions, verdicts (verdicts.py, reread.py), rewards
-  measure.py      terms of a completion by name; guards of a batch
-  signals.py      what was earned → advantages, and who takes part
-  replay.py       past groups that stand in for idle ones
-  learner.py      one draw → one update (update.py)
-  dynamics.py     what a step showed; weights of the next
-  loop.py         all of it, in order
-  keep.py         sample rollouts on disk
+  recipe.py            what a run chooses, as one nested record
+  rollouts.py          prompts → completions → verdicts → rewards
+  verdict_source.py    who gives the verdicts; cot_probe.py: the policy itself
+  completion_terms.py  measured terms of a completion, by name
+  batch_advantages.py  rewards of a batch → advantages and loss mask
+  replay.py            past groups that replace groups without a gradient
+  learner.py           a training batch → one update (update.py)
+  step_metrics.py      metrics of a step; coefficients of the next one
+  loop.py              all of it, in order
+  rollout_log.py       sample rollouts on disk
 """

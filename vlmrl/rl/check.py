@@ -19,7 +19,7 @@ from vlmrl.client import http
 from vlmrl.data import distort
 from vlmrl.judges import named
 from vlmrl.judges.judge import Judge
-from vlmrl.rl import augment, measure, rewards, verify
+from vlmrl.rl import augment, completion_terms, rewards, verify
 from vlmrl.rl import recipe as recipes
 from vlmrl.rl.advantages import ADVANTAGES, DECOUPLED, GROUPED
 from vlmrl.rl.losses import ESTIMATORS, SURROGATES, policy_objective
@@ -119,9 +119,9 @@ def check(settings: Mapping[str, Any], field: str = "config") -> None:
 def _check_rewards(recipe: Recipe, field: str) -> None:
     """What is paid: shaping, ranking, the constraint, overlong."""
     for name in recipe.shaping:
-        _known(f"{field}.shaping.{name}", name, measure.TERMS)
+        _known(f"{field}.shaping.{name}", name, completion_terms.TERMS)
     if recipe.ranking.weight:
-        _known(f"{field}.ranking.by", recipe.ranking.by, measure.TERMS)
+        _known(f"{field}.ranking.by", recipe.ranking.by, completion_terms.TERMS)
     takes = inspect.signature(rewards.REWARDS[recipe.reward]).parameters
     for name in recipe.reward_options:
         if name not in list(takes)[3:]:

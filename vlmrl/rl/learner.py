@@ -11,10 +11,10 @@ import numpy as np
 
 from vlmrl.engine.score import completions, score
 from vlmrl.policy import Policy, prefixes
-from vlmrl.rl import dynamics, losses, rollouts, update
+from vlmrl.rl import losses, rollouts, step_metrics, update
+from vlmrl.rl.batch_advantages import Earned
 from vlmrl.rl.recipe import Recipe
 from vlmrl.rl.rollouts import Drawn, Used
-from vlmrl.rl.signals import Earned
 from vlmrl.types import Array, Group, Rollout
 
 
@@ -112,7 +112,7 @@ def make(
         if "noise" in needs:
             rng = np.random.default_rng([seed, step])
             extra["noise"] = put(rng.random(rollout.mask.shape, np.float32))
-        moved = dynamics.loss_weights(weights, recipe, used.drawn)
+        moved = step_metrics.loss_weights(weights, recipe, used.drawn)
         return extra | {
             name: put(np.full(rows, weight, np.float32))
             for name, weight in moved.items()

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from vlmrl.policy import Policy
-from vlmrl.rl import dynamics, learner, replay, rollouts, update
+from vlmrl.rl import learner, replay, rollouts, step_metrics, update
 from vlmrl.rl import recipe as recipes
+from vlmrl.rl.batch_advantages import signal
 from vlmrl.rl.rollouts import Sample
-from vlmrl.rl.signals import signal
 from vlmrl.types import Array, Example, Rollout
 
 __all__ = ["Carry", "Sample", "Step", "begin", "train"]
@@ -50,7 +50,7 @@ def begin(state: update.State, *, prompts: int, **settings) -> Carry:
         ahead = replay.zeros((prompts * size,), length)
     if recipe.replay_groups.capacity:
         buffer = replay.empty(recipe.replay_groups.capacity, size, length)
-    return Carry(state, 0, dynamics.start(recipe), ahead, buffer)
+    return Carry(state, 0, step_metrics.start(recipe), ahead, buffer)
 
 
 def train(
@@ -100,7 +100,7 @@ def _steps(policy, recipe, steps, carry, draw, learn, at, seed, phase):
                 policy, recipe, used, buffer, at, seed=seed, step=step
             )
         state, metrics = learn.update(state, used, weights, step)
-        metrics |= dynamics.measure(policy, used, drawn, weights)
-        weights = dynamics.follow(weights, recipe, metrics, drawn)
+        metrics |= step_metrics.measure(policy, used, drawn, weights)
+        weights = step_metrics.follow(weights, recipe, metrics, drawn)
         carry = Carry(state, drawn.position, weights, ahead, buffer)
         yield Step(step, carry, metrics, drawn.samples, found.advantages)

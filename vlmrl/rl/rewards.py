@@ -22,7 +22,7 @@ from the task (`advantages.decoupled`), or rank the correct rollouts of a group
 
 Shaping terms (length, repetition, confidence) are functions of one measured number; a
 recipe adds them to the total with weights (`shaped`). What may be measured of a text is
-in `guards.py`.
+in `cot_statistics.py`.
 """
 
 from __future__ import annotations

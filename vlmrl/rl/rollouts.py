@@ -25,15 +25,15 @@ from vlmrl.prompts.parsing import Parsed
 from vlmrl.prompts.processor import Processor
 from vlmrl.rl import (
     augment,
-    measure,
+    completion_terms,
+    cot_probe,
     replay,
-    reread,
     rewards,
-    verdicts,
+    verdict_source,
     verify,
 )
+from vlmrl.rl.batch_advantages import Earned, Signal
 from vlmrl.rl.recipe import Recipe
-from vlmrl.rl.signals import Earned, Signal
 from vlmrl.types import Example, Group, Mean, Prompt, Rollout, UserError
 
 
@@ -49,7 +49,7 @@ class Sample(NamedTuple):
     think: str = ""
     tokens: int = 0
     stopped: bool = True
-    terms: dict[str, float] = {}  # measured, see `measure.TERMS`
+    terms: dict[str, float] = {}  # measured, see `completion_terms.TERMS`
 
 
 class Started(NamedTuple):
@@ -159,11 +159,11 @@ def drawer(
         slots=recipe.slots,
         gather=recipe.gather,
     )
-    judge = verdicts.source(policy, recipe, seed=seed)
+    judge = verdict_source.source(policy, recipe, seed=seed)
     measured = [*recipe.shaping]
     measured += [recipe.ranking.by] if recipe.ranking.weight else []
-    lettered = any(name in measure.LETTERED for name in measured)
-    letters = reread.reader(policy, recipe.max_tokens) if lettered else None
+    lettered = any(name in completion_terms.LETTERED for name in measured)
+    letters = cot_probe.reader(policy, recipe.max_tokens) if lettered else None
     check = verify.checker(recipe.verifier) if recipe.verifier else None
     noisy = round(recipe.noise.share * recipe.group_size)
     guided = round(recipe.guide.share * recipe.group_size)
@@ -252,22 +252,22 @@ def drawer(
         probs = [None] * len(texts)
         if letters is not None:
             rows = [
-                reread.sighted(p, q.think or "")
+                cot_probe.sighted(p, q.think or "")
                 for p, q in zip(prompt_of, parsed, strict=True)
             ]
-            found = letters(params, reread.in_groups(rows, each)).reshape(
+            found = letters(params, cot_probe.in_groups(rows, each)).reshape(
                 len(texts), -1
             )
             probs = [
-                reread.implied(row, len(p.example.options))
+                cot_probe.implied(row, len(p.example.options))
                 for p, row in zip(prompt_of, found, strict=True)
             ]
         said, judged = judge.collect(params)
         samples = []
         for i, (p, q) in enumerate(zip(prompt_of, parsed, strict=True)):
             size = int(rollout.mask[i].sum())
-            seen = measure.Seen(q, q.think or "", p, size, probs[i])
-            terms = measure.terms(measured, seen, recipe)
+            seen = completion_terms.Seen(q, q.think or "", p, size, probs[i])
+            terms = completion_terms.terms(measured, seen, recipe)
             value = paid(q, p.example.answer, said[i], size, terms, multiplier)
             e, stopped = p.example, bool(rollout.stopped[i])
             about = (p.hash, q.think or "", size, stopped, terms)

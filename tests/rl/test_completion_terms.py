@@ -4,17 +4,17 @@ import numpy as np
 
 from tests import kit
 from vlmrl.prompts import parsing, styles
-from vlmrl.rl import measure, recipe
+from vlmrl.rl import completion_terms, recipe
 
 RECIPE = recipe.make(
     group_size=2, max_tokens=8, reward="grpo", advantage="grpo", mix={}, loss={}
 )
 
 
-def seen(text: str, letters=None, tokens: int = 10) -> measure.Seen:
+def seen(text: str, letters=None, tokens: int = 10) -> completion_terms.Seen:
     prompt = styles.build(kit.examples(1)[0], "tiny")
     parsed = parsing.parse(text, prompt.example.options)
-    return measure.Seen(parsed, parsed.think or "", prompt, tokens, letters)
+    return completion_terms.Seen(parsed, parsed.think or "", prompt, tokens, letters)
 
 
 def test_terms_of_letters():
@@ -23,25 +23,29 @@ def test_terms_of_letters():
     letters[answer] = 0.7
     right = f"<think>x</think><answer>{'ABCDEF'[answer]}</answer>"
     wrong = f"<think>x</think><answer>{'ABCDEF'[1 - min(answer, 1)]}</answer>"
-    got = measure.terms(("p_correct", "confidence"), seen(right, letters), RECIPE)
+    got = completion_terms.terms(
+        ("p_correct", "confidence"), seen(right, letters), RECIPE
+    )
     np.testing.assert_allclose(got["p_correct"], 0.7)
     np.testing.assert_allclose(got["confidence"], -(0.3**2))
-    got = measure.terms(("p_correct", "confidence"), seen(wrong, letters), RECIPE)
+    got = completion_terms.terms(
+        ("p_correct", "confidence"), seen(wrong, letters), RECIPE
+    )
     np.testing.assert_allclose(got["p_correct"], 0.7)
     np.testing.assert_allclose(got["confidence"], -(0.1**2))
-    silent = measure.terms(("confidence",), seen("<think>x", letters), RECIPE)
+    silent = completion_terms.terms(("confidence",), seen("<think>x", letters), RECIPE)
     assert silent == {"confidence": 0.0}
 
 
 def test_terms_of_texts():
     names = ("evidence", "length", "repetition", "copied")
-    bare = measure.terms(names, seen("<think>So B.</think>", tokens=4), RECIPE)
+    bare = completion_terms.terms(names, seen("<think>So B.</think>", tokens=4), RECIPE)
     assert bare["evidence"] == 0 and bare["length"] == 0.5
     said = "the red disc is left of the blue star and above one green square there"
-    full = measure.terms(names, seen(f"<think>{said}. So B.</think>"), RECIPE)
+    full = completion_terms.terms(names, seen(f"<think>{said}. So B.</think>"), RECIPE)
     assert full["evidence"] == 1 and full["length"] == 1 and full["repetition"] == 0
     question = kit.examples(1)[0].question
-    echo = measure.terms(names, seen(f"<think>{question}</think>"), RECIPE)
+    echo = completion_terms.terms(names, seen(f"<think>{question}</think>"), RECIPE)
     assert echo["copied"] == -1 and full["copied"] > echo["copied"]
 
 
@@ -54,7 +58,7 @@ def test_think_and_answer_tokens_are_told_by_bytes():
     ]
     assert ["".join(c) for c in cuts] == texts
     sizes = [[len(x) for x in c] for c in cuts]
-    think, answer = measure.parts_of(sizes, texts, 9)
+    think, answer = completion_terms.parts_of(sizes, texts, 9)
     assert [np.flatnonzero(r).tolist() for r in think] == [[2, 3], [0, 1], [0, 1]]
     assert [np.flatnonzero(r).tolist() for r in answer] == [[6, 7, 8], [], []]
 
@@ -62,7 +66,7 @@ def test_think_and_answer_tokens_are_told_by_bytes():
 def test_guards_of_a_batch():
     written = [styles.build(e, "tiny") for e in kit.examples(2)]
     form = "it is the red one so it is the red one"
-    got = measure.guard_metrics([form, form, form, ""], written)
+    got = completion_terms.guard_metrics([form, form, form, ""], written)
     assert got["template"].value == 0.75  # both items have it; '' is alone
     assert got["no_think"].value == 0.25
     assert got["repeated_3"].value > 0 and 0 < got["distinct_2"].value < 1

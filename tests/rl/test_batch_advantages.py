@@ -3,7 +3,7 @@
 import numpy as np
 
 from vlmrl.rl import advantages, recipe
-from vlmrl.rl.signals import Earned, signal
+from vlmrl.rl.batch_advantages import Earned, signal
 
 PLAIN = {
     "group_size": 4,

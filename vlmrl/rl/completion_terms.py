@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vlmrl.prompts.parsing import Parsed
-from vlmrl.rl import guards, rewards
+from vlmrl.rl import cot_statistics, rewards
 from vlmrl.rl.recipe import Recipe
 from vlmrl.types import Array, Mean, Prompt
 
@@ -45,10 +45,12 @@ def _p_correct(seen: Seen, recipe: Recipe) -> float:
 
 # By name in `shaping` and `ranking`; those in LETTERED read the think back.
 TERMS: dict[str, Callable[[Seen, Recipe], float]] = {
-    "evidence": lambda s, r: guards.evidence_reward(s.think, r.least_evidence),
+    "evidence": lambda s, r: cot_statistics.evidence_reward(s.think, r.least_evidence),
     "length": lambda s, r: rewards.length_reward(s.tokens, r.shortest, r.longest),
-    "repetition": lambda s, r: rewards.repetition_penalty(guards.distinct(s.think)),
-    "copied": lambda s, r: -guards.copied(s.think, s.prompt.text),
+    "repetition": lambda s, r: rewards.repetition_penalty(
+        cot_statistics.distinct(s.think)
+    ),
+    "copied": lambda s, r: -cot_statistics.copied(s.think, s.prompt.text),
     "confidence": _confidence,
     "p_correct": _p_correct,
 }
@@ -75,14 +77,14 @@ def guard_metrics(
         return Mean(float(sum(values)), len(thinks))
 
     return {
-        "evidence": share(guards.evidence(t) for t in thinks),
-        "template": guards.template_rate(
+        "evidence": share(cot_statistics.evidence(t) for t in thinks),
+        "template": cot_statistics.template_rate(
             thinks, [p.example.options for p in items], [p.example.id for p in items]
         ),
-        "distinct_2": guards.distinct_n(thinks, 2),
-        "repeated_3": share(1 - guards.distinct(t) for t in thinks),
+        "distinct_2": cot_statistics.distinct_n(thinks, 2),
+        "repeated_3": share(1 - cot_statistics.distinct(t) for t in thinks),
         "copied": share(
-            guards.copied(t, p.text) for t, p in zip(thinks, items, strict=True)
+            cot_statistics.copied(t, p.text) for t, p in zip(thinks, items, strict=True)
         ),
         "no_think": share(not t.strip() for t in thinks),
     }

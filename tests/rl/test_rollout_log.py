@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from vlmrl.rl import keep
+from vlmrl.rl import rollout_log
 from vlmrl.rl.rewards import Reward
 from vlmrl.rl.rollouts import Sample
 from vlmrl.types import UserError
@@ -18,7 +18,7 @@ SAMPLES = [
 def test_rows_say_which_weights_wrote_them(tmp_path):
     some = [*SAMPLES[:3], SAMPLES[3]._replace(terms={"evidence": 0.5}, verdict="x")]
     path = tmp_path / "step.parquet"
-    keep.write(path, some, np.arange(4.0).reshape(2, 2), step=7, lag=1, seed=2)
+    rollout_log.write(path, some, np.arange(4.0).reshape(2, 2), step=7, lag=1, seed=2)
     rows = pq.read_table(path).to_pylist()
     assert [r["sample"] for r in rows] == [0, 1, 0, 1]
     assert {(r["step"], r["weights_step"], r["seed"]) for r in rows} == {(7, 5, 2)}
@@ -31,4 +31,4 @@ def test_rows_say_which_weights_wrote_them(tmp_path):
 def test_a_place_that_cannot_be_written(tmp_path):
     path = tmp_path / "none" / "step.parquet"
     with pytest.raises(UserError, match="cannot write rollouts: .*No such file"):
-        keep.write(path, SAMPLES, np.zeros((2, 2)), step=1, lag=0, seed=0)
+        rollout_log.write(path, SAMPLES, np.zeros((2, 2)), step=1, lag=0, seed=0)

@@ -19,7 +19,7 @@ from vlmrl.judges import desk, rule
 from vlmrl.judges import judge as judging
 from vlmrl.policy import Policy
 from vlmrl.prompts.parsing import Parsed
-from vlmrl.rl import consistency, reread
+from vlmrl.rl import consistency, cot_probe
 from vlmrl.rl.recipe import Recipe
 from vlmrl.run import hosts
 from vlmrl.types import Mean, Prompt, UserError
@@ -137,13 +137,13 @@ def at_once(policy: Policy, recipe: Recipe, *, seed: int) -> Callable:
 
     def by_blind(params, prompt_of, parsed):
         rows = [
-            reread.blind(p, q.think or "")
+            cot_probe.blind(p, q.think or "")
             for p, q in zip(prompt_of, parsed, strict=True)
         ]
-        found = letters(params, reread.in_groups(rows, each)).reshape(len(rows), -1)
+        found = letters(params, cot_probe.in_groups(rows, each)).reshape(len(rows), -1)
         return [
             consistency.blind_verdict(
-                list(reread.implied(row, len(p.example.options))),
+                list(cot_probe.implied(row, len(p.example.options))),
                 q.option,
                 rule.applicable(p.example.condition),
             )
@@ -159,11 +159,11 @@ def at_once(policy: Policy, recipe: Recipe, *, seed: int) -> Callable:
             blank = other.example._replace(prefill="<think>-" + consistency.OPENING)
             (shown,) = policy.write([again or blank])
             images = p.example.images
-            rows.append(reread.Reading(shown.text, images, again is not None))
-        found = letters(params, reread.in_groups(rows, each)).reshape(len(rows), -1)
+            rows.append(cot_probe.Reading(shown.text, images, again is not None))
+        found = letters(params, cot_probe.in_groups(rows, each)).reshape(len(rows), -1)
         out = []
         for i, (p, q) in enumerate(zip(prompt_of, parsed, strict=True)):
-            own = reread.implied(found[i], len(p.example.options))
+            own = cot_probe.implied(found[i], len(p.example.options))
             again = int(np.argmax(own)) if own.sum() > 0 else -1
             applies = rule.applicable(p.example.condition)
             order = changed[i // each].order
@@ -173,6 +173,6 @@ def at_once(policy: Policy, recipe: Recipe, *, seed: int) -> Callable:
     if not judge:
         return nobody
     if judge in ("blind", "shuffle"):
-        letters = reread.reader(policy, recipe.max_tokens)
+        letters = cot_probe.reader(policy, recipe.max_tokens)
         return by_blind if judge == "blind" else by_shuffle
     return by_rule if judge == "rule" else by_judge

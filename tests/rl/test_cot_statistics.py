@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlmrl.rl.guards import (
+from vlmrl.rl.cot_statistics import (
     copied,
     distinct,
     distinct_n,

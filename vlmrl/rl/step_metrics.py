@@ -6,8 +6,8 @@ import numpy as np
 
 from vlmrl import sharding
 from vlmrl.policy import Policy
+from vlmrl.rl import completion_terms as measures
 from vlmrl.rl import controllers, rewards
-from vlmrl.rl import measure as measures
 from vlmrl.rl.recipe import Recipe
 from vlmrl.rl.rollouts import Drawn, Used
 from vlmrl.types import Mean

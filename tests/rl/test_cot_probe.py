@@ -8,7 +8,7 @@ import pytest
 from tests import kit
 from tests.rl.test_loop import policy
 from vlmrl.prompts import styles, tokens
-from vlmrl.rl import consistency, reread
+from vlmrl.rl import consistency, cot_probe
 
 THINKS = ("the disc is red. So B.", "two of them are on the left. So A.", "", "a<|b")
 
@@ -20,30 +20,30 @@ def readings(kind):
 
 def test_what_is_read():
     prompt = styles.build(kit.examples(1)[0]._replace(prefill="<think>No"), "tiny")
-    seen = reread.sighted(prompt, "No, x. So B.")
+    seen = cot_probe.sighted(prompt, "No, x. So B.")
     start = prompt.text.removesuffix("<think>No")
     assert seen.text == start + "<think>No, x. So B." + consistency.OPENING
     assert seen.images == prompt.example.images and seen.whole
-    blind = reread.blind(prompt, "No, x. So B.")
+    blind = cot_probe.blind(prompt, "No, x. So B.")
     assert blind.text.endswith("<think>No, x." + consistency.OPENING)
     assert blind.images == ()
     for think in ("", " ", "a</think>", "<|x|>"):
-        assert not reread.sighted(prompt, think).whole
+        assert not cot_probe.sighted(prompt, think).whole
 
 
 def test_an_image_is_cut_once_for_all_thinks_of_its_group():
-    for group in readings(reread.sighted):
+    for group in readings(cot_probe.sighted):
         made = [tokens.encode(kit.processor(), (r.text, r.images)) for r in group]
         assert len({id(e.pictures[0].patches) for e in made}) == 1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [reread.sighted, reread.blind])
+@pytest.mark.parametrize("kind", [cot_probe.sighted, cot_probe.blind])
 def test_letters_are_those_of_the_whole_text(kind):
-    read = reread.reader(policy(), max_tokens=40)
+    read = cot_probe.reader(policy(), max_tokens=40)
     rows = readings(kind)
     got = read(policy().params, rows)
-    assert got.shape == (2, 4, reread.OPTIONS)
+    assert got.shape == (2, 4, cot_probe.OPTIONS)
     assert not got[:, 2:].any()  # what can't be read has no letters
     encode = kit.processor().tokenizer.encode
     ends = [len(encode(">" + c)) for c in "ABCDEFGH"] * 2
@@ -69,6 +69,6 @@ def test_letters_are_those_of_the_whole_text(kind):
 
 
 def test_options_of_an_item_are_renormalised():
-    got = reread.implied(np.array([0.1, 0.3, 0.6]), 2)
+    got = cot_probe.implied(np.array([0.1, 0.3, 0.6]), 2)
     np.testing.assert_allclose(got, [0.25, 0.75])
-    assert reread.implied(np.zeros(3), 2).tolist() == [0, 0]
+    assert cot_probe.implied(np.zeros(3), 2).tolist() == [0, 0]
