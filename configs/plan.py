@@ -19,7 +19,7 @@ def get_config(arg=None):
     options = parse_arg(arg, model=tuple(MODELS))
     small = options.runlocal
     c = ConfigDict()
-    c.algorithm = "grpo"
+    c.algorithm = "grpo"  # run by `vlmrl train`
     c.model = "tiny" if small else MODELS[options.model]
     c.steps = 3 if small else 500  # updates
     c.prompts = 8 if small else 128  # groups per step

@@ -37,11 +37,8 @@ RANK = {part: rank for rank, row in enumerate(ORDER) for part in row}
 # Imports against the order that are still to be removed.
 NOT_YET = {
     "vlmrl/bench/timing.py": ["vlmrl.main.args"],
-    "vlmrl/loops/grpo.py": ["vlmrl.main.progress"],
     "vlmrl/loops/sft.py": ["vlmrl.tiny"],
-    "vlmrl/report/assemble.py": ["vlmrl.main.progress"],
     "vlmrl/studies/jobs.py": ["vlmrl.main"],
-    "vlmrl/studies/recipes.py": ["vlmrl.main.progress"],
 }
 
 # What only these parts may import; the empty string stands for nobody.

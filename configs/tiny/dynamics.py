@@ -1,7 +1,7 @@
 """The paper's study in small: four recipes × three seeds from one warm start, measured
 while they train and at the end, then a verdict on each of the paper's eight claims.
 
-    vlmrl train --config configs/tiny/dynamics.py --workdir runs/dynamics
+    vlmrl study --config configs/tiny/dynamics.py --workdir runs/dynamics
 
 Options after ':' — runlocal (seconds instead of minutes), seeds=N, only=A+B (some of
 its recipes).
@@ -34,7 +34,7 @@ def study(arg, recipes, *, seeds: int, title: str, summary: str, curves=CURVES):
     small = options.runlocal
     inner = f"{'runlocal,' if small else ''}seeds={options.seeds}"
     c = ConfigDict()
-    c.algorithm = "study"
+    c.algorithm = "study"  # run by `vlmrl study`
     c.about = ConfigDict(dict(title=title, summary=summary))
     c.recipes = ConfigDict()  # trained one after the other from the same start
     for name in only:

@@ -27,7 +27,7 @@ def recipe(arg, *, name: str, reward: str = "grpo", mix: dict | None = None):
     options = parse_arg(arg, seeds=1)
     small = options.runlocal
     c = ConfigDict()
-    c.algorithm = "grpo"
+    c.algorithm = "grpo"  # run by `vlmrl train`
     c.recipe = name  # its name in records, tables and figures
     c.model = "tiny"  # 'tiny' or a directory in Hugging Face format
     c.style = "tiny"  # prompt style (vlmrl/prompts/styles.py: STYLES)

@@ -2,8 +2,8 @@
 the answer that was given.
 
     judge=configs/tiny/judge.py
-    vlmrl train --config $judge:stage=brief --workdir A
-    vlmrl train --config $judge:stage=whole --config.model=A/model --workdir B
+    vlmrl sft --config $judge:stage=brief --workdir A
+    vlmrl sft --config $judge:stage=whole --config.model=A/model --workdir B
     vlmrl convert --source B/model --dtype bfloat16 --target vlmrl/tiny/judge
 
 It begins as the tiny model's decoder and learns from thinks whose conclusions are known
@@ -44,7 +44,7 @@ def get_config(arg=None):
     options = parse_arg(arg, stage=tuple(STAGES))
     stage, small = STAGES[options.stage], options.runlocal
     c = ConfigDict()
-    c.algorithm = "sft"
+    c.algorithm = "sft"  # run by `vlmrl sft`
     c.source = "lessons"
     c.model = ""  # directory to start from; '' makes the tiny judge's
     c.seed = stage["seed"]  # of the thinks

@@ -1,7 +1,7 @@
 """Remedies side by side: each proposed repair of the drift from chain of thought to
 answer, three seeds, from the same warm start and beside plain accuracy training.
 
-    vlmrl train --config configs/tiny/remedies.py --workdir runs/remedies
+    vlmrl study --config configs/tiny/remedies.py --workdir runs/remedies
 
 Options after ':' — runlocal, seeds=N, only=A+B (some of them).
 """

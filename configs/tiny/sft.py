@@ -1,13 +1,13 @@
 """Warm start of the tiny model: supervised traces on scenes, in stages.
 
     sft=configs/tiny/sft.py
-    vlmrl train --config $sft:stage=letters --workdir A
-    vlmrl train --config $sft:stage=ends --config.model=A/model --workdir B
-    vlmrl train --config $sft:stage=scenes --config.model=B/model --workdir C
-    vlmrl train --config $sft:stage=answers --config.model=C/model --workdir D
-    vlmrl train --config $sft:stage=look --config.model=D/model --workdir E
-    vlmrl train --config $sft:stage=careful --config.model=E/model --workdir F
-    vlmrl train --config $sft:stage=brief --config.model=F/model --workdir G
+    vlmrl sft --config $sft:stage=letters --workdir A
+    vlmrl sft --config $sft:stage=ends --config.model=A/model --workdir B
+    vlmrl sft --config $sft:stage=scenes --config.model=B/model --workdir C
+    vlmrl sft --config $sft:stage=answers --config.model=C/model --workdir D
+    vlmrl sft --config $sft:stage=look --config.model=D/model --workdir E
+    vlmrl sft --config $sft:stage=careful --config.model=E/model --workdir F
+    vlmrl sft --config $sft:stage=brief --config.model=F/model --workdir G
 
 Without pictures it learns to look up letters in short lists, then at the ends of
 thinks; with pictures, to describe what it sees, to reason about it and to answer. The
@@ -69,7 +69,7 @@ def get_config(arg=None):
     options = parse_arg(arg, stage=tuple(STAGES))
     stage, small = STAGES[options.stage], options.runlocal
     c = ConfigDict()
-    c.algorithm = "sft"
+    c.algorithm = "sft"  # run by `vlmrl sft`
     c.model = ""  # directory to start from; '' makes the tiny model's, without weights
     c.style = "tiny"  # prompt style
     c.seed = stage["seed"]

@@ -395,9 +395,11 @@ def test_a_config_trains_in_small(name, vlmrl, tmp_path):
     a study its verdicts."""
     least = SMALL | {"steps": 1, "eval.every": 1, "save_every": 1}
     least |= {"eval.conditions": ("base",), "data.size": 8}
-    words = ["train", "--config", f"configs/tiny/{name}.py:runlocal,seeds=1"]
+    study = name in ("dynamics", "remedies")
+    words = ["study" if study else "train", "--config"]
+    words += [f"configs/tiny/{name}.py:runlocal,seeds=1"]
     config = args.load_config(words[-1])
-    names = list(config.recipes) if name in ("dynamics", "remedies") else []
+    names = list(config.recipes) if study else []
     for inner in names:
         words += overrides(least, f"recipes.{inner}.")
     if names:

@@ -18,7 +18,7 @@ from vlmrl import metrics
 from vlmrl.data import loader
 from vlmrl.eval import records
 from vlmrl.loops import grpo
-from vlmrl.main import args, cli, train
+from vlmrl.main import args, cli
 from vlmrl.models import hf, lora
 from vlmrl.models.api import linear
 from vlmrl.rl import loop
@@ -234,7 +234,7 @@ def test_a_study_of_two_recipes_and_the_same_again(vlmrl, tmp_path):
     config = tmp_path / "configs" / "two.py"
     config.parent.mkdir()
     config.write_text(STUDY)
-    words = ["train", "--config", str(config), *overrides(fields)]
+    words = ["study", "--config", str(config), *overrides(fields)]
     for name in ("accuracy", "lagrange"):
         words += overrides(small, f"recipes.{name}.")
     workdir = tmp_path / "run"
@@ -444,7 +444,7 @@ def test_the_other_configs_load():
 )
 def test_a_supervised_run_and_the_same_again(config, model, vlmrl, tmp_path):
     fields = {"model": model, "steps": 2, "save_every": 2}
-    words = ["train", "--config", config, *overrides(fields)]
+    words = ["sft", "--config", config, *overrides(fields)]
     vlmrl(*words, "--workdir", tmp_path)
     (row,) = metrics.read(tmp_path / "metrics.jsonl")
     assert row["step"] == 2 and all(np.isfinite(v) for v in row.values())
@@ -465,7 +465,7 @@ def test_a_supervised_run_and_the_same_again(config, model, vlmrl, tmp_path):
     ],
 )
 def test_lessons_that_are_refused(fields, complaint, refused, tmp_path):
-    words = ["train", "--config", "configs/tiny/judge.py", *overrides(fields)]
+    words = ["sft", "--config", "configs/tiny/judge.py", *overrides(fields)]
     assert complaint in refused(*words, workdir=tmp_path / "w")
 
 
@@ -494,7 +494,9 @@ def test_lessons_that_are_refused(fields, complaint, refused, tmp_path):
         ({"remat": "all"}, "config.remat is 'all', want one of nothing_saveable"),
         ({"reward": "gate"}, "config.reward is 'gate', want one of grpo, gated"),
         ({"advantage": "x"}, "config.advantage is 'x', want one of"),
-        ({"algorithm": "ppo"}, "config.algorithm is 'ppo', want one of grpo, sft, "),
+        ({"algorithm": "ppo"}, "config.algorithm is 'ppo', expected 'grpo'"),
+        ({"algorithm": "sft"}, "config.algorithm is 'sft', expected 'grpo'; run this"),
+        ({"algorithm": "study"}, "with `vlmrl study`"),
         ({"data.source": "x"}, "data source 'x' is not one of scenes, and no prepared"),
         ({"data.source": ""}, "config.data.source is ''"),
         ({"data.source": "scenes,x"}, "config.eval.source: must be given where config"),
@@ -526,7 +528,7 @@ def test_bad_input_is_refused(fields, complaint, refused, tmp_path):
 def test_a_share_of_the_mix_that_makes_no_sense():
     settings = args.load_config("configs/tiny/both.py").to_dict() | {"prompts": 8}
     settings["mix"] = {"wrong_think": 0.6, "wrong_caption": 0.6}
-    with pytest.raises(train.UserError, match=r"config.mix: shares sum to 1.2"):
+    with pytest.raises(UserError, match=r"config.mix: shares sum to 1.2"):
         grpo.check(settings)
 
 

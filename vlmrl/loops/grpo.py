@@ -16,7 +16,6 @@ from vlmrl.judges import named
 from vlmrl.judges.judge import Judge
 from vlmrl.loops import watch
 from vlmrl.loops.evaluate import evaluator
-from vlmrl.main.progress import bar, no_bar
 from vlmrl.models import hf, quant
 from vlmrl.models import lora as adapters
 from vlmrl.rl import check as recipe_check
@@ -24,6 +23,7 @@ from vlmrl.rl import loop, update
 from vlmrl.rl import recipe as recipes
 from vlmrl.run import checkpoint, directory, hosts
 from vlmrl.run.phases import Phases, Stopped
+from vlmrl.run.progress import SILENT, Display
 from vlmrl.types import Record, UserError
 
 DECAYS = ("constant", "cosine", "linear")
@@ -161,6 +161,7 @@ def train(
     save_minutes: float = 0.0,
     keep_best: str = "",
     phases: Phases | None = None,
+    display: Display = SILENT,
     lora: dict | None = None,
     save_rollouts: int = 0,
     tensorboard: bool = False,
@@ -176,6 +177,7 @@ def train(
         as 'correct/base': a column of its records, averaged over a condition.
       policy: its parameters become the run's, and are given up with its first update.
       phases: of the run this is part of.
+      display: where progress is shown.
       lora: rank, alpha and targets of an adapter to train; rank 0 for none.
       save_rollouts: steps between kept rollouts, 0 for never.
       settings: of the recipe (`rl.recipe.Recipe`).
@@ -248,7 +250,6 @@ def train(
     )
     if restored is not None:  # what was loaded and begun is no longer read
         jax.tree.map(lambda x: x.delete(), state)
-    progress = bar if hosts.first() else no_bar
     kept = workdir / "records"
     if hosts.first():
         kept.mkdir(exist_ok=True)
@@ -292,7 +293,7 @@ def train(
     try:
         with (
             metrics.Writer(workdir, restored=restored, **logs) as writer,
-            progress(f"train {recipe} seed {seed}", steps, step) as advance,
+            display.bar(f"train {recipe} seed {seed}", steps, step) as advance,
         ):
             # At its start, or where a run was stopped before it got to this.
             if due(step) if step else eval.get("start"):

@@ -135,6 +135,7 @@ def run(
     opening: str = "",
     export: str = "",
     average: int = 1,
+    say=lambda line: None,
 ):
     """Train from random weights (or the directory's own, if it has any) and export; of
     several checkpoints, with `average`, the mean of the last ones."""
@@ -215,9 +216,8 @@ def run(
                 row["seconds_per_step"] = (time.monotonic() - clock) / log_every
                 clock, totals = time.monotonic(), None
                 writer.write(step, row)
-                print(f"step {step}/{steps}  " + "  ".join(
-                    f"{k.split('/')[-1]} {v:.4g}" for k, v in row.items()
-                ), flush=True)  # fmt: skip
+                values = (f"{k.split('/')[-1]} {v:.4g}" for k, v in row.items())
+                say(f"step {step}/{steps}  {'  '.join(values)}")
             if step % save_every == 0 or step == steps:
                 checkpoint.save(points, step, state, keep=max(2, average))()
     target = Path(export) if export else workdir / "model"

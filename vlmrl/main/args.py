@@ -116,6 +116,22 @@ def load_config(path_and_arg: str) -> ConfigDict:
     return config
 
 
+ALGORITHMS = {"grpo": "train", "sft": "sft", "study": "study"}  # → command
+
+
+def check_algorithm(config: ConfigDict, algorithm: str) -> None:
+    """Raise UserError unless config.algorithm is the given one, naming the command that
+    runs a config of another."""
+    value = config.get("algorithm", "")
+    if value in ALGORITHMS and value != algorithm:
+        raise UserError(
+            f"config.algorithm is '{value}', expected '{algorithm}'; run this config "
+            f"with `vlmrl {ALGORITHMS[value]}`"
+        )
+    if value != algorithm:
+        raise UserError(f"config.algorithm is '{value}', expected '{algorithm}'")
+
+
 def config_file(name: str) -> Path:
     """The file a config's name means; UserError if there is none."""
     for path in (Path(name), CHECKOUT / name):

@@ -21,7 +21,7 @@ from vlmrl.client.cache import Budget
 from vlmrl.data import loader
 from vlmrl.eval import records, served
 from vlmrl.main import args
-from vlmrl.main.progress import bar
+from vlmrl.main.progress import bar, show_report
 from vlmrl.report import assemble
 from vlmrl.run.directory import describe_run
 from vlmrl.types import UserError
@@ -124,6 +124,5 @@ def main(argv):
         "Spent": f"{spent.prompt_tokens} + {spent.completion_tokens} tokens, "
         f"{spent.cost:.4f} by the given prices",
     }
-    assemble.build(
-        workdir, assemble.find_records(workdir), assemble.read_images(workdir), info
-    )
+    images = assemble.read_images(workdir)
+    show_report(assemble.build(workdir, assemble.find_records(workdir), images, info))

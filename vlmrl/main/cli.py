@@ -34,6 +34,8 @@ COMMANDS = {
     "demo": "vlmrl.main.demo",
     "data": "vlmrl.main.data",
     "train": "vlmrl.main.train",
+    "sft": "vlmrl.main.sft",
+    "study": "vlmrl.main.study",
     "eval": "vlmrl.main.eval",
     "ask": "vlmrl.main.ask",
     "reproduce": "vlmrl.main.reproduce",

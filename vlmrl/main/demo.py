@@ -10,6 +10,7 @@ again continues where it stopped.
 from __future__ import annotations
 
 from vlmrl.main import args
+from vlmrl.main.progress import TERMINAL, say, show_report
 from vlmrl.studies import recipes
 
 HELP = "the whole job in small: evaluate, fine-tune with GRPO, evaluate, report"
@@ -21,4 +22,7 @@ FLAGS = {
 
 def main(argv):
     config, workdir, _ = args.parse(argv, FLAGS)
-    recipes.run(workdir, config.to_dict(), **config.about)
+    args.check_algorithm(config, "study")
+    outcome = recipes.run(workdir, config.to_dict(), display=TERMINAL)
+    show_report(outcome.report)
+    say(f"{outcome.minutes:.1f} minutes")

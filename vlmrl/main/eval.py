@@ -16,8 +16,7 @@ from vlmrl.eval import records, scoring
 from vlmrl.loops.evaluate import evaluator
 from vlmrl.loops.grpo import READ
 from vlmrl.main import args
-from vlmrl.main.progress import bar, no_bar
-from vlmrl.main.train import say
+from vlmrl.main.progress import bar, say, show_report
 from vlmrl.report import assemble
 from vlmrl.run import hosts
 from vlmrl.run.directory import describe_run
@@ -54,8 +53,7 @@ def main(argv):
     )
     if hosts.first():
         describe_run(workdir, c)
-    progress = bar if hosts.first() else no_bar
-    with progress(f"evaluate {c['recipe']}", len(examples)) as advance:
+    with bar(f"evaluate {c['recipe']}", len(examples)) as advance:
         found = run(
             policy.params,
             examples,
@@ -76,9 +74,5 @@ def main(argv):
         "Model": c["model"],
         "Data": f"{c['source']}, {c['split']} split, {len(examples)} examples",
     }
-    assemble.build(
-        workdir,
-        assemble.find_records(workdir),
-        assemble.read_images(workdir),
-        info,
-    )
+    images = assemble.read_images(workdir)
+    show_report(assemble.build(workdir, assemble.find_records(workdir), images, info))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from vlmrl.eval import imports, records
 from vlmrl.main import args
-from vlmrl.main.progress import CONSOLE
+from vlmrl.main.progress import say, show_report
 from vlmrl.report import assemble
 from vlmrl.types import UserError
 
@@ -63,7 +63,7 @@ def main(argv):
     text = (
         f"{len(found)} rows of {model} on {source}: {100 * ours:.4f} % correct; {said}"
     )
-    CONSOLE.print(text, soft_wrap=True, markup=False, highlight=False)
+    say(text)
     if stated is not None and not math.isclose(stated, ours, abs_tol=5e-5):
         raise UserError(
             f"{path}: {100 * ours:.4f} % of its rows are correct, but {where} states "
@@ -73,7 +73,7 @@ def main(argv):
     (workdir / "records").mkdir(exist_ok=True)
     records.write(workdir / "records" / f"{safe}.parquet", found)
     info = {"title": f"Results of {tool}"}
-    assemble.build(workdir, assemble.find_records(workdir), {}, info)
+    show_report(assemble.build(workdir, assemble.find_records(workdir), {}, info))
 
 
 def _named(path: Path) -> tuple[str, str]:

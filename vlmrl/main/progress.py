@@ -1,10 +1,10 @@
-"""Progress of anything longer than a few seconds: a bar, or lines of text."""
+"""The terminal: progress of anything longer than a few seconds, lines, reports."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -17,17 +17,37 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from vlmrl.report import render
+from vlmrl.run import hosts
+from vlmrl.run.progress import SILENT, Display
+
 CONSOLE = Console()
 EVERY = 15.0  # seconds between lines where there is no terminal
 
 
+def say(line: str) -> None:
+    """Print a line, on the first host."""
+    if hosts.first():
+        CONSOLE.print(line, soft_wrap=True, markup=False, highlight=False)
+        sys.stdout.flush()
+
+
+def show_report(report) -> None:
+    """Print the main table and the path of the page of a `report.assemble.Report`."""
+    CONSOLE.print(render.terminal(report.table))
+    say(f"\nreport: {report.page}")
+
+
 @contextmanager
-def bar(what: str, total: int, start: int = 0) -> Iterator:
-    """advance(n=1, note='') to be called as work is done.
+def bar(what: str, total: int, start: int = 0) -> Iterator[Callable[..., None]]:
+    """Show progress, on the first host; yields advance(n=1, note='').
 
     On a terminal a live bar with the time left; elsewhere a line every 15 seconds.
     """
-    if CONSOLE.is_terminal:
+    if not hosts.first():
+        with SILENT.bar(what, total, start) as advance:
+            yield advance
+    elif CONSOLE.is_terminal:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -44,7 +64,11 @@ def bar(what: str, total: int, start: int = 0) -> Iterator:
                 live.update(task, advance=n, **({"note": note} if note else {}))
 
             yield advance
-        return
+    else:
+        yield _lines(what, total, start)
+
+
+def _lines(what: str, total: int, start: int) -> Callable[..., None]:
     began = last = time.monotonic()
     done = start
 
@@ -59,13 +83,9 @@ def bar(what: str, total: int, start: int = 0) -> Iterator:
             print(
                 f"{what}: {done}/{total}  {spent:.0f} s, {left:.0f} s left  {note}",
                 flush=True,
-                file=sys.stdout,
             )
 
-    yield advance
+    return advance
 
 
-@contextmanager
-def no_bar(what: str, total: int, start: int = 0) -> Iterator:
-    """The same in silence, for all hosts but one."""
-    yield lambda n=1, note="": None
+TERMINAL = Display(bar, say)

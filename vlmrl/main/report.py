@@ -16,6 +16,7 @@ from pathlib import Path
 
 from vlmrl.eval import records
 from vlmrl.main import args
+from vlmrl.main.progress import show_report
 from vlmrl.report import assemble
 
 HELP = "tables, figures and the page of a run, from its records"
@@ -41,4 +42,4 @@ def main(argv):
         table, images = assemble.find_records(workdir), assemble.read_images(workdir)
     if other.jsonl:
         records.write_jsonl(workdir / "records.jsonl", table)
-    assemble.build(workdir, table, images, info)
+    show_report(assemble.build(workdir, table, images, info))

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from vlmrl.eval import records
 from vlmrl.main import args
-from vlmrl.main.progress import CONSOLE
+from vlmrl.main.progress import CONSOLE, TERMINAL, say, show_report
 from vlmrl.report import assemble, render, studies
 from vlmrl.studies import jobs
 from vlmrl.types import UserError
@@ -48,10 +48,10 @@ def main(argv):
         raise UserError(f"config.kind is '{c['kind']}', want one of {kinds}")
     plan = jobs.plan(c, workdir)
     if not other.remake:
-        _say(jobs.told(plan, c))
+        say(jobs.told(plan, c))
         missing = jobs.missing(plan, c, workdir)
         if missing:
-            _say("\n".join(["missing:", *(f"  {what}" for what in missing)]))
+            say("\n".join(["missing:", *(f"  {what}" for what in missing)]))
         if other.plan:
             return 0
         if missing:
@@ -59,7 +59,7 @@ def main(argv):
                 f"{name}: {len(missing)} thing(s) are missing, listed above with the "
                 "command that gets each; then give the same command again"
             )
-        if status := jobs.run(plan, c, workdir):
+        if status := jobs.run(plan, c, workdir, TERMINAL):
             return status
     lacking = [job.name for job in plan if not job.recorded]
     if lacking:
@@ -82,12 +82,13 @@ def main(argv):
     made = studies.build(table, c["tables"], known)
     made += jobs.extra_tables(plan, workdir)
     images = assemble.read_images(workdir)
-    assemble.build(folder, studies.pooled(table), images, info, made)
+    report = assemble.build(folder, studies.pooled(table), images, info, made)
     render.write(folder / "tables" / "study", made)
+    show_report(report)
     for one in made[1:2]:
         CONSOLE.print(render.terminal(one))
     names = ", ".join(one.name for one in made)
-    _say(f"{title}: {names} in {folder}/tables/study")
+    say(f"{title}: {names} in {folder}/tables/study")
     return 0
 
 
@@ -107,7 +108,3 @@ def _named(argv: list[str]) -> tuple[list[str], str]:
     if "runlocal" in arg.split(",") and not given:
         argv.append("--workdir=runs/paper-small")
     return argv, Path(path).stem
-
-
-def _say(text: str) -> None:
-    CONSOLE.print(text, soft_wrap=True, markup=False, highlight=False)

@@ -6,14 +6,21 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlmrl.eval import records
-from vlmrl.main.progress import CONSOLE
 from vlmrl.report import claims, figures, html, render, tables
 from vlmrl.types import Example, UserError
+
+
+class Report(NamedTuple):
+    """What `build` leaves: the main table, and the path of the page."""
+
+    table: render.Table
+    page: Path
 
 
 def gather(runs: Sequence[Path]) -> tuple[pa.Table, dict[str, bytes]]:
@@ -71,9 +78,9 @@ def build(
     images: dict[str, bytes],
     info: dict,
     own: Sequence[render.Table] = (),
-) -> None:
-    """Everything a reader sees, and the main table on the terminal. `own` tables stand
-    on the page before those of every run."""
+) -> Report:
+    """Write everything a reader sees. `own` tables stand on the page before those of
+    every run."""
     rows = records.summarise(table)
     write_json(workdir / "metrics.json", rows)
     write_json(workdir / "claims.json", claims.as_rows(claims.judge_claims(table)))
@@ -84,8 +91,7 @@ def build(
     names = {one.name for one in own}
     made = [*own, *(one for one in made if one.name not in names)]
     page = html.write_report(workdir, table, rows, images, info, made)
-    CONSOLE.print(render.terminal(made[0]))
-    CONSOLE.print(f"\nreport: {page}", soft_wrap=True, markup=False, highlight=False)
+    return Report(made[0], Path(page))
 
 
 def write_json(path: Path, data) -> None:

@@ -26,11 +26,13 @@ from vlmrl.client import http
 from vlmrl.data import distort, loader, texts
 from vlmrl.data.sets import SETS
 from vlmrl.eval import records, served
+from vlmrl.loops import seeds
 from vlmrl.loops.evaluate import OPTIONS, evaluator
-from vlmrl.main import args, judge, train
-from vlmrl.main.progress import bar
+from vlmrl.main import args, judge
 from vlmrl.models import hf
 from vlmrl.report import assemble, html, render
+from vlmrl.run.phases import STOPPED
+from vlmrl.run.progress import SILENT, Display
 from vlmrl.types import Example
 
 # The tiny model's own sizes first; then those of published models and long prompts.
@@ -318,7 +320,7 @@ def _time(seconds: float) -> str:
 # -- doing -----------------------------------------------------------------------------
 
 
-def run(jobs: Sequence[Job], c: dict, workdir: Path) -> int:
+def run(jobs: Sequence[Job], c: dict, workdir: Path, display: Display = SILENT) -> int:
     """Does what isn't done; the exit status, not 0 where a training was stopped. Jobs
     of one model follow each other, so it is loaded once; how long each took goes into
     WORKDIR/jobs.jsonl."""
@@ -329,13 +331,15 @@ def run(jobs: Sequence[Job], c: dict, workdir: Path) -> int:
             continue
         began = time.monotonic()
         if job.kind == "evaluate":
-            _evaluate(job, c, workdir, held)
+            _evaluate(job, c, workdir, held, display)
         elif job.kind == "ask":
-            _ask(job, c, workdir)
+            _ask(job, c, workdir, display)
         elif job.kind == "train":
-            words = ["--config", job.about["config"], "--workdir", str(job.folder)]
-            if status := train.main(words):
-                return status
+            config = args.load_config(job.about["config"]).to_dict()
+            job.folder.mkdir(parents=True, exist_ok=True)
+            seeds.check(config, job.folder)
+            if not seeds.train(config, job.folder, display=display):
+                return STOPPED
         else:
             _judge(job)
         expected = estimate(job, c)
@@ -349,7 +353,7 @@ def run(jobs: Sequence[Job], c: dict, workdir: Path) -> int:
     return 0
 
 
-def _evaluate(job: Job, c: dict, workdir: Path, held: dict) -> None:
+def _evaluate(job: Job, c: dict, workdir: Path, held: dict, display: Display) -> None:
     about = job.about
     key = about["model"]
     if key not in held:
@@ -374,7 +378,7 @@ def _evaluate(job: Job, c: dict, workdir: Path, held: dict) -> None:
     )
     for image in ("", *about["images"]):
         seen = [_under(e, image, about["seed"]) for e in examples]
-        with bar(f"{job.name} {image}".strip(), len(seen)) as advance:
+        with display.bar(f"{job.name} {image}".strip(), len(seen)) as advance:
             rows = measure(
                 policy.params,
                 seen,
@@ -444,13 +448,16 @@ def release(path: Path, examples: Sequence[Example], conditions: Sequence[str]) 
     os.replace(part, path)
 
 
-def _ask(job: Job, c: dict, workdir: Path) -> None:
+def _ask(job: Job, c: dict, workdir: Path, display: Display) -> None:
     about = job.about
     endpoint = http.Endpoint(about["url"], about["model"], key_env=c["key_env"])
     examples = _load(about, workdir)
     cache = workdir / "records" / f"{job.stem}.replies.jsonl"
     total = len(examples) * len(about["conditions"])
-    with http.Client(endpoint, cache=cache) as client, bar(job.name, total) as advance:
+    with (
+        http.Client(endpoint, cache=cache) as client,
+        display.bar(job.name, total) as advance,
+    ):
         found = served.evaluate(
             client,
             examples,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
@@ -17,9 +18,9 @@ from vlmrl.data import loader
 from vlmrl.eval import records
 from vlmrl.loops import grpo
 from vlmrl.loops.evaluate import evaluator
-from vlmrl.main.progress import CONSOLE, bar
 from vlmrl.report import assemble, claims, remedies, render
 from vlmrl.run import directory
+from vlmrl.run.progress import SILENT, Display
 from vlmrl.types import UserError
 
 # Fields of a recipe that the study decides.
@@ -27,13 +28,22 @@ OWN = ("algorithm", "model", *grpo.READ, "mesh")
 SHARED = {"quantize": "", "dtype": "float32", "compute": ""}  # how the model is held
 
 
-def run(workdir: Path, c: dict, *, title: str, summary: str, show: bool = False):
-    """Trains and measures every recipe of a study, and writes its report.
+class Outcome(NamedTuple):
+    report: assemble.Report
+    verdicts: list[render.Table]  # on claims and on remedies, where asked for
+    minutes: float
+
+
+def run(
+    workdir: Path, c: dict, *, display: Display = SILENT, verdicts: bool = False
+) -> Outcome:
+    """Train and evaluate every recipe of a study, and write its report.
 
     Args:
-      c: fields of the config: recipes, model, style, split, size, perturbed_size,
-        ood_size, conditions and kernel.
-      show: write and print the tables of claims and of remedies, too.
+      c: fields of the config: about, recipes, model, style, split, size,
+        perturbed_size, ood_size, conditions and kernel.
+      display: where progress is shown.
+      verdicts: also write the tables of claims and of remedies.
     """
     began = time.monotonic()
     recipes = c["recipes"]
@@ -69,7 +79,7 @@ def run(workdir: Path, c: dict, *, title: str, summary: str, show: bool = False)
                 continue
             many = perturbed[split]
             found = []
-            with bar(f"evaluate {recipe}, {split}", len(examples)) as advance:
+            with display.bar(f"evaluate {recipe}, {split}", len(examples)) as advance:
                 for measure, part in zip(
                     measures, (examples[:many], examples[many:]), strict=True
                 ):
@@ -84,18 +94,19 @@ def run(workdir: Path, c: dict, *, title: str, summary: str, show: bool = False)
                     )
             records.write(path, found)
 
-    CONSOLE.print("1. The warm start, under every condition")
+    display.say("1. The warm start, under every condition")
     evaluate(policy.params, "warm-start", 0, 0)
     for number, given in enumerate(recipes.values(), 2):
         settings = {name: v for name, v in given.items() if name not in OWN}
         name, steps = settings["recipe"], settings["steps"]
-        CONSOLE.print(f"{number}. GRPO, recipe '{name}'")
+        display.say(f"{number}. GRPO, recipe '{name}'")
         for seed in settings.pop("seeds"):
             own = jax.tree.map(lambda x: x.copy(), policy.params)
             params, during = grpo.train(
                 policy._replace(params=own),
                 workdir=workdir / name / f"seed-{seed}",
                 seed=seed,
+                display=display,
                 **settings,
             )
             files.extend(during)
@@ -103,17 +114,16 @@ def run(workdir: Path, c: dict, *, title: str, summary: str, show: bool = False)
     table = records.concat([records.read(f) for f in files])
     records.write(workdir / "records.parquet", table)
     minutes = (time.monotonic() - began) / 60
-    info = {"title": title, "summary": summary} | _info(c, policy, minutes)
-    assemble.build(workdir, table, assemble.read_images(workdir), info)
-    if show:
-        made = [
+    info = c["about"] | _info(c, policy, minutes)
+    report = assemble.build(workdir, table, assemble.read_images(workdir), info)
+    tables = []
+    if verdicts:
+        tables = [
             claims.as_table(claims.judge_claims(table)),
             remedies.as_table(remedies.judge(table, split=c["split"])),
         ]
-        render.write(workdir / "tables", made)
-        for each in made:
-            CONSOLE.print(render.terminal(each))
-    CONSOLE.print(f"{minutes:.1f} minutes")
+        render.write(workdir / "tables", tables)
+    return Outcome(report, tables, minutes)
 
 
 def _info(c: dict, policy, minutes: float) -> dict:
