@@ -10,6 +10,7 @@ import io
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -23,7 +24,8 @@ from vlmrl.main import args, cli
 from vlmrl.report import studies
 from vlmrl.studies import jobs
 
-CONFIGS = args.CHECKOUT / "configs"
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
 HELPERS = ("common.py", "options.py", "paper/common.py")  # which have no get_config
 STUDIES = sorted(
     p.stem
@@ -379,7 +381,7 @@ def test_every_config_is_run_in_small_by_some_test():
     here = {f"tiny/{name}.py" for name in (*TRAINED, *RECIPES)}
     assert found == {*HELPERS, *RUN_BY, *here}
     for name, file in RUN_BY.items():
-        text = (args.CHECKOUT / "tests" / "main" / file).read_text()
+        text = (ROOT / "tests" / "main" / file).read_text()
         assert file == "test_reproduce.py" or f"configs/{name}:runlocal" in text, name
     recipes = [
         args.load_config(f"configs/tiny/{name}.py:runlocal").recipes

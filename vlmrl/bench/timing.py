@@ -19,11 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vlmrl import shipped
 from vlmrl.bench import workloads
-from vlmrl.main import args
 from vlmrl.types import UserError
 
-PEERS = args.CHECKOUT / "third_party" / "peers"
+PEERS = shipped.DIRECTORY / "third_party" / "peers"
 REST = 0.5  # seconds after a peer's turn, for its threads to stop spinning
 
 

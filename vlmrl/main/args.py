@@ -27,10 +27,8 @@ from types import SimpleNamespace
 from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_flags
 
-import vlmrl
+from vlmrl import shipped
 from vlmrl.types import UserError
-
-CHECKOUT = Path(vlmrl.__file__).resolve().parents[1]
 
 
 def parse(
@@ -85,8 +83,7 @@ def load_config(path_and_arg: str) -> ConfigDict:
 
     Args:
       path_and_arg: 'configs/x.py' or 'configs/x.py:arg'; `get_config(arg)` gets what
-        follows the first colon. A relative path is looked up from the current
-        directory, then from the checkout.
+        follows the first colon; see `shipped.locate` for relative paths.
 
     Raises:
       UserError: no such file, no `get_config` in it, or an error while it ran, with the
@@ -134,12 +131,14 @@ def check_algorithm(config: ConfigDict, algorithm: str) -> None:
 
 def config_file(name: str) -> Path:
     """The file a config's name means; UserError if there is none."""
-    for path in (Path(name), CHECKOUT / name):
-        if name and path.is_file():
-            return path.resolve()
+    path = shipped.locate(name)
+    if path.is_file():
+        return path.resolve()
     close = ""
-    if not Path(name).is_absolute():
-        known = sorted(str(p.relative_to(CHECKOUT)) for p in _config_files())
+    if not path.is_absolute():
+        top = shipped.DIRECTORY / "configs"
+        files = [*top.glob("*.py"), *top.glob("*/*.py")]
+        known = sorted(str(p.relative_to(shipped.DIRECTORY)) for p in files)
         match = difflib.get_close_matches(name, known, n=1)
         close = f"; did you mean {match[0]}?" if match else ""
     raise UserError(f"--config: no file '{name}'{close}")
@@ -242,18 +241,14 @@ def _workdir(name: str | None) -> Path:
 @contextlib.contextmanager
 def _importable(path: Path):
     """While a config runs, `configs.common` and its like can be imported: those of the
-    tree the config file is in, else the checkout's."""
+    tree the config file is in, else ours."""
     tops = [p.parent for p in path.parents if p.name == "configs"]
     before = sys.path[:]
-    sys.path[:0] = [str(p) for p in [*tops[-1:], CHECKOUT]]
+    sys.path[:0] = [str(p) for p in [*tops[-1:], shipped.DIRECTORY]]
     try:
         yield
     finally:
         sys.path[:] = before
-
-
-def _config_files():
-    return (CHECKOUT / "configs").rglob("*.py")
 
 
 def _where(error: Exception, path: Path, name: str) -> str:

@@ -30,7 +30,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from vlmrl import perturb
+from vlmrl import perturb, shipped
 from vlmrl.client import http
 from vlmrl.data import check, fetch, loader, texts
 from vlmrl.data import prepare as preparing
@@ -74,7 +74,7 @@ def main(argv):
     if action == "list":
         if names:
             raise UserError(f"data list: takes no name, not '{' '.join(names)}'")
-        print(catalogue(fetch.pins(args.CHECKOUT / f.pins)))
+        print(catalogue(fetch.pins(shipped.locate(f.pins))))
         return
     if not names or (action != "prepare" and len(names) != 1):
         wanted = "names of data sets" if action == "prepare" else "the name of one set"
@@ -94,7 +94,7 @@ def prepare(name: str, f, workdir: Path) -> None:
         return
     if f.size and (name in SETS or f.source != "hub"):
         raise UserError(f"--size: {name} has the examples it has; leave it out")
-    pins = fetch.pins(args.CHECKOUT / f.pins) if name in SETS else {}
+    pins = fetch.pins(shipped.locate(f.pins)) if name in SETS else {}
     pin = pins.get(name, fetch.Pin())
     pin = pin._replace(repo=f.repo or pin.repo, revision=f.revision or pin.revision)
     places = workdir / "data", workdir / "downloads"
