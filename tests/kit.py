@@ -18,7 +18,7 @@ from vlmrl import perturb
 from vlmrl.data import scenes
 from vlmrl.engine.chain import Chain, levels_of
 from vlmrl.engine.logprobs import logits
-from vlmrl.models import hf, qwen2_5_vl
+from vlmrl.models import qwen2_5_vl, registry
 from vlmrl.models.api import Model, Segment
 from vlmrl.prompts import styles, tokens
 from vlmrl.types import Group, Tokens
@@ -28,12 +28,12 @@ BUCKETS = tokens.Buckets(prefix=(112,), branch=(96,), windows=(4,))
 
 @functools.cache
 def processor() -> tokens.Processor:
-    return tokens.load_processor(hf.TINY)
+    return tokens.load_processor(registry.TINY)
 
 
 def config() -> dict:
     """`config.json` of the toy: two layers of each tower, half the widths."""
-    raw = json.loads((hf.TINY / "config.json").read_text())
+    raw = json.loads((registry.TINY / "config.json").read_text())
     text = dict(raw["text_config"], num_hidden_layers=2, intermediate_size=64)
     text.update(hidden_size=48, num_attention_heads=4, num_key_value_heads=2)
     text["rope_parameters"] = dict(text["rope_parameters"], mrope_section=[2, 2, 2])

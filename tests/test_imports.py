@@ -132,8 +132,61 @@ def violations(root: Path) -> list[str]:
     return wrong
 
 
+def circles(root: Path) -> list[list[str]]:
+    """Strongly connected components of more than one file below root/vlmrl, where an
+    edge is an import, wherever in a file it stands. The package's own __init__ is left
+    out: its public names are imported when first used."""
+    files = {module_name(f, root): f for f in sorted((root / "vlmrl").rglob("*.py"))}
+    files.pop("vlmrl", None)
+    graph = {}
+    for name, file in files.items():
+        targets = [i.name for i in imports_of(file, root)]
+        targets = [t if t in files else t.rpartition(".")[0] for t in targets]
+        graph[name] = {t for t in targets if t in files and t != name}
+
+    def reachable(start: str) -> set[str]:
+        seen, stack = set(), [start]
+        while stack:
+            new = graph[stack.pop()] - seen
+            seen |= new
+            stack += new
+        return seen
+
+    reach = {name: reachable(name) for name in graph}
+    components = {
+        tuple(sorted(m for m in reach[name] if name in reach[m]))
+        for name in graph
+        if name in reach[name]
+    }
+    return sorted(map(list, components))
+
+
 def test_imports_go_one_way():
     assert violations(ROOT) == []
+
+
+def test_no_files_import_each_other():
+    assert circles(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    "sources, circle",
+    [
+        (["from vlmrl.x import b", "from vlmrl.x import a"], ["a", "b"]),
+        (["from vlmrl.x.b import f", "def f():\n    from . import a"], ["a", "b"]),
+        (["from . import b", "from vlmrl.x import c", "import vlmrl.x.a"], "abc"),
+        (["from . import b, c", "from . import c", ""], None),
+    ],
+)
+def test_a_planted_circle_is_caught(tmp_path, sources, circle):
+    folder = tmp_path / "vlmrl" / "x"
+    folder.mkdir(parents=True)
+    for name in ("__init__.py", "../__init__.py"):
+        (folder / name).write_text("")
+    for name, source in zip("abc", sources, strict=False):
+        (folder / f"{name}.py").write_text(source)
+    expected = [[f"vlmrl.x.{name}" for name in circle]] if circle else []
+    assert circles(tmp_path) == expected
 
 
 def test_every_package_has_an_init():

@@ -155,7 +155,7 @@ def test_ten_steps(found, name):
     """Log-probs to 1e-5 and gradients to 1e-5 of their norm, step by step, and the
     parameters that they lead to."""
     from tests import kit
-    from vlmrl.models import hf
+    from vlmrl.models import weights
 
     steps, params = found[name][2]
     one, last = found["one device"][2]
@@ -170,7 +170,7 @@ def test_ten_steps(found, name):
         ]
         assert kit.normwise(*whole) < 1e-5, i
     assert np.abs(one[0][0] - one[-1][0]).max() > 1e-3, "it learnt something"
-    start = hf.load("tiny")[1]
+    start = weights.load("tiny")[1]
     for key, value in last.items():
         np.testing.assert_allclose(params[key], value, atol=1e-6, err_msg=key)
     assert any((last[n] != start[n]).any() for n in last)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from vlmrl import sharding
 from vlmrl.engine import attention, fit
 from vlmrl.engine.generate import Stops, make_stops
-from vlmrl.models import hf
+from vlmrl.models import registry, weights
 from vlmrl.models.api import Model
 from vlmrl.prompts import styles, tokens
 from vlmrl.run import hosts
@@ -157,10 +157,10 @@ def load(
     for field, kind in (("dtype", dtype), ("compute", compute)):
         if kind not in ("", *DTYPES):
             raise UserError(f"{field} is '{kind}', want {', '.join(DTYPES)} or ''")
-    path = hf.resolve(name)
+    path = registry.resolve(name)
     mesh = mesh or sharding.make_mesh()
-    table = hf.read_model(path).table
-    model, params = hf.load(
+    table = registry.read_model(path).table
+    model, params = weights.load(
         name,
         dtype=dtype or None,
         shardings=sharding.param_shardings(mesh, table),

@@ -25,13 +25,13 @@ from vlmrl import sharding
 from vlmrl.engine import attention
 from vlmrl.engine.score import score
 from vlmrl.main import workloads
-from vlmrl.models import hf
+from vlmrl.models import registry
 
 topology = topologies.get_topology_desc(platform="tpu", topology_name=sys.argv[1])
 mesh = sharding.make_mesh(data=2, tensor=2, devices=topology.devices)
 look = workloads.vlm(width=256, layers=2, heads=2, kv_heads=2, mlp=256)
 sizes = workloads.Sizes(look)
-_, model = hf.family_of(look, "test")
+model = registry.build_model(look, "test")
 places = sharding.param_shardings(mesh, model.table)
 like = jax.ShapeDtypeStruct
 params = {n: like(p.shape, jnp.bfloat16, sharding=places[n])

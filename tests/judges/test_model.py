@@ -8,7 +8,7 @@ from vlmrl import policy as policies
 from vlmrl.engine.chain import prefill
 from vlmrl.judges import model, prompt, rule
 from vlmrl.judges.judge import Item, ask, cascade
-from vlmrl.models import hf
+from vlmrl.models import registry, weights
 from vlmrl.prompts import tokens
 from vlmrl.tiny import make
 from vlmrl.types import UserError
@@ -107,12 +107,12 @@ def test_names_prompts_and_cascades(policy, judge):
 
 def test_the_shipped_judge_began_as_the_tiny_model():
     """But for the words that the tiny model lacks."""
-    processor = tokens.load_processor(hf.SHIPPED["tiny_judge"])
-    family = hf.read_model("tiny_judge")
+    processor = tokens.load_processor(registry.SHIPPED["tiny_judge"])
+    family = registry.read_model("tiny_judge")
     drawn = make.start(family, jax.random.key(0))
     found = make.begin_judge(drawn, processor)
-    known, ours = hf.load("tiny")[1], processor.tokenizer.get_vocab()
-    theirs = tokens.load_processor(hf.TINY).tokenizer.get_vocab()
+    known, ours = weights.load("tiny")[1], processor.tokenizer.get_vocab()
+    theirs = tokens.load_processor(registry.TINY).tokenizer.get_vocab()
     assert set(found) == set(family.table)
     for name in set(found) - {"text.embed"}:
         np.testing.assert_array_equal(found[name], known[name])

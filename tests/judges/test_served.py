@@ -18,7 +18,7 @@ import pytest
 from vlmrl.client.http import Call, Client, Endpoint
 from vlmrl.judges import chat
 from vlmrl.judges.judge import Item, ask
-from vlmrl.models import hf
+from vlmrl.models import hf, registry
 
 CONFIG = {
     "model_type": "qwen2",
@@ -45,9 +45,9 @@ def made(directory):
     start = directory / "start"
     start.mkdir()
     for name in (*TOKENIZER, "generation_config.json"):
-        shutil.copy(hf.TINY / name, start / name)
+        shutil.copy(registry.TINY / name, start / name)
     (start / "config.json").write_text(json.dumps(CONFIG))
-    model = hf.read_model(start)
+    model = registry.read_model(start)
     hf.save(directory / "model", model, model.init(jax.random.key(0)), start)
     return directory / "model"
 

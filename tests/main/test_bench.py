@@ -10,7 +10,7 @@ from vlmrl.bench import device, suites, timing, workloads
 from vlmrl.engine.attention import choose
 from vlmrl.engine.score import score
 from vlmrl.main import bench, cli
-from vlmrl.models import hf
+from vlmrl.models import registry
 from vlmrl.plan import compiled
 
 TINY = workloads.TINY
@@ -135,7 +135,7 @@ def test_lengths_have_the_hazard_asked_for():
 def test_what_a_step_must_do_is_counted_right():
     """FLOPs of the tokens computed, against the jaxpr's with whole score matrices; a
     causal count is less, by half of the scores within a link."""
-    _, model = hf.family_of(TINY.sees, "bench")
+    model = registry.build_model(TINY.sees, "bench")
     params = jax.eval_shape(model.init, jax.random.key(0))
     group = workloads.scored(TINY)
     found = compiled.flops(

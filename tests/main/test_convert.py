@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from vlmrl.models import hf, lora
+from vlmrl.models import lora, peft, registry, weights
 from vlmrl.rl import loop, update
 from vlmrl.run import checkpoint
 
@@ -18,7 +18,7 @@ from vlmrl.run import checkpoint
 @pytest.fixture(scope="module")
 def tiny():
     """(Model, params) as shipped."""
-    return hf.load("tiny")
+    return weights.load("tiny")
 
 
 @pytest.fixture
@@ -46,12 +46,12 @@ def test_a_directory_comes_back_as_it_was(vlmrl, capsys, tmp_path, tiny):
     target = tmp_path / "new"
     vlmrl("convert", "--source", "tiny", "--target", target)
     assert capsys.readouterr().out == f"{target}\n"
-    same(hf.load(target)[1], tiny[1])
-    for name in hf.SIDE_FILES:
-        if name != "config.json" and (hf.TINY / name).is_file():
-            assert (target / name).read_bytes() == (hf.TINY / name).read_bytes()
+    same(weights.load(target)[1], tiny[1])
+    for name in registry.SIDE_FILES:
+        if name != "config.json" and (registry.TINY / name).is_file():
+            assert (target / name).read_bytes() == (registry.TINY / name).read_bytes()
     config = json.loads((target / "config.json").read_text())
-    assert config == json.loads((hf.TINY / "config.json").read_text())
+    assert config == json.loads((registry.TINY / "config.json").read_text())
     assert [p.name for p in tmp_path.iterdir()] == ["new"]
 
 
@@ -60,23 +60,23 @@ def test_bfloat16_halves_the_weights_and_says_so(vlmrl, tmp_path, tiny):
     half, back = tmp_path / "half", tmp_path / "back"
     vlmrl("convert", "--source=tiny", f"--target={half}", "--dtype=bfloat16")
     assert json.loads((half / "config.json").read_text())["dtype"] == "bfloat16"
-    sizes = [(d / "model.safetensors").stat().st_size for d in (half, hf.TINY)]
+    sizes = [(d / "model.safetensors").stat().st_size for d in (half, registry.TINY)]
     assert sizes[0] < 0.55 * sizes[1]
     rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny[1])
-    same(hf.load(half, dtype=jnp.bfloat16)[1], rounded)
+    same(weights.load(half, dtype=jnp.bfloat16)[1], rounded)
     vlmrl("convert", f"--source={half}", f"--target={tmp_path / 'same'}")
     config = json.loads((tmp_path / "same" / "config.json").read_text())
     assert config["dtype"] == "bfloat16"  # unless asked for another, as it was
     vlmrl("convert", f"--source={half}", f"--target={back}", "--dtype=float32")
     assert json.loads((back / "config.json").read_text())["dtype"] == "float32"
-    same(hf.load(back)[1], jax.tree.map(lambda x: x.astype(jnp.float32), rounded))
+    same(weights.load(back)[1], jax.tree.map(lambda x: x.astype(jnp.float32), rounded))
 
 
 def test_a_run_gives_its_newest_parameters(vlmrl, tmp_path, tiny, run):
     vlmrl("convert", "--source", run, "--target", tmp_path / "four")
-    same(hf.load(tmp_path / "four")[1], jax.tree.map(lambda x: x + 4, tiny[1]))
+    same(weights.load(tmp_path / "four")[1], jax.tree.map(lambda x: x + 4, tiny[1]))
     vlmrl("convert", "--source", run, "--target", tmp_path / "two", "--step=2")
-    same(hf.load(tmp_path / "two")[1], jax.tree.map(lambda x: x + 2, tiny[1]))
+    same(weights.load(tmp_path / "two")[1], jax.tree.map(lambda x: x + 2, tiny[1]))
 
 
 def test_a_supervised_run_brings_its_own_start(vlmrl, tmp_path, tiny):
@@ -84,21 +84,21 @@ def test_a_supervised_run_brings_its_own_start(vlmrl, tmp_path, tiny):
     state = update.State(tiny[1], {}, jnp.int32(1))
     checkpoint.save(points, 1, state)()
     (tmp_path / "config.json").write_text(json.dumps({"model": ""}))
-    shutil.copytree(hf.TINY, tmp_path / "start")
+    shutil.copytree(registry.TINY, tmp_path / "start")
     (tmp_path / "start" / "model.safetensors").unlink()
     vlmrl("convert", "--source", tmp_path, "--target", tmp_path / "out")
-    same(hf.load(tmp_path / "out")[1], tiny[1])
+    same(weights.load(tmp_path / "out")[1], tiny[1])
 
 
 def test_there_and_back_through_orbax(vlmrl, tmp_path, tiny):
     orbax, back = tmp_path / "orbax", tmp_path / "back"
     vlmrl("convert", "--source=tiny", "--target", orbax, "--format=orbax")
     assert not list(orbax.glob("*.safetensors"))
-    same(hf.load(orbax)[1], tiny[1])
+    same(weights.load(orbax)[1], tiny[1])
     vlmrl("convert", "--source", orbax, "--target", back)
-    weights = [(d / "model.safetensors").read_bytes() for d in (back, hf.TINY)]
-    assert sorted(weights[0]) == sorted(weights[1])
-    same(hf.load(back)[1], tiny[1])
+    files = [(d / "model.safetensors").read_bytes() for d in (back, registry.TINY)]
+    assert sorted(files[0]) == sorted(files[1])
+    same(weights.load(back)[1], tiny[1])
     assert not [p for p in tmp_path.iterdir() if p.name.endswith(".partial")]
 
 
@@ -107,10 +107,10 @@ def test_an_adapter_is_merged(vlmrl, tmp_path, tiny):
     held = lora.Adapter(2, 4.0, ("vision.layers.o", "text.layers.q"))
     both = lora.start(model, held, params, jax.random.key(0))
     both = {n: x + 0.1 if n.endswith(".b") else x for n, x in both.items()}
-    lora.save(tmp_path / "adapter", model, held, both, "tiny")
+    peft.save(tmp_path / "adapter", model, held, both, "tiny")
     words = ["convert", "--source=tiny", "--adapter", tmp_path / "adapter"]
     vlmrl(*words, "--target", tmp_path / "merged")
-    found = hf.load(tmp_path / "merged")[1]
+    found = weights.load(tmp_path / "merged")[1]
     wanted = lora.merge(model, held, both)
     same(found, wanted)
     moved = {n for n, x in found.items() if not np.array_equal(x, params[n])}
@@ -164,12 +164,12 @@ def test_broken_sources_leave_nothing(refused, tmp_path, run):
     assert "holds no complete checkpoint" in refused(*to, empty)
     bare = tmp_path / "bare"
     bare.mkdir()
-    for name in hf.SIDE_FILES:
-        if (hf.TINY / name).is_file():
-            (bare / name).write_bytes((hf.TINY / name).read_bytes())
+    for name in registry.SIDE_FILES:
+        if (registry.TINY / name).is_file():
+            (bare / name).write_bytes((registry.TINY / name).read_bytes())
     assert "model.safetensors is missing" in refused(*to, bare)
     (bare / "model.safetensors").write_bytes(
-        (hf.TINY / "model.safetensors").read_bytes()[:5000]
+        (registry.TINY / "model.safetensors").read_bytes()[:5000]
     )
     assert "not a whole safetensors file" in refused(*to, bare)
     assert not (tmp_path / "new").exists()

@@ -12,7 +12,7 @@ from vlmrl import perturb
 from vlmrl.data import loader
 from vlmrl.eval import records
 from vlmrl.main import cli
-from vlmrl.models import hf
+from vlmrl.models import weights
 from vlmrl.run import checkpoint
 
 WORDS = ["demo", "--config", "configs/tiny/demo.py:runlocal"]
@@ -68,7 +68,7 @@ def test_it_leaves_every_promised_file(demo):
     for recipe in RECIPES:
         seed = workdir / recipe / "seed-0"
         assert checkpoint.latest(seed / "checkpoints") == SMALL["steps"]
-        hf.load(seed / "model")
+        weights.load(seed / "model")
     assert not [p for p in workdir.rglob("*") if ".partial" in p.name]
 
 

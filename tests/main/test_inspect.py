@@ -5,7 +5,7 @@ import json
 import pytest
 
 from vlmrl.main import inspect
-from vlmrl.models import hf
+from vlmrl.models import registry
 
 
 def said(vlmrl, capsys, *words) -> str:
@@ -34,7 +34,7 @@ def test_a_text_model_has_no_vision(vlmrl, capsys):
 
 
 def test_a_config_alone_is_enough(vlmrl, capsys, tmp_path):
-    (tmp_path / "config.json").write_bytes((hf.TINY / "config.json").read_bytes())
+    (tmp_path / "config.json").write_bytes((registry.TINY / "config.json").read_bytes())
     bare = said(vlmrl, capsys, tmp_path)
     whole = said(vlmrl, capsys, "tiny")
     assert bare.splitlines()[1:] == whole.splitlines()[1:]
@@ -50,7 +50,9 @@ def test_a_run_is_what_it_began_with(vlmrl, capsys, tmp_path):
 
 def test_nothing_is_allocated():
     """72 B parameters in well under a second."""
-    _, model = hf.family_of(hf.published()["Qwen/Qwen2.5-VL-72B-Instruct"], "72B")
+    model = registry.build_model(
+        registry.published()["Qwen/Qwen2.5-VL-72B-Instruct"], "72B"
+    )
     assert inspect.weights(model)["float32"] == 4 * 73_410_777_344
     assert sum(inspect.count(model).values()) == model.size
 

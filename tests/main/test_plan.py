@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tests import kit
 from vlmrl import sharding
 from vlmrl.main import args
-from vlmrl.models import hf
+from vlmrl.models import registry
 from vlmrl.plan import chips, compiled, estimate, programs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -326,13 +326,13 @@ print(json.dumps({"planned": planned.total, "grown": resident("VmHWM") - before}
 
 def heavy():
     """A job whose update takes more than 2 GiB and little arithmetic."""
-    raw = json.loads((hf.TINY / "config.json").read_text())
+    raw = json.loads((registry.TINY / "config.json").read_text())
     text = dict(raw["text_config"], vocab_size=65536, hidden_size=1024)
     text.update(intermediate_size=4096, num_hidden_layers=6, num_attention_heads=8)
     text["rope_parameters"] = dict(text["rope_parameters"], mrope_section=[16, 24, 24])
     vision = dict(raw["vision_config"], out_hidden_size=1024)
     raw = raw | {"text_config": text, "vision_config": vision}
-    _, model = hf.family_of(raw, "heavy")
+    model = registry.build_model(raw, "heavy")
     return job(prompts=2, max_tokens=16, model=model, raw=raw)
 
 

@@ -19,7 +19,7 @@ from vlmrl.data import loader
 from vlmrl.eval import records
 from vlmrl.loops import grpo
 from vlmrl.main import args, cli
-from vlmrl.models import hf, lora
+from vlmrl.models import lora, peft, weights
 from vlmrl.models.api import linear
 from vlmrl.rl import loop
 from vlmrl.run import checkpoint, directory
@@ -119,8 +119,8 @@ def test_a_run_leaves_what_it_promises(runs):
 def test_the_model_that_is_exported_is_the_last_checkpoint(runs):
     seed = runs["straight"][0] / "seed-0"
     held, _ = checkpoint.restore(seed / "checkpoints", 4)
-    model, params = hf.load(seed / "model")
-    _, start = hf.load("tiny")
+    model, params = weights.load(seed / "model")
+    _, start = weights.load("tiny")
     for name in model.table:
         np.testing.assert_array_equal(params[name], held[f"state/params/{name}"])
     assert any((params[n] != start[n]).any() for n in model.table)
@@ -330,8 +330,8 @@ def test_a_large_models_way_in_small(vlmrl, tmp_path):
     vlmrl(*words, *overrides(fields), "--workdir", tmp_path)
     seed = tmp_path / "seed-0"
     held, _ = checkpoint.restore(seed / "checkpoints", 1)
-    model, start = hf.load("tiny")
-    _, exported = hf.load(seed / "model", dtype=None)
+    model, start = weights.load("tiny")
+    _, exported = weights.load(seed / "model", dtype=None)
     for name in model.table:
         learnt = held[f"state/params/{name}"]
         assert learnt.dtype == np.float32 and exported[name].dtype == jnp.bfloat16
@@ -355,18 +355,18 @@ def test_an_adapter_is_trained_and_merged(vlmrl, tmp_path):
     vlmrl(*words, *overrides(fields), "--workdir", tmp_path)
     seed = tmp_path / "seed-0"
     held, _ = checkpoint.restore(seed / "checkpoints", 1)
-    model, start = hf.load("tiny")
+    model, start = weights.load("tiny")
     adapters = [n for n in held if n.startswith("state/params/lora.")]
     assert adapters and any(held[n].any() for n in adapters if n.endswith(".b"))
     assert not any("text.embed" in n for n in held if n.startswith("state/opt_state"))
     for name in model.table:
         np.testing.assert_array_equal(held[f"state/params/{name}"], start[name])
-    _, exported = hf.load(seed / "model")
+    _, exported = weights.load(seed / "model")
     moved = {n for n in model.table if (exported[n] != start[n]).any()}
     assert moved and all(n.startswith("text.layers.") for n in moved)
     # The newest checkpoint, and the adapter on the base, are the same model.
-    found = {"checkpoint": hf.load(seed)[1]}
-    how, both = lora.load(seed / "adapter", model, start)
+    found = {"checkpoint": weights.load(seed)[1]}
+    how, both = peft.load(seed / "adapter", model, start)
     assert (how.rank, how.alpha) == (2, 6.0)
     found["adapter"] = lora.merge(model, how, both)
     for params in found.values():
@@ -386,18 +386,18 @@ def test_an_adapter_is_trained_on_a_base_in_8_bits(vlmrl, tmp_path):
     words += overrides(fields)
     vlmrl(*words, "--workdir", tmp_path)
     seed = tmp_path / "seed-0"
-    model, base = hf.load("tiny", quantize="int8")
+    model, base = weights.load("tiny", quantize="int8")
     held, about = checkpoint.restore(seed / "checkpoints", 2)
     linears = [n for n, p in model.table.items() if linear(p)]
     for name in linears:
         kept = held[f"state/params/{name}/values"]
         assert kept.dtype == np.int8
         np.testing.assert_array_equal(kept, base[name].values)
-    how, both = lora.load(seed / "adapter", model, base)
+    how, both = peft.load(seed / "adapter", model, base)
     assert about["lora"]["targets"] == ["text.*"]
     wanted = lora.merge(model, how, both)
-    _, exported = hf.load(seed / "model")
-    _, newest = hf.load(seed)
+    _, exported = weights.load(seed / "model")
+    _, newest = weights.load(seed)
     for name in model.table:
         np.testing.assert_array_equal(exported[name], wanted[name])
         np.testing.assert_array_equal(newest[name], wanted[name])
@@ -449,7 +449,7 @@ def test_a_supervised_run_and_the_same_again(config, model, vlmrl, tmp_path):
     (row,) = metrics.read(tmp_path / "metrics.jsonl")
     assert row["step"] == 2 and all(np.isfinite(v) for v in row.values())
     held, _ = checkpoint.restore(tmp_path / "checkpoints", 2)
-    _, params = hf.load(tmp_path / "model")
+    _, params = weights.load(tmp_path / "model")
     for name, value in params.items():
         np.testing.assert_array_equal(value, held[f"params/{name}"])
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}

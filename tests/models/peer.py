@@ -20,7 +20,7 @@ from vlmrl.engine import chain as chains
 from vlmrl.engine.attention import attend
 from vlmrl.engine.generate import Sampling, Stops, generate
 from vlmrl.engine.logprobs import logits
-from vlmrl.models import hf
+from vlmrl.models import hf, weights
 from vlmrl.prompts import tokens
 from vlmrl.types import Group
 
@@ -116,7 +116,7 @@ def finish(module, path, rows, facts, see, seed=0) -> Peer:
     with torch.no_grad():
         head[-1].mul_(SPREAD / float(raw.std()))  # the final norm scales every logit
     module.save_pretrained(path)
-    model, params = hf.load(path)
+    model, params = weights.load(path)
     return peer._replace(model=model, params=params)
 
 
@@ -274,9 +274,9 @@ def check_gradients(peer: Peer, nought: tuple[str, ...] = ()):
     raw = peer.module(**inputs(peer, row), use_cache=False).logits[0, :-1]
     logp = torch.log_softmax(raw, -1)
     logp[torch.arange(len(row.ids) - 1), torch.tensor(row.ids[1:])].sum().backward()
-    renamed = functools.partial(hf._plain, module=hf.FAMILIES[peer.model.family])
     stored = {
-        renamed(n): torch.zeros_like(p) if p.grad is None else p.grad  # nothing read it
+        # A parameter without a gradient was not read.
+        peer.model.hub_name(n): torch.zeros_like(p) if p.grad is None else p.grad
         for n, p in peer.module.named_parameters()
     }
     group = tokens.group([[row]], peer.facts, peer.buckets)
@@ -295,13 +295,12 @@ def check_gradients(peer: Peer, nought: tuple[str, ...] = ()):
     found = jax.device_get(ours(peer.params))
     whole = np.sqrt(sum(float(g.square().sum()) for g in stored.values()))
     worst = {}
-    for key, p in peer.model.table.items():
-        for part in hf.plans_of(p, found[key]):
-            made, wanted = part.make(), stored[part.name].numpy()
-            worst[part.name] = kit.normwise(made, wanted)
-            if part.name.endswith(nought):
-                sizes = [np.linalg.norm(g) for g in (made, wanted)]
-                worst[part.name] = max(sizes) / whole
+    for part in hf.pending_tensors(peer.model.table, found):
+        made, wanted = part.make(), stored[part.name].numpy()
+        worst[part.name] = kit.normwise(made, wanted)
+        if part.name.endswith(nought):
+            sizes = [np.linalg.norm(g) for g in (made, wanted)]
+            worst[part.name] = max(sizes) / whole
     assert worst.keys() == stored.keys()
     assert max(worst.values()) < GRADIENT, max(worst.items(), key=lambda x: x[1])
 

@@ -56,10 +56,10 @@ def write(path: Path) -> int:
     their number."""
     import jax.numpy as jnp
 
-    from vlmrl.models import files, hf
+    from vlmrl.models import files, registry
 
     (path / "config.json").write_text(json.dumps(CONFIG))
-    model = hf.read_model(path)
+    model = registry.read_model(path)
     pattern = np.random.default_rng(0).normal(size=2**20 + 7).astype(jnp.bfloat16)
 
     def make(shape, seed):
@@ -67,12 +67,12 @@ def write(path: Path) -> int:
 
     plans, kind = [], np.dtype(jnp.bfloat16)
     for p in model.table.values():
-        shape = tuple(hf.stored_shape(p))
-        for name in hf.names_of(p):
+        shape = tuple(p.stored_shape)
+        for name in p.stored_names:
             seed = len(plans)
             plan = files.Plan(name, kind, shape, lambda x=shape, i=seed: make(x, i))
             plans.append(plan)
-    parts = files.shards(sorted(plans, key=hf.natural), 10**9)
+    parts = files.shards(sorted(plans, key=files.natural_order), 10**9)
     for file, part in parts:
         files.write(path / file, part)
     (path / files.INDEX).write_text(files.index_of(parts))
@@ -191,7 +191,7 @@ def main(path: str, port: str, processes: str, index: str, cold: str = "") -> No
     if int(processes) > 1:
         jax.distributed.initialize(f"localhost:{port}", int(processes), int(index))
     from vlmrl import sharding
-    from vlmrl.models import files, hf
+    from vlmrl.models import files, registry, weights
 
     path, found = Path(path), {}
 
@@ -204,7 +204,7 @@ def main(path: str, port: str, processes: str, index: str, cold: str = "") -> No
     if cold:
         drop(path)
     mesh = sharding.make_mesh(data=1, fsdp=-1)
-    places = sharding.param_shardings(mesh, hf.read_model(path).table)
+    places = sharding.param_shardings(mesh, registry.read_model(path).table)
     done, peak = threading.Event(), [0]
 
     def watch():
@@ -215,7 +215,7 @@ def main(path: str, port: str, processes: str, index: str, cold: str = "") -> No
     found["start"] = 1024 * proc("status", "RssAnon")
     before, clock = proc("io", "rchar"), Clock()
     watcher.start()
-    model, params = hf.load(path, dtype=jnp.bfloat16, shardings=places)
+    model, params = weights.load(path, dtype=jnp.bfloat16, shardings=places)
     found["load"] = clock.read()
     done.set()
     watcher.join()
@@ -225,7 +225,7 @@ def main(path: str, port: str, processes: str, index: str, cold: str = "") -> No
     found["equal"] = all(
         same(p, params[key], i, files.read(stored[name]))
         for key, p in model.table.items()
-        for i, name in list(enumerate(hf.names_of(p)))[-1:]
+        for i, name in list(enumerate(p.stored_names))[-1:]
     )
     print(json.dumps(found))
 

@@ -9,7 +9,7 @@ import sys
 import jax.numpy as jnp
 import pytest
 
-from vlmrl.models import files, hf, lora
+from vlmrl.models import files, hf, lora, registry, weights
 from vlmrl.models.api import linear
 from vlmrl.types import UserError
 
@@ -94,7 +94,7 @@ def test_to_and_from_transformers(kind, tied, tmp_path, monkeypatch):
     module = theirs(kind, tied)
     module.save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
     assert (tmp_path / "theirs" / files.INDEX).is_file()
-    model, params = hf.load(tmp_path / "theirs", dtype=None)
+    model, params = weights.load(tmp_path / "theirs", dtype=None)
     assert model.size == sum(p.numel() for p in module.parameters())
     assert all(p.dtype == jnp.bfloat16 for p in params.values())
     monkeypatch.setattr(hf, "SHARD", 20_000)
@@ -123,10 +123,10 @@ def test_adapters_bear_the_names_of_modules(kind, tmp_path):
 
     module = theirs(kind, False)
     module.save_pretrained(tmp_path / "theirs")
-    model = hf.read_model(tmp_path / "theirs")
+    model = registry.read_model(tmp_path / "theirs")
     added = lora.rows(model, lora.Adapter(2, 2.0, ("*",)))
-    shapes = {n: tuple(hf.stored_shape(p)) for p in added.values()
-              for n in hf.names_of(p)}  # fmt: skip
+    shapes = {n: tuple(p.stored_shape) for p in added.values()
+              for n in p.stored_names}  # fmt: skip
     linears = {
         n: m for n, m in module.named_modules() if isinstance(m, torch.nn.Linear)
     }
@@ -148,16 +148,16 @@ def test_the_command_that_converts_pickled_weights_does(kind, tmp_path):
 
     module, path = theirs(kind, False), tmp_path / "theirs"
     module.save_pretrained(path)
-    _, wanted = hf.load(path, dtype=None)
+    _, wanted = weights.load(path, dtype=None)
     (path / "model.safetensors").unlink()
     torch.save(module.state_dict(), path / "pytorch_model.bin")
     with pytest.raises(UserError, match="pickled weights can run code") as caught:
-        hf.load(path)
+        weights.load(path)
     said = str(caught.value)
     python, option, program = shlex.split(said[said.index("python -c") :])
     assert (python, option) == ("python", "-c")
     subprocess.run([sys.executable, "-c", program], check=True)
-    _, params = hf.load(f"{path}-safetensors", dtype=None)
+    _, params = weights.load(f"{path}-safetensors", dtype=None)
     assert params.keys() == wanted.keys()
     for name, p in wanted.items():
         assert params[name].dtype == p.dtype and jnp.array_equal(params[name], p), name

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from vlmrl.models import hf
+from vlmrl.models import registry
 from vlmrl.models.api import linear
 
 # What the hub's API says of the files' tensors, or what their indices sum to.
@@ -34,11 +34,11 @@ FILES = {
     "OpenGVLab/InternVL3-8B-hf": (4.88e9 + 4.99e9 + 4.93e9 + 1.09e9, 2e7),
     "OpenGVLab/InternVL3-14B-hf": (30.2e9, 1e8),
 }
-NAMES = sorted(hf.published())
+NAMES = sorted(registry.published())
 
 
 def size(name: str) -> int:
-    return hf.family_of(hf.published()[name], name)[1].size
+    return registry.build_model(registry.published()[name], name).size
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -53,46 +53,44 @@ def test_sizes_are_those_of_the_published_files(name):
     size_of_files, rounding = FILES[name]
     assert abs(2 * size(name) - size_of_files) <= rounding
     known = {"2B": "1.5B", "8B": "7B", "14B": "14B"}
-    text = hf.published()[name]["text_config"]
-    other = hf.published()[f"Qwen/Qwen2.5-{known[name.split('-')[1]]}-Instruct"]
+    text = registry.published()[name]["text_config"]
+    other = registry.published()[f"Qwen/Qwen2.5-{known[name.split('-')[1]]}-Instruct"]
     sizes = [k for k in text if k.endswith(("_size", "_heads", "_layers"))]
     sizes.remove("vocab_size")
     assert {k: text[k] for k in sizes} == {k: other[k] for k in sizes}
-    tower = hf.published()[name]["vision_config"]
-    assert tower == hf.published()["OpenGVLab/InternVL3-1B-hf"]["vision_config"]
+    tower = registry.published()[name]["vision_config"]
+    assert tower == registry.published()["OpenGVLab/InternVL3-1B-hf"]["vision_config"]
 
 
 def test_a_file_without_its_defaults_is_the_same_model():
     """As transformers 4.49 saved fine-tuned models."""
     name = "Qwen/Qwen2.5-VL-7B-Instruct"
-    raw = hf.published()[name]
+    raw = registry.published()[name]
     few = {k: raw["vision_config"][k] for k in ("hidden_size", "in_chans")}
-    model = hf.family_of({**raw, "vision_config": few}, name)[1]
-    assert model.config == hf.family_of(raw, name)[1].config
+    model = registry.build_model({**raw, "vision_config": few}, name)
+    assert model.config == registry.build_model(raw, name).config
     assert model.size == PUBLISHED[name]
 
 
 def test_every_family_has_facts():
-    kinds = {raw["model_type"] for raw in hf.published().values()}
-    assert kinds == set(hf.FAMILIES)
+    kinds = {raw["model_type"] for raw in registry.published().values()}
+    assert kinds == set(registry.FAMILIES)
 
 
 def test_facts_say_where_they_are_from():
-    for path in hf.FACTS.glob("*.json"):
+    for path in registry.FACTS.glob("*.json"):
         assert "https://huggingface.co/" in json.loads(path.read_text())["source"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_linear_layer_is_told_from_its_layout(name):
     """Matrices are linear layers, embeddings or convolutions; nothing falls between."""
-    model = hf.family_of(hf.published()[name], name)[1]
+    model = registry.build_model(registry.published()[name], name)
     for key, p in model.table.items():
         if linear(p):
             outputs, inputs = linear(p)
             assert not set(outputs) & set(inputs), key
-            assert math.prod(hf.stored_shape(p)) * len(hf.names_of(p)) == math.prod(
-                p.shape
-            )
+            assert math.prod(p.stored_shape) * len(p.stored_names) == math.prod(p.shape)
 
 
 @pytest.mark.parity
@@ -101,7 +99,7 @@ def test_counts_are_those_of_transformers(name):
     import torch
     import transformers
 
-    raw = hf.published()[name]
+    raw = registry.published()[name]
     fields = {k: v for k, v in raw.items() if k != "model_type"}
     config = transformers.AutoConfig.for_model(raw["model_type"], **fields)
     with torch.device("meta"):

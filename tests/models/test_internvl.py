@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.models import peer as peers
-from vlmrl.models import hf, internvl
+from vlmrl.models import hf, internvl, registry, weights
 from vlmrl.prompts import tokens
 from vlmrl.types import UserError
 
@@ -162,12 +162,12 @@ def test_every_layout_is_the_same_model(peer, tmp_path):
     made = peer("one tile")
     tensors = {n: p.detach() for n, p in made.module.named_parameters()}
     assert set(load_file(made.path / "model.safetensors")) == {
-        n for p in made.model.table.values() for n in hf.names_of(p)
+        n for p in made.model.table.values() for n in p.stored_names
     }
     stored = {n: t.numpy() for n, t in tensors.items()}
     save_file(stored, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text((made.path / "config.json").read_text())
-    _, params = hf.load(tmp_path)
+    _, params = weights.load(tmp_path)
     for name, p in made.params.items():
         np.testing.assert_array_equal(params[name], p)
 
@@ -204,7 +204,7 @@ def test_positions_are_stretched_as_torch_does(size, to):
 
 # -- config.json -----------------------------------------------------------------------
 
-REAL = hf.published()["OpenGVLab/InternVL3-8B-hf"]
+REAL = registry.published()["OpenGVLab/InternVL3-8B-hf"]
 
 
 def changed(path, value):

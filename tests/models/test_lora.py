@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from tests import kit
 from vlmrl import sharding
 from vlmrl.engine.chain import levels_of
-from vlmrl.models import lora, quant
+from vlmrl.models import lora, peft, quant
 from vlmrl.models.api import linear
 from vlmrl.rl import update
 from vlmrl.types import UserError
@@ -185,7 +185,7 @@ def test_an_8_bit_base_can_be_adapted(adapted, logits):
 
 @pytest.fixture
 def saved(adapted, tmp_path):
-    return lora.save(tmp_path / "adapter", kit.model(), EVERY, adapted[1], "org/base")
+    return peft.save(tmp_path / "adapter", kit.model(), EVERY, adapted[1], "org/base")
 
 
 def test_names_and_shapes_are_those_of_peft(saved, adapted):
@@ -211,7 +211,7 @@ def test_names_and_shapes_are_those_of_peft(saved, adapted):
 
 
 def test_an_adapter_comes_back_bit_for_bit(saved, adapted):
-    adapter, params = lora.load(saved, kit.model(), kit.params())
+    adapter, params = peft.load(saved, kit.model(), kit.params())
     assert adapter.rank == 3 and adapter.alpha == 6.0
     assert set(adapter.targets) == LINEARS
     assert params.keys() == adapted[1].keys()
@@ -228,7 +228,7 @@ def test_names_of_older_transformers_are_the_same(saved, adapted):
         for n, x in load_file(file).items()
     }
     save_file(renamed, file)
-    _, params = lora.load(saved, kit.model(), kit.params())
+    _, params = peft.load(saved, kit.model(), kit.params())
     for name, p in adapted[1].items():
         np.testing.assert_array_equal(params[name], p)
 
@@ -241,16 +241,16 @@ def edit(path, **fields):
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
-        ({"peft_type": "IA3"}, "field 'peft_type' is 'IA3'; only 'LORA' is supported"),
-        ({"use_dora": True}, "field 'use_dora' is True; only False is supported"),
-        ({"r": None}, "fields 'r' and 'lora_alpha' must be numbers"),
-        ({"r": 4}, r"has shape \[\d+, 3\]; .*qkv.b of .* needs \[\d+, 4\]"),
+        ({"peft_type": "IA3"}, "field 'peft_type': expected 'LORA', got 'IA3'"),
+        ({"use_dora": True}, "field 'use_dora': expected False, got True"),
+        ({"r": None}, "fields 'r' and 'lora_alpha': expected numbers"),
+        ({"r": 4}, r"qkv.b of .*expected shape \[\d+, 4\], got \[\d+, 3\]"),
     ],
 )
 def test_adapters_that_are_refused(saved, fields, match):
     edit(saved, **fields)
     with pytest.raises(UserError, match=match) as caught:
-        lora.load(saved, kit.model(), kit.params())
+        peft.load(saved, kit.model(), kit.params())
     assert "\n" not in str(caught.value)
 
 
@@ -261,12 +261,12 @@ def test_a_missing_and_an_unknown_tensor_are_named(saved):
     tensors["base_model.model.model.visual.blocks.9.x.weight"] = tensors.pop(name)
     save_file(tensors, file)
     with pytest.raises(UserError, match=f"missing: {name}; unknown: .*blocks.9.x"):
-        lora.load(saved, kit.model(), kit.params())
+        peft.load(saved, kit.model(), kit.params())
 
 
 def test_scales_of_rslora(saved):
     edit(saved, use_rslora=True)
-    adapter, _ = lora.load(saved, kit.model(), kit.params())
+    adapter, _ = peft.load(saved, kit.model(), kit.params())
     assert adapter.alpha / adapter.rank == pytest.approx(6 / 3**0.5)
 
 

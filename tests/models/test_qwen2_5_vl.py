@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests import kit
 from tests.models import peer as peers
-from vlmrl.models import hf, qwen2_5_vl
+from vlmrl.models import hf, registry, weights
 from vlmrl.prompts import tokens
 
 parity = pytest.mark.parity
@@ -141,7 +141,7 @@ def test_the_hubs_layout_is_the_same_model(nested, made, tmp_path):
     the nested ones of transformers' own modules."""
     peer = made("two images, untied")
     tensors = load_file(peer.path / "model.safetensors")
-    tensors = {hf._plain(n, qwen2_5_vl): x for n, x in tensors.items()}
+    tensors = {peer.model.hub_name(n): x for n, x in tensors.items()}
     if nested:
         whole = {"visual.": "model.visual.", "model.": "model.language_model."}
         tensors = {
@@ -159,7 +159,7 @@ def test_the_hubs_layout_is_the_same_model(nested, made, tmp_path):
     vision["in_chans"] = vision.pop("in_channels")
     flat = {**text, **raw, "vision_config": vision}
     (tmp_path / "config.json").write_text(json.dumps(flat))
-    model, params = hf.load(tmp_path)
+    model, params = weights.load(tmp_path)
     assert model.config == peer.model.config
     for name, p in peer.params.items():
         np.testing.assert_array_equal(params[name], p)
@@ -188,18 +188,20 @@ def test_what_is_exported_transformers_reads(name, made, tmp_path):
 
 
 def shipped():
-    assert (hf.TINY / "model.safetensors").is_file(), "the tiny model has no weights"
-    return hf.load("tiny")
+    assert (registry.TINY / "model.safetensors").is_file(), (
+        "the tiny model has no weights"
+    )
+    return weights.load("tiny")
 
 
 def test_the_shipped_model_loads_and_saves_bit_for_bit(tmp_path):
     model, params = shipped()
     again = hf.save(tmp_path / "again", model, params, "tiny")
-    old, new = (load_file(p / "model.safetensors") for p in (hf.TINY, again))
+    old, new = (load_file(p / "model.safetensors") for p in (registry.TINY, again))
     assert old.keys() == new.keys()
     assert all(x.tobytes() == new[n].tobytes() for n, x in old.items())
     assert model.size == sum(x.size for x in old.values())
-    for name, p in hf.load(again)[1].items():
+    for name, p in weights.load(again)[1].items():
         np.testing.assert_array_equal(p, params[name])
 
 
@@ -212,7 +214,7 @@ def test_the_shipped_model_is_transformers_too():
 
     model, params = shipped()
     module, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        hf.TINY, output_loading_info=True, dtype=torch.float32
+        registry.TINY, output_loading_info=True, dtype=torch.float32
     )
     assert not any(info.values()), info
     row = kit.encoded(kit.examples()[0], "wrong_caption")

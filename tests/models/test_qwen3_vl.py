@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.models import peer as peers
-from vlmrl.models import hf, qwen3_vl
+from vlmrl.models import hf, qwen3_vl, registry
 from vlmrl.prompts import tokens
 from vlmrl.types import UserError
 
@@ -262,14 +262,14 @@ def test_images_are_cut_as_transformers_does(tmp_path):
         image_processor_type="Qwen2VLImageProcessorFast",
         processor_class="Qwen3VLProcessor",
     )
-    tiny = json.loads((hf.TINY / "config.json").read_text())
+    tiny = json.loads((registry.TINY / "config.json").read_text())
     raw = {**RAW, "image_token_id": tiny["image_token_id"]}
     raw["text_config"] = dict(RAW["text_config"])
     raw["text_config"]["vocab_size"] = tiny["text_config"]["vocab_size"]
     (tmp_path / "config.json").write_text(json.dumps(raw))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / name).write_bytes((hf.TINY / name).read_bytes())
+        (tmp_path / name).write_bytes((registry.TINY / name).read_bytes())
     processor = tokens.load_processor(tmp_path)
     assert processor.pixels == (4096, 16384)
     rng = np.random.default_rng(0)

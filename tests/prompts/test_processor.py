@@ -19,7 +19,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
 )
 
 from tests import kit
-from vlmrl.models import hf
+from vlmrl.models import registry
 from vlmrl.prompts import processor as processors
 from vlmrl.prompts import styles, tokens
 from vlmrl.types import UserError
@@ -88,12 +88,12 @@ def upright(data):
 @pytest.fixture(scope="module")
 def qwen():
     return processors.load_processor(
-        hf.TINY, min_pixels=LIMITS[0], max_pixels=LIMITS[1]
+        registry.TINY, min_pixels=LIMITS[0], max_pixels=LIMITS[1]
     )
 
 
 def copy(path):
-    for file in hf.TINY.iterdir():
+    for file in registry.TINY.iterdir():
         if file.suffix != ".safetensors":
             shutil.copy(file, path)
 
@@ -105,7 +105,8 @@ def tiled_directory(tmp_path_factory):
     copy(path)
     names = dict(start="<img>", end="</img>", context="<IMG_CONTEXT>")
     tokenizer = AutoTokenizer.from_pretrained(
-        hf.TINY, extra_special_tokens={f"{n}_image_token": t for n, t in names.items()}
+        registry.TINY,
+        extra_special_tokens={f"{n}_image_token": t for n, t in names.items()},
     )
     tokenizer.save_pretrained(path)
     GotOcr2ImageProcessorPil(
@@ -137,7 +138,7 @@ def tiled(tiled_directory):
 @pytest.mark.parametrize("limits", [LIMITS, (28 * 28, 28 * 28 * 9)])
 def test_patches_are_those_of_transformers(qwen, name, limits):
     size = dict(min_pixels=limits[0], max_pixels=limits[1])
-    theirs = Qwen2VLImageProcessorPil.from_pretrained(hf.TINY, **size)
+    theirs = Qwen2VLImageProcessorPil.from_pretrained(registry.TINY, **size)
     want = theirs(images=[upright(FILES[name])], return_tensors="np")
     found = qwen.cut(FILES[name], name, limits)
     assert found.grid == tuple(want["image_grid_thw"][0])
@@ -148,7 +149,7 @@ def test_patches_are_those_of_transformers(qwen, name, limits):
 def test_several_images_are_cut_as_a_batch_of_them_is(qwen):
     names = ["rgb", "wide", "turned 6", "small"]
     size = dict(min_pixels=LIMITS[0], max_pixels=LIMITS[1])
-    theirs = Qwen2VLImageProcessorPil.from_pretrained(hf.TINY, **size)
+    theirs = Qwen2VLImageProcessorPil.from_pretrained(registry.TINY, **size)
     want = theirs(images=[upright(FILES[n]) for n in names], return_tensors="np")
     text = f"Is{SHOT}{SHOT} red{SHOT} {SHOT}?"
     row = tokens.encode(qwen, (text, [FILES[n] for n in names]))
@@ -252,7 +253,7 @@ def test_tokens_of_images_are_never_sampled(tiled):
 def test_chats_are_written_by_the_directorys_template(tiled, qwen):
     chat = styles.messages(kit.examples(1)[0], styles.style("tiny"))
     assert qwen.render(chat) == styles.chatml(chat)
-    silent = AutoTokenizer.from_pretrained(hf.TINY)
+    silent = AutoTokenizer.from_pretrained(registry.TINY)
     silent.chat_template = None
     assert qwen._replace(tokenizer=silent).render(chat) == styles.chatml(chat)
     text = tiled._replace(tokenizer=silent).render(chat[1:])
@@ -407,7 +408,7 @@ def test_what_is_missing_or_contradicts_is_named(tmp_path, file, changes, why):
 
 def test_limits_that_cross_are_refused():
     with pytest.raises(UserError, match="min_pixels is 9 and max_pixels 4; needs"):
-        processors.load_processor(hf.TINY, min_pixels=9, max_pixels=4)
+        processors.load_processor(registry.TINY, min_pixels=9, max_pixels=4)
 
 
 @pytest.mark.parametrize(
@@ -428,6 +429,6 @@ def test_a_tokenizer_without_brackets_is_refused(tiled_directory, tmp_path):
     shutil.copytree(tiled_directory, tmp_path, dirs_exist_ok=True)
     copy_of = ("tokenizer.json", "tokenizer_config.json")
     for file in copy_of:
-        shutil.copy(hf.TINY / file, tmp_path)
+        shutil.copy(registry.TINY / file, tmp_path)
     with pytest.raises(UserError, match="tokenizer lacks the tokens <img> and </img>"):
         processors.load_processor(tmp_path)

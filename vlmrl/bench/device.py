@@ -21,7 +21,7 @@ from vlmrl.bench import timing, workloads
 from vlmrl.bench.timing import interleave, result, timed
 from vlmrl.bench.workloads import Sizes
 from vlmrl.engine.score import completions, score
-from vlmrl.models import hf
+from vlmrl.models import registry
 from vlmrl.models.api import Model, linear
 from vlmrl.plan import chips
 from vlmrl.rl import losses, update
@@ -79,14 +79,14 @@ def cases(s) -> list[Case]:
     if s.tiny:
         found = {"toy": TINY.sizes.sees}
     else:
-        known = hf.published()
+        known = registry.published()
         if missing := [n for n in s.models if n not in known]:
             names = ", ".join(known)
             raise UserError(f"--models: no shape of '{missing[0]}'; known: {names}")
         found = {name: known[name] for name in s.models}
     shape = TINY if s.tiny else FULL
     return [
-        Case(name.rpartition("/")[2], raw, hf.family_of(raw, name)[1], shape)
+        Case(name.rpartition("/")[2], raw, registry.build_model(raw, name), shape)
         for name, raw in found.items()
     ]
 

@@ -21,7 +21,7 @@ from vlmrl.engine.chain import prefill
 from vlmrl.engine.generate import Sampling, Stops, generate
 from vlmrl.engine.logprobs import logits
 from vlmrl.engine.score import completions, score
-from vlmrl.models import hf
+from vlmrl.models import hf, registry
 from vlmrl.models.api import Model
 from vlmrl.prompts import tokens
 from vlmrl.rl import advantages, losses, update
@@ -143,7 +143,7 @@ TINY = Sizes(
 
 def build(config: dict, dtype=jnp.float32, key: int = 0) -> tuple[Model, dict]:
     """(Model, random parameters), as one device holds them."""
-    _, model = hf.family_of(config, "bench")
+    model = registry.build_model(config, "bench")
     return model, jax.jit(model.init, static_argnums=1)(jax.random.key(key), dtype)
 
 
@@ -479,7 +479,7 @@ class Counts(NamedTuple):
 def counts(sizes: Sizes) -> Counts:
     """FLOPs counted by XLA on unrolled layers, every score computed, and bytes of
     shapes. Nothing runs."""
-    _, model = hf.family_of(sizes.sees, "bench")
+    model = registry.build_model(sizes.sees, "bench")
     params = _shapes(model)
     whole = attention.choose("plain")
 

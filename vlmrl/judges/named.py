@@ -107,9 +107,9 @@ def parse(
 
 
 def _resolve(name: str):
-    from vlmrl.models import hf
+    from vlmrl.models import registry
 
-    return hf.resolve(name)
+    return registry.resolve(name)
 
 
 def _model(name: str, given: prompt.JudgePrompt, sure: float, brief: bool) -> Judge:

@@ -16,7 +16,7 @@ from vlmrl.judges import named
 from vlmrl.judges.judge import Judge
 from vlmrl.loops import watch
 from vlmrl.loops.evaluate import evaluator
-from vlmrl.models import hf, quant
+from vlmrl.models import hf, peft, quant
 from vlmrl.models import lora as adapters
 from vlmrl.rl import check as recipe_check
 from vlmrl.rl import loop, update
@@ -326,7 +326,7 @@ def train(
     phases("checkpoint", step)
     target, params = workdir / "adapter", update.averaged(carry.state)
     if how and not hosts.agree(target.exists()):
-        adapters.save(target, policy.model, how, params, policy.source)
+        peft.save(target, policy.model, how, params, policy.source)
     target, params = workdir / "model", plain(params)
     if not hosts.agree(target.exists()):
         hf.save(target, policy.model, params, policy.source, policy.compute)

@@ -19,7 +19,7 @@ import numpy as np
 from vlmrl import metrics, sharding
 from vlmrl.data import scenes, traces
 from vlmrl.judges import constructed
-from vlmrl.models import hf
+from vlmrl.models import hf, registry, weights
 from vlmrl.prompts import styles, tokens
 from vlmrl.rl import losses, update
 from vlmrl.run import checkpoint
@@ -148,8 +148,8 @@ def run(
     if not model:
         model = workdir / "start"
         SOURCES[source](model)
-    where = hf.resolve(model)
-    family = hf.read_model(where)
+    where = registry.resolve(model)
+    family = registry.read_model(where)
     processor = tokens.load_processor(where)
     for kind, number in (branches or {}).items():
         if kind not in ITEMS or number < 0:
@@ -172,8 +172,8 @@ def run(
     tx = update.optimizer(rate, table=family.table, **opts)
     mesh = sharding.make_mesh()
     places = sharding.param_shardings(mesh, family.table)
-    if hf.has_weights(model):
-        params = hf.load(model, shardings=places)[1]
+    if registry.has_weights(model):
+        params = weights.load(model, shardings=places)[1]
     else:
         init = jax.jit(functools.partial(make.start, family), out_shardings=places)
         params = init(jax.random.key(seed))

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from vlmrl.main import args
-from vlmrl.models import hf, lora
+from vlmrl.models import hf, lora, peft, registry, weights
 from vlmrl.run import checkpoint
 from vlmrl.types import UserError
 
@@ -76,26 +76,30 @@ def convert(
     """
     if Path(target).exists():
         raise UserError(f"--target {target}: exists already; choose a new directory")
-    if not (Path(source) / hf.POINTS).is_dir():
-        runs = sorted(str(p.parent) for p in Path(source).glob(f"**/{hf.POINTS}"))
+    if not (Path(source) / registry.CHECKPOINTS).is_dir():
+        runs = sorted(
+            str(p.parent) for p in Path(source).glob(f"**/{registry.CHECKPOINTS}")
+        )
         if runs:
             raise UserError(f"--source {source}: holds runs; give one: "
                             f"{', '.join(runs)}")  # fmt: skip
         if step:
-            raise UserError(f"--step: {source} has no {hf.POINTS}/ to choose from")
-    origin = hf.resolve(source)
-    model, params = hf.load(source, dtype=dtype or None, step=step)
+            raise UserError(
+                f"--step: {source} has no {registry.CHECKPOINTS}/ to choose from"
+            )
+    origin = registry.resolve(source)
+    model, params = weights.load(source, dtype=dtype or None, step=step)
     if adapter:
-        held, both = lora.load(adapter, model, params)
+        held, both = peft.load(adapter, model, params)
         params = lora.merge(model, held, both)
     # What most of the numbers are: norms may be kept wider.
     kind = dtype or np.dtype(max(params.values(), key=lambda x: x.size).dtype)
     try:
         if format == "hf":
             return hf.save(target, model, params, origin, kind)
-        with hf.renamed(Path(target)) as beside:
+        with hf.new_directory(Path(target)) as beside:
             hf.copy_side_files(origin, beside, kind)
-            checkpoint.save(beside / hf.POINTS, 0, {"params": params})()
+            checkpoint.save(beside / registry.CHECKPOINTS, 0, {"params": params})()
         return Path(target)
     except OSError as error:
         raise UserError(f"--target {target}: {error.strerror or error}") from error

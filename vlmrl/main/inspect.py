@@ -25,7 +25,7 @@ from pathlib import Path
 import jax
 
 from vlmrl.main import args
-from vlmrl.models import hf, lora, quant
+from vlmrl.models import lora, quant, registry
 from vlmrl.models.api import Model, linear
 from vlmrl.types import UserError
 
@@ -44,7 +44,7 @@ USED = 0.8  # share of a chip's memory given to what is counted
 def main(argv):
     _, _, other = args.parse(argv, FLAGS)
     if len(other.args) != 1:
-        known = ", ".join(hf.published())
+        known = ", ".join(registry.published())
         raise UserError(f"vlmrl inspect takes one MODEL, as one of: {known}")
     if other.rank < 1:
         raise UserError(f"--rank is {other.rank}, want 1 or more")
@@ -53,11 +53,11 @@ def main(argv):
 
 def describe(name: str, rank: int = 16) -> str:
     """The text that the command prints."""
-    known = hf.published()
+    known = registry.published()
     if name in known and not Path(name).is_dir():
-        _, model = hf.family_of(known[name], name)
+        model = registry.build_model(known[name], name)
     else:
-        model = hf.read_model(name)
+        model = registry.read_model(name)
     sizes = count(model)
     parts = "; ".join(f"{part} {n:,}" for part, n in sizes.items())
     added = adapters(model, rank)

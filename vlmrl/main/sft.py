@@ -11,7 +11,7 @@ from __future__ import annotations
 from vlmrl.loops import sft
 from vlmrl.main import args
 from vlmrl.main.progress import say
-from vlmrl.models import hf
+from vlmrl.models import registry
 from vlmrl.run import directory
 
 HELP = "supervised fine-tuning of a toy model from a config, resumable"
@@ -27,6 +27,6 @@ def main(argv):
     settings = config.to_dict()
     settings.pop("algorithm")
     if settings["model"]:
-        hf.resolve(settings["model"])
+        registry.resolve(settings["model"])
     directory.describe_run(workdir, config.to_dict())
     sft.run(workdir=workdir, say=say, **settings)

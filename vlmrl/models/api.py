@@ -10,12 +10,15 @@ the earlier new links, and causally to themselves.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import einops
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from vlmrl.types import Array
@@ -36,6 +39,25 @@ class Param(NamedTuple):
     name: str  # in Hugging Face checkpoints
     layout: str
     sizes: dict[str, int]
+
+    @property
+    def stacked(self) -> bool:
+        """Whether axis 0 is the layer."""
+        return "{}" in self.name
+
+    @property
+    def stored_names(self) -> list[str]:
+        """Names of the tensors that the row is stored as."""
+        n = self.shape[0] if self.stacked else 1
+        return [self.name.format(i) for i in range(n)]
+
+    @property
+    def stored_shape(self) -> list[int]:
+        """Shape of each of those tensors."""
+        left, right = self.layout.split(" -> ")
+        shape = self.shape[1:] if self.stacked else self.shape
+        array = np.broadcast_to(np.int8(0), shape)
+        return list(einops.rearrange(array, f"{right} -> {left}", **self.sizes).shape)
 
 
 class Level(NamedTuple):
@@ -77,6 +99,8 @@ class Model(NamedTuple):
         mixes: q dtype[B, T, K, R, H]; links, in chain order and ending with the level
         itself, are (k, v, mask) with k, v dtype[b, S, K, H]; window None or a Window
     head(params) -> dtype[V, D]: rows of the output matrix
+    renames: pairs (prefix that transformers 5 gives to names of modules and, in some
+        files, of tensors; prefix that the table has, which is the hub's)
     """
 
     family: str
@@ -87,11 +111,27 @@ class Model(NamedTuple):
     embed: Callable
     layers: Callable
     head: Callable
+    renames: tuple[tuple[str, str], ...] = ()
 
     @property
     def size(self) -> int:
         """Number of parameters."""
-        return sum(_count(p) for p in self.table.values())
+        return sum(math.prod(p.shape) for p in self.table.values())
+
+    def hub_name(self, name: str) -> str:
+        """Return the name a tensor has on the hub, whichever transformers wrote it."""
+        return _replace_prefix(name, self.renames)
+
+    def module_name(self, name: str) -> str:
+        """Return the name that transformers 5 has for what the hub calls `name`."""
+        return _replace_prefix(name, [(hub, module) for module, hub in self.renames])
+
+
+def _replace_prefix(name: str, pairs) -> str:
+    for old, new in pairs:
+        if name.startswith(old):
+            return new + name[len(old) :]
+    return name
 
 
 def linear(p: Param) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
@@ -167,7 +207,7 @@ def declare(module: nn.Module, table: dict[str, Param]) -> dict[str, jax.Array]:
     }
 
 
-def bind(family: str, module: nn.Module, table: dict[str, Param]) -> Model:
+def bind(family: str, module: nn.Module, table: dict[str, Param], renames=()) -> Model:
     """Model of a Linen module whose methods are named as Model's fields."""
 
     def method(name):
@@ -181,11 +221,5 @@ def bind(family: str, module: nn.Module, table: dict[str, Param]) -> Model:
         return {k: v.astype(dtype) for k, v in nn.meta.unbox(boxed).items()}
 
     names = ("encode_image", "embed", "layers", "head")
-    return Model(family, module.config, table, init, *(method(n) for n in names))
-
-
-def _count(p: Param) -> int:
-    n = 1
-    for s in p.shape:
-        n *= s
-    return n
+    functions = (method(n) for n in names)
+    return Model(family, module.config, table, init, *functions, renames)

@@ -31,7 +31,7 @@ def assemble(p: Param, tensors: list[files.Stored], dtype, place, small: bool):
       small: rounded to 8 bits, as `quant.Int8`.
     """
     dtype = np.dtype(dtype or tensors[0].dtype)
-    stacked = "{}" in p.name
+    stacked = p.stacked
     turn = _turner(
         p.layout,
         tuple(p.sizes.items()),

@@ -479,7 +479,9 @@ class Decoder(nn.Module):
         return self.w["text.embed" if self.config.text.tied else "text.head"]
 
 
-def model(family: str, config, table: dict[str, Param], tower=None) -> Model:
+def model(
+    family: str, config, table: dict[str, Param], tower=None, renames=()
+) -> Model:
     """A family as `api.Model`: its config (`config.text` a decoder's `Config`), its
     whole parameter table and, if it sees, its `encode_image` (see `Decoder`)."""
-    return bind(family, Decoder(family, config, table, tower), table)
+    return bind(family, Decoder(family, config, table, tower), table, renames)

@@ -52,6 +52,18 @@ class Stored(NamedTuple):
         return int(np.prod(self.shape, dtype=object)) * BYTES[self.kind]
 
 
+def read_json(path: Path) -> dict:
+    try:
+        raw = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise UserError(f"{path}: not JSON ({e})") from None
+    except OSError as e:
+        raise UserError(f"{path}: {e.strerror or e}") from e
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: must hold a JSON object")
+    return raw
+
+
 def contents(file: Path) -> dict[str, Stored]:
     """Name → where it lies, of every tensor of a file; reads the header alone.
 
@@ -191,6 +203,11 @@ class Plan(NamedTuple):
     @property
     def nbytes(self) -> int:
         return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
+
+
+def natural_order(plan: Plan):
+    """Return a sort key of names that has layer 2 before layer 10."""
+    return [(0, int(x), "") if x.isdigit() else (1, 0, x) for x in plan.name.split(".")]
 
 
 def write(file: Path, plans: Iterable[Plan]) -> None:

@@ -18,12 +18,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
-import os
 import re
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import einops
@@ -31,13 +28,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vlmrl.models import files, hf
 from vlmrl.models.api import Model, Param, linear
 from vlmrl.sharding import param_shardings
 from vlmrl.types import UserError
 
 PREFIX = "lora."
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's names
 ROOT = "base_model.model."  # what peft puts before the path of a module
 ADDED = "lora"  # name of the rank's axis in layouts
 
@@ -146,7 +141,7 @@ def rows(model: Model, adapter: Adapter) -> dict[str, Param]:
         size = dict(zip(letters, p.shape[len(lead) :], strict=True))
         axis = dict(zip(letters, p.axes[len(lead) :], strict=True))
         groups = re.findall(r"\([^)]*\)|[^\s()]+", left)
-        module = ROOT + _module(model, p.name.removesuffix(".weight"))
+        module = ROOT + model.module_name(p.name.removesuffix(".weight"))
         for letter, names, group in zip("ba", linear(p), groups, strict=True):
             theirs = f"{group} {ADDED}" if letter == "b" else f"{ADDED} {group}"
             width = math.prod(size[x] for x in names)
@@ -201,99 +196,10 @@ def merge(model: Model, adapter: Adapter, params, dtype=None) -> dict:
 
     merged = {}
     for name, x in joined(model, adapter, params).items():
-        kind, stacked = np.dtype(dtype or x.dtype), "{}" in model.table[name].name
+        kind, stacked = np.dtype(dtype or x.dtype), model.table[name].stacked
         plain = not isinstance(x, Sum)
         merged[name] = x.astype(kind) if plain else add(x, stacked, kind)
     return merged
-
-
-# -- peft's format ---------------------------------------------------------------------
-
-
-def save(
-    directory: str | os.PathLike, model: Model, adapter: Adapter, params, base: str
-) -> Path:
-    """Write the adapters as a directory that peft loads onto `base`, a model's path or
-    hub id.
-
-    Raises:
-      UserError: the directory exists already.
-    """
-    target = Path(directory)
-    if target.exists():
-        raise UserError(f"{target}: exists already; export to a new directory")
-    added = rows(model, adapter)
-    plans = [x for n, p in added.items() for x in hf.plans_of(p, params[n])]
-    modules = {
-        p.name.removeprefix(ROOT).rpartition(".lora_")[0]: p for p in added.values()
-    }
-    config = {
-        "peft_type": "LORA",
-        "task_type": None,
-        "base_model_name_or_path": str(base),
-        "r": adapter.rank,
-        "lora_alpha": adapter.alpha,
-        "lora_dropout": 0.0,
-        "target_modules": sorted(
-            m.format(i) for m, p in modules.items() for i in range(len(hf.names_of(p)))
-        ),
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "modules_to_save": None,
-        "rank_pattern": {},
-        "alpha_pattern": {},
-        "use_rslora": False,
-        "use_dora": False,
-    }
-    with hf.renamed(target) as beside:
-        files.write(beside / WEIGHTS, sorted(plans, key=hf.natural))
-        if jax.process_index() == 0:
-            (beside / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    return target
-
-
-def load(
-    directory: str | os.PathLike, model: Model, params, dtype=jnp.float32
-) -> tuple[Adapter, dict]:
-    """(Adapter, params with it) of a directory that peft or `save` wrote.
-
-    Raises:
-      UserError: a kind of adapter that is not supported, or tensors that do not belong
-        to the model.
-    """
-    path = Path(directory)
-    config = hf.read_json(path / CONFIG)
-    wanted = {"peft_type": "LORA", "use_dora": False, "bias": "none",
-              "rank_pattern": {}, "alpha_pattern": {}, "fan_in_fan_out": False,
-              "modules_to_save": None, "lora_bias": False}  # fmt: skip
-    for field, value in wanted.items():
-        if (config.get(field) or value) != value:
-            raise UserError(
-                f"{path / CONFIG}: field '{field}' is {config[field]!r}; only "
-                f"{value!r} is supported"
-            )
-    rank, alpha = (config.get(x) for x in ("r", "lora_alpha"))
-    if not isinstance(rank, int) or not isinstance(alpha, int | float):
-        raise UserError(f"{path / CONFIG}: fields 'r' and 'lora_alpha' must be numbers")
-    if config.get("use_rslora"):  # scaled by alpha / √rank
-        alpha *= math.sqrt(rank)
-    stored = {_tensor(model, n): t for n, t in files.contents(path / WEIGHTS).items()}
-    every = rows(model, Adapter(rank, alpha, ("*",)))
-    found = {n: p for n, p in every.items() if stored.keys() & set(hf.names_of(p))}
-    names = tuple({n[len(PREFIX) : -2]: 0 for n in found})
-    if not names:
-        raise UserError(f"{path / WEIGHTS}: holds no adapter of a {model.family} layer")
-    adapter = Adapter(rank, alpha, names)
-    added = rows(model, adapter)
-    tensors = hf.match(path / WEIGHTS, f"adapters of {model.family}", added, stored)
-    host = {}
-    for name, p in added.items():
-        parts = [einops.rearrange(files.read(t), p.layout, **p.sizes)
-                 for t in tensors[name]]  # fmt: skip
-        host[name] = (np.stack(parts) if "{}" in p.name else parts[0]).astype(dtype)
-    return adapter, params | placed(params, added, host)
 
 
 def _spec(p: Param) -> str:
@@ -309,16 +215,3 @@ def placed(params, table, values) -> dict:
         return {n: jnp.asarray(x) for n, x in values.items()}
     places = param_shardings(mesh, table)
     return {n: jax.device_put(x, places[n]) for n, x in values.items()}
-
-
-def _module(model: Model, name: str) -> str:
-    """A module's path in transformers, from the hub's name of its tensors."""
-    for path, hub in hf.renames(model):
-        if name.startswith(hub):
-            return path + name[len(hub) :]
-    return name
-
-
-def _tensor(model: Model, name: str) -> str:
-    """As `rows` calls a tensor, whichever transformers the adapter was made with."""
-    return ROOT + _module(model, hf.plain(name.removeprefix(ROOT), hf.renames(model)))

@@ -183,4 +183,4 @@ def encode_image(c: Config, w: dict, vision: Vision, *, dtype=None, **scan):
 def model(raw: dict, where: str = "config.json") -> Model:
     """The family's `api.Model` of a parsed `config.json`."""
     config = read_config(raw, where)
-    return decoder.model(FAMILY, config, table(config), encode_image)
+    return decoder.model(FAMILY, config, table(config), encode_image, RENAMES)

@@ -19,7 +19,7 @@ from vlmrl.engine.generate import Sampling, Stops, generate
 from vlmrl.engine.score import completions, score
 from vlmrl.eval import kernel
 from vlmrl.eval.tags import Letters, Tag, TagTables
-from vlmrl.models import hf
+from vlmrl.models import registry
 from vlmrl.models.api import Model
 from vlmrl.policy import gathered, rounded
 from vlmrl.rl import losses, update
@@ -69,11 +69,11 @@ class Job(NamedTuple):
 
 def read_model(name: str) -> tuple[Model, dict]:
     """(Model, config.json) of a directory or of a model whose shapes are known."""
-    known = hf.published()
+    known = registry.published()
     if name in known:
-        return hf.family_of(known[name], name)[1], known[name]
-    path = hf.resolve(name)
-    return hf.read_model(path), json.loads((path / "config.json").read_text())
+        return registry.build_model(known[name], name), known[name]
+    path = registry.resolve(name)
+    return registry.read_model(path), json.loads((path / "config.json").read_text())
 
 
 def shapes(mesh, tree, axis=0):

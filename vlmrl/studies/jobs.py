@@ -29,7 +29,7 @@ from vlmrl.eval import records, served
 from vlmrl.loops import seeds
 from vlmrl.loops.evaluate import OPTIONS, evaluator
 from vlmrl.main import args, judge
-from vlmrl.models import hf
+from vlmrl.models import registry
 from vlmrl.report import assemble, html, render
 from vlmrl.run.phases import STOPPED
 from vlmrl.run.progress import SILENT, Display
@@ -189,7 +189,7 @@ def missing(jobs: Sequence[Job], c: dict, workdir: Path) -> list[str]:
 def _no_model(name: str) -> list[str]:
     if name == "tiny" or Path(name).is_dir():
         return []
-    if (hub := hf.hub_id(name)) is None:
+    if (hub := registry.hub_id(name)) is None:
         return [f"model {name}: no such directory; a hub id is written 'org/name'"]
     repo, revision = hub
     import huggingface_hub
@@ -269,11 +269,11 @@ def estimate(job: Job, c: dict) -> Estimate | None:
 
 
 def _parameters(name: str) -> int | None:
-    known = hf.published()
+    known = registry.published()
     if name in known and not Path(name).is_dir():
-        return hf.family_of(known[name], name)[1].size
+        return registry.build_model(known[name], name)[1].size
     if name == "tiny" or Path(name).is_dir():
-        return hf.read_model(name).size
+        return registry.read_model(name).size
     return 8_300_000_000  # of the 7B models here, tuned from one base
 
 

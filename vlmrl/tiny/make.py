@@ -15,7 +15,7 @@ import numpy as np
 from vlmrl import perturb
 from vlmrl.data import scenes, traces
 from vlmrl.judges import constructed
-from vlmrl.models import hf
+from vlmrl.models import registry, weights
 from vlmrl.models.api import Model
 from vlmrl.prompts import styles, tokens
 from vlmrl.types import UserError
@@ -360,8 +360,8 @@ def start(model: Model, key) -> dict[str, jax.Array]:
 def begin_judge(params: dict[str, jax.Array], processor) -> dict[str, jax.Array]:
     """The tiny judge's first weights: the tiny model's decoder, which can look up a
     letter already; of its words that the tiny model lacks, the rows of `params`."""
-    known = hf.load("tiny")[1]
-    theirs = tokens.load_processor(hf.TINY).tokenizer.get_vocab()
+    known = weights.load("tiny")[1]
+    theirs = tokens.load_processor(registry.TINY).tokenizer.get_vocab()
     ours = processor.tokenizer.get_vocab()
     both = sorted(set(ours) & set(theirs))
     rows = [[vocab[t] for t in both] for vocab in (ours, theirs)]
