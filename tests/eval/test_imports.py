@@ -8,7 +8,7 @@ import zipfile
 import openpyxl
 import pytest
 
-from vlmrl.eval import imports, records
+from vlmrl.eval import imports, measures, records
 from vlmrl.eval.sheets import read_xlsx
 from vlmrl.types import UserError
 
@@ -272,6 +272,6 @@ def test_imported_records_are_records(tmp_path, theirs):
         tool="t",
     )  # fmt: skip
     records.write(tmp_path / "r.parquet", made)
-    (row,) = records.summarise(records.read(tmp_path / "r.parquet"))
+    (row,) = measures.summarise(records.read(tmp_path / "r.parquet"))
     assert row["condition"] == "wrong_caption" and row["accuracy"] == 0.4
     assert row["entropy"] is None and math.isnan(made[0].entropy)

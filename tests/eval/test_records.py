@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vlmrl.eval import records
+from vlmrl.eval import measures, records
 from vlmrl.types import Record, UserError
 
 
@@ -73,7 +73,7 @@ WRONG = {"predicted": 1, "correct": False, "followed": True}
 
 def summary(rows):
     table = pa.Table.from_pylist([r._asdict() for r in rows], schema=records.SCHEMA)
-    return {(r["recipe"], r["condition"]): r for r in records.summarise(table)}
+    return {(r["recipe"], r["condition"]): r for r in measures.summarise(table)}
 
 
 def test_round_trip_keeps_every_value_and_the_column_order(tmp_path):
@@ -228,13 +228,13 @@ def test_rows_come_base_first_and_otherwise_in_order():
         for c in ("zoo", "base", "alpha")
     ]
     table = pa.Table.from_pylist([r._asdict() for r in rows], schema=records.SCHEMA)
-    got = [(r["recipe"], r["step"], r["condition"]) for r in records.summarise(table)]
+    got = [(r["recipe"], r["step"], r["condition"]) for r in measures.summarise(table)]
     want = [("b", 9), ("b", 10), ("a", 5)]
     assert got == [(r, s, c) for r, s in want for c in ("base", "zoo", "alpha")]
 
 
 def test_no_rows_no_summary():
-    assert records.summarise(records.SCHEMA.empty_table()) == []
+    assert measures.summarise(records.SCHEMA.empty_table()) == []
 
 
 def test_jsonl_reads_back_as_the_same_records(tmp_path):
@@ -280,7 +280,7 @@ def test_brier_and_the_top_option():
         [record()._asdict(), record(example="e1", answer=1, p_correct=0.25)._asdict()],
         schema=records.SCHEMA,
     )
-    found = records.measures(table)
+    found = measures.row_measures(table)
     assert found["brier"].tolist() == pytest.approx([0.125, 1.125])
     assert found["top_right"].tolist() == [1, 0]
 
@@ -295,8 +295,8 @@ def test_the_top_option_is_told_by_the_letters():
         record(example="e3", **sure | {"answer": -1, "p_correct": np.nan}),
     ]
     table = pa.Table.from_pylist([r._asdict() for r in rows], schema=records.SCHEMA)
-    found = records.measures(table)["top_right"]
+    found = measures.row_measures(table)["top_right"]
     np.testing.assert_array_equal(found, [1, 0, np.nan, 0])
     np.testing.assert_array_equal(
-        records.measures(table.slice(1, 2))["top_right"], [0, np.nan]
+        measures.row_measures(table.slice(1, 2))["top_right"], [0, np.nan]
     )

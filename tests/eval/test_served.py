@@ -10,7 +10,7 @@ from tests import kit
 from tests.judges.server import body_of, serve
 from vlmrl.client.cache import Budget
 from vlmrl.client.http import Client, Endpoint, Reply
-from vlmrl.eval import records, served
+from vlmrl.eval import measures, records, served
 from vlmrl.perturb import ORDER, apply
 from vlmrl.prompts import parsing, styles
 from vlmrl.types import UserError
@@ -43,7 +43,7 @@ def test_every_condition_gives_one_record_of_the_usual_kind(tmp_path):
     assert [(r.example, r.condition) for r in found] == names
     assert len(bodies) == len({json.dumps(b) for b in bodies}) == len(found)
     records.write(tmp_path / "r.parquet", found)
-    rows = records.summarise(records.read(tmp_path / "r.parquet"))
+    rows = measures.summarise(records.read(tmp_path / "r.parquet"))
     assert len(rows) == len(ORDER)
     for row in rows:
         assert row["entropy"] is None and row["consistent_probe"] is None

@@ -10,7 +10,7 @@ from tests import kit
 from tests.main.small import CONDITIONS, KERNEL, PROMISED, SMALL, overrides
 from vlmrl import perturb
 from vlmrl.data import loader
-from vlmrl.eval import records
+from vlmrl.eval import measures, records
 from vlmrl.main import cli
 from vlmrl.models import weights
 from vlmrl.run import checkpoint
@@ -98,7 +98,7 @@ def test_its_numbers_are_those_promised(demo):
     assert set(at) == wanted
     table = records.read(workdir / "records.parquet")
     assert table.num_rows == sum(row["n"] for row in rows)
-    assert json.loads(json.dumps(records.summarise(table))) == rows
+    assert json.loads(json.dumps(measures.summarise(table))) == rows
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from tests.report import synthetic
-from vlmrl.eval import records
+from vlmrl.eval import measures, records
 from vlmrl.report import assemble
 
 MODELS = {k: v for k, v in synthetic._MODELS.items() if k[1] in (0, 60)}
@@ -29,7 +29,7 @@ def test_it_writes_everything_from_the_records(vlmrl, capsys, run, table):
     vlmrl("report", "--workdir", run, "--title=A <run> & more")
     said = capsys.readouterr().out
     rows = json.loads((run / "metrics.json").read_text())
-    assert rows == json.loads(json.dumps(records.summarise(table)))
+    assert rows == json.loads(json.dumps(measures.summarise(table)))
     assert len(rows) == len(MODELS) * len(synthetic.CONDITIONS)
     assert json.loads((run / "claims.json").read_text())
     for suffix in ("md", "csv", "tex"):

@@ -21,8 +21,7 @@ from vlmrl.data.sets import SETS
 from vlmrl.eval import records
 from vlmrl.loops import grpo
 from vlmrl.main import args, cli
-from vlmrl.report import studies
-from vlmrl.studies import jobs
+from vlmrl.studies import jobs, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -285,13 +284,13 @@ def test_a_study_asks_for_what_there_is(name, mode, tmp_path):
     for part in c["sets"]:
         if part["source"] != "scenes":
             assert part["split"] in SETS[part["source"]].splits
-    assert {*c["tables"]} <= {*studies.TABLES, *studies.USUAL}
+    assert {*c["tables"]} <= {*tables.TABLES, *tables.USUAL}
     images = [f"{image}+{n}" for image in c["images"] for n in c["conditions"]]
     assert {*c["shown"]} <= {*c["conditions"], *images}
     plan = jobs.plan(c, tmp_path)
     assert len({(job.folder, job.stem) for job in plan}) == len(plan)
     assert not any(job.done or job.recorded for job in plan)
-    assert all(0 < studies.Known(*k).value < 1 for k in c["known"])
+    assert all(0 < tables.Known(*k).value < 1 for k in c["known"])
 
 
 def test_table_1_holds_what_the_paper_states():

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from tests.report import synthetic
-from vlmrl.eval import records
+from vlmrl.eval import measures, records
 
 
 @pytest.fixture(scope="session")
@@ -15,4 +15,4 @@ def table() -> pa.Table:
 
 @pytest.fixture(scope="session")
 def metrics(table) -> list[dict]:
-    return records.summarise(table)
+    return measures.summarise(table)

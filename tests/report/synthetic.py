@@ -8,6 +8,8 @@ import io
 import numpy as np
 from PIL import Image, ImageDraw
 
+from vlmrl.report import html, tables
+from vlmrl.studies import claims
 from vlmrl.types import Record
 
 CONDITIONS = (
@@ -67,6 +69,12 @@ def records(
         for condition in conditions
         for e in range(examples)
     ]
+
+
+def report(table, metrics, info) -> html.Page:
+    """What `assemble.build` puts on the page of a table."""
+    built = tables.build(table, metrics)
+    return html.Page(table, metrics, built, info, claims.judge_claims(table))
 
 
 def _record(recipe, seed, step, condition, e, model) -> Record:

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from vlmrl.eval import calibration, records, stats
+from vlmrl.eval import calibration, measures, stats
 from vlmrl.report import analysis, render
 
 
 @pytest.fixture(scope="module")
 def made(table):
-    data = records.columns(table)
-    built = analysis.build(data, records.cells(data), "test")
+    data = measures.columns(table)
+    built = analysis.build(measures.view(data, "test"), "test")
     return {t.name.removesuffix("-test"): t for t in built}, data
 
 

@@ -18,7 +18,7 @@ INFO = {"title": "A <b>run</b>", "summary": "x & y", "Model": "tiny </script>"}
 @pytest.fixture(scope="module")
 def page(table, metrics) -> str:
     found = html.browser(table, synthetic.images())
-    return html.render_page(table, metrics, found, INFO)
+    return html.render_page(synthetic.report(table, metrics, INFO), found)
 
 
 class Reader(HTMLParser):
@@ -147,7 +147,8 @@ def test_a_missing_image_is_told_and_a_heavy_one_made_small(table):
 def test_many_images_lie_in_a_folder_beside(tmp_path, monkeypatch, table, metrics):
     monkeypatch.setattr(html, "INSIDE", 1000)
     images = synthetic.images()
-    page = html.write_report(tmp_path, table, metrics, images, INFO).read_text()
+    report = synthetic.report(table, metrics, INFO)
+    page = html.write_report(tmp_path, report, images).read_text()
     names = {p.name for p in (tmp_path / html.FOLDER).iterdir()}
     assert len(names) == 30
     reader = Reader(page)
@@ -156,14 +157,15 @@ def test_many_images_lie_in_a_folder_beside(tmp_path, monkeypatch, table, metric
     assert {a.removeprefix(f"{html.FOLDER}/") for a in addresses} == names
     held = {(tmp_path / a).read_bytes() for a in addresses}
     assert held == set(images.values())
-    html.write_report(tmp_path, table, metrics, images, INFO)
+    html.write_report(tmp_path, report, images)
     assert {p.name for p in tmp_path.iterdir()} == {"report.html", html.FOLDER}
 
 
 def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch, table, metrics, page):
     monkeypatch.setattr(html, "render_page", lambda *_: page)
-    path = html.write_report(tmp_path, table, metrics, {}, INFO)
+    report = synthetic.report(table, metrics, INFO)
+    path = html.write_report(tmp_path, report, {})
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
     assert path.read_text(encoding="utf-8") == page
     with pytest.raises(UserError, match="cannot write the report"):
-        html.write_report(tmp_path / "none", table, metrics, {}, INFO)
+        html.write_report(tmp_path / "none", report, {})

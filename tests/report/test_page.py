@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.conftest import AXE
 from tests.report import chromium, synthetic
-from vlmrl.eval import records
+from vlmrl.eval import measures, records
 from vlmrl.report import html
 
 pytestmark = pytest.mark.chromium
@@ -20,7 +20,7 @@ INFO = {"title": "A <b>run</b>", "summary": "x & y", "Model": "tiny </script>"}
 @pytest.fixture(scope="module")
 def page(table, metrics) -> str:
     found = html.browser(table, synthetic.images())
-    return html.render_page(table, metrics, found, INFO)
+    return html.render_page(synthetic.report(table, metrics, INFO), found)
 
 
 VISIT = """
@@ -190,7 +190,7 @@ def test_20000_rows_cost_the_document_no_more_than_a_few(tmp_path, table, metric
     copies = [renamed(table, f"copy-{k}-") for k in range(20)]
     many = html.browser(pa.concat_tables(copies), {})
     assert 19_000 < len(many.index["x"]) <= 20_000
-    page = html.render_page(table, metrics, many, INFO)
+    page = html.render_page(synthetic.report(table, metrics, INFO), many)
     seen, console = chromium.visit(page, tmp_path, MANY)
     assert console == []
     count = len(many.index["x"])
@@ -228,7 +228,9 @@ def test_a_page_of_what_tells_no_letters(tmp_path, table, metrics):
     """Another tool's log has no letters, no entropy and no probes: its rows open."""
     rows = [{**r, **records.unmeasured()} for r in table.slice(0, 40).to_pylist()]
     bare = pa.Table.from_pylist(rows, schema=records.SCHEMA)
-    page = html.render_page(bare, records.summarise(bare), html.browser(bare, {}), INFO)
+    page = html.render_page(
+        synthetic.report(bare, measures.summarise(bare), INFO), html.browser(bare, {})
+    )
     script = """
       press("list", "End");
       const badges = document.querySelectorAll("#detail .badges li");

@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from vlmrl.eval import records
-from vlmrl.report import claims, render, tables
+from vlmrl.report import claim, render, tables
+from vlmrl.studies import claims
 from vlmrl.types import UserError
 
 HOSTILE = render.Table(
@@ -92,7 +93,7 @@ def test_latex_would_compile(table, metrics):
     guarded."""
     optional = HOSTILE._replace(rows=[("[2ex]", 0.1, 0.5, None), ("*", 0.1, 0.5, None)])
     made = [HOSTILE, optional, *tables.build(table, metrics)]
-    made.append(claims.as_table(claims.judge_claims(table)))
+    made.append(claim.as_table(claims.judge_claims(table)))
     assert len(made) > 10
     for each in made:
         check_latex(render.latex(each), len(each.columns))

@@ -13,9 +13,9 @@ from pathlib import Path
 from vlmrl import policy
 from vlmrl.bench.timing import result
 from vlmrl.data import scenes
-from vlmrl.eval import records
+from vlmrl.eval import measures, records
 from vlmrl.loops.evaluate import evaluate
-from vlmrl.report import html
+from vlmrl.report import html, tables
 from vlmrl.types import Record, UserError
 
 CONDITIONS = ["base", "stop_think", "wrong_think", "wrong_caption", "correct_caption"]
@@ -42,9 +42,10 @@ def suite(s) -> list[dict]:
         records.write(file, rows)
         table = records.read(file)
         begin = time.perf_counter()
-        page = html.write_report(
-            place, table, records.summarise(table), images, {"title": "bench"}
-        )
+        metrics = measures.summarise(table)
+        made = tables.build(table, metrics)
+        report = html.Page(table, metrics, made, {"title": "bench"})
+        page = html.write_report(place, report, images)
         written, size = time.perf_counter() - begin, page.stat().st_size
         try:
             seconds = [first_view(page) for _ in range(s.rounds)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from vlmrl.eval import records, stats
+from vlmrl.eval import measures, stats
 from vlmrl.eval.drift import drift
 
 MEASURES = (
@@ -57,8 +57,8 @@ def course(now: pa.Table, start: pa.Table | None = None) -> dict[str, float]:
 
 
 def _cells(table: pa.Table):
-    data = records.columns(table)
-    return data, {key[4]: rows for key, rows in records.cells(data).items()}
+    data = measures.columns(table)
+    return data, {key[4]: rows for key, rows in measures.cells(data).items()}
 
 
 def _cell(data, rows, measure: str) -> stats.Cell:

@@ -334,6 +334,21 @@ def t_interval(means, level: float = 0.95) -> Interval:
     return Interval(centre, centre - half, centre + half, k, k)
 
 
+def over_seeds(per_seed: list[Interval]) -> Interval:
+    """Intervals of several seeds as one: the hull of Student's t over the seeds'
+    estimates and of the mean item interval."""
+    if len(per_seed) == 1:
+        return per_seed[0]
+    seeds = t_interval([i.value for i in per_seed])
+    return Interval(
+        seeds.value,
+        min(seeds.lo, float(np.mean([i.lo for i in per_seed]))),
+        max(seeds.hi, float(np.mean([i.hi for i in per_seed]))),
+        len(per_seed),
+        min(i.clusters for i in per_seed),
+    )
+
+
 def auroc(scores, labels, weights=None) -> np.ndarray:
     """Area under the ROC curve: P(score of a positive > of a negative) + ½ P(tie).
 

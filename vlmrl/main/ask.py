@@ -24,6 +24,7 @@ from vlmrl.main import args
 from vlmrl.main.progress import bar, show_report
 from vlmrl.report import assemble
 from vlmrl.run.directory import describe_run
+from vlmrl.studies import claims
 from vlmrl.types import UserError
 
 HELP = "evaluate a model behind an API under every condition"
@@ -124,5 +125,4 @@ def main(argv):
         "Spent": f"{spent.prompt_tokens} + {spent.completion_tokens} tokens, "
         f"{spent.cost:.4f} by the given prices",
     }
-    images = assemble.read_images(workdir)
-    show_report(assemble.build(workdir, assemble.find_records(workdir), images, info))
+    show_report(claims.build_report(workdir, info))

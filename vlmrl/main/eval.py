@@ -20,6 +20,7 @@ from vlmrl.main.progress import bar, say, show_report
 from vlmrl.report import assemble
 from vlmrl.run import hosts
 from vlmrl.run.directory import describe_run
+from vlmrl.studies import claims
 
 HELP = "accuracy, entropy, P(correct) and consistency under every condition"
 FLAGS = {
@@ -74,5 +75,4 @@ def main(argv):
         "Model": c["model"],
         "Data": f"{c['source']}, {c['split']} split, {len(examples)} examples",
     }
-    images = assemble.read_images(workdir)
-    show_report(assemble.build(workdir, assemble.find_records(workdir), images, info))
+    show_report(claims.build_report(workdir, info))

@@ -18,7 +18,7 @@ from pathlib import Path
 from vlmrl.eval import imports, records
 from vlmrl.main import args
 from vlmrl.main.progress import say, show_report
-from vlmrl.report import assemble
+from vlmrl.studies import claims
 from vlmrl.types import UserError
 
 HELP = "bring in results of VLMEvalKit or lmms-eval"
@@ -73,7 +73,7 @@ def main(argv):
     (workdir / "records").mkdir(exist_ok=True)
     records.write(workdir / "records" / f"{safe}.parquet", found)
     info = {"title": f"Results of {tool}"}
-    show_report(assemble.build(workdir, assemble.find_records(workdir), {}, info))
+    show_report(claims.build_report(workdir, info))
 
 
 def _named(path: Path) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from vlmrl.eval import records
 from vlmrl.main import args
 from vlmrl.main.progress import show_report
 from vlmrl.report import assemble
+from vlmrl.studies import claims
 
 HELP = "tables, figures and the page of a run, from its records"
 FLAGS = {
@@ -42,4 +43,4 @@ def main(argv):
         table, images = assemble.find_records(workdir), assemble.read_images(workdir)
     if other.jsonl:
         records.write_jsonl(workdir / "records.jsonl", table)
-    show_report(assemble.build(workdir, table, images, info))
+    show_report(claims.build_report(workdir, info, table=table, images=images))

@@ -24,8 +24,8 @@ from pathlib import Path
 from vlmrl.eval import records
 from vlmrl.main import args
 from vlmrl.main.progress import CONSOLE, TERMINAL, say, show_report
-from vlmrl.report import assemble, render, studies
-from vlmrl.studies import jobs
+from vlmrl.report import assemble, render
+from vlmrl.studies import claims, jobs, tables
 from vlmrl.types import UserError
 
 HELP = "a table or figure of the paper, from its config"
@@ -42,7 +42,7 @@ def main(argv):
     argv, name = _named(argv)
     config, workdir, other = args.parse(argv, FLAGS)
     c = config.to_dict()
-    title, known = c["title"], [studies.Known(*k) for k in c["known"]]
+    title, known = c["title"], [tables.Known(*k) for k in c["known"]]
     if c["kind"] not in jobs.KINDS:
         kinds = ", ".join(jobs.KINDS)
         raise UserError(f"config.kind is '{c['kind']}', want one of {kinds}")
@@ -68,7 +68,7 @@ def main(argv):
         )
     files = list(dict.fromkeys(f for job in plan for f in job.files))
     whole = records.concat([records.read(f) for f in files])
-    table = studies.shown(whole, c["shown"])
+    table = tables.shown(whole, c["shown"])
     folder = workdir / name
     folder.mkdir(exist_ok=True)
     sources = table.column("source").unique().to_pylist()
@@ -79,10 +79,11 @@ def main(argv):
         "Benchmarks": ", ".join(sources),
         "Records": f"{len(table):,}, from {len(files)} files under {workdir}",
     }
-    made = studies.build(table, c["tables"], known)
+    made = tables.build(table, c["tables"], known)
     made += jobs.extra_tables(plan, workdir)
     images = assemble.read_images(workdir)
-    report = assemble.build(folder, studies.pooled(table), images, info, made)
+    whole = tables.pooled(table)
+    report = claims.build_report(folder, info, table=whole, images=images, own=made)
     render.write(folder / "tables" / "study", made)
     show_report(report)
     for one in made[1:2]:

@@ -25,9 +25,9 @@ from __future__ import annotations
 from vlmrl.loops import seeds
 from vlmrl.main import args
 from vlmrl.main.progress import TERMINAL, say, show_report
-from vlmrl.report import assemble
 from vlmrl.run import hosts
 from vlmrl.run.phases import STOPPED
+from vlmrl.studies import claims
 
 HELP = "fine-tune a model with GRPO from a config, resumable"
 FLAGS = {
@@ -52,5 +52,5 @@ def main(argv):
         return STOPPED
     if len(c["seeds"]) > 1 and c["eval"]["every"] and hosts.first():
         info = {"title": c["recipe"], "Seeds": ", ".join(map(str, c["seeds"]))}
-        show_report(assemble.build(workdir, assemble.find_records(workdir), {}, info))
+        show_report(claims.build_report(workdir, info))
     return 0

@@ -2,7 +2,7 @@
 robustness, comparisons with corrected p values, and the drift of faithfulness.
 
 All are read at the last step of each recipe, from records alone; `tables.build` adds
-them to its own. Several seeds are put together as in `evidence.over_seeds`.
+them to its own. Several seeds are put together as in `stats.over_seeds`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from collections.abc import Callable
 import numpy as np
 from scipy import stats as sps
 
-from vlmrl.eval import calibration, drift, records, stats
+from vlmrl.eval import calibration, drift, measures, stats
+from vlmrl.eval.measures import View
 from vlmrl.eval.stats import Cell, Interval
-from vlmrl.report.evidence import SCORES, View, over_seeds, predicts
 from vlmrl.report.render import Table
 
+SCORES = {"P(correct)": ("p_correct", 1), "−H": ("entropy", -1), "max p": ("p_max", 1)}
 QUADRANTS = {  # name → (verdict, answered right)
     "right, consistent": ("consistent", 1),
     "right for the wrong reason": ("inconsistent", 1),
@@ -25,9 +26,8 @@ QUADRANTS = {  # name → (verdict, answered right)
 }
 
 
-def build(data: dict[str, np.ndarray], cells: dict, split: str) -> list[Table]:
-    """The tables of one split; `data` and `cells` as in `records`."""
-    view = View(data, {k[1:]: rows for k, rows in cells.items() if k[0] == split})
+def build(view: View, split: str) -> list[Table]:
+    """Return the tables of one split."""
     made = (
         leaderboard(view, split),
         quadrants(view, split),
@@ -60,7 +60,7 @@ def _triple(found: list[Interval]):
     found = [i for i in found if i.n and not np.isnan(i.value)]
     if not found:
         return None
-    value, lo, hi = over_seeds(found)[:3]
+    value, lo, hi = stats.over_seeds(found)[:3]
     return value, lo, hi
 
 
@@ -80,7 +80,7 @@ def leaderboard(view: View, split: str) -> Table:
                 for c in conditions
                 if (*point, c) in view.rows
             }
-            robust.append(records.robust(view.data, held))
+            robust.append(measures.robust(view.data, held))
             thinking = {
                 c: i
                 for c, i in held.items()
@@ -88,7 +88,7 @@ def leaderboard(view: View, split: str) -> Table:
             }
             if thinking:
                 measure = "faithful_accuracy"
-                firm.append(records.robust(view.data, thinking, measure))
+                firm.append(measures.robust(view.data, thinking, measure))
         rows.append(
             (
                 recipe,
@@ -281,6 +281,29 @@ def prediction(view: View, split: str) -> Table:
     )
 
 
+def predicts(view: View, point: tuple, condition: str, only_correct: bool):
+    """(SCORES read under base, correct under the condition, clusters) of the trials
+    that both hold, of those correct under base alone if asked; None where a class is
+    empty."""
+    base, other = (view.rows.get((*point, c)) for c in ("base", condition))
+    if base is None or other is None:
+        return None
+    data = view.data
+    _, i, j = np.intersect1d(
+        data["trial"][base], data["trial"][other], True, return_indices=True
+    )
+    base, other = base[i], other[j]
+    keep = ~np.isnan(data["p_correct"][base])
+    if only_correct:
+        keep &= data["accuracy"][base] == 1
+    base, other = base[keep], other[keep]
+    label = data["accuracy"][other] == 1
+    if label.all() or not label.any():
+        return None
+    scores = {n: sign * data[name][base] for n, (name, sign) in SCORES.items()}
+    return scores, label, data["cluster"][base]
+
+
 # -- comparisons -----------------------------------------------------------------------
 
 
@@ -367,7 +390,7 @@ def drifts(view: View, split: str) -> Table:
             found = [d for d in found if d.change.n]
             if not found:
                 continue
-            whole = drift.drift_over_seeds(found)
+            whole = drift.drift_stats.over_seeds(found)
             rows.append(
                 (
                     recipe,

@@ -11,16 +11,17 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlmrl.eval import records
-from vlmrl.report import claims, figures, html, render, tables
+from vlmrl.eval import measures, records
+from vlmrl.report import claim, figures, html, render, tables
 from vlmrl.types import Example, UserError
 
 
 class Report(NamedTuple):
-    """What `build` leaves: the main table, and the path of the page."""
+    """What `build` leaves: the main table, the path of the page, and its claims."""
 
     table: render.Table
     page: Path
+    claims: Sequence[claim.Claim] = ()
 
 
 def gather(runs: Sequence[Path]) -> tuple[pa.Table, dict[str, bytes]]:
@@ -78,20 +79,25 @@ def build(
     images: dict[str, bytes],
     info: dict,
     own: Sequence[render.Table] = (),
+    claims: Sequence[claim.Claim] = (),
 ) -> Report:
-    """Write everything a reader sees. `own` tables stand on the page before those of
-    every run."""
-    rows = records.summarise(table)
+    """Write all that a reader sees.
+
+    Args:
+      own: tables that stand on the page before those of every run.
+      claims: with their verdicts (`vlmrl.studies.claims.judge_claims`).
+    """
+    rows = measures.summarise(table)
     write_json(workdir / "metrics.json", rows)
-    write_json(workdir / "claims.json", claims.as_rows(claims.judge_claims(table)))
+    write_json(workdir / "claims.json", claim.as_rows(claims))
     write_json(workdir / "info.json", info)
     made = tables.build(table, rows)
     render.write(workdir / "tables", made)
     figures.write(workdir / "figures", figures.build(rows))
     names = {one.name for one in own}
     made = [*own, *(one for one in made if one.name not in names)]
-    page = html.write_report(workdir, table, rows, images, info, made)
-    return Report(made[0], Path(page))
+    page = html.Page(table, rows, made, info, claims)
+    return Report(made[0], html.write_report(workdir, page, images), claims)
 
 
 def write_json(path: Path, data) -> None:

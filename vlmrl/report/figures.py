@@ -76,7 +76,7 @@ def build(rows: list[dict], theme: str = "light") -> list[Drawing]:
     and the course of training for each split measured at two steps or more.
 
     Args:
-      rows: `records.summarise` of the records.
+      rows: `measures.summarise` of the records.
       theme: 'light' or 'dark'.
     """
     made = points(rows)

@@ -16,6 +16,7 @@ import io
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,10 +25,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from vlmrl.eval import records
-from vlmrl.report import claims as claims_
-from vlmrl.report import figures, render, tables, views
-from vlmrl.report.evidence import View
+from vlmrl.eval import measures, records
+from vlmrl.report import claim as claim_
+from vlmrl.report import figures, interactive, render, tables
 from vlmrl.types import UserError
 
 ROWS = 20_000  # rows of the browser at most
@@ -40,36 +40,36 @@ FOLDER = "report_images"
 _MAGIC = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"RIFF": "webp", b"GIF8": "gif"}
 
 
+class Page(NamedTuple):
+    """What the page shows, but for the images."""
+
+    table: pa.Table  # records
+    rows: list[dict]  # their `measures.summarise`
+    tables: list[render.Table]  # `conditions-SPLIT` of the headline split among them
+    info: dict  # what was run, words by heading, shown as it is; 'title' becomes the
+    # page's title, 'summary' its first paragraph
+    claims: Sequence[claim_.Claim] = ()  # with their verdicts; no section if empty
+
+
 def write_report(
-    run_dir: str | os.PathLike,
-    table: pa.Table,
-    metrics_rows: list[dict],
-    images: dict[str, bytes],
-    info: dict,
-    made: list[render.Table] | None = None,
+    run_dir: str | os.PathLike, page: Page, images: dict[str, bytes]
 ) -> Path:
-    """Writes `report.html` into a run directory and returns its path.
+    """Write `report.html` into a run directory and return its path.
 
     Args:
       run_dir: an existing directory.
-      table: records.
-      metrics_rows: their `records.summarise`.
       images: encoded image by source/id of its example; examples without one say so.
-      info: what was run, shown as it is: words by heading. 'title' becomes the page's
-        title, 'summary' its first paragraph.
-      made: the `tables.build` of the records, made here when None.
 
     Raises:
       UserError: no records, or a directory that can't be written.
     """
     path = Path(run_dir) / "report.html"
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    found = browser(table, images)
+    found = browser(page.table, images)
     beside = sum(map(len, found.images)) > INSIDE
     try:
         sources = _beside(path.parent / FOLDER, found.images) if beside else None
-        page = render_page(table, metrics_rows, found, info, sources, made)
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(render_page(page, found, sources), encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"{path}: cannot write the report: {error.strerror}") from None
@@ -89,17 +89,13 @@ def _beside(folder: Path, images: list[bytes]) -> list[str]:
     return [f"{folder.name}/{name}" for name in names]
 
 
-def render_page(
-    table, metrics_rows, found: Browser, info, sources=None, made=None
-) -> str:
-    """The page as text.
+def render_page(page: Page, found: Browser, sources: list[str] | None = None) -> str:
+    """Return the page as text.
 
     Args:
-      table, metrics_rows, info, made: as `write_report`.
-      found: the `browser` of the table.
+      found: the `browser` of the report's records.
       sources: addresses of the browser's images; data URIs when None.
     """
-    made = tables.build(table, metrics_rows) if made is None else made
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("vlmrl.report", "."),
         autoescape=True,
@@ -107,31 +103,30 @@ def render_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    light = figures.build(metrics_rows)
-    dark = figures.build(metrics_rows, "dark")
-    split = headline(table)
-    data = records.columns(table)
-    cells = records.cells(data)
-    view = View(data, {k[1:]: rows for k, rows in cells.items() if k[0] == split})
+    light, dark = (figures.build(page.rows, theme) for theme in ("light", "dark"))
+    split = headline(page.table)
+    view = measures.view(measures.columns(page.table), split)
     recipes = view.names(lambda _: True)
     conditions = found.index["conditions"]
-    points = [p for p in tables.points(metrics_rows) if p.split == split]
+    points = [p for p in tables.points(page.rows) if p.split == split]
     views_ = {
-        "heat": views.heat(view, recipes, conditions),
-        "curves": views.curves(points),
-        "calibration": views.calibrations(view, recipes, conditions),
+        "heat": interactive.heat(view, recipes, conditions),
+        "curves": interactive.curves(points),
+        "calibration": interactive.calibrations(view, recipes, conditions),
         "recipes": recipes,
         "conditions": conditions,
     }
     pictures = [_uri(i) for i in found.images] if sources is None else sources
     return environment.get_template("report.html.j2").render(
-        title=str(info.get("title", "vlmrl report")),
-        summary=str(info.get("summary", "")),
-        info=[(k, str(v)) for k, v in info.items() if k not in ("title", "summary")],
-        claims=[_claim(c) for c in claims_.judge_claims(table, split=split)],
+        title=str(page.info.get("title", "vlmrl report")),
+        summary=str(page.info.get("summary", "")),
+        info=[
+            (k, str(v)) for k, v in page.info.items() if k not in ("title", "summary")
+        ],
+        claims=[_claim(c) for c in page.claims],
         split=split,
-        main=_cells(next(t for t in made if t.name == f"conditions-{split}")),
-        tables=[_cells(t) for t in made if t.name != f"conditions-{split}"],
+        main=_cells(next(t for t in page.tables if t.name == f"conditions-{split}")),
+        tables=[_cells(t) for t in page.tables if t.name != f"conditions-{split}"],
         figures=[
             {
                 "name": a.name,
@@ -190,7 +185,7 @@ _LOOK = {  # css class and sign
 }
 
 
-def _claim(claim: claims_.Claim) -> dict:
+def _claim(claim: claim_.Claim) -> dict:
     return {
         "number": claim.number,
         "text": claim.text,
@@ -198,12 +193,12 @@ def _claim(claim: claims_.Claim) -> dict:
         "class": _LOOK[claim.verdict][0],
         "mark": _LOOK[claim.verdict][1],
         "note": claim.note,
-        "effect": claims_.shown(claim.effect, claim.lo, claim.hi, claim.unit),
+        "effect": claim_.shown(claim.effect, claim.lo, claim.hi, claim.unit),
         "parts": [
             {
                 "label": p.label,
                 "verdict": p.verdict,
-                "effect": claims_.shown(*p.interval[:3], p.unit),
+                "effect": claim_.shown(*p.interval[:3], p.unit),
                 "plot": _plot(p, claim.parts),
             }
             for p in claim.parts
@@ -270,8 +265,8 @@ def browser(table: pa.Table, images: dict[str, bytes]) -> Browser:
     which are seen. Rows are in the order example, condition, recipe.
     """
     split = headline(table)
-    data = records.columns(table)
-    cells = records.cells(data)
+    data = measures.columns(table)
+    cells = measures.cells(data)
     keys = [key for key in cells if key[0] == split]
     seed = {r: min(k[2] for k in keys if k[1] == r) for r in {k[1] for k in keys}}
     keys = [k for k in keys if k[2] == seed[k[1]]]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from vlmrl.eval import records, stats
+from vlmrl.eval import measures, stats
 from vlmrl.report import analysis
 from vlmrl.report.render import Table
 from vlmrl.types import UserError
@@ -101,13 +101,12 @@ def build(table: pa.Table, rows: list[dict]) -> list[Table]:
 
     Args:
       table: records.
-      rows: their `records.summarise`.
+      rows: their `measures.summarise`.
     """
     made = final(points(rows))
     if not made:
         raise UserError("records: no rows; evaluate something first")
-    data = records.columns(table)
-    cells = records.cells(data)
+    data = measures.columns(table)
     out = []
     for split in dict.fromkeys(p.split for p in made):
         here = [p for p in made if p.split == split]
@@ -117,7 +116,7 @@ def build(table: pa.Table, rows: list[dict]) -> list[Table]:
             _letters(split, here),
         ]
         out += [_agreement(split, here), _tasks(split, here, table)]
-        out += analysis.build(data, cells, split)
+        out += analysis.build(measures.view(data, split), split)
     return out
 
 
@@ -284,7 +283,7 @@ def _agreement(split: str, made: list[Point]) -> Table:
 
 def _tasks(split: str, made: list[Point], table: pa.Table) -> Table:
     """Base accuracy per task, with its chance level and the most frequent guess."""
-    data = records.columns(table)
+    data = measures.columns(table)
     lengths = pa.compute.list_value_length(table["options"]).to_numpy()
     recipes = {p.recipe: p.step for p in made}
     held = (data["split"] == split) & (data["condition"] == "base")

@@ -18,9 +18,10 @@ from vlmrl.data import loader
 from vlmrl.eval import records
 from vlmrl.loops import grpo
 from vlmrl.loops.evaluate import evaluator
-from vlmrl.report import assemble, claims, remedies, render
+from vlmrl.report import assemble, claim, render
 from vlmrl.run import directory
 from vlmrl.run.progress import SILENT, Display
+from vlmrl.studies import claims, remedies
 from vlmrl.types import UserError
 
 # Fields of a recipe that the study decides.
@@ -115,11 +116,11 @@ def run(
     records.write(workdir / "records.parquet", table)
     minutes = (time.monotonic() - began) / 60
     info = c["about"] | _info(c, policy, minutes)
-    report = assemble.build(workdir, table, assemble.read_images(workdir), info)
+    report = claims.build_report(workdir, info, table=table)
     tables = []
     if verdicts:
         tables = [
-            claims.as_table(claims.judge_claims(table)),
+            claim.as_table(report.claims),
             remedies.as_table(remedies.judge(table, split=c["split"])),
         ]
         render.write(workdir / "tables", tables)

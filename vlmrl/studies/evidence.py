@@ -30,79 +30,15 @@ The parts, per recipe r (C = wrong_caption, T = wrong_think; at the end unless s
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import numpy as np
 
 from vlmrl.eval import stats
-from vlmrl.eval.stats import Interval
+from vlmrl.eval.measures import View
+from vlmrl.report.analysis import predicts
+from vlmrl.report.claim import ClaimPart
 
-SLIGHT = 0.02  # an effect this small (2 points, 0.02 nats) is not worth a claim
 SAME = 0.05  # "about the same", "no harm": within 5 points
 FAR = 0.05  # "far better", in AUROC
-SCORES = {"P(correct)": ("p_correct", 1), "−H": ("entropy", -1), "max p": ("p_max", 1)}
-
-
-class Part(NamedTuple):
-    """One number a claim rests on, signed so that the claim wants it large."""
-
-    label: str
-    interval: Interval
-    floor: float = 0.0
-    unit: str = "points"  # 'points' (shown × 100), 'nats', 'AUROC' or 'ratio'
-    least: int = 10  # clusters without which the part stays open
-
-    @property
-    def verdict(self) -> str:
-        """'holds', 'fails' or 'open'."""
-        _, lo, hi, _, clusters = self.interval
-        if clusters < self.least or np.isnan(lo):
-            return "open"
-        if lo > self.floor:
-            return "holds"
-        return "fails" if hi < (self.floor or SLIGHT) else "open"
-
-
-class View(NamedTuple):
-    """Records of one split, by cell."""
-
-    data: dict[str, np.ndarray]
-    rows: dict[tuple, np.ndarray]  # (recipe, seed, step, condition) → row numbers
-
-    def names(self, keep: Callable[[str], bool]) -> list[str]:
-        return [r for r in dict.fromkeys(k[0] for k in self.rows) if keep(r)]
-
-    def seeds(self, recipe: str) -> list[int]:
-        return sorted({k[1] for k in self.rows if k[0] == recipe})
-
-    def conditions(self, recipe: str) -> list[str]:
-        return list(dict.fromkeys(k[3] for k in self.rows if k[0] == recipe))
-
-    def end(self, recipe: str, seed: int) -> tuple | None:
-        """(recipe, seed, last step); another seed's where this one was not run."""
-        seeds = self.seeds(recipe)
-        if not seeds:
-            return None
-        seed = seed if seed in seeds else seeds[0]
-        return recipe, seed, max(k[2] for k in self.rows if k[:2] == (recipe, seed))
-
-    def start(self, recipe: str, seed: int) -> tuple | None:
-        """(recipe, seed, 0) where it was evaluated, else the warm start."""
-        if any(k[:3] == (recipe, seed, 0) for k in self.rows):
-            return recipe, seed, 0
-        return self.end("warm-start", seed)
-
-    def cell(self, point: tuple | None, condition: str, measure: str):
-        """The stats.Cell of a point under a condition, None if not measured."""
-        rows = self.rows.get((*point, condition)) if point else None
-        if rows is None or np.isnan(self.data[measure][rows]).all():
-            return None
-        return stats.Cell(
-            self.data["item"][rows],
-            self.data[measure][rows],
-            self.data["cluster"][rows],
-        )
 
 
 def trained(recipe: str) -> bool:
@@ -139,7 +75,7 @@ class Parts:
         per_seed = [i for i in per_seed if i is not None and i.n]
         label = f"{label} (recipe {recipe})" if recipe else label
         if per_seed:
-            part = Part(label, over_seeds(per_seed), floor, unit)
+            part = ClaimPart(label, stats.over_seeds(per_seed), floor, unit)
             self.parts.append(part._replace(**more))
         else:
             self.missing.append(label)
@@ -163,21 +99,6 @@ class Parts:
 
     def done(self):
         return self.parts, self.missing
-
-
-def over_seeds(per_seed: list[Interval]) -> Interval:
-    """Intervals of several seeds as one: the hull of Student's t over the seeds'
-    estimates and of the mean item interval."""
-    if len(per_seed) == 1:
-        return per_seed[0]
-    seeds = stats.t_interval([i.value for i in per_seed])
-    return Interval(
-        seeds.value,
-        min(seeds.lo, float(np.mean([i.lo for i in per_seed]))),
-        max(seeds.hi, float(np.mean([i.hi for i in per_seed]))),
-        len(per_seed),
-        min(i.clusters for i in per_seed),
-    )
 
 
 _MISLEADING = ("wrong_caption", "wrong_think")
@@ -350,29 +271,6 @@ def _6(view):
                     "AUROC",
                 )
     return parts.done()
-
-
-def predicts(view: View, point: tuple, condition: str, only_correct: bool):
-    """(SCORES read under base, correct under the condition, clusters) of the trials
-    that both hold, of those correct under base alone if asked; None where a class is
-    empty."""
-    base, other = (view.rows.get((*point, c)) for c in ("base", condition))
-    if base is None or other is None:
-        return None
-    data = view.data
-    _, i, j = np.intersect1d(
-        data["trial"][base], data["trial"][other], True, return_indices=True
-    )
-    base, other = base[i], other[j]
-    keep = ~np.isnan(data["p_correct"][base])
-    if only_correct:
-        keep &= data["accuracy"][base] == 1
-    base, other = base[keep], other[keep]
-    label = data["accuracy"][other] == 1
-    if label.all() or not label.any():
-        return None
-    scores = {n: sign * data[name][base] for n, (name, sign) in SCORES.items()}
-    return scores, label, data["cluster"][base]
 
 
 def _areas(scores: dict, label, clusters):

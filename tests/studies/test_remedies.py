@@ -4,7 +4,8 @@ import pyarrow as pa
 
 from tests.eval.test_records import record
 from vlmrl.eval import records
-from vlmrl.report import remedies, render
+from vlmrl.report import render
+from vlmrl.studies import remedies
 
 N = 200
 

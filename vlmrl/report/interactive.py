@@ -11,15 +11,15 @@ from typing import NamedTuple
 import numpy as np
 
 from vlmrl.eval import calibration, stats
+from vlmrl.eval.measures import View
 from vlmrl.report import analysis
-from vlmrl.report.evidence import View, over_seeds
 from vlmrl.report.tables import Point
 
 CURVE_POINTS = 60  # of a risk-coverage curve
 
 
 class Measure(NamedTuple):
-    name: str  # in `records.measures`, or 'drop'
+    name: str  # in `measures.row_measures`, or 'drop'
     label: str
     percent: bool
     low: float | None = None  # ends of the colour scale; None: those of the data
@@ -81,7 +81,7 @@ def heat(view: View, variants: list[str], conditions: list[str]) -> dict:
         found = [f for f in found if f.n]
         if not found:
             return None
-        middle, lo, hi = over_seeds(found)[:3]
+        middle, lo, hi = stats.over_seeds(found)[:3]
         return [*map(_short, (middle, lo, hi)), sum(f.n for f in found)]
 
     return {

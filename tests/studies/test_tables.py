@@ -5,8 +5,8 @@ import pyarrow as pa
 import pytest
 
 from tests.report import synthetic
-from vlmrl.eval import records
-from vlmrl.report import studies
+from vlmrl.eval import measures, records
+from vlmrl.studies import tables
 from vlmrl.types import UserError
 
 MODELS = {k: v for k, v in synthetic._MODELS.items() if k[1] in (0, 60)}
@@ -27,8 +27,8 @@ def two():
 
 
 def test_base_accuracy_stands_beside_the_papers(two):
-    known = [studies.Known("accuracy", "cv_bench", "base", "accuracy", 0.75)]
-    (made,) = studies.build(two, ["base"], known)
+    known = [tables.Known("accuracy", "cv_bench", "base", "accuracy", 0.75)]
+    (made,) = tables.build(two, ["base"], known)
     rows = {r[:2]: r for r in made.rows}
     assert len(rows) == 6
     _, _, n, found, paper, gap = rows["accuracy", "cv_bench"]
@@ -38,7 +38,7 @@ def test_base_accuracy_stands_beside_the_papers(two):
 
 
 def test_usual_tables_come_pooled_and_by_benchmark(two):
-    made = studies.build(two, ["conditions", "quadrants"])
+    made = tables.build(two, ["conditions", "quadrants"])
     assert [t.name for t in made] == [
         "conditions-all",
         "conditions-scenes",
@@ -50,15 +50,15 @@ def test_usual_tables_come_pooled_and_by_benchmark(two):
 
 
 def test_official_scores_are_those_of_the_benchmark(two):
-    (made,) = studies.build(two, ["official"])
+    (made,) = tables.build(two, ["official"])
     names = {r[2] for r in made.rows if r[1] == "cv_bench"}
     assert {"2D", "3D"} & names or len(names) > 1, names
 
 
 def test_abstaining_is_paired_with_the_same_condition(two):
-    (made,) = studies.build(two, ["abstain"])
+    (made,) = tables.build(two, ["abstain"])
     row = next(r for r in made.rows if r[:2] == ("accuracy", "scenes"))
-    data = records.columns(two)
+    data = measures.columns(two)
     at = {
         c: np.flatnonzero(
             (data["recipe"] == "accuracy")
@@ -76,13 +76,13 @@ def test_abstaining_is_paired_with_the_same_condition(two):
 
 
 def test_only_what_is_shown_is_counted(two):
-    part = studies.shown(two, ("base",))
+    part = tables.shown(two, ("base",))
     assert set(part["condition"].to_pylist()) == {"base"}
-    assert studies.shown(two, ()) is two
+    assert tables.shown(two, ()) is two
 
 
 def test_refusals(two):
     with pytest.raises(UserError, match="'tabel' is not one of base, official"):
-        studies.build(two, ["tabel"])
+        tables.build(two, ["tabel"])
     with pytest.raises(UserError, match="no rows"):
-        studies.build(records.SCHEMA.empty_table(), ["base"])
+        tables.build(records.SCHEMA.empty_table(), ["base"])

@@ -17,14 +17,16 @@ The parts of each claim are defined in `evidence`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from vlmrl.eval import records
-from vlmrl.report import render
-from vlmrl.report.evidence import PARTS, Part, View
+from vlmrl.eval import measures
+from vlmrl.eval.measures import View
+from vlmrl.report import assemble
+from vlmrl.report.claim import Claim
+from vlmrl.studies.evidence import PARTS
 
 TEXTS = {
     1: "Perturbations cut accuracy and P(correct), faithful accuracy more so, and "
@@ -42,19 +44,18 @@ TEXTS = {
 }
 
 
-class Claim(NamedTuple):
-    """The verdict on one claim; effect, lo and hi are its weakest part's, None where
-    nothing was measured."""
+def build_report(
+    workdir: Path, info: dict, *, table: pa.Table | None = None, images=None, own=()
+) -> assemble.Report:
+    """Write the report of a run directory with the verdicts on the claims in it.
 
-    number: int
-    text: str
-    effect: float | None
-    lo: float | None
-    hi: float | None
-    verdict: str  # 'shows', 'does not show', 'unclear at this size', 'not measured'
-    note: str
-    unit: str = "points"
-    parts: tuple[Part, ...] = ()
+    Args:
+      info, own: see `assemble.build`.
+      table, images: records and images, those of the run directory when None.
+    """
+    table = assemble.find_records(workdir) if table is None else table
+    images = assemble.read_images(workdir) if images is None else images
+    return assemble.build(workdir, table, images, info, own, judge_claims(table))
 
 
 def judge_claims(table: pa.Table, *, split: str | None = None) -> list[Claim]:
@@ -64,76 +65,12 @@ def judge_claims(table: pa.Table, *, split: str | None = None) -> list[Claim]:
       table: records.
       split: the one judged on; 'test' if there, else the first, when None.
     """
-    data = records.columns(table)
-    cells = records.cells(data)
-    splits = list(dict.fromkeys(k[0] for k in cells))
+    data = measures.columns(table)
     if split is None:
+        splits = list(dict.fromkeys(data["split"]))
         split = "test" if "test" in splits else (splits or [""])[0]
-    view = View(data, {k[1:]: rows for k, rows in cells.items() if k[0] == split})
+    view = measures.view(data, split)
     return [_verdict(number, view, *parts(view)) for number, parts in PARTS.items()]
-
-
-def as_rows(claims: list[Claim]) -> list[dict]:
-    """Claims as JSON-ready dicts, without parts; an infinite end becomes None."""
-
-    def finite(value):
-        return value if isinstance(value, float) and np.isfinite(value) else None
-
-    return [
-        {
-            "number": c.number,
-            "text": c.text,
-            "effect": finite(c.effect),
-            "lo": finite(c.lo),
-            "hi": finite(c.hi),
-            "unit": c.unit,
-            "verdict": c.verdict,
-            "note": c.note,
-        }
-        for c in claims
-    ]
-
-
-def as_table(claims: list[Claim]) -> render.Table:
-    """Claims as a table of text, for Markdown, CSV and LaTeX."""
-    return render.Table(
-        "claims",
-        "Claims of the paper",
-        "The effect is the claim's weakest part with its 95 % interval; a claim shows "
-        "only if every part of it holds.",
-        (
-            ("Claim", "text"),
-            ("Verdict", "text"),
-            ("Effect", "text"),
-            ("Note", "text"),
-        ),
-        [
-            (
-                f"{c.number}. {c.text}",
-                c.verdict,
-                shown(c.effect, c.lo, c.hi, c.unit) or None,
-                c.note,
-            )
-            for c in claims
-        ],
-    )
-
-
-_SHAPES = {"points": (100, "+.1f"), "ratio": (1, ".2f"), "AUROC": (1, "+.3f")}
-
-
-def shown(value, lo, hi, unit: str) -> str:
-    """'value [lo, hi] unit' as a reader sees it, '' where nothing was measured."""
-    if value is None:
-        return ""
-    scale, shape = _SHAPES.get(unit, (1, "+.2f"))
-
-    def one(v):
-        if np.isnan(v):
-            return render.DASH
-        return "∞" if np.isinf(v) else format(scale * v, shape).replace("-", "−")
-
-    return f"{one(value)} [{one(lo)}, {one(hi)}] {unit}"
 
 
 def _verdict(number: int, view: View, parts: list, missing: list[str]) -> Claim:

@@ -18,9 +18,10 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from vlmrl.eval import records, stats
+from vlmrl.eval import measures, stats
+from vlmrl.eval.measures import View
 from vlmrl.report import render
-from vlmrl.report.evidence import SAME, View, trained
+from vlmrl.studies.evidence import SAME, trained
 
 KEEP = 0.02  # "holds the consistent ratio": within 2 points
 LEVEL = 0.90  # two-sided, so that its lower end is a one-sided 95 % bound
@@ -59,9 +60,7 @@ def judge(table: pa.Table, *, split: str = "test") -> list[Remedy]:
     Args:
       table: records of a study, its warm start among them.
     """
-    data = records.columns(table)
-    cells = records.cells(data)
-    view = View(data, {k[1:]: rows for k, rows in cells.items() if k[0] == split})
+    view = measures.view(measures.columns(table), split)
     return [_remedy(view, recipe) for recipe in view.names(trained)]
 
 

@@ -9,8 +9,11 @@ import pytest
 from tests.report import synthetic
 from vlmrl.eval import records
 from vlmrl.eval.stats import Interval
-from vlmrl.report import claims, render
-from vlmrl.report.evidence import FAR, SAME, SLIGHT, Part
+from vlmrl.report import claim as claim_
+from vlmrl.report import render
+from vlmrl.report.claim import SLIGHT, ClaimPart
+from vlmrl.studies import claims
+from vlmrl.studies.evidence import FAR, SAME
 
 EXAMPLE = synthetic.records(examples=1)[0]._replace(cluster="")
 
@@ -66,11 +69,11 @@ def end(recipe="accuracy", condition="base", seed=0, **fields):
     ],
 )
 def test_a_part_holds_fails_or_stays_open(lo, hi, floor, verdict):
-    assert Part("x", Interval(0, lo, hi, 50, 50), floor).verdict == verdict
+    assert ClaimPart("x", Interval(0, lo, hi, 50, 50), floor).verdict == verdict
 
 
 def test_few_clusters_decide_nothing():
-    assert Part("x", Interval(1.0, 1.0, 1.0, 50, 9)).verdict == "open"
+    assert ClaimPart("x", Interval(1.0, 1.0, 1.0, 50, 9)).verdict == "open"
 
 
 def drift(accuracy, consistent):
@@ -221,7 +224,7 @@ def test_claim_8_needs_seeds_and_compares_spreads():
     noisy = seeded({"a": [0.3, 0.5, 0.7, 0.9], "b": [0.35, 0.5, 0.75, 0.9]})
     claim = verdict_on(8, noisy)
     assert claim.verdict == "shows" and claim.hi == np.inf
-    json.dumps(claims.as_rows([claim]), allow_nan=False)
+    json.dumps(claim_.as_rows([claim]), allow_nan=False)
     few = seeded({"a": [0.50, 0.55], "b": [0.62, 0.68]})
     assert verdict_on(8, few).verdict == "unclear at this size"
     apart = seeded(
@@ -260,19 +263,19 @@ def test_no_records_measure_nothing():
 def test_judging_is_deterministic_and_json_ready(table):
     made = claims.judge_claims(table)
     assert made == claims.judge_claims(table)
-    rows = claims.as_rows(made)
+    rows = claim_.as_rows(made)
     assert json.loads(json.dumps(rows, allow_nan=False)) == rows
 
 
 def test_an_effect_is_shown_with_its_unit():
-    assert claims.shown(0.116, -0.004, 0.23, "points") == "+11.6 [−0.4, +23.0] points"
-    assert claims.shown(0.5, 0.25, np.inf, "ratio") == "0.50 [0.25, ∞] ratio"
-    assert claims.shown(0.1, np.nan, np.nan, "nats") == "+0.10 [–, –] nats"
-    assert claims.shown(None, None, None, "points") == ""
+    assert claim_.shown(0.116, -0.004, 0.23, "points") == "+11.6 [−0.4, +23.0] points"
+    assert claim_.shown(0.5, 0.25, np.inf, "ratio") == "0.50 [0.25, ∞] ratio"
+    assert claim_.shown(0.1, np.nan, np.nan, "nats") == "+0.10 [–, –] nats"
+    assert claim_.shown(None, None, None, "points") == ""
 
 
 def test_claims_make_a_table(table):
-    made = claims.as_table(claims.judge_claims(table))
+    made = claim_.as_table(claims.judge_claims(table))
     assert len(made.rows) == 8
     assert made.rows[3][1:3] == ("not measured", None)
     assert "8. Seed variance" in render.markdown(made)

@@ -15,9 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlmrl.eval import records, scoring, stats
+from vlmrl.eval import measures, scoring, stats
 from vlmrl.report import analysis, tables
-from vlmrl.report.evidence import View
 from vlmrl.report.render import Table
 from vlmrl.types import UserError
 
@@ -87,7 +86,7 @@ def _usual(table: pa.Table) -> list[Table]:
     parts = [pooled(table)]
     if len(table.column("source").unique()) > 1:
         parts.append(by_source(table))
-    return [t for p in parts for t in tables.build(p, records.summarise(p))]
+    return [t for p in parts for t in tables.build(p, measures.summarise(p))]
 
 
 # -- tables ----------------------------------------------------------------------------
@@ -95,12 +94,11 @@ def _usual(table: pa.Table) -> list[Table]:
 
 def base(table: pa.Table, known: Sequence[Known]) -> list[Table]:
     """Accuracy under base: a row per model and benchmark, beside the paper's."""
-    data = records.columns(by_source(table))
-    cells = records.cells(data)
+    data = measures.columns(by_source(table))
     stated = {k[:4]: k.value for k in known}
     rows = []
-    for source in dict.fromkeys(k[0] for k in cells):
-        view = View(data, {k[1:]: r for k, r in cells.items() if k[0] == source})
+    for source in dict.fromkeys(data["split"]):
+        view = measures.view(data, source)
         for recipe, points in analysis.ends(view):
             found = analysis.share(view, points, "base", "accuracy")
             if found is None:
@@ -165,8 +163,8 @@ def _last(table: pa.Table) -> pa.Table:
 
 def abstain(table: pa.Table, known: Sequence[Known]) -> list[Table]:
     """How often the way out is taken, and what is gained by it."""
-    data = records.columns(by_source(table))
-    cells = records.cells(data)
+    data = measures.columns(by_source(table))
+    cells = measures.cells(data)
     rows = []
     for (source, recipe, seed, step, condition), index in cells.items():
         if not condition.startswith("abstain+"):
@@ -223,9 +221,9 @@ def _gap(data, before, after):
 
 def styles(table: pa.Table, known: Sequence[Known]) -> list[Table]:
     """The same weights under several prompt styles, against their own."""
-    data = records.columns(pooled(table))
+    data = measures.columns(pooled(table))
     data["style"] = np.array(table.column("style").to_pylist(), str)
-    cells = records.cells(data)
+    cells = measures.cells(data)
     rows = []
     for (_, recipe, seed, step, condition), index in cells.items():
         own = recipe.partition(" (")[0]
@@ -309,8 +307,8 @@ def grounding(table: pa.Table, known: Sequence[Known]) -> list[Table]:
 def seeds(table: pa.Table, known: Sequence[Known]) -> list[Table]:
     """Seed by seed at the last step: how far apart are runs that differ in nothing
     else?"""
-    data = records.columns(pooled(table))
-    cells = records.cells(data)
+    data = measures.columns(pooled(table))
+    cells = measures.cells(data)
     last: dict = {}
     for _, recipe, seed, step, _ in cells:
         last[recipe, seed] = max(step, last.get((recipe, seed), step))
