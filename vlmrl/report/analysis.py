@@ -390,7 +390,7 @@ def drifts(view: View, split: str) -> Table:
             found = [d for d in found if d.change.n]
             if not found:
                 continue
-            whole = drift.drift_stats.over_seeds(found)
+            whole = drift.drift_over_seeds(found)
             rows.append(
                 (
                     recipe,
