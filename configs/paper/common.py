@@ -79,7 +79,7 @@ def study(arg, *, title: str, paper: str = "", tables: tuple = (), **options):
       arg: what follows the colon; these and the study's own `options`.
       title: of the page and its tables.
       paper: the table or figure of the paper, '' where unknown or not in it.
-      tables: what it ends with, in order: names in vlmrl/report/studies.py.
+      tables: what it ends with, in order: names in vlmrl/studies/tables.py.
     """
     read = parse_arg(arg, model="", style="r1v", size=0, **options)
     small = read.runlocal
