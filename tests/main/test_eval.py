@@ -7,6 +7,7 @@ import pytest
 
 from tests import kit
 from tests.main.small import CONDITIONS, KERNEL, PROMISED, overrides
+from vlmrl import perturb
 from vlmrl.data import loader
 from vlmrl.eval import records
 
@@ -50,7 +51,7 @@ def test_it_leaves_records_numbers_and_a_page(evaluated):
         assert 0 <= row["p_correct"] <= 1 and sum(row["letters"]) == pytest.approx(1)
     numbers = json.loads((workdir / "metrics.json").read_text())
     assert [row["condition"] for row in numbers] == [
-        c for c in records.ORDER if c in CONDITIONS
+        c for c in perturb.ORDER if c in CONDITIONS
     ]
     for row in numbers:
         assert set(PROMISED) <= set(row)
