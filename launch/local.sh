@@ -35,6 +35,8 @@ Exit status of a run: 0 done; 2 bad input; 70 ended by the watchdog; 75 stopped 
 request with a checkpoint, the same command goes on.
 
 PYTHON=/path/to/python3 chooses the Python that .venv is made from.
+VLMRL_CONSTRAINTS=FILE pins what is installed into it to a pip constraints file, as
+.ci/constraints.txt is; vLLM's own environment has pins of its own.
 TEXT
 }
 
@@ -77,9 +79,12 @@ make_venv() {
 }
 
 pip_install() { # pip install, leaving a mark behind only if it was killed
-  local status=0
+  local status=0 pins=()
+  [[ ! ${VLMRL_CONSTRAINTS:-} ]] || pins=(--constraint "$VLMRL_CONSTRAINTS")
   touch "$venv/.installing"
-  "$venv/bin/python" -m pip install --disable-pip-version-check "$@" || status=$?
+  "$venv/bin/python" -m pip install --disable-pip-version-check \
+    ${pins[@]+"${pins[@]}"} "$@" ||
+    status=$?
   rm "$venv/.installing"
   return "$status"
 }
@@ -90,6 +95,10 @@ install() { # install EXTRA...: the checkout in editable form, unless that was d
   extras=$(IFS=, && printf '%s' "$*")
   stamp=$venv/.installed${extras:+-$extras}
   wanted="$root $(cksum <"$root/pyproject.toml")"
+  if [[ ${VLMRL_CONSTRAINTS:-} ]]; then
+    [[ -r $VLMRL_CONSTRAINTS ]] || fail "VLMRL_CONSTRAINTS: no file $VLMRL_CONSTRAINTS"
+    wanted+=" $(cksum <"$VLMRL_CONSTRAINTS")"
+  fi
   if [[ -e $stamp && $(<"$stamp") == "$wanted" ]]; then
     return
   fi

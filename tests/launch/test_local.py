@@ -24,6 +24,8 @@ case "$*" in
     mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
   "-m pip install"*)
     echo "pip ${*: -1}" >>"$LOG"
+    words="$*"
+    [[ $words == *--constraint* ]] && echo "${words#*--disable-pip-version-check }" >>"$LOG"
     [[ ${*: -1} == torch* ]] && touch "$LOG.torch"
     [[ ${FAKE_KILL:-} ]] && kill -9 $PPID
     exit "${FAKE_PIP:-0}" ;;
@@ -85,6 +87,20 @@ def test_installs_again_when_pyproject_changed(local):
     (local.root / "pyproject.toml").write_text("[project]\n# new\n")
     assert local("demo")[1][0] == "pip ROOT"
     assert len(local("demo")[1]) == 1
+
+
+def test_pins_are_given_to_pip_and_another_file_installs_again(local, tmp_path):
+    local("demo")
+    pins = tmp_path / "pins.txt"
+    pins.write_text("jax==1\n")
+    log = local("demo", VLMRL_CONSTRAINTS=str(pins))[1]
+    assert log[:2] == ["pip ROOT", "--constraint TMP/pins.txt --editable ROOT"]
+    assert len(local("demo", VLMRL_CONSTRAINTS=str(pins))[1]) == 1
+    pins.write_text("jax==2\n")
+    assert local("demo", VLMRL_CONSTRAINTS=str(pins))[1][0] == "pip ROOT"
+    assert local("demo", VLMRL_CONSTRAINTS="")[1][0] == "pip ROOT", "the newest again"
+    done, _ = local("demo", VLMRL_CONSTRAINTS="nope.txt")
+    assert done.returncode == 1 and "no file nope.txt" in done.stderr
 
 
 def test_the_dev_extra_includes_the_core(local):
