@@ -25,7 +25,8 @@ case "$*" in
   "-m pip install"*)
     echo "pip ${*: -1}" >>"$LOG"
     words="$*"
-    [[ $words == *--constraint* ]] && echo "${words#*--disable-pip-version-check }" >>"$LOG"
+    words=${words#*--disable-pip-version-check }
+    [[ $words == --constraint* ]] && echo "$words" >>"$LOG"
     [[ ${*: -1} == torch* ]] && touch "$LOG.torch"
     [[ ${FAKE_KILL:-} ]] && kill -9 $PPID
     exit "${FAKE_PIP:-0}" ;;
