@@ -98,7 +98,7 @@ def study(arg, *, title: str, paper: str = "", tables: tuple = (), **options):
     c.known = ()  # the paper's values: (model, source, condition, measure, value)
     c.seed = 0  # of the sampler
 
-    c.kernel = ConfigDict()  # loops/evaluate.py: evaluator
+    c.kernel = ConfigDict()  # loops/evaluate.py: EvalSettings
     c.kernel.samples = 1
     c.kernel.probe_every = 16 if small else 32  # choice: think tokens between probes
     c.kernel.probes = 4 if small else 32

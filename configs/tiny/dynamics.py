@@ -50,7 +50,7 @@ def study(arg, recipes, *, seeds: int, title: str, summary: str, curves=CURVES):
     c.ood_size = 6 if small else 120  # out of distribution, base alone
     c.conditions = grpo.CONDITIONS
 
-    c.kernel = ConfigDict()  # loops/evaluate.py: evaluator
+    c.kernel = ConfigDict()  # loops/evaluate.py: EvalSettings
     c.kernel.samples = 1
     c.kernel.temperature = 0.0  # greedy
     c.kernel.max_tokens = 72

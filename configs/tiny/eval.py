@@ -37,7 +37,7 @@ def get_config(arg=None):
     c.mesh.fsdp = 1  # shares of parameters, gathered before sampling
     c.mesh.tensor = 1  # shares of heads, MLPs and vocabulary
 
-    c.kernel = ConfigDict()  # loops/evaluate.py: evaluator
+    c.kernel = ConfigDict()  # loops/evaluate.py: EvalSettings
     c.kernel.samples = 1  # per condition
     c.kernel.temperature = 0.0  # 0 is greedy
     c.kernel.max_tokens = 72

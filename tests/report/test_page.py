@@ -11,6 +11,7 @@ from PIL import Image
 from tests.conftest import AXE
 from tests.report import chromium, synthetic
 from vlmrl.eval import measures, records
+from vlmrl.eval.record_builder import unmeasured
 from vlmrl.report import html
 
 pytestmark = pytest.mark.chromium
@@ -226,7 +227,7 @@ def renamed(table, prefix):
 
 def test_a_page_of_what_tells_no_letters(tmp_path, table, metrics):
     """Another tool's log has no letters, no entropy and no probes: its rows open."""
-    rows = [{**r, **records.unmeasured()} for r in table.slice(0, 40).to_pylist()]
+    rows = [{**r, **unmeasured()} for r in table.slice(0, 40).to_pylist()]
     bare = pa.Table.from_pylist(rows, schema=records.SCHEMA)
     page = html.render_page(
         synthetic.report(bare, measures.summarise(bare), INFO), html.browser(bare, {})

@@ -18,7 +18,6 @@ github.com/EvolvingLMMs-Lab/lmms-eval (lmms_eval/loggers/evaluation_tracker.py).
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import math
 import re
@@ -27,11 +26,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vlmrl import perturb
-from vlmrl.eval.records import unmeasured
+from vlmrl.eval.record_builder import build_record
 from vlmrl.eval.sheets import read_xlsx
-from vlmrl.judges import rule
 from vlmrl.prompts import parsing, styles
-from vlmrl.types import Example, Record, UserError
+from vlmrl.types import Example, Prompt, Record, UserError
 
 
 class Imported(NamedTuple):
@@ -77,7 +75,7 @@ def as_records(
 def _record(row: Row, source, model, condition, style, tool, seed) -> Record:
     e = Example(
         row.id, (), row.question, row.options, row.answer, -1, source, row.task,
-        row.cluster, open=len(row.options) < 2,
+        row.cluster, open=len(row.options) < 2, condition=condition,
     )  # fmt: skip
     if not e.open and row.answer >= 0:
         e = perturb.suggest(e, seed)
@@ -89,48 +87,18 @@ def _record(row: Row, source, model, condition, style, tool, seed) -> Record:
         option = row.answer
     elif option == row.answer:  # read otherwise there
         option = -1
-    think = parsed.think or ""
-    applies = bool(think.strip()) and rule.applicable(condition)
-    judged = (think, option, row.question, row.options, applies)
-    return Record(
-        recipe=model,
-        seed=0,
-        step=0,
-        split=row.split,
-        source=source,
-        task=row.task,
-        example=row.id,
-        cluster=row.cluster,
-        condition=condition,
-        sample=0,
-        prompt=row.asked,
-        spans=[],
-        prompt_hash=hashlib.sha256(row.asked.encode()).hexdigest()[:16],
-        style=style,
-        question=row.question,
-        options=list(row.options),
-        answer=row.answer,
-        suggested=e.suggested,
-        abstain=-1,
-        prefill="",
-        completion=row.said,
-        think=think,
-        think_sampled=think,
-        predicted=option,
-        correct=bool(correct),
-        followed=option >= 0 and option == e.suggested,
-        format=parsed.strict,
+    prompt = Prompt(e, row.asked, "", (), style, styles.text_hash(row.asked))
+    record = build_record(
+        prompt,
+        row.said,
         finish="stop",
-        judge="rule",
-        conclusion=rule.conclude(think, row.question, row.options),
-        verdict=rule.verdict(*judged),
-        verdict_sampled=rule.verdict(*judged),
-        natural="<answer" in row.said,
-        truncated=False,
-        parser=styles.style(style).parser,
         engine=tool,
-        **unmeasured(),
+        parsed=parsed._replace(option=option),
     )
+    if not record.think.strip():  # a model that isn't asked to reason aloud
+        nothing = "not_applicable"
+        record = record._replace(verdict=nothing, verdict_sampled=nothing)
+    return record._replace(recipe=model, split=row.split, correct=bool(correct))
 
 
 # -- VLMEvalKit ------------------------------------------------------------------------

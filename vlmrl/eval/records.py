@@ -178,20 +178,6 @@ def _number(value, name: str):
     return np.nan if value is None else value
 
 
-def unmeasured() -> dict:
-    """The fields of a record that only the kernel can fill, saying that it did not."""
-    missing = "entropy p_correct p_suggested option_mass think_entropy".split()
-    empty = "letters sighted blind blind_stripped pixels".split()
-    return {
-        **dict.fromkeys(missing, np.nan),
-        **{name: [] for name in empty},
-        "think_tokens": -1,
-        "sighted_every": 0,
-        "consistent_probe": False,
-        "consistent_probe_stripped": False,
-    }
-
-
 def concat(tables: list[pa.Table]) -> pa.Table:
     """One table of several, no row given twice."""
     return _checked(pa.concat_tables(tables), "records")

@@ -18,7 +18,6 @@ endpoint can't give is absent, never made up, and `Record.engine` says what was 
 from __future__ import annotations
 
 import base64
-import hashlib
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -27,11 +26,11 @@ from string import ascii_uppercase as LETTERS
 from vlmrl import perturb
 from vlmrl.client.http import SPENT, Call, Client, Reply
 from vlmrl.eval import stats
-from vlmrl.eval.records import unmeasured
+from vlmrl.eval.record_builder import build_record
 from vlmrl.judges import rule
 from vlmrl.judges.judge import Judge, apply_verdicts, ask, readings
-from vlmrl.prompts import parsing, styles
-from vlmrl.types import Example, Record, UserError
+from vlmrl.prompts import styles
+from vlmrl.types import Example, Prompt, Record, UserError
 
 PREFILLS = ("continue", "assistant", "user")
 # What vLLM, SGLang and others take to go on with an assistant turn.
@@ -194,55 +193,18 @@ def completion(example: Example, reply: Reply) -> str:
 
 
 def _record(example: Example, turn, style: str, reply: Reply) -> Record:
-    e, (messages, _, spans) = example, turn
-    text = completion(e, reply)
-    parsed = parsing.read(e.prefill + text, e, style)
-    thinking = "<think>" in e.prefill and "</think>" not in e.prefill
-    opened = "<think>" if thinking else ""
-    own = parsing.parse(opened + text, e.options).think or ""
-    prompt = styles.chatml(messages)
+    messages, _, spans = turn
+    text = styles.chatml(messages)
     if messages[-1]["role"] == "assistant":  # its turn stays open
-        prompt = styles.chatml(messages[:-1]) + e.prefill
-    finish = reply.finish or "stop"
-    return Record(
-        recipe="",
-        seed=0,
-        step=0,
-        split="",
-        source=e.source,
-        task=e.task,
-        example=e.id,
-        cluster=e.cluster,
-        condition=e.condition,
-        sample=0,
-        prompt=prompt,
-        spans=spans,
-        prompt_hash=hashlib.sha256(prompt.encode()).hexdigest()[:16],
-        style=style,
-        question=e.question,
-        options=list(e.options),
-        answer=e.answer,
-        suggested=e.suggested,
-        abstain=e.abstain,
-        prefill=e.prefill,
-        completion=text,
-        think=parsed.think or "",
-        think_sampled=own,
-        predicted=parsed.option,
-        correct=parsed.option >= 0 and parsed.option == e.answer,
-        followed=parsed.option >= 0 and parsed.option == e.suggested,
-        format=parsed.strict,
-        finish=f"error: {reply.error}" if reply.error else finish,
-        judge="",
-        conclusion=-1,
-        verdict="undecided",
-        verdict_sampled="undecided",
-        natural="<answer" in e.prefill + text,
-        truncated=finish == "length" and not parsed.closed,
-        parser=styles.style(style).parser,
+        text = styles.chatml(messages[:-1]) + example.prefill
+    prompt = Prompt(example, text, "", tuple(spans), style, styles.text_hash(text))
+    record = build_record(
+        prompt,
+        completion(example, reply),
+        finish=reply.finish or "stop",
         engine="",
-        **unmeasured(),
     )
+    return record._replace(finish=f"error: {reply.error}") if reply.error else record
 
 
 def _with_letters(

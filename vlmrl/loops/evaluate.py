@@ -8,157 +8,246 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 import vlmrl
 from vlmrl import perturb, sharding
+from vlmrl.data import loader
 from vlmrl.engine.generate import Sampling, branch_keys
-from vlmrl.eval import kernel
+from vlmrl.eval import kernel, records
+from vlmrl.eval.record_builder import build_record
 from vlmrl.eval.tags import make_tables
-from vlmrl.judges import rule
 from vlmrl.policy import Policy, Weights
-from vlmrl.prompts import parsing, styles, tokens
+from vlmrl.prompts import tokens
 from vlmrl.run import hosts
 from vlmrl.types import Example, Prompt, Record, Rollout, Scores, UserError
 
 OPTIONS = 6  # of an item at most, an added "I'm not sure" included
 
 
-def evaluator(
-    policy: Policy,
-    conditions: Sequence[str],
-    *,
-    samples: int = 1,
-    temperature: float = 0.0,
-    max_tokens: int = 64,
-    probe_every: int = 8,
-    probes: int = 4,
-    batch: int = 16,
-    options: int = OPTIONS,
-    slots: int = 0,
-    gather: bool = True,
-    unroll: bool = False,
-) -> Callable[..., list[Record]]:
-    """run(params, examples, *, recipe, seed, step, split, progress) -> records.
+class EvalSettings(NamedTuple):
+    """How examples are evaluated: the fields of `kernel` in configs."""
 
-    Compiled once and used for any parameters of the policy's model, so that training
-    evaluates with the very program of the final table. Records come in the order
-    example, condition, sample.
+    samples: int = 1  # per condition; greedy samples are all equal, so it takes 1
+    temperature: float = 0.0  # of sampling; 0 is greedy
+    max_tokens: int = 64  # of a completion
+    probe_every: int = 8  # CoT tokens between sighted probes
+    probes: int = 4  # sighted probes at most
+    batch: int = 16  # examples per pass
+    options: int = OPTIONS  # of an item at most, an added one included
+    slots: int = 0  # samples decoded side by side, each in the place of one that has
+    # ended: for completions of very unlike lengths, on one data shard; 0: all of a pass
+    gather: bool = True  # weights over fsdp once per pass; see `policy.Weights`
+    unroll: bool = False  # layers in a Python loop instead of a scan
+
+
+class RunLabels(NamedTuple):
+    """What records say of the parameters and the split they are of."""
+
+    recipe: str = ""
+    seed: int = 0  # of the sampler and, in records, of the training
+    step: int = 0  # optimizer steps behind the parameters
+    split: str = ""
+
+
+UNLABELLED = RunLabels()
+Advance = Callable[[int], None]  # called with a number of examples as they are done
+
+
+def _ignore(n: int) -> None:
+    pass
+
+
+class Evaluator:
+    """Evaluate any parameters of a policy's model under conditions, with one program.
+
+    It is compiled at the first call, so training evaluates with the very program of the
+    final table. Records come in the order example, condition, sample.
 
     Args:
       conditions: names (`perturb.apply`); 'abstain+' composes with any.
-      samples: per condition; temperature 0 (greedy) makes them equal, so it takes 1.
-      probe_every, probes: a sighted probe after every k think tokens, at most R.
-      batch: examples per pass.
-      options: of an item at most, an added one included.
-      slots: samples decoded side by side, each in the place of one that has ended; for
-        answers of very unlike lengths, on one data shard. 0: all of a batch at once.
-      gather: see `policy.Weights`.
     Raises:
       UserError: an unknown condition, samples of a greedy evaluation, slots on several
-        shards; when run, an item with more options, a batch that can't fit.
+        shards; when called, an item with more options, a batch that can't fit.
     """
-    for name in conditions:
-        perturb.check(name)
-    if samples > 1 and temperature == 0:
-        raise UserError(
-            f"samples is {samples} but temperature is 0: greedy samples are all equal"
-        )
-    shards = sharding.batch_shards(policy.mesh)
-    batch += -batch % shards
-    if slots and shards > 1:
-        raise UserError(f"slots is {slots}: wants one data shard, there are {shards}")
-    index, count = sharding.part(policy.mesh)
-    own = batch // count  # examples of this process in a pass
-    tables = make_tables(policy.processor, options)
-    weights = Weights(policy, gather)
 
-    @functools.partial(jax.jit, out_shardings=sharding.batch_sharding(policy.mesh))
-    def run_kernel(params, group, blind, rows, keys):
-        return kernel.evaluate(
-            policy.model,
-            weights(params),
-            group,
-            blind,
-            rows,
-            keys,
-            tables,
-            max_tokens=max_tokens,
-            sampling=Sampling(temperature),
-            probe_every=probe_every,
-            probes=probes,
-            slots=slots,
-            unroll=unroll,
-            attend=policy.attend,
-        )
+    def __init__(
+        self,
+        policy: Policy,
+        conditions: Sequence[str],
+        settings: EvalSettings,
+    ):
+        s = settings
+        for name in conditions:
+            perturb.check(name)
+        if s.samples > 1 and s.temperature == 0:
+            raise UserError(
+                f"samples is {s.samples} but temperature is 0: greedy samples are all "
+                "equal"
+            )
+        shards = sharding.batch_shards(policy.mesh)
+        if s.slots and shards > 1:
+            raise UserError(
+                f"slots is {s.slots}: expected one data shard, got {shards}"
+            )
+        self._policy, self._conditions = policy, list(conditions)
+        self._settings = s._replace(batch=s.batch + -s.batch % shards)
+        self._weights = Weights(policy, s.gather)
+        self._kernel = self._jit_kernel()
 
-    def run(
+    def __call__(
+        self,
         params,
         examples: Sequence[Example],
-        *,
-        recipe: str = "",
-        seed: int = 0,
-        step: int = 0,
-        split: str = "",
-        progress: Callable[[int], None] = lambda n: None,
+        labels: RunLabels,
+        advance: Advance = _ignore,
     ) -> list[Record]:
+        """Return the records of examples under every condition, on every host alike."""
+        batch = self._settings.batch
         passes: list[list[Record]] = []
         for start in range(0, len(examples), batch):
             part = list(examples[start : start + batch])
-            padded = part + [part[-1]] * (batch - len(part))
-            mine = padded[index * own : (index + 1) * own]
-            changed = [perturb.apply(e, c) for e in mine for c in conditions]
-            written = policy.write(changed)
-            inputs = _inputs(policy, written, len(conditions), options)
-            names = [f"{e.source}/{e.id}/{e.condition}" for e in changed]
-            keys = branch_keys(seed, "evaluate", 0, names, samples)
-            # The blind reading keeps as much as the sighted one, or less.
-            weights.refuse("batch", params, inputs[0], 2 * len(keys), max_tokens)
-            placed = sharding.join_batch(policy.mesh, (*inputs, keys))
-            found = run_kernel(params, *placed)
-            rollout, scores = sharding.rows(found)
-            real = min(max(0, len(part) - index * own), own)
-            out: list[Record] = []
-            for i in range(real * len(conditions) * samples):
-                record = _record(policy, written[i // samples], rollout, scores, i)
-                out.append(
-                    record._replace(
-                        recipe=recipe,
-                        seed=seed,
-                        step=step,
-                        split=split,
-                        sample=i % samples,
-                        sighted_every=probe_every,
-                    )
-                )
-            passes.append(out)
-            progress(len(part))
-        parts = hosts.whole(index, passes)
+            passes.append(self._one_pass(params, part, labels))
+            advance(len(part))
+        parts = hosts.whole(sharding.part(self._policy.mesh)[0], passes)
         return [r for one in zip(*parts, strict=True) for p in one for r in p]
 
-    return run
+    def _jit_kernel(self):
+        policy, s = self._policy, self._settings
+        tables = make_tables(policy.processor, s.options)
+        weights = self._weights
+
+        @functools.partial(jax.jit, out_shardings=sharding.batch_sharding(policy.mesh))
+        def run_kernel(params, group, blind, rows, keys):
+            return kernel.evaluate(
+                policy.model,
+                weights(params),
+                group,
+                blind,
+                rows,
+                keys,
+                tables,
+                max_tokens=s.max_tokens,
+                sampling=Sampling(s.temperature),
+                probe_every=s.probe_every,
+                probes=s.probes,
+                slots=s.slots,
+                unroll=s.unroll,
+                attend=policy.attend,
+            )
+
+        return run_kernel
+
+    def _one_pass(self, params, part: list[Example], labels: RunLabels) -> list[Record]:
+        """Return the records of this process's share of at most a batch of examples;
+        the rest of the batch is filled up with the last one."""
+        policy, s = self._policy, self._settings
+        index, count = sharding.part(policy.mesh)
+        own = s.batch // count
+        padded = part + [part[-1]] * (s.batch - len(part))
+        mine = padded[index * own : (index + 1) * own]
+        changed = [perturb.apply(e, c) for e in mine for c in self._conditions]
+        prompts = policy.write(changed)
+        inputs = _inputs(policy, prompts, len(self._conditions), s.options)
+        names = [f"{e.source}/{e.id}/{e.condition}" for e in changed]
+        keys = branch_keys(labels.seed, "evaluate", 0, names, s.samples)
+        # The blind reading keeps as much as the sighted one, or less.
+        self._weights.refuse("batch", params, inputs[0], 2 * len(keys), s.max_tokens)
+        placed = sharding.join_batch(policy.mesh, (*inputs, keys))
+        rollout, scores = sharding.rows(self._kernel(params, *placed))
+        real = min(max(0, len(part) - index * own), own)
+        return [
+            _record(policy, prompts[i // s.samples], rollout, scores, i)._replace(
+                **labels._asdict(), sample=i % s.samples, sighted_every=s.probe_every
+            )
+            for i in range(real * len(self._conditions) * s.samples)
+        ]
+
+
+def evaluator(policy: Policy, conditions: Sequence[str], **settings):
+    """run(params, examples, *, recipe, seed, step, split, progress) -> records."""
+    run = Evaluator(policy, conditions, EvalSettings(**settings))
+    return lambda params, examples, *, progress=_ignore, **labels: run(
+        params, examples, RunLabels(**labels), progress
+    )
 
 
 def evaluate(
-    policy: Policy, examples: Sequence[Example], conditions: Sequence[str], **settings
+    policy: Policy,
+    examples: Sequence[Example],
+    conditions: Sequence[str],
+    *,
+    labels: RunLabels = UNLABELLED,
+    advance: Advance = _ignore,
+    **settings,
 ) -> list[Record]:
-    """Records of a policy's own parameters; settings as in `evaluator` and its run."""
-    run_names = ("recipe", "seed", "step", "split", "progress")
-    named = {k: settings.pop(k) for k in run_names if k in settings}
+    """Return the records of a policy's own parameters; `settings` are fields of
+    `EvalSettings`."""
     settings.setdefault("batch", min(16, len(examples)))
-    return evaluator(policy, conditions, **settings)(policy.params, examples, **named)
+    run = Evaluator(policy, conditions, EvalSettings(**settings))
+    return run(policy.params, examples, labels, advance)
 
 
 def score_options(policy: Policy, examples: Sequence[Example]) -> list[list[float]]:
-    """P(option) of each example when asked to answer at once, without a CoT."""
+    """Return P(option) of each example when asked to answer at once, without a CoT."""
     records = evaluate(policy, examples, ["no_cot"], max_tokens=1, probes=1)
     return [r.letters for r in records]
 
 
+# -- record files ----------------------------------------------------------------------
+
+
+class EvalPart(NamedTuple):
+    """Examples and what evaluates them. `image` names the perturbation their images are
+    under (`data.distort`): it is put before the condition, as 'noisy+base'."""
+
+    evaluator: Evaluator
+    examples: Sequence[Example]
+    image: str = ""
+
+
+def load_examples(
+    source: str, split: str, size: int, data_dir: Path, texts: str = ""
+) -> list[Example]:
+    """Return examples to evaluate on (`loader.examples_of`). A procedural set is
+    written below `data_dir` by the first host, before the others read it."""
+    if hosts.first():
+        loader.examples_of(source, split, size, data_dir)
+    hosts.wait("data")
+    return list(loader.examples_of(source, split, size, data_dir, texts))
+
+
+def write_records(
+    path: Path,
+    parts: Sequence[EvalPart],
+    params,
+    labels: RunLabels,
+    advance: Advance = _ignore,
+) -> list[Record]:
+    """Evaluate every part and write the records to one file, whole or not at all, by
+    the first host; the others return once it is there."""
+    rows: list[Record] = []
+    for evaluator, examples, image in parts:
+        some = evaluator(params, examples, labels, advance)
+        if image:
+            some = [r._replace(condition=f"{image}+{r.condition}") for r in some]
+        rows += some
+    if hosts.first():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        records.write(path, rows)
+    hosts.wait("records")
+    return rows
+
+
+# -- one pass --------------------------------------------------------------------------
+
+
 def _inputs(policy: Policy, written: list[Prompt], each: int, options: int):
-    """(Group, blind Group, Rows) of N examples under V conditions."""
+    """Return (Group, blind Group, Rows) of N examples under V = `each` conditions."""
     processor = policy.processor
     encoded = tokens.encode_all(processor, written)
     blind = [
@@ -197,13 +286,8 @@ def _stage(example: Example) -> int:
 
 
 def _record(policy: Policy, prompt: Prompt, rollout: Rollout, scores: Scores, i: int):
-    e, processor = prompt.example, policy.processor
-    text = tokens.decode(processor, rollout.tokens[i][rollout.mask[i]])
-    parsed = parsing.read(e.prefill + text, e, policy.style)
-    opened = "<think>" if _stage(e) == kernel.THINKING else ""
-    own = parsing.parse(opened + text, e.options).think or ""
-    applies = rule.applicable(e.condition)
-    n = len(e.options)
+    """Return the record of row i, with what the kernel measured."""
+    n = len(prompt.example.options)
 
     def listed(logp) -> list[float]:
         return [float(p) for p in np.exp(logp[:n])]
@@ -211,43 +295,13 @@ def _record(policy: Policy, prompt: Prompt, rollout: Rollout, scores: Scores, i:
     letters, blind = scores.letters[i], scores.blind[i]
     chosen = int(np.argmax(letters[:n]))
     dtype = policy.compute or next(iter(policy.params.values())).dtype
-    return Record(
-        recipe="",
-        seed=0,
-        step=0,
-        split="",
-        source=e.source,
-        task=e.task,
-        example=e.id,
-        cluster=e.cluster,
-        condition=e.condition,
-        sample=0,
-        prompt=prompt.text,
-        spans=[list(s) for s in prompt.spans],
-        prompt_hash=prompt.hash,
-        style=prompt.style,
-        question=e.question,
-        options=list(e.options),
-        answer=e.answer,
-        suggested=e.suggested,
-        abstain=e.abstain,
-        prefill=e.prefill,
-        completion=text,
-        think=parsed.think or "",
-        think_sampled=own,
-        predicted=parsed.option,
-        correct=parsed.option == e.answer,
-        followed=parsed.option >= 0 and parsed.option == e.suggested,
-        format=parsed.strict,
+    record = build_record(
+        prompt,
+        tokens.decode(policy.processor, rollout.tokens[i][rollout.mask[i]]),
         finish="stop" if rollout.stopped[i] else "length",
-        judge="rule",
-        conclusion=rule.conclude(parsed.think or "", e.question, e.options),
-        verdict=rule.verdict(
-            parsed.think or "", parsed.option, e.question, e.options, applies
-        ),
-        verdict_sampled=rule.verdict(
-            own, parsed.option, e.question, e.options, applies
-        ),
+        engine=f"vlmrl-{vlmrl.__version__} {jax.default_backend()} {dtype}",
+    )
+    return record._replace(
         letters=listed(letters),
         entropy=float(scores.entropy[i]),
         p_correct=float(scores.p_correct[i]),
@@ -262,12 +316,9 @@ def _record(policy: Policy, prompt: Prompt, rollout: Rollout, scores: Scores, i:
             for p, keep in zip(scores.sighted[i], scores.sighted_mask[i], strict=True)
             if keep
         ],
-        sighted_every=0,
         blind=listed(blind[0]),
         blind_stripped=listed(blind[1]),
         consistent_probe=int(np.argmax(blind[0][:n])) == chosen,
         consistent_probe_stripped=int(np.argmax(blind[1][:n])) == chosen,
-        parser=styles.style(policy.style).parser,
-        engine=f"vlmrl-{vlmrl.__version__} {jax.default_backend()} {dtype}",
         pixels=list(policy.processor.pixels),
     )

@@ -11,9 +11,15 @@ import json
 
 from vlmrl import policy as policies
 from vlmrl import sharding
-from vlmrl.data import loader
-from vlmrl.eval import records, scoring
-from vlmrl.loops.evaluate import evaluator
+from vlmrl.eval import scoring
+from vlmrl.loops.evaluate import (
+    EvalPart,
+    EvalSettings,
+    Evaluator,
+    RunLabels,
+    load_examples,
+    write_records,
+)
 from vlmrl.loops.grpo import READ
 from vlmrl.main import args
 from vlmrl.main.progress import bar, say, show_report
@@ -43,31 +49,24 @@ def main(argv):
         **{name: c[name] for name in READ},
         mesh=sharding.make_mesh(**c["mesh"]),
     )
-    run = evaluator(policy, c["conditions"], **c["kernel"])
-    if hosts.first():  # the others find the data there
-        loader.examples_of(c["source"], c["split"], c["size"], workdir / "data")
-    hosts.wait("data")
-    examples = list(
-        loader.examples_of(
-            c["source"], c["split"], c["size"], workdir / "data", c["texts"]
-        )
+    evaluator = Evaluator(policy, c["conditions"], EvalSettings(**c["kernel"]))
+    examples = load_examples(
+        c["source"], c["split"], c["size"], workdir / "data", c["texts"]
     )
     if hosts.first():
         describe_run(workdir, c)
+    labels = RunLabels(c["recipe"], c["seed"], c["step"], c["split"])
     with bar(f"evaluate {c['recipe']}", len(examples)) as advance:
-        found = run(
+        rows = write_records(
+            workdir / "records.parquet",
+            [EvalPart(evaluator, examples)],
             policy.params,
-            examples,
-            recipe=c["recipe"],
-            seed=c["seed"],
-            step=c["step"],
-            split=c["split"],
-            progress=advance,
+            labels,
+            advance,
         )
     if not hosts.first():
         return
-    records.write(workdir / "records.parquet", found)
-    scores = scoring.by_condition(c["source"], found)
+    scores = scoring.by_condition(c["source"], rows)
     (workdir / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
     assemble.write_images(workdir, examples)
     info = {

@@ -269,6 +269,11 @@ def chatml(
     return "".join(parts) + "<|im_start|>assistant\n"
 
 
+def text_hash(text: str) -> str:
+    """Return what `Prompt.hash` is of a prompt's text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def build(
     example: Example, name: str, render: Callable[[list[dict]], str] = chatml
 ) -> Prompt:
@@ -311,7 +316,7 @@ def build(
         blind=render(sightless) + example.prefill,
         spans=tuple(spans),
         style=name,
-        hash=hashlib.sha256(text.encode()).hexdigest()[:16],
+        hash=text_hash(text),
     )
 
 

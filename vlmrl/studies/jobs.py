@@ -27,7 +27,15 @@ from vlmrl.data import distort, loader, texts
 from vlmrl.data.sets import SETS
 from vlmrl.eval import records, served
 from vlmrl.loops import seeds
-from vlmrl.loops.evaluate import OPTIONS, evaluator
+from vlmrl.loops.evaluate import (
+    OPTIONS,
+    EvalPart,
+    EvalSettings,
+    Evaluator,
+    RunLabels,
+    load_examples,
+    write_records,
+)
 from vlmrl.main import args, judge
 from vlmrl.models import registry
 from vlmrl.report import assemble, html, render
@@ -364,33 +372,24 @@ def _evaluate(job: Job, c: dict, workdir: Path, held: dict, display: Display) ->
         )
     policy = held[key]._replace(style=about["style"])
     examples = _load(about, workdir)
-    found = []
     speed = {k: c["kernel"][k] for k in SPEED if k in c["kernel"]}
     speed["batch"] = min(speed["batch"], len(examples))
-    kernel = about["kernel"] | speed
-    measure = evaluator(
-        policy,
-        about["conditions"],
+    settings = EvalSettings(
         temperature=about["temperature"],
         max_tokens=about["max_tokens"],
         options=max(OPTIONS, 1 + max(len(e.options) for e in examples)),
-        **kernel,
+        **about["kernel"],
+        **speed,
     )
-    for image in ("", *about["images"]):
-        seen = [_under(e, image, about["seed"]) for e in examples]
-        with display.bar(f"{job.name} {image}".strip(), len(seen)) as advance:
-            rows = measure(
-                policy.params,
-                seen,
-                recipe=about["recipe"],
-                seed=about["seed"],
-                split=about["split"],
-                progress=advance,
-            )
-        if image:
-            rows = [r._replace(condition=f"{image}+{r.condition}") for r in rows]
-        found += rows
-    records.write(job.folder / f"{job.stem}.parquet", found)
+    evaluator = Evaluator(policy, about["conditions"], settings)
+    parts = [
+        EvalPart(evaluator, [_under(e, image, about["seed"]) for e in examples], image)
+        for image in ("", *about["images"])
+    ]
+    labels = RunLabels(about["recipe"], about["seed"], split=about["split"])
+    with display.bar(job.name, len(parts) * len(examples)) as advance:
+        path = job.folder / f"{job.stem}.parquet"
+        write_records(path, parts, policy.params, labels, advance)
 
 
 def _under(example: Example, image: str, seed: int) -> Example:
@@ -402,10 +401,8 @@ def _under(example: Example, image: str, seed: int) -> Example:
 
 def _load(about: dict, workdir: Path) -> list[Example]:
     """The examples of a job; images and perturbations are kept for the release."""
-    examples = list(
-        loader.examples_of(
-            about["source"], about["split"], about["size"], workdir / "data"
-        )
+    examples = load_examples(
+        about["source"], about["split"], about["size"], workdir / "data"
     )
     seen = html.spread({f"{e.source}/{e.id}": e.task for e in examples}, PICTURED)
     shown = [e for e in examples if f"{e.source}/{e.id}" in seen and e.images]

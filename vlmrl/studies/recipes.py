@@ -17,7 +17,13 @@ from vlmrl import policy as policies
 from vlmrl.data import loader
 from vlmrl.eval import records
 from vlmrl.loops import grpo
-from vlmrl.loops.evaluate import evaluator
+from vlmrl.loops.evaluate import (
+    EvalPart,
+    EvalSettings,
+    Evaluator,
+    RunLabels,
+    write_records,
+)
 from vlmrl.report import assemble, claim, render
 from vlmrl.run import directory
 from vlmrl.run.progress import SILENT, Display
@@ -57,10 +63,10 @@ def run(
                     f"study's recipes share one model, which is not: want '{shared}'"
                 )
     policy = policies.load(c["model"], style=c["style"])
-    measures = [
-        evaluator(policy, names, **c["kernel"])
-        for names in (c["conditions"], ("base",))
-    ]
+    settings = EvalSettings(**c["kernel"])
+    every, base = (
+        Evaluator(policy, names, settings) for names in (c["conditions"], ("base",))
+    )
     directory.describe_run(workdir, c)
     first = next(iter(recipes.values()))
     sizes = {c["split"]: c["size"]}
@@ -74,26 +80,14 @@ def run(
     def evaluate(params, recipe, seed, step):
         for split, examples in sets.items():
             path = workdir / "records" / f"{recipe}-seed-{seed}-{split}.parquet"
-            path.parent.mkdir(exist_ok=True)
             files.append(path)
             if path.is_file():
                 continue
-            many = perturbed[split]
-            found = []
+            n = perturbed[split]
+            parts = [EvalPart(every, examples[:n]), EvalPart(base, examples[n:])]
+            labels = RunLabels(recipe, seed, step, split)
             with display.bar(f"evaluate {recipe}, {split}", len(examples)) as advance:
-                for measure, part in zip(
-                    measures, (examples[:many], examples[many:]), strict=True
-                ):
-                    found += measure(
-                        params,
-                        part,
-                        recipe=recipe,
-                        seed=seed,
-                        step=step,
-                        split=split,
-                        progress=advance,
-                    )
-            records.write(path, found)
+                write_records(path, parts, params, labels, advance)
 
     display.say("1. The warm start, under every condition")
     evaluate(policy.params, "warm-start", 0, 0)

@@ -1,0 +1,104 @@
+"""The one place where a `Record` is built, for the kernel, served models and logs of
+other tools alike."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vlmrl.judges import rule
+from vlmrl.prompts import parsing, styles
+from vlmrl.prompts.parsing import Parsed
+from vlmrl.types import Prompt, Record
+
+
+def build_record(
+    prompt: Prompt,
+    completion: str,
+    *,
+    finish: str,
+    engine: str,
+    parsed: Parsed | None = None,
+) -> Record:
+    """Return the record of one completion, judged by rule.
+
+    What only the kernel measures is absent (`unmeasured`), and the labels of the run
+    (recipe, seed, step, split, sample) are empty: callers `_replace` what they know.
+
+    Args:
+      prompt: what the model read; its style names the parser.
+      completion: the text after the prefill.
+      finish: 'stop', 'length' or 'error: …'.
+      engine: what completed it.
+      parsed: how the whole turn reads; by default as the style's parser reads it.
+    """
+    e, style = prompt.example, prompt.style
+    text = e.prefill + completion
+    parsed = parsing.read(text, e, style) if parsed is None else parsed
+    think, option = parsed.think or "", parsed.option
+    # What the model wrote itself of a CoT that the prefill opened.
+    opened = "<think>" if thinking(e.prefill) else ""
+    sampled = parsing.parse(opened + completion, e.options).think or ""
+    applies = rule.applicable(e.condition)
+    judged = [
+        rule.verdict(t, option, e.question, e.options, applies)
+        for t in (think, sampled)
+    ]
+    return Record(
+        recipe="",
+        seed=0,
+        step=0,
+        split="",
+        source=e.source,
+        task=e.task,
+        example=e.id,
+        cluster=e.cluster,
+        condition=e.condition,
+        sample=0,
+        prompt=prompt.text,
+        spans=[list(s) for s in prompt.spans],
+        prompt_hash=prompt.hash,
+        style=style,
+        question=e.question,
+        options=list(e.options),
+        answer=e.answer,
+        suggested=e.suggested,
+        abstain=e.abstain,
+        prefill=e.prefill,
+        completion=completion,
+        think=think,
+        think_sampled=sampled,
+        predicted=option,
+        # An item without a known answer (-1) is not right where none was read (-1).
+        correct=option >= 0 and option == e.answer,
+        followed=option >= 0 and option == e.suggested,
+        format=parsed.strict,
+        finish=finish,
+        judge=rule.JUDGE.name,
+        conclusion=rule.conclude(think, e.question, e.options),
+        verdict=judged[0],
+        verdict_sampled=judged[1],
+        natural="<answer" in text,
+        truncated=finish == "length" and not parsed.closed,
+        parser=styles.style(style).parser,
+        engine=engine,
+        **unmeasured(),
+    )
+
+
+def thinking(prefill: str) -> bool:
+    """Whether a started assistant turn has opened its CoT and nothing after it."""
+    return "<think>" in prefill and not ("</think>" in prefill or "<answer" in prefill)
+
+
+def unmeasured() -> dict:
+    """Return the fields of a record that only the kernel can fill, as absent."""
+    missing = "entropy p_correct p_suggested option_mass think_entropy".split()
+    empty = "letters sighted blind blind_stripped pixels".split()
+    return {
+        **dict.fromkeys(missing, np.nan),
+        **{name: [] for name in empty},
+        "think_tokens": -1,
+        "sighted_every": 0,
+        "consistent_probe": False,
+        "consistent_probe_stripped": False,
+    }
