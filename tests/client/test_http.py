@@ -407,7 +407,7 @@ CHILD = """
 import sys
 from tests.judges.test_http import FAST, items
 from vlmrl.judges import chat
-from vlmrl.judges.http import Client, Endpoint
+from vlmrl.client.http import Client, Endpoint
 from vlmrl.judges.judge import ask
 url, cache = sys.argv[1:]
 with Client(Endpoint(url, "m", **{**FAST, "concurrency": 4}), cache=cache) as client:

@@ -386,7 +386,7 @@ def test_other_tools_wordings_to_the_letter(name):
 
 def test_the_table_of_styles_by_set_names_what_there_is():
     """vlmrl/data/README.md: which tool's wording is which style, set by set."""
-    page = (Path(__file__).parents[1] / "vlmrl/data/README.md").read_text()
+    page = (Path(__file__).parents[2] / "vlmrl/data/README.md").read_text()
     table = page[page.index("| set |") :].partition("\n\n")[0].splitlines()[2:]
     rows = [[c.strip(" `") for c in line.strip("|").split("|")] for line in table]
     assert [row[0] for row in rows] == list(SETS)

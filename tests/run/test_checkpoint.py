@@ -242,7 +242,7 @@ def test_a_process_that_dies_while_saving_leaves_the_one_before(tmp_path):
     code = """
 import os, sys
 import numpy as np
-from vlmrl import checkpoint
+from vlmrl.run import checkpoint
 checkpoint.save(sys.argv[1], 1, {"x": np.arange(3)})()
 checkpoint.save(sys.argv[1], 2, {"x": np.zeros(1 << 24)})
 os._exit(9)
@@ -294,7 +294,7 @@ def test_saves_by_steps_and_by_minutes(tmp_path, monkeypatch):
 FULL = """
 import resource, signal, sys
 import numpy as np
-from vlmrl import checkpoint
+from vlmrl.run import checkpoint
 from vlmrl.types import UserError
 checkpoint.save(sys.argv[1], 1, {"x": np.arange(3)})()
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

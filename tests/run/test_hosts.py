@@ -93,7 +93,7 @@ def test_hosts_that_differ_are_named():
 
 # -- two of them -----------------------------------------------------------------------
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def free_port() -> int:

@@ -122,7 +122,7 @@ def test_a_run_that_moves_is_left_alone(tmp_path):
 
 HANGS = """
 import time
-from vlmrl.phases import Phases
+from vlmrl.run.phases import Phases
 run = Phases()
 with run.watched(None, 1.0):
     run("data", 7)
