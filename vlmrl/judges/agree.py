@@ -18,6 +18,7 @@ import numpy as np
 from vlmrl.eval import stats
 from vlmrl.eval.stats import Interval
 from vlmrl.judges.judge import LABELS, Verdict
+from vlmrl.judges.verdicts import READINGS, Row, Said, shared, truths
 from vlmrl.types import UserError
 
 
@@ -28,6 +29,57 @@ class Ratings(NamedTuple):
     labels: np.ndarray  # int[n, r]: index into LABELS
     clusters: np.ndarray  # str[n]
     conditions: np.ndarray  # str[n]
+
+
+class Comparison(NamedTuple):
+    """Raters side by side on the items that all of them rated."""
+
+    items: int
+    ratings: Ratings | None  # None of one rater
+    truth: np.ndarray  # int[items]: index into LABELS, -1 where it is not known
+    labelled: dict[str, list[tuple[Row, Verdict]]]  # rater → verdicts of known truth
+
+
+def compare(raters: dict[str, Said], reading: str) -> Comparison:
+    """Return the comparison of raters on one reading, one of `verdicts.READINGS`.
+
+    Raises:
+      UserError: they share no item that applies to all, or one rater and no truth.
+    """
+    if reading not in READINGS:
+        raise UserError(f"--reading: '{reading}' is none of {', '.join(READINGS)}")
+    keys = [
+        key
+        for key in shared(raters, [reading])
+        if all(rated[key][1].label != "not_applicable" for rated in raters.values())
+    ]
+    if not keys:
+        raise UserError("agree: the raters share no item that applies to all of them")
+    truth = truths(raters)
+    labelled = {
+        name: [
+            (row._replace(truth=truth[key]), verdict)
+            for key, (row, verdict) in rated.items()
+            if key in truth and key[1] == reading
+        ]
+        for name, rated in raters.items()
+    }
+    labelled = {name: pairs for name, pairs in labelled.items() if pairs}
+    if len(raters) == 1 and not labelled:
+        raise UserError("agree: one rater and no truth; name another to compare with")
+    rows = [next(iter(raters.values()))[key][0] for key in keys]
+    ratings = Ratings(
+        tuple(raters),
+        np.stack(
+            [codes([r[key][1].label for key in keys]) for r in raters.values()], 1
+        ),
+        np.array([r.cluster for r in rows]),
+        np.array([r.condition for r in rows]),
+    )
+    known = [LABELS.index(truth[k]) if k in truth else -1 for k in keys]
+    return Comparison(
+        len(keys), ratings if len(raters) > 1 else None, np.array(known), labelled
+    )
 
 
 def codes(labels: Sequence[str]) -> np.ndarray:

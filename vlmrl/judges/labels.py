@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vlmrl.judges.judge import Item
-from vlmrl.types import UserError
+from vlmrl.types import Record, UserError
 
 _TEXTS = ("id", "condition", "cluster", "question", "think", "conclusion", "annotator")
 
@@ -49,6 +49,15 @@ def label(conclusion: int, item: Item) -> str:
     if conclusion < 0:
         return "undecided"
     return "consistent" if conclusion == item.predicted else "inconsistent"
+
+
+def last_steps(records: Sequence[Record]) -> list[Record]:
+    """Return the records at the last step of each split, recipe and seed."""
+    last: dict[tuple, int] = {}
+    for r in records:
+        key = (r.split, r.recipe, r.seed)
+        last[key] = max(last.get(key, r.step), r.step)
+    return [r for r in records if r.step == last[r.split, r.recipe, r.seed]]
 
 
 def write_sheet(

@@ -10,70 +10,122 @@ Several, separated by commas, are a cascade, or a majority where they are to vot
 
 from __future__ import annotations
 
+import functools
 import os
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from vlmrl.client import http
 from vlmrl.client.cache import Budget
 from vlmrl.judges import chat, judge, prompt, rule
-from vlmrl.judges.judge import Judge
+from vlmrl.judges.judge import Item, Judge, Verdict
 from vlmrl.types import UserError
 
 _SHIPPED = {"tiny": "tiny_judge"}  # name of a judge → of its model
 
 
+class JudgeOptions(NamedTuple):
+    """How the named judges are set up; each kind reads its own fields."""
+
+    endpoint: http.Endpoint | None = None  # of an http judge; the name is its model
+    params: dict | None = None  # of an http judge's requests, see `chat.make`
+    seconds: float = 0.0  # that a call of an http judge may take; 0 waits
+    cache: str | os.PathLike | None = None  # see `http.Client`
+    budget: Budget | None = None
+    again: bool = False
+    prompt_file: str | os.PathLike = ""  # '' is the project's own prompt
+    sure: float = 0.5  # see `model.make`
+    brief: bool = False
+
+
+_DEFAULTS = JudgeOptions()
+
+
 class Named(NamedTuple):
     judge: Judge  # the whole
     parts: list[Judge]
-    client: http.Client | None  # of the endpoint, for who closes it; None without one
+    client: http.Client | None  # of the endpoint, for the caller to close
 
 
 def named(
     words: str,
+    options: JudgeOptions = _DEFAULTS,
     *,
     vote: bool = False,
-    endpoint: http.Endpoint | None = None,
-    params: dict | None = None,
-    seconds: float = 0.0,
-    cache: str | os.PathLike | None = None,
-    budget: Budget | None = None,
-    again: bool = False,
-    prompt_file: str | os.PathLike = "",
-    sure: float = 0.5,
-    brief: bool = False,
     field: str = "judge",
 ) -> Named:
-    """The judge that `words` name.
+    """Return the judge that `words` name.
 
     Args:
-      endpoint: of an http judge; its model is the name's.
-      params, seconds: see `chat.make`; cache, budget, again: see `http.Client`.
-      prompt_file: '' is the project's own.
-      sure, brief: see `model.make`.
+      vote: several judges are a majority instead of a cascade.
       field: where the words come from, for messages.
 
     Raises:
       UserError: an unknown name, an http judge without a URL or a second one, or what
         the judges themselves raise.
     """
-    given = prompt.load(prompt_file or prompt.DEFAULT)
+    text = prompt.load(options.prompt_file or prompt.DEFAULT)
     parts, client = [], None
-    for kind, name in parse(words, endpoint, field):
+    for kind, name in parse(words, options.endpoint, field):
         if kind == "rule":
             parts.append(rule.JUDGE)
         elif kind == "model":
-            parts.append(_model(name, given, sure, brief))
+            parts.append(_model(name, text, options.sure, options.brief))
         else:
-            at = endpoint._replace(model=name)
-            client = http.Client(at, cache=cache, budget=budget, again=again)
-            parts.append(chat.make(client, given, params=params, seconds=seconds))
-    whole = parts[0]
+            client = http.Client(
+                options.endpoint._replace(model=name),
+                cache=options.cache,
+                budget=options.budget,
+                again=options.again,
+            )
+            asking = dict(params=options.params, seconds=options.seconds)
+            parts.append(chat.make(client, text, **asking))
     if vote and len(parts) > 1:
-        whole = judge.majority(parts)
-    else:
-        for other in parts[1:]:
-            whole = judge.cascade(whole, other)
-    return Named(whole, parts, client)
+        return Named(judge.majority(parts), parts, client)
+    return Named(functools.reduce(judge.cascade, parts), parts, client)
+
+
+def judge_all(
+    judges: Named,
+    items: Sequence[Item],
+    part: int,
+    progress: Callable[[int], None] = lambda n: None,
+) -> list[Verdict]:
+    """Return the verdicts of items, asked `part` at a time.
+
+    Raises:
+      UserError: the budget was spent before all were judged.
+    """
+    verdicts = []
+    for start in range(0, len(items), part):
+        asked = items[start : start + part]
+        verdicts += judge.ask(judges.judge, asked)
+        progress(len(asked))
+    if left := sum(v.reason == http.SPENT for v in verdicts):
+        spent = judges.client.spent
+        raise UserError(
+            f"{left} of {len(items)} items were not judged: {http.SPENT} "
+            f"({spent.prompt_tokens + spent.completion_tokens} tokens); raise it "
+            "and run again, what was replied is kept"
+        )
+    return verdicts
+
+
+def summary(judges: Named, verdicts: Sequence[Verdict]) -> dict:
+    """Return what judge.json holds: the judge, counts of verdicts, what was spent."""
+    whole, parts, client = judges
+    out = {
+        "judge": whole.name,
+        **whole.about,
+        "labels": Counter(v.label for v in verdicts),
+        "reasons": Counter(v.reason for v in verdicts if v.label == "undecided"),
+        "decided by": Counter(v.judge for v in verdicts if v.label != "not_applicable"),
+        "spent": client.spent._asdict() if client else {},
+    }
+    if "cascade" in whole.about:
+        out["saved by " + parts[0].name] = judge.saving(verdicts, parts[0])
+    return out
 
 
 def parse(

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vlmrl.judges import judge, labels
+from vlmrl.judges import constructed, judge, labels
 from vlmrl.judges.constructed import Trace
 from vlmrl.judges.judge import Item, Verdict
 from vlmrl.types import Record, UserError
@@ -67,6 +67,16 @@ def of_labels(found: Sequence[labels.Labelled]) -> list[Row]:
         truth = None if settled is None else labels.label(settled, one.item)
         rows.append(Row(one.item, "whole", one.condition, one.cluster, truth))
     return rows
+
+
+def of_file(on: str, seed: int) -> list[Row]:
+    """Return the rows of 'constructed[:COUNT]' or of a label file (.jsonl)."""
+    name, _, count = on.partition(":")
+    if name != "constructed":
+        return of_labels(labels.read(on))
+    if count and not (count.isdecimal() and int(count)):
+        raise UserError(f"--on {on}: want constructed:COUNT, e.g. constructed:2000")
+    return of_traces(constructed.traces(int(count or 2000), seed))
 
 
 def write(
@@ -139,6 +149,8 @@ def people(path: str | os.PathLike) -> dict[str, Said]:
 def gather(places: Sequence[str | os.PathLike]) -> dict[str, Said]:
     """All raters of several directories and label files; of two with one name, the
     later is told apart by its place."""
+    if not places:
+        raise UserError("expected directories (or label files) to compare, got none")
     raters: dict[str, Said] = {}
     for place in map(Path, places):
         labelled = place.suffix == ".jsonl" and place.name != NAME and place.is_file()
@@ -158,3 +170,23 @@ def truths(raters: dict[str, Said]) -> dict[tuple[str, str], str]:
     """Labels that are known, from whichever rater's file knows them."""
     rows = [row for said in raters.values() for row, _ in said.values()]
     return {row.key: row.truth for row in rows if row.truth}
+
+
+def vote(raters: dict[str, Said]) -> tuple[str, list[Row], list[Verdict]]:
+    """Return (name, rows, verdicts) of the majority of three or more raters.
+
+    Raises:
+      UserError: fewer raters, or one without a verdict on an item of the first.
+    """
+    if len(raters) < 3:
+        raise UserError(f"vote: {len(raters)} judges; want 3 or more for a majority")
+    first = next(iter(raters.values()))
+    for name, rated in raters.items():
+        if lack := [key for key in first if key not in rated]:
+            raise UserError(f"vote: {name} has no verdict on {lack[0][0]}")
+    name = judge.majority_name(list(raters))
+    verdicts = [
+        judge.elected([rated[key][1] for rated in raters.values()], name)
+        for key in first
+    ]
+    return name, [row for row, _ in first.values()], verdicts

@@ -350,16 +350,15 @@ def judge_of(settings: dict, workdir: Path):
             )
         if not hosts.first():
             return Judge(judge, lambda items: [], {}), None
-    made = named.named(
-        judge,
-        endpoint=endpoint,
+    options = named.JudgeOptions(
+        endpoint,
         params={"temperature": 0.0, "max_tokens": how.max_tokens},
         seconds=how.seconds,
         cache=workdir / "replies.jsonl",
         budget=Budget(how.budget_tokens),
-        field="config.judge",
     )
-    return made.judge, made.client
+    named_judge = named.named(judge, options, field="config.judge")
+    return named_judge.judge, named_judge.client
 
 
 def score_of(path: Path, best: str) -> float:

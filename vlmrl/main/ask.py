@@ -17,10 +17,9 @@ import json
 from collections import Counter
 
 from vlmrl.client import http
-from vlmrl.client.cache import Budget
 from vlmrl.data import loader
 from vlmrl.eval import records, served
-from vlmrl.main import args
+from vlmrl.main import args, endpoint
 from vlmrl.main.progress import bar, show_report
 from vlmrl.report import assemble
 from vlmrl.run.directory import describe_run
@@ -55,11 +54,6 @@ FLAGS = {
     "completion_price": (0.0, "per million completion tokens"),
     "again": (False, "ask again what failed before"),
 }
-# What changes how a result is reached, not what it is.
-_NOT_IN_CONFIG = (
-    "args concurrency attempts budget_tokens budget_cost prompt_price completion_price"
-    " again"
-).split()
 
 
 def main(argv):
@@ -72,17 +66,11 @@ def main(argv):
         raise UserError(f"--params: not JSON ({error})") from None
     if not isinstance(params, dict):
         raise UserError(f"--params: want a JSON object, not {f.params}")
-    endpoint = http.Endpoint(
-        f.url,
-        f.model,
-        key_env=f.key_env,
-        insecure=f.insecure,
-        concurrency=f.concurrency,
-        attempts=f.attempts,
-    )
+    at, budget = endpoint.endpoint(f, f.model), endpoint.budget(f)
     http.check_url(f.url, f.insecure)
-    budget = Budget(f.budget_tokens, f.budget_cost, f.prompt_price, f.completion_price)
-    describe_run(workdir, {k: v for k, v in vars(f).items() if k not in _NOT_IN_CONFIG})
+    describe_run(
+        workdir, {k: v for k, v in vars(f).items() if k not in endpoint.NOT_IN_CONFIG}
+    )
     examples = list(
         loader.examples_of(f.source, f.split, f.size, workdir / "data", f.texts)
     )
@@ -90,7 +78,7 @@ def main(argv):
     total = len(examples) * len(f.conditions) * f.samples
     with (
         http.Client(
-            endpoint, cache=workdir / "replies.jsonl", budget=budget, again=f.again
+            at, cache=workdir / "replies.jsonl", budget=budget, again=f.again
         ) as client,
         bar(f"ask {f.model}", total) as advance,
     ):

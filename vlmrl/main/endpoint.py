@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from vlmrl.client.cache import Budget
 from vlmrl.client.http import Endpoint
+from vlmrl.judges.named import JudgeOptions
 
-# Flags that change how a result is reached, not what it is: not part of a run's config.
-NOT_IN_CONFIG = (
+# Flags that change how a result is reached, not what it is.
+_NOT_IN_CONFIG = (
     "args concurrency attempts budget_tokens budget_cost prompt_price completion_price"
     " again"
 ).split()
+
+
+def config_of(flags, *others: str) -> dict:
+    """Return the flags that belong to a run's config: not `others`, for example."""
+    return {k: v for k, v in vars(flags).items() if k not in (*_NOT_IN_CONFIG, *others)}
 
 
 def endpoint(flags, model: str = "") -> Endpoint:
@@ -26,4 +34,18 @@ def budget(flags) -> Budget:
         flags.budget_cost,
         flags.prompt_price,
         flags.completion_price,
+    )
+
+
+def judge_options(flags, cache: Path) -> JudgeOptions:
+    """Return how `judge` sets up the judges that --judge names."""
+    return JudgeOptions(
+        endpoint(flags),
+        params={"temperature": flags.temperature, "max_tokens": flags.max_tokens},
+        cache=cache,
+        budget=budget(flags),
+        again=flags.again,
+        prompt_file=flags.prompt,
+        sure=flags.sure,
+        brief=flags.brief,
     )

@@ -20,6 +20,17 @@ def _cell(interval):
     return float(interval.value), float(interval.lo), float(interval.hi)
 
 
+def comparison(compared: agree.Comparison) -> list[Table]:
+    """Every table of raters side by side, and of those whose items have a truth."""
+    out, ratings = [], compared.ratings
+    if ratings:
+        out = [between(ratings), *confusions(ratings)]
+        out.append(differences(ratings, compared.truth))
+    if compared.labelled:
+        out.append(quality(compared.labelled))
+    return out
+
+
 def between(ratings: agree.Ratings) -> Table:
     rows = [
         (
