@@ -231,9 +231,9 @@ def test_an_evaluation_that_is_killed_goes_on_where_it_was(command, start, tmp_p
 @pytest.mark.parametrize(
     "words, complaint",
     [
-        ([], "--on: must be given"),
+        ([], "--on: expected a run directory"),
         (["--on=constructed:x"], "want constructed:COUNT"),
-        (["--on=/nowhere"], "--on /nowhere: no such run directory"),
+        (["--on=/nowhere"], "--on: expected a run directory, a label file"),
         (["--on=/nowhere.jsonl"], "/nowhere.jsonl: cannot read labels"),
         (
             ["--on=constructed:2", "--judge=oracle"],

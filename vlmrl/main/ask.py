@@ -65,12 +65,10 @@ def main(argv):
     except json.JSONDecodeError as error:
         raise UserError(f"--params: not JSON ({error})") from None
     if not isinstance(params, dict):
-        raise UserError(f"--params: want a JSON object, not {f.params}")
+        raise UserError(f"--params: expected a JSON object, got {f.params}")
     at, budget = endpoint.endpoint(f, f.model), endpoint.budget(f)
     http.check_url(f.url, f.insecure)
-    describe_run(
-        workdir, {k: v for k, v in vars(f).items() if k not in endpoint.NOT_IN_CONFIG}
-    )
+    describe_run(workdir, endpoint.config_of(f))
     examples = list(
         loader.examples_of(f.source, f.split, f.size, workdir / "data", f.texts)
     )

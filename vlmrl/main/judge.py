@@ -88,8 +88,7 @@ def compare(workdir: Path, f, *places: str) -> None:
 
 
 def vote(workdir: Path, f, *places: str) -> None:
-    raters = verdicts.gather(places)
-    name, rows, elected = verdicts.vote(raters)
+    name, rows, elected = verdicts.vote(raters := verdicts.gather(places))
     describe_run(workdir, {"vote": list(raters)})
     about = {"judge": name, "labels": Counter(v.label for v in elected)}
     path = Path(places[0]) / "records.parquet"
@@ -99,11 +98,10 @@ def vote(workdir: Path, f, *places: str) -> None:
 
 def judge_run(workdir: Path, f) -> None:
     found, rows = load(f)
-    settings = endpoint.config_of(f, "count", "reading")
     options = endpoint.judge_options(f, workdir / "replies.jsonl")
     judges = named.named(f.judge, options, vote=f.vote, field="--judge")
     with judges.client or nullcontext():
-        describe_run(workdir, settings)
+        describe_run(workdir, endpoint.config_of(f, "count", "reading"))
         with bar(f"judge {judges.judge.name}", len(rows)) as advance:
             items, part = [r.item for r in rows], max(500, 20 * f.concurrency)
             decided = named.judge_all(judges, items, part, advance)
@@ -130,12 +128,11 @@ def finish(workdir: Path, about: dict, rows, decided, found: list[Record]) -> No
 
 def load(f) -> tuple[list[Record], list[verdicts.Row]]:
     """Return the records of the run, if --on names one, and the rows to judge."""
-    if not f.on:
-        raise UserError("--on: must be given, a run, a label file or constructed:2000")
     if f.on.partition(":")[0] == "constructed" or f.on.endswith(".jsonl"):
         return [], verdicts.of_file(f.on, f.seed)
-    if not Path(f.on).is_dir():
-        raise UserError(f"--on {f.on}: no such run directory")
+    if not f.on or not Path(f.on).is_dir():
+        expected = "a run directory, a label file or constructed[:COUNT]"
+        raise UserError(f"--on: expected {expected}, got '{f.on}'")
     table = assemble.find_records(Path(f.on))
     found = [Record(**row) for row in table.to_pylist()]
     return found, verdicts.of_records(found)
@@ -145,8 +142,8 @@ def write_sheet(workdir: Path, f) -> None:
     found, rows = load(f)
     if found:  # of a run that was evaluated while it trained, what it ended with
         rows = verdicts.of_records(labels.last_steps(found))
-    items = [(r.item, r.condition, r.cluster) for r in rows if r.reading == "whole"]
     path = workdir / "sheet.jsonl"
+    items = [(r.item, r.condition, r.cluster) for r in rows if r.reading == "whole"]
     n = labels.write_sheet(path, items, n=f.count, seed=f.seed)
     CONSOLE.print(f"{n} traces to label: {path}", soft_wrap=True, markup=False)
 
