@@ -16,10 +16,9 @@ import numpy as np
 
 from vlmrl import perturb
 from vlmrl.data import scenes
-from vlmrl.engine.chain import Chain, levels_of
 from vlmrl.engine.logprobs import logits
 from vlmrl.models import qwen2_5_vl, registry
-from vlmrl.models.api import Model, Segment
+from vlmrl.models.api import CacheSegment, Model
 from vlmrl.prompts import styles, tokens
 from vlmrl.types import Group, Tokens
 
@@ -121,7 +120,7 @@ def dense(q, level, links, window=None):
 def row_logits(model: Model, params, rows: Group):
     """Raw logits after every token of ordinary rows, float[B, S, V]: one link, dense
     attention, no cache and no chunks."""
-    (hidden,), _ = model.layers(params, levels_of(model, params, rows), (), dense)
+    (hidden,), _ = model.layers(params, embed_group(model, params, rows), (), dense)
     return logits(hidden, model.head(params))
 
 
@@ -181,11 +180,11 @@ def branch_logprobs(raw, group: Group, temperature=1.0, banned=None):
     return jnp.where(group.branches.mask, logp[..., 0], 0)
 
 
-def scripted(table) -> tuple[Model, dict, Chain]:
+def scripted(table) -> tuple[Model, dict, PrefixCache]:
     """A model whose raw logits after the token at position p are row p of
     table[r, p] for the r-th prompt, whatever was read; float32[N, W, V].
 
-    Returns the model, its params and a chain of N prompts of one token each.
+    Returns the model, its params and a cache of N prompts of one token each.
     """
     table = jnp.asarray(table, jnp.float32)
     count, width, vocab = table.shape
@@ -196,7 +195,7 @@ def scripted(table) -> tuple[Model, dict, Chain]:
     def layers(params, levels, cached, attend, **options):
         def segment(level):
             nothing = jnp.zeros((1, *level.mask.shape, 1, 1), jnp.float32)
-            return Segment(nothing, nothing, level.mask, level.positions[0])
+            return CacheSegment(nothing, nothing, level.mask, level.positions[0])
 
         return tuple(v.x for v in levels), tuple(map(segment, levels))
 
@@ -207,8 +206,8 @@ def scripted(table) -> tuple[Model, dict, Chain]:
     model = Model("scripted", None, {}, None, None, embed, layers, head)
     nothing = jnp.zeros((1, count, 1, 1, 1), jnp.float32)
     starts = jnp.arange(count, dtype=jnp.int32) * width
-    link = Segment(nothing, nothing, jnp.ones((count, 1), bool), starts[:, None])
-    return model, params, Chain((link,), table[:, 0], starts + 1)
+    link = CacheSegment(nothing, nothing, jnp.ones((count, 1), bool), starts[:, None])
+    return model, params, PrefixCache((link,), table[:, 0], starts + 1)
 
 
 def normwise(found, wanted) -> float:

@@ -34,8 +34,8 @@ LAWS: dict[str, tuple[str, ...]] = {
         "tests/engine/test_generate.py::test_the_chain_goes_on_from_each_rows_own_end",
     ),
     "continuous batching = one batch": (
-        "tests/engine/test_slots.py::test_every_branch_is_that_of_the_plain_loop",
-        "tests/engine/test_slots.py::test_links_above_links_and_attention",
+        "tests/engine/test_continuous_batching.py::test_every_branch_is_that_of_the_plain_loop",
+        "tests/engine/test_continuous_batching.py::test_links_above_links_and_attention",
         "tests/eval/test_kernel.py::test_samples_that_take_turns_are_the_same_samples",
         "tests/rl/test_loop.py::test_in_slots_the_same_completions_are_drawn",
     ),
@@ -222,7 +222,7 @@ FAULTS = (
     ),
     Fault(
         "position after a prefix off by one",
-        "vlmrl/engine/chain.py",
+        "vlmrl/engine/prefix_cache.py",
         "top.max(-1) + 1",
         "top.max(-1)",
         "tests/eval/test_kernel.py::test_scores_of_given_samples_against_plain_rows",

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from vlmrl import sharding
-from vlmrl.engine import attention, fit
+from vlmrl.engine import attention, memory
 from vlmrl.engine.generate import Stops, make_stops
 from vlmrl.models import registry, weights
 from vlmrl.models.api import Model
@@ -89,7 +89,7 @@ def gathered(params, dtype, lie):
 class Weights:
     """The parameters of a policy as it samples: called within jit they are read in the
     dtype of activations and, with `gather`, what is split over fsdp is gathered once,
-    before the first token, else for every token anew. `refuse` comes first."""
+    before the first token, else for every token anew. `check_memory` comes first."""
 
     def __init__(self, policy: Policy, gather: bool):
         self._policy = policy
@@ -102,10 +102,10 @@ class Weights:
             return self._policy.read(params)
         return gathered(params, self._policy.compute, self._lie)
 
-    def refuse(
+    def check_memory(
         self, what: str, params, group: Group, rows: int, length: int, **options
     ):
-        """Before the first call, whose shapes all others have: `fit.refuse` of what
+        """Before the first call, whose shapes all others have: `memory.check` of what
         memory can't hold, copies of the weights included."""
         if not self._unchecked:
             return
@@ -115,7 +115,7 @@ class Weights:
         lie = sharding.gathered(lie) if self._gather else lie
         copied = self._gather or policy.compute is not None
         read = jax.eval_shape(policy.read, params)
-        fit.refuse(
+        memory.check(
             what, policy.model, read, group, rows, length, mesh=policy.mesh,
             copy=sharding.bytes_each(read, lie) if copied else 0, **options,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Attention over a chain equals one dense softmax over all keys, whichever back end."""
+"""Attention over a cache equals one dense softmax over all keys, whichever back end."""
 
 import functools
 import re
@@ -12,7 +12,7 @@ from tests import kit
 from vlmrl.engine import attention, blockwise, flash, splash
 from vlmrl.engine.attention import attend
 from vlmrl.engine.merge import Kernel
-from vlmrl.models.api import Level, Window
+from vlmrl.models.api import NewTokens, SlidingWindow
 from vlmrl.types import UserError
 
 K, R, H = 2, 3, 8
@@ -55,7 +55,7 @@ def run(function, q, links, limits):
 
     def value(q, keys, values):
         made = tuple((k, v, m[2]) for k, v, m in zip(keys, values, links, strict=True))
-        level = Level(None, None, links[-1][2], limits)
+        level = NewTokens(None, None, links[-1][2], limits)
         out = function(q, level, made)
         return (out * read).sum(), out
 
@@ -98,7 +98,7 @@ def test_one_softmax_over_all_links(backend, name, dtype):
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("size", [1, 4, 7, 100])
 def test_a_window_counts_positions(size):
-    """A chain cut into links of unlike lengths, with padding between them, is one row
+    """A cache cut into links of unlike lengths, with padding between them, is one row
     of queries that see `size` keys: their own and those just before."""
     rng = np.random.default_rng(0)
     b, pads, lengths = 2, (3, 0, 2), (5, 6, 4)
@@ -121,9 +121,9 @@ def test_a_window_counts_positions(size):
         places.append(np.pad(own, stretch).astype(np.int32))
         k1, v1 = (np.pad(x[:, here], [*stretch, (0, 0), (0, 0)]) for x in (k, v))
         links.append((k1, v1, mask))
-        level = Level(None, None, mask)
+        level = NewTokens(None, None, mask)
         mine = np.pad(q[:, here], [*stretch, *[(0, 0)] * 3])
-        window = Window(np.int32(size), tuple(places))
+        window = SlidingWindow(np.int32(size), tuple(places))
         for function in (attend, attention.choose("blockwise"), kit.dense):
             out = function(jnp.asarray(mine), level, links, window)[:, :length]
             np.testing.assert_allclose(out, wanted[:, here], atol=2e-6)
@@ -187,7 +187,7 @@ def test_bfloat16_softmax_is_float32(backend):
     q, links, limits = case("four levels", seed=2)
     low = functools.partial(jax.tree.map, lambda x: x.astype(jnp.bfloat16))
     rounded = [(*low((k, v)), m) for k, v, m in links]
-    out = jax.jit(attend)(low(q), Level(None, None, links[-1][2], limits), rounded)
+    out = jax.jit(attend)(low(q), NewTokens(None, None, links[-1][2], limits), rounded)
     assert out.dtype == jnp.bfloat16
     wide = [(*map(np.float32, (k, v)), m) for k, v, m in rounded]
     wanted, _ = run(kit.dense, np.float32(low(q)), wide, limits)
@@ -334,7 +334,7 @@ def test_cudnn_is_given_shapes_it_takes():
 
     def loss(q, links, masks):
         made = [(k, k, m) for k, m in zip(links, masks, strict=True)]
-        level = Level(None, None, masks[-1])
+        level = NewTokens(None, None, masks[-1])
         return attention.choose("cudnn")(q, level, made).astype(jnp.float32).sum()
 
     grads = jax.eval_shape(jax.grad(loss, argnums=(0, 1)), q, links, masks)
@@ -356,7 +356,7 @@ def picked(monkeypatch, platform, q, level, sizes, window=None, mesh=None):
 def test_what_is_chosen_where(monkeypatch):
     like = jax.ShapeDtypeStruct
     long, short = (like((8, t, K, R, H), jnp.bfloat16) for t in (256, 4))
-    level = Level(None, None, None)
+    level = NewTokens(None, None, None)
     cut = level._replace(limits=(np.zeros(8, np.int32),))
     sizes, few = (4096, 256), (16, 4)
     cases = [
@@ -382,7 +382,7 @@ def test_a_forced_back_end_says_why_it_cannot():
         attention.choose("flash")
     q, links = valid_first("two levels")
     with pytest.raises(UserError, match="cudnn was asked for, but .* not float32"):
-        attention.choose("cudnn")(q, Level(None, None, links[-1][2]), links)
+        attention.choose("cudnn")(q, NewTokens(None, None, links[-1][2]), links)
 
 
 def test_no_score_matrix_exists_whole():
@@ -394,7 +394,7 @@ def test_no_score_matrix_exists_whole():
     mask = like((1, length), bool)
 
     def loss(q, k, v, mask):
-        return attend(q, Level(None, None, mask), [(k, v, mask)]).sum()
+        return attend(q, NewTokens(None, None, mask), [(k, v, mask)]).sum()
 
     lowered = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, k, k, mask)
     sizes = [

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from tests import kit
-from vlmrl.engine import chain as chains
-from vlmrl.engine import logprobs
+from vlmrl.engine import logprobs, prefix_cache
 from vlmrl.engine.automata import automaton
 from vlmrl.engine.generate import (
     Sampling,
@@ -39,10 +38,10 @@ def stops_of_toy(end=()) -> Stops:
 
 @functools.partial(jax.jit, static_argnames="sampling")
 def sample(params, group, keys, stops, sampling):
-    """(Rollout, its Chain, log-probs and entropies by `score`)."""
-    chain = chains.prefill(kit.model(), params, group)
+    """(Rollout, its PrefixCache, log-probs and entropies by `score`)."""
+    cache = prefix_cache.prefill(kit.model(), params, group)
     rollout, after = generate(
-        kit.model(), params, chain, keys, stops, max_tokens=LENGTH, sampling=sampling
+        kit.model(), params, cache, keys, stops, max_tokens=LENGTH, sampling=sampling
     )
     found = score(
         kit.model(),
@@ -134,19 +133,21 @@ def test_rows_end_alone_and_write_nothing_more():
     assert not (end & ~last).any()
     np.testing.assert_array_equal((end & last).any(-1), rollout.stopped)
     assert (lengths[~rollout.stopped] == LENGTH).all()
-    np.testing.assert_array_equal(after.links[-1].mask, rollout.mask)
+    np.testing.assert_array_equal(after.segments[-1].mask, rollout.mask)
 
 
 def test_the_chain_goes_on_from_each_rows_own_end():
     """hidden, next and the keys and values are those of the row read as plain text."""
     rollout, after, _ = sampled("images", 0.7)
     made = completions(group_of("images"), rollout)
-    chain = jax.jit(lambda p, g: chains.prefill(kit.model(), p, g))(kit.params(), made)
-    np.testing.assert_allclose(after.hidden, chain.hidden, atol=1e-5, rtol=0)
-    np.testing.assert_array_equal(after.next, chain.next)
+    cache = jax.jit(lambda p, g: prefix_cache.prefill(kit.model(), p, g))(
+        kit.params(), made
+    )
+    np.testing.assert_allclose(after.hidden, cache.hidden, atol=1e-5, rtol=0)
+    np.testing.assert_array_equal(after.next, cache.next)
     keep = rollout.mask[None, ..., None, None]
     for name in ("k", "v"):
-        found, wanted = (getattr(c.links[-1], name) * keep for c in (after, chain))
+        found, wanted = (getattr(c.segments[-1], name) * keep for c in (after, cache))
         np.testing.assert_allclose(found, wanted, atol=1e-5, rtol=0)
 
 
@@ -157,10 +158,10 @@ def test_banned_ids_are_never_sampled_however_likely():
     keys = branch_keys(1, "rollout", 0, ["a", "b"], KEYS)
     # The head is the embedding: a banned id that looks the way the state does.
     group = group_of("images")
-    chain = jax.jit(lambda p, g: chains.prefill(kit.model(), p, g))(params, group)
-    loud = 5 * np.asarray(chain.hidden).mean(0)
+    cache = jax.jit(lambda p, g: prefix_cache.prefill(kit.model(), p, g))(params, group)
+    loud = 5 * np.asarray(cache.hidden).mean(0)
     params["text.embed"] = params["text.embed"].at[banned].set(loud)
-    raw = np.asarray(chain.hidden) @ np.asarray(params["text.embed"]).T
+    raw = np.asarray(cache.hidden) @ np.asarray(params["text.embed"]).T
     assert np.isin(raw.argmax(-1), banned).all()
     for temperature in (0.0, 0.7):
         rollout, *_ = sample(
@@ -187,15 +188,15 @@ def write(script, stops, width=8, samples=1, **sampling):
     table = np.zeros((len(script), width + 1, len(stops.end)), np.float32)
     for r, ids in enumerate(script):
         table[r, np.arange(len(ids)), ids] = 30
-    model, params, chain = kit.scripted(table)
+    model, params, cache = kit.scripted(table)
     keys = branch_keys(0, "x", 0, [str(r) for r in range(len(script))], samples)
     sampling = Sampling(**{"temperature": 0.0, **sampling})
     run = jax.jit(
-        lambda params, chain: generate(
-            model, params, chain, keys, stops, max_tokens=width, sampling=sampling
+        lambda params, cache: generate(
+            model, params, cache, keys, stops, max_tokens=width, sampling=sampling
         )[0]
     )
-    return jax.device_get(run(params, chain))
+    return jax.device_get(run(params, cache))
 
 
 def test_stop_strings_across_tokens_end_tokens_and_length():
@@ -294,7 +295,7 @@ def test_what_is_recorded_is_what_was_sampled_from():
     words = [bytes([65 + i]) for i in range(V)]
     banned = [3, int(table[0, 0].argmax()), int(table[1, 2].argmax())]
     stops = toy_stops(words, banned=banned)
-    model, params, chain = kit.scripted(table)
+    model, params, cache = kit.scripted(table)
     sampling, samples = Sampling(0.7, 6, 0.8), 1500
     keys = branch_keys(0, "x", 0, ["a", "b"], samples)
     run = jax.jit(
@@ -302,7 +303,7 @@ def test_what_is_recorded_is_what_was_sampled_from():
             model, p, c, keys, stops, max_tokens=4, sampling=sampling
         )[0]
     )
-    rollout = jax.device_get(run(params, chain))
+    rollout = jax.device_get(run(params, cache))
     for r in range(2):
         rows = slice(r * samples, (r + 1) * samples)
         for t in range(4):
@@ -398,14 +399,14 @@ def test_samples_do_not_depend_on_their_batch():
     names = np.array(["p", "q", "r", "s"])
 
     def tokens(order, samples):
-        model, params, chain = kit.scripted(table[order])
+        model, params, cache = kit.scripted(table[order])
         keys = branch_keys(0, "rollout", 1, list(names[order]), samples)
         run = jax.jit(
             lambda p, c: generate(
                 model, p, c, keys, stops, max_tokens=6, sampling=Sampling(1.0)
             )[0]
         )
-        found = jax.device_get(run(params, chain))
+        found = jax.device_get(run(params, cache))
         return found.tokens.reshape(len(order), samples, 6), found.mask.sum()
 
     every, count = tokens(np.arange(4), 3)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests import kit
-from vlmrl.engine import chain as chains
+from vlmrl.engine import prefix_cache
 from vlmrl.engine.score import completions, score
 from vlmrl.models import qwen2_5_vl
 from vlmrl.prompts import tokens
@@ -136,12 +136,12 @@ def test_bfloat16_computes_in_bfloat16_and_reports_in_float32():
 
     @jax.jit
     def hidden(params, made):
-        return chains.prefill(kit.model(), params, made, dtype=jnp.bfloat16)
+        return prefix_cache.prefill(kit.model(), params, made, dtype=jnp.bfloat16)
 
     logp, entropy = low(kit.params(), made)
     assert logp.dtype == entropy.dtype == jnp.float32
     shapes = jax.eval_shape(hidden, kit.params(), made)
-    kinds = {x.dtype for x in (shapes.hidden, shapes.links[0].k)}
+    kinds = {x.dtype for x in (shapes.hidden, shapes.segments[0].k)}
     assert kinds == {jnp.dtype(jnp.bfloat16)}
     (_, wanted), _ = scored(kit.params(), made)
     mask = made.branches.mask
@@ -161,16 +161,16 @@ def texts(rows, width, seed):
 
 @jax.jit
 def extended(params, group, sample, probe, cut):
-    """Log-probs that end a chain of four links: prefix → condition → sample → probe,
+    """Log-probs that end a cache of four links: prefix → condition → sample → probe,
     the probe seeing `cut` tokens of its sample."""
-    chain = chains.prefill(kit.model(), params, group)
-    start = jnp.repeat(chain.next, len(sample[0]) // len(chain.next))
-    hidden, third = chains.extend(kit.model(), params, chain, *sample)
+    cache = prefix_cache.prefill(kit.model(), params, group)
+    start = jnp.repeat(cache.next, len(sample[0]) // len(cache.next))
+    hidden, third = prefix_cache.extend(kit.model(), params, cache, *sample)
     whole = third
     fold = len(probe[0]) // len(start)
     third = third._replace(next=jnp.repeat(start, fold) + cut)
     limits = (None, None, cut)
-    last, fourth = chains.extend(kit.model(), params, third, *probe, limits)
+    last, fourth = prefix_cache.extend(kit.model(), params, third, *probe, limits)
 
     def logp(hidden):
         head = kit.model().head(params)
@@ -342,10 +342,10 @@ def test_the_prefix_is_held_once():
 
     def held(branches):
         params, group = abstract(branches)
-        run = functools.partial(chains.prefill, wide_model())
+        run = functools.partial(prefix_cache.prefill, wide_model())
         return [
             sum(x.size * x.dtype.itemsize for x in (link.k, link.v))
-            for link in jax.eval_shape(run, params, group).links
+            for link in jax.eval_shape(run, params, group).segments
         ]
 
     c = wide_model().config.text

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 
 from tests import kit
 from vlmrl import sharding
-from vlmrl.engine import chain as chains
+from vlmrl.engine import prefix_cache
 from vlmrl.engine.generate import Sampling, branch_keys, generate, make_stops
 from vlmrl.engine.score import completions, score
 from vlmrl.rl import update
@@ -54,11 +54,11 @@ def run(name):
 
     @jax.jit
     def both(params, group, keys):
-        chain = chains.prefill(kit.model(), params, group)
+        cache = prefix_cache.prefill(kit.model(), params, group)
         rollout, _ = generate(
             kit.model(),
             params,
-            chain,
+            cache,
             keys,
             stops,
             max_tokens=LENGTH,

@@ -11,8 +11,8 @@ import pytest
 
 from tests import kit
 from vlmrl import perturb
-from vlmrl.engine.chain import extend
 from vlmrl.engine.generate import Sampling, branch_keys
+from vlmrl.engine.prefix_cache import extend
 from vlmrl.eval import kernel, tags
 from vlmrl.eval.kernel import ANSWERING, NOTHING, THINKING, THOUGHT
 from vlmrl.prompts import styles, tokens
@@ -518,8 +518,8 @@ def test_scores_of_given_samples_against_plain_rows(monkeypatch):
     order = [NUMBERED[c][2 * n + k] for n in (0, 1) for c in CONDITIONS for k in (0, 1)]
     given = rollout_of([CASES[name].pieces for name in order])
 
-    def replay(model, params, chain, keys, stops, *, max_tokens, sampling):
-        _, own = extend(model, params, chain, given.tokens, given.mask)
+    def replay(model, params, cache, keys, stops, *, max_tokens, sampling):
+        _, own = extend(model, params, cache, given.tokens, given.mask)
         return jax.tree.map(jnp.asarray, given), own
 
     monkeypatch.setattr(kernel, "generate", replay)

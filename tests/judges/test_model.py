@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from vlmrl import policy as policies
-from vlmrl.engine.chain import prefill
+from vlmrl.engine.prefix_cache import prefill
 from vlmrl.judges import model, prompt, rule
 from vlmrl.judges.judge import Item, ask, cascade
 from vlmrl.models import registry, weights
@@ -45,8 +45,8 @@ def test_it_reads_the_two_words_off_the_logits(policy, judge):
         group = tokens.group(
             [[row]], policy.processor.facts, tokens.Buckets(prefix=(256,))
         )
-        chain = prefill(policy.model, policy.params, group)
-        p = jax.nn.softmax(chain.hidden[0] @ policy.model.head(policy.params).T)
+        cache = prefill(policy.model, policy.params, group)
+        p = jax.nn.softmax(cache.hidden[0] @ policy.model.head(policy.params).T)
         a, b = float(p[yes].sum()), float(p[no].sum())
         sure = max(a, b) / (a + b)
         assert verdict.confidence == pytest.approx(sure, abs=1e-4)

@@ -16,7 +16,7 @@ import numpy as np
 
 from tests import kit
 from vlmrl import policy
-from vlmrl.engine import chain as chains
+from vlmrl.engine import prefix_cache
 from vlmrl.engine.attention import attend
 from vlmrl.engine.generate import Sampling, Stops, generate
 from vlmrl.engine.logprobs import logits
@@ -185,7 +185,7 @@ def row_logits(model, params, *groups: Group, dtype=None):
     """Logits of every link of every group."""
 
     def run(group):
-        levels = chains.levels_of(model, params, group, dtype=dtype)
+        levels = prefix_cache.embed_group(model, params, group, dtype=dtype)
         hidden, _ = model.layers(params, levels, (), attend)
         return tuple(logits(h, model.head(params)) for h in hidden)
 
@@ -284,7 +284,7 @@ def check_gradients(peer: Peer, nought: tuple[str, ...] = ()):
     @jax.jit
     def ours(params):
         def loss(params):
-            levels = chains.levels_of(peer.model, params, group)
+            levels = prefix_cache.embed_group(peer.model, params, group)
             (hidden,), _ = peer.model.layers(params, levels, (), attend)
             raw = logits(hidden[0, : len(row.ids) - 1], peer.model.head(params))
             logp = jax.nn.log_softmax(raw, axis=-1)
@@ -331,7 +331,7 @@ def check_greedy(peer: Peer, length: int = 64):
         return generate(
             peer.model,
             params,
-            chains.prefill(peer.model, params, group),
+            prefix_cache.prefill(peer.model, params, group),
             jnp.zeros((1, 2), jnp.uint32),
             stops,
             max_tokens=length,

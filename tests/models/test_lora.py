@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests import kit
 from vlmrl import sharding
-from vlmrl.engine.chain import levels_of
+from vlmrl.engine.prefix_cache import embed_group
 from vlmrl.models import lora, peft, quant
 from vlmrl.models.api import linear
 from vlmrl.rl import update
@@ -43,7 +43,7 @@ def logits():
 
     def run(model, params, **options):
         def forward(params):
-            levels = levels_of(model, params, prefix)
+            levels = embed_group(model, params, prefix)
             (hidden,), _ = model.layers(params, levels, (), kit.dense, **options)
             return hidden @ model.head(params).astype(hidden.dtype).T
 
@@ -117,7 +117,7 @@ def test_only_adapters_learn(adapted):
     prefix = kit.group(1)._replace(branches=None)
 
     def loss(params):
-        levels = levels_of(model, params, prefix)
+        levels = embed_group(model, params, prefix)
         (hidden,), _ = model.layers(params, levels, (), kit.dense)
         return jnp.mean(hidden**2)
 
@@ -169,7 +169,7 @@ def test_an_8_bit_base_can_be_adapted(adapted, logits):
     prefix = kit.group(1)._replace(branches=None)
 
     def loss(live, held):
-        levels = levels_of(model, held | live, prefix)
+        levels = embed_group(model, held | live, prefix)
         (hidden,), _ = model.layers(held | live, levels, (), kit.dense)
         return jnp.sum(hidden**3)  # the norm makes the sum of squares a constant
 

@@ -11,7 +11,7 @@ import pytest
 from tests.models import peer as peers
 from vlmrl.engine.attention import attend
 from vlmrl.models import text
-from vlmrl.models.api import Level
+from vlmrl.models.api import NewTokens
 from vlmrl.types import UserError
 
 parity = pytest.mark.parity
@@ -211,7 +211,7 @@ def test_a_rope_that_would_change_beyond_the_trained_length_is_refused_there():
         def level(n):
             positions = jnp.broadcast_to(jnp.arange(n), (3, 1, n))
             mask = jnp.ones((1, n), bool)
-            return Level(jnp.zeros((1, n, RAW["hidden_size"])), positions, mask)
+            return NewTokens(jnp.zeros((1, n, RAW["hidden_size"])), positions, mask)
 
         _, cached = model.layers(params, (level(length),), (), attend)
         return model.layers(params, (level(then),), cached, attend)[0]

@@ -13,7 +13,7 @@ import pytest
 from tests import kit
 from vlmrl import metrics, perturb, sharding
 from vlmrl.client import http
-from vlmrl.engine import fit
+from vlmrl.engine import memory
 from vlmrl.engine.generate import Sampling, branch_keys, make_stops
 from vlmrl.engine.score import completions
 from vlmrl.judges import judge as judging
@@ -180,7 +180,7 @@ def test_in_slots_the_same_completions_are_drawn(plain, monkeypatch):
         return draw(policy().params, 1, 0.0)[0]
 
     assert [s.text for s in drawn().samples] == [s.text for s in made[0].samples]
-    monkeypatch.setattr(fit, "free", lambda device: 10**6)
+    monkeypatch.setattr(memory, "available", lambda device: 10**6)
     with pytest.raises(UserError, match=r"config\.slots: .* ask for .* slots fit"):
         drawn()
     eight = policy()._replace(mesh=sharding.make_mesh())

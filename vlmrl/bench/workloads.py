@@ -15,11 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from vlmrl import sharding
-from vlmrl.engine import attention
-from vlmrl.engine import slots as in_slots
-from vlmrl.engine.chain import prefill
+from vlmrl.engine import attention, continuous_batching
 from vlmrl.engine.generate import Sampling, Stops, generate
 from vlmrl.engine.logprobs import logits
+from vlmrl.engine.prefix_cache import prefill
 from vlmrl.engine.score import completions, score
 from vlmrl.models import hf, registry
 from vlmrl.models.api import Model
@@ -292,11 +291,11 @@ def sampler(model: Model, group: Group, rows: int, length: int, *, dtype=None):
     keys, stops = branch_keys(rows), endless(vocabulary_of(model))
 
     def work(params, group):
-        chain = prefill(model, params, group, dtype=dtype)
+        cache = prefill(model, params, group, dtype=dtype)
         if not length:
-            return logits(chain.hidden, model.head(params))
+            return logits(cache.hidden, model.head(params))
         return generate(
-            model, params, chain, keys, stops,
+            model, params, cache, keys, stops,
             max_tokens=length, sampling=Sampling(1.0),
         )[0].tokens  # fmt: skip
 
@@ -311,9 +310,9 @@ def batched(model: Model, group: Group, each: int, stops: Stops, length: int):
 
     @jax.jit
     def some(params, group, keys):
-        chain = prefill(model, params, group)
+        cache = prefill(model, params, group)
         return generate(
-            model, params, chain, keys, stops,
+            model, params, cache, keys, stops,
             max_tokens=length, sampling=Sampling(1.0),
         )[0]  # fmt: skip
 
@@ -353,9 +352,11 @@ def slotted(
     @jax.jit
     def run(params, group, keys, stops):
         def load(i):
-            return prefill(model, params, in_slots.pick(group, i), dtype=dtype)
+            return prefill(
+                model, params, continuous_batching.pick(group, i), dtype=dtype
+            )
 
-        return in_slots.generate(
+        return continuous_batching.generate(
             model, params, load, count, keys, stops,
             slots=slots, places=slots, max_tokens=length, sampling=Sampling(1.0),
         )  # fmt: skip
@@ -497,7 +498,7 @@ def counts(sizes: Sizes) -> Counts:
         return prefill(model, params, group, unroll=True, attend=whole)
 
     def held(group):
-        link = jax.eval_shape(reading, params, group).links[0]
+        link = jax.eval_shape(reading, params, group).segments[0]
         return sum(x.size * x.dtype.itemsize for x in (link.k, link.v))
 
     one, many = scored(sizes), scored(sizes, sizes.branches)

@@ -1,4 +1,4 @@
-"""Attention of branches over a chain of segments: the one seam to every back end.
+"""Attention of branches over a cache of segments: the one seam to every back end.
 
 Row b of a link with B rows continues row b // (B / b') of an earlier link with b' rows.
 Keys and values of a link are read once for all the branches behind it: the query rows
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from vlmrl.engine import blockwise, flash, splash
 from vlmrl.engine.merge import NOTHING, Seen, merged, power
-from vlmrl.models.api import Level, Window
+from vlmrl.models.api import NewTokens, SlidingWindow
 from vlmrl.types import UserError
 
 SMALL = 2**22  # scores that `plain` may hold at once
@@ -52,7 +52,9 @@ def choose(backend: str = "auto", mesh=None, *, interpret: bool = False) -> Call
     return functools.partial(_attend, backend=backend, mesh=mesh, interpret=interpret)
 
 
-def attend(q, level: Level, links, window: Window | None = None) -> jax.Array:
+def attend(
+    q, level: NewTokens, links, window: SlidingWindow | None = None
+) -> jax.Array:
     """The automatic choice (see `choose`), for devices of one kind without a mesh.
 
     Args:
@@ -105,12 +107,12 @@ def _few(q, links) -> bool:
     return q.shape[1] == 1 or scores <= SMALL
 
 
-def _unsaid(level: Level, window) -> bool:
+def _unsaid(level: NewTokens, window) -> bool:
     """There is something in the mask that only XLA's back ends can express."""
     return window is not None or any(x is not None for x in level.limits)
 
 
-def _seen(q, level: Level, masks, window, *, counts: bool) -> tuple[Seen, ...]:
+def _seen(q, level: NewTokens, masks, window, *, counts: bool) -> tuple[Seen, ...]:
     """What queries see of every link, folded onto the link's rows."""
     rows, length = q.shape[:2]
     out = []
@@ -130,7 +132,7 @@ def _seen(q, level: Level, masks, window, *, counts: bool) -> tuple[Seen, ...]:
     return tuple(out)
 
 
-def plain(q, level: Level, links, window: Window | None = None) -> jax.Array:
+def plain(q, level: NewTokens, links, window: SlidingWindow | None = None) -> jax.Array:
     """softmax(q kᵀ / √H) v over all links at once: one softmax, taken link by link,
     every link's scores whole. Arguments as `attend`.
 

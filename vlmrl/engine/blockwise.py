@@ -59,7 +59,7 @@ class _Blocks:
         x = jnp.moveaxis(x, (0, 2, 3), (1, 3, 4))
         return x.reshape(self.b, -1, *x.shape[3:])[:, : self.length]
 
-    def heads_first(self, x):
+    def to_bkth(self, x):
         """[b, S, K, H] → [b, K, S', H], S' a multiple of s"""
         return _pad(jnp.moveaxis(x, 2, 1), 2, -self.size % self.s)
 
@@ -84,7 +84,7 @@ class _Blocks:
 
 def _forward(q, k, v, seen: Seen, own: bool):
     blocks = _Blocks(q, k, seen)
-    k, v = blocks.heads_first(k), blocks.heads_first(v)
+    k, v = blocks.to_bkth(k), blocks.to_bkth(v)
 
     def one(xs):
         q, stop, positions = xs
@@ -121,7 +121,7 @@ def _forward(q, k, v, seen: Seen, own: bool):
 
 def _backward(q, k, v, seen: Seen, own: bool, out, lse, g):
     blocks = _Blocks(q, k, seen)
-    k, v = blocks.heads_first(k), blocks.heads_first(v)
+    k, v = blocks.to_bkth(k), blocks.to_bkth(v)
     kind = blocks.kind
     delta = jnp.sum(g.astype(kind) * out.astype(kind), axis=-1)
 

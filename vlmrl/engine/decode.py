@@ -18,29 +18,33 @@ import jax.numpy as jnp
 
 from vlmrl.engine.attention import merge_parts
 from vlmrl.engine.merge import NOTHING, power
-from vlmrl.models.api import Level, Segment, Window
+from vlmrl.models.api import CacheSegment, NewTokens, SlidingWindow
 from vlmrl.types import Array
 
 
 class Lanes(NamedTuple):
-    """Rows as a grid in chain order, places × branches: X lanes."""
+    """Rows as a grid in cache order, places × branches: X lanes."""
 
     row: Array  # int32[X]: the row in each lane, B where there is none
     of: Array  # int32[B]: the lane of each row
 
 
-def heads_first(link: Segment) -> Segment:
+def to_bkth(link: CacheSegment) -> CacheSegment:
     """Keys and values dtype[L, b, S, K, H] → dtype[L, b, K, S, H]."""
     return link._replace(k=jnp.swapaxes(link.k, 2, 3), v=jnp.swapaxes(link.v, 2, 3))
 
 
-def tokens_first(link: Segment) -> Segment:
-    """The inverse of `heads_first`."""
-    return heads_first(link)
+def to_btkh(link: CacheSegment) -> CacheSegment:
+    """The inverse of `to_bkth`."""
+    return to_bkth(link)
 
 
 def attend(
-    q, level: Level, links, window: Window | None = None, lanes: Lanes | None = None
+    q,
+    level: NewTokens,
+    links,
+    window: SlidingWindow | None = None,
+    lanes: Lanes | None = None,
 ) -> jax.Array:
     """As `attention.attend`, for one token per row and no limits.
 

@@ -2,7 +2,7 @@
 
 jax's public `dot_product_attention` gives a log-sum-exp for the forward pass only, so
 the two primitives below it are called here: forward returns its float32 log-sum-exp,
-backward is given the whole chain's (`merge.py`). A link is told to the kernel by
+backward is given the whole cache's (`merge.py`). A link is told to the kernel by
 causality and by its valid length, never by a dense mask: its valid keys come first.
 
 Letters as in `merge.py`.

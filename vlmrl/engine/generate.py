@@ -1,4 +1,4 @@
-"""Sampling: a `while_loop` over a chain whose last link grows in place.
+"""Sampling: a `while_loop` over a cache whose last link grows in place.
 
 Axis letters: N groups, G branches, B = N * G rows, T tokens, V vocabulary, D width.
 """
@@ -15,9 +15,9 @@ import numpy as np
 
 from vlmrl.engine import decode
 from vlmrl.engine.automata import automaton
-from vlmrl.engine.chain import Chain, extend
 from vlmrl.engine.logprobs import entropy, logits, policy
-from vlmrl.models.api import Model, Segment
+from vlmrl.engine.prefix_cache import PrefixCache, extend
+from vlmrl.models.api import CacheSegment, Model
 from vlmrl.prompts.tokens import Processor
 from vlmrl.types import Array, Rollout
 
@@ -117,15 +117,15 @@ def draw(raw, keys, t, stops: Stops, sampling: Sampling):
 def generate(
     model: Model,
     params,
-    chain: Chain,
+    cache: PrefixCache,
     keys,
     stops: Stops,
     *,
     max_tokens: int,
     sampling: Sampling,
     **options,
-) -> tuple[Rollout, Chain]:
-    """Sample B = keys.shape[0] rows behind a chain of b rows, B / b branches of each.
+) -> tuple[Rollout, PrefixCache]:
+    """Sample B = keys.shape[0] rows behind a cache of b rows, B / b branches of each.
 
     A row ends when a stop string is complete in its decoded bytes or at an end token;
     the loop ends when every row has, or at max_tokens. Recorded log-probs are those of
@@ -134,20 +134,20 @@ def generate(
     Args:
       options: unroll (see the family's `layers`).
     Returns:
-      the Rollout, and the chain with the rows' own link (all their tokens read).
+      the Rollout, and the cache with the rows' own link (all their tokens read).
     """
     rows = keys.shape[0]
-    fold = rows // chain.next.shape[0]
+    fold = rows // cache.next.shape[0]
     head = model.head(params)
-    dtype = chain.hidden.dtype
-    like = chain.links[-1].k
+    dtype = cache.hidden.dtype
+    like = cache.segments[-1].k
     own_shape = (like.shape[0], rows, like.shape[3], max_tokens, like.shape[4])
-    cached = tuple(map(decode.heads_first, chain.links))
-    chain = chain._replace(
-        hidden=jnp.repeat(chain.hidden, fold, axis=0),
-        next=jnp.repeat(chain.next, fold),
+    cached = tuple(map(decode.to_bkth, cache.segments))
+    cache = cache._replace(
+        hidden=jnp.repeat(cache.hidden, fold, axis=0),
+        next=jnp.repeat(cache.next, fold),
     )
-    places = chain.next[:, None] + jnp.arange(max_tokens, dtype=jnp.int32)
+    places = cache.next[:, None] + jnp.arange(max_tokens, dtype=jnp.int32)
 
     class State(NamedTuple):
         t: Array
@@ -177,13 +177,13 @@ def generate(
             r.stopped | (live & ended),
         )
         own_mask = jnp.broadcast_to(jnp.arange(max_tokens) < s.t, (rows, max_tokens))
-        links = (*cached, Segment(s.k, s.v, own_mask, places))
-        here = Chain(links, s.hidden, chain.next + s.t)
+        links = (*cached, CacheSegment(s.k, s.v, own_mask, places))
+        here = PrefixCache(links, s.hidden, cache.next + s.t)
         one = jnp.ones((rows, 1), bool)
         _, after = extend(
             model, params, here, ids[:, None], one, attend=decode.attend, **options
         )
-        new, at = decode.heads_first(after.links[-1]), (0, 0, 0, s.t, 0)
+        new, at = decode.to_bkth(after.segments[-1]), (0, 0, 0, s.t, 0)
         return State(
             s.t + 1,
             r,
@@ -209,13 +209,13 @@ def generate(
         nothing,
         jnp.zeros(own_shape, dtype),
         jnp.zeros(own_shape, dtype),
-        chain.hidden,
+        cache.hidden,
         jnp.zeros(rows, jnp.int32),
         jnp.zeros(rows, bool),
     )
     last = jax.lax.while_loop(
         lambda s: (s.t < max_tokens) & ~jnp.all(s.done), step, first
     )
-    own = decode.tokens_first(Segment(last.k, last.v, last.rollout.mask, places))
-    after = chain.next + last.rollout.mask.sum(-1, dtype=jnp.int32)
-    return last.rollout, Chain((*chain.links, own), last.hidden, after)
+    own = decode.to_btkh(CacheSegment(last.k, last.v, last.rollout.mask, places))
+    after = cache.next + last.rollout.mask.sum(-1, dtype=jnp.int32)
+    return last.rollout, PrefixCache((*cache.segments, own), last.hidden, after)

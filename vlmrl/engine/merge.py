@@ -6,7 +6,7 @@ A kernel sees one link. What it computes of scores s, for the keys a query may s
   forward    lse = log Σ exp(s),  out = Σ exp(s − lse) v
   backward   p = exp(s − lse*),  dv = pᵀ g,  ds = p (g vᵀ − Σ g·out*),  dq = ds k, …
 
-with lse* and out* those of the whole chain, not of the link: so the sum over links of
+with lse* and out* those of the whole cache, not of the link: so the sum over links of
 what the kernels return is the gradient of the merged output, exactly. A kernel's own
 derivative would take the link's out and lse for the whole (and drop what flows through
 lse), which is wrong without looking wrong.

@@ -9,8 +9,13 @@ import jax.numpy as jnp
 
 from vlmrl import sharding
 from vlmrl.engine import attention
-from vlmrl.engine.chain import last_valid, levels_of, next_position, text_tokens
 from vlmrl.engine.logprobs import token_logprobs
+from vlmrl.engine.prefix_cache import (
+    embed_group,
+    last_valid,
+    next_position,
+    text_tokens,
+)
 from vlmrl.models.api import Model
 from vlmrl.types import Group, Rollout
 
@@ -31,7 +36,7 @@ def score(
     temperature=1.0,
     banned=None,
     mesh=None,
-    wide: bool = True,
+    float32_residual: bool = True,
     attend=attention.attend,
     **options,
 ):
@@ -44,7 +49,8 @@ def score(
     Args:
       temperature, banned: of the scored distribution (`logprobs.policy`).
       mesh: over which the groups and the parameters are split, if they are.
-      wide: the sum over layers in float32, as in sampling (see the family's `layers`).
+      float32_residual: a float32 residual stream, as in sampling (see the family's
+        `layers`).
       attend: the back end, as `attention.choose` gives it.
       options: dtype, remat, unroll (see the family's `layers`).
     Returns:
@@ -53,8 +59,10 @@ def score(
     """
     dtype = options.pop("dtype", None)
     options["mesh"] = mesh
-    levels = levels_of(model, params, group, dtype=dtype, **options)
-    (before, own), _ = model.layers(params, levels, (), attend, wide=wide, **options)
+    new_tokens = embed_group(model, params, group, dtype=dtype, **options)
+    (before, own), _ = model.layers(
+        params, new_tokens, (), attend, float32_residual=float32_residual, **options
+    )
     first = last_valid(before, group.prefix.mask)
     first = jnp.repeat(first, own.shape[0] // first.shape[0], axis=0)
     hidden = jnp.concatenate([first[:, None], own[:, :-1]], axis=1)

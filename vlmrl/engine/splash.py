@@ -1,4 +1,4 @@
-"""Attention over a chain by splash attention, on TPU.
+"""Attention over a cache by splash attention, on TPU.
 
 All links of a group become one row of keys, all its branches one row of queries, under
 a static mask that is computed inside the kernel (who branches off whom, and causality)
@@ -26,7 +26,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 
 from vlmrl import sharding
-from vlmrl.models.api import Level
+from vlmrl.models.api import NewTokens
 
 LANES = 128  # lengths are padded to multiples of it
 BLOCKS = (512, 256, 128)  # of queries and of keys: the largest that divides
@@ -78,7 +78,7 @@ def why_not(q, links, mesh) -> str | None:
     return None
 
 
-def attend(q, level: Level, links, *, mesh=None, interpret=False) -> jax.Array:
+def attend(q, level: NewTokens, links, *, mesh=None, interpret=False) -> jax.Array:
     """As `attention.attend`, without limits and windows; what queries under False of
     `level.mask` get is meaningless (and finite)."""
     keys, values, valid = zip(*links, strict=True)
@@ -98,7 +98,7 @@ def _groups(q, keys, values, valid, own, *, interpret: bool):
         x = x.reshape(groups, -1, *x.shape[2:])
         return jnp.pad(x, [(0, 0), (0, size - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
 
-    def chain(parts, size):
+    def cache(parts, size):
         joined = [row(x, len(x) // groups * x.shape[1]) for x in parts]
         return row(jnp.concatenate(joined, axis=1), size)
 
@@ -120,21 +120,21 @@ def _groups(q, keys, values, valid, own, *, interpret: bool):
         interpret=interpret,
     )
     segments = kernel.SegmentIds(
-        row(own, queries).astype(jnp.int32), chain(valid, total).astype(jnp.int32)
+        row(own, queries).astype(jnp.int32), cache(valid, total).astype(jnp.int32)
     )
 
-    def heads_first(x):  # [N, tokens, heads, H] → [N, heads, tokens, H]
+    def to_bkth(x):  # [N, tokens, heads, H] → [N, heads, tokens, H]
         return jnp.swapaxes(x, 1, 2)
 
     flat = row(q * width**-0.5, queries).astype(q.dtype)
     flat = flat.reshape(groups, queries, heads * rep, width)
     out = jax.vmap(made)(
-        heads_first(flat),
-        heads_first(chain(keys, total)),
-        heads_first(chain(values, total)),
+        to_bkth(flat),
+        to_bkth(cache(keys, total)),
+        to_bkth(cache(values, total)),
         segments,
     )
-    out = heads_first(out)[:, : rows * length]
+    out = to_bkth(out)[:, : rows * length]
     return out.reshape(q.shape)
 
 

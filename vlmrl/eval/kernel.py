@@ -1,8 +1,8 @@
 """One-pass evaluation: one jitted program that reads, generates and scores.
 
-N items, each an image under V conditions, each with K samples. The chain has four
-links: image and shared prompt → a condition's text → a sample → probes. Every link is
-computed once; the blind re-reading has a chain of its own, alike but without image.
+N items, each an image under V conditions, each with K samples. The prefix cache has
+four segments: image and shared prompt → a condition's text → a sample → probes. Each
+is computed once; the blind re-reading has a cache of its own, alike but without image.
 
 Rows: c = N * V condition rows, B = N * V * K sample rows, in that order. C options, T
 sampled tokens, R sighted probes, J bridges (`tags.Letters`), F tokens of an opening.
@@ -15,10 +15,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vlmrl.engine import slots as in_slots
-from vlmrl.engine.chain import Chain, extend, prefill
+from vlmrl.engine import continuous_batching
 from vlmrl.engine.generate import Sampling, generate
 from vlmrl.engine.logprobs import id_logprobs
+from vlmrl.engine.prefix_cache import PrefixCache, extend, prefill
 from vlmrl.eval.tags import TagTables, find
 from vlmrl.models.api import Model
 from vlmrl.types import Array, Group, Rollout, Scores
@@ -164,24 +164,25 @@ def evaluate(
       blind: the same without images: what an item's prompts share, then their texts.
       keys: uint32[B, 2], B / (N * V) samples of each condition row.
       slots: samples decoded side by side; when one ends, the next takes its place
-        (`engine/slots.py`), and all are read once more at the end. 0: all at once.
+        (`engine/continuous_batching.py`), and all are read once more at the end.
+        0: all at once.
       probe_every, probes: a sighted probe after every k think tokens, R at most.
       options: dtype, unroll (see the family's `layers`); attend, the back end that
         reads (`attention.choose`).
     """
-    chain = prefill(model, params, group, **options)
+    cache = prefill(model, params, group, **options)
     drawing = dict(max_tokens=max_tokens, sampling=sampling, **_run(options, "attend"))
     if slots:
         n = group.prefix.ids.shape[0]
-        rollout, _ = in_slots.generate(
-            model, params, lambda i: in_slots.take(chain, i, n), n, keys, tables.stops,
-            slots=slots, places=slots, **drawing,
+        rollout, _ = continuous_batching.generate(
+            model, params, lambda i: continuous_batching.take(cache, i, n), n,
+            keys, tables.stops, slots=slots, places=slots, **drawing,
         )  # fmt: skip
         _, own = extend(
-            model, params, chain, rollout.tokens, rollout.mask, **_run(options)
+            model, params, cache, rollout.tokens, rollout.mask, **_run(options)
         )
     else:
-        rollout, own = generate(model, params, chain, keys, tables.stops, **drawing)
+        rollout, own = generate(model, params, cache, keys, tables.stops, **drawing)
     samples = keys.shape[0] // rows.stage.shape[0]
     rows = jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), rows)
     text = read(tables, rollout, rows.stage)
@@ -195,7 +196,7 @@ def evaluate(
     kinds = jnp.concatenate([text.kind[:, None], jnp.full_like(marks, 2)], 1)
     mass = _probe(
         model, params, tables, own, rows, rollout, kinds.reshape(-1),
-        cuts.reshape(-1), each, jnp.repeat(chain.next, samples), options,
+        cuts.reshape(-1), each, jnp.repeat(cache.next, samples), options,
     ).reshape(-1, each, rows.options.shape[1])  # fmt: skip
     answer, option_mass = _renormalise(mass[:, 0], rows.options)
     sighted, _ = _renormalise(mass[:, 1:], rows.options[:, None])
@@ -238,12 +239,12 @@ def evaluate(
 
 
 def _probe(
-    model, params, tables, chain: Chain, rows: Rows, rollout, kind, cut, each, start,
-    options,
+    model, params, tables, cache: PrefixCache, rows: Rows, rollout, kind, cut, each,
+    start, options,
 ):  # fmt: skip
     """Letter masses after `cut` own tokens of each sample; n = B * each rows.
 
-    `start` int32[B] is the position of the samples' first token in this chain.
+    `start` int32[B] is the position of the samples' first token in this cache.
     """
     count = tables.letters.bridges.shape[0]
     wide = jax.tree.map(lambda x: jnp.repeat(x, each, axis=0), rows)
@@ -255,13 +256,13 @@ def _probe(
     behind = (wide.stage == ANSWERING) & (kind == 0)
     replay = jnp.where(behind, wide.last, replay)
     ids, mask, size = openings(tables, kind, replay)
-    prompt = chain.links[-2].mask.sum(-1)
+    prompt = cache.segments[-2].mask.sum(-1)
     prompt = jnp.repeat(prompt, cut.shape[0] // prompt.shape[0])
-    limits = [None] * (len(chain.links) - 2)
+    limits = [None] * (len(cache.segments) - 2)
     limits += [prompt - behind, cut]
     limits = tuple(x if x is None else jnp.repeat(x, count) for x in limits)
     begin = jnp.repeat(start, each) + cut - behind
-    here = chain._replace(next=jnp.repeat(begin, count))
+    here = cache._replace(next=jnp.repeat(begin, count))
     hidden, _ = extend(model, params, here, ids, mask, limits, **_run(options))
     return letter_mass(model, params, tables, hidden, size)
 

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vlmrl import sharding
-from vlmrl.engine.chain import prefill
 from vlmrl.engine.logprobs import id_logprobs
+from vlmrl.engine.prefix_cache import prefill
 from vlmrl.judges.judge import Item, Judge, Verdict, undecided
 from vlmrl.judges.prompt import JudgePrompt, load, messages, short
 from vlmrl.policy import Policy
@@ -127,8 +127,8 @@ def verdict_ids(processor: tokens.Processor) -> tuple[Array, Array]:
 
 def verdict_logprobs(model, params, group, words) -> jax.Array:
     """log P(Yes), log P(No) of the token after each row, float32[B, 2]."""
-    chain = prefill(model, params, group)
-    logp = id_logprobs(chain.hidden, model.head(params), jnp.concatenate(words))
+    cache = prefill(model, params, group)
+    logp = id_logprobs(cache.hidden, model.head(params), jnp.concatenate(words))
     split = words[0].shape[0]
     both = (logp[:, :split], logp[:, split:])
     return jnp.stack([jax.nn.logsumexp(part, axis=-1) for part in both], axis=-1)

@@ -156,7 +156,9 @@ class Evaluator:
         names = [f"{e.source}/{e.id}/{e.condition}" for e in changed]
         keys = branch_keys(labels.seed, "evaluate", 0, names, s.samples)
         # The blind reading keeps as much as the sighted one, or less.
-        self._weights.refuse("batch", params, inputs[0], 2 * len(keys), s.max_tokens)
+        self._weights.check_memory(
+            "batch", params, inputs[0], 2 * len(keys), s.max_tokens
+        )
         placed = sharding.join_batch(policy.mesh, (*inputs, keys))
         rollout, scores = sharding.rows(self._kernel(params, *placed))
         real = min(max(0, len(part) - index * own), own)

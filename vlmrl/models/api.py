@@ -4,8 +4,9 @@ A family gives a `Model`: pure functions of a flat parameter dict, name → arra
 engine never sees a module, and a family never sees a sampler, a loss or a mesh.
 
 Every text forward, whether prefill, decode, scoring or probe, is one call of
-`Model.layers`: new links of a chain (`Level`) attend to cached links (`Segment`), to
-the earlier new links, and causally to themselves.
+`Model.layers`: new tokens (`NewTokens`) attend to the segments of a prefix cache
+(`CacheSegment`), to the rows of earlier new tokens that they continue, and causally to
+themselves. Row b of B new rows continues row b // (B / b') of a segment with b' rows.
 """
 
 from __future__ import annotations
@@ -60,18 +61,18 @@ class Param(NamedTuple):
         return list(einops.rearrange(array, f"{right} -> {left}", **self.sizes).shape)
 
 
-class Level(NamedTuple):
-    """New tokens: one link of a chain, its B rows being branches of earlier links."""
+class NewTokens(NamedTuple):
+    """Rows of tokens to compute, branches of the segments before them."""
 
     x: Array  # dtype[B, T, D]: embedded, as `Model.embed` gives it
     positions: Array  # int32[3, B, T]
     mask: Array  # bool[B, T]
-    limits: tuple[Array | None, ...] = ()  # per earlier link (cached, then new):
-    # int32[B], attend only to its first rows; None or missing: to all valid ones
+    limits: tuple[Array | None, ...] = ()  # per earlier segment (cached, then new):
+    # int32[B], attend to its first tokens only; None or missing: to all valid ones
 
 
-class Segment(NamedTuple):
-    """A computed link: keys and values, stored once for all its branches."""
+class CacheSegment(NamedTuple):
+    """Keys and values of tokens, stored once for all the branches behind them."""
 
     k: Array  # dtype[L, B, S, K, H]
     v: Array  # dtype[L, B, S, K, H]
@@ -79,12 +80,12 @@ class Segment(NamedTuple):
     positions: Array  # int32[B, S]: on the time axis; sliding windows count them
 
 
-class Window(NamedTuple):
+class SlidingWindow(NamedTuple):
     """A sliding window: a query at position p sees keys at p − size + 1 … p. Positions
-    are logical, so that branches, padding and cut links don't change what is seen."""
+    are logical: branches, padding and limits don't change what is visible."""
 
     size: Array  # int32[]
-    positions: tuple[Array, ...]  # int32[b, S] per link, the queries' own last
+    positions: tuple[Array, ...]  # int32[b, S] per segment, the queries' own last
 
 
 class Model(NamedTuple):
@@ -94,10 +95,11 @@ class Model(NamedTuple):
     encode_image(params, vision) -> dtype[N, I * M, D]: merged tokens in raster order;
         D * (1 + J) for a family that adds features to its first J layers as well
     embed(params, tokens, features | None) -> dtype[B, S, D], as wide as the features
-    layers(params, levels, cached, attend, **options) -> (hidden per level, after the
-        final norm, [B, T, D]; Segment per level). attend(q, level, links, window)
-        mixes: q dtype[B, T, K, R, H]; links, in chain order and ending with the level
-        itself, are (k, v, mask) with k, v dtype[b, S, K, H]; window None or a Window
+    layers(params, new_tokens, cached, attend, **options) -> (hidden states per
+        `NewTokens`, after the final norm, dtype[B, T, D]; a `CacheSegment` of each).
+        attend(q, new, segments, window) -> dtype[B, T, K, R, H]: q has that shape;
+        segments, the new tokens last, are (k, v, mask), k and v dtype[b, S, K, H];
+        window is None or a SlidingWindow
     head(params) -> dtype[V, D]: rows of the output matrix
     renames: pairs (prefix that transformers 5 gives to names of modules and, in some
         files, of tensors; prefix that the table has, which is the hub's)

@@ -1,5 +1,5 @@
 """The text decoder of every family: grouped-query attention with rotary positions, RMS
-norms and a gated MLP, over the links of a chain.
+norms and a gated MLP, over the segments of a prefix cache.
 
 What differs between families is data: biases, norms of queries and keys, sliding
 windows, frequencies, and which position axis each frequency turns by. Axis letters:
@@ -19,11 +19,11 @@ from flax import linen as nn
 
 from vlmrl.models import layers as fn
 from vlmrl.models.api import (
-    Level,
+    CacheSegment,
     Model,
+    NewTokens,
     Param,
-    Segment,
-    Window,
+    SlidingWindow,
     bind,
     declare,
     linear_rows,
@@ -356,25 +356,26 @@ def embed(w, tokens: Tokens, features=None, *, dtype=None):
 def layers(
     c: Config,
     w: dict,
-    levels: tuple[Level, ...],
-    cached: tuple[Segment, ...],
+    new_tokens: tuple[NewTokens, ...],
+    cached: tuple[CacheSegment, ...],
     attend,
     *,
-    wide=True,
+    float32_residual=True,
     **scan,
 ):
-    """All decoder layers over new levels of a chain (see `api.Model`).
+    """Run all decoder layers over new tokens (see `api.Model`).
 
     Args:
-      wide: carry the sum over layers in float32. In bfloat16 it would be rounded twice
-        per layer, which is most of what separates two computations of one log-prob.
-        Where layers are rematerialised, what they keep is this sum.
+      float32_residual: keep the residual stream in float32. In bfloat16 it would be
+        rounded twice per layer, which is most of what separates two computations of
+        one log-prob. Rematerialised layers save this stream.
       scan: unroll, remat and mesh of `scan_layers`.
     Raises:
-      UserError: the chain, padding included, is longer than the config's rope allows.
+      UserError: cached and new tokens, padding included, are more than the config's
+        rope allows.
     """
-    dtype = levels[0].x.dtype
-    length = sum(x.mask.shape[1] for x in (*cached, *levels))
+    dtype = new_tokens[0].x.dtype
+    length = sum(x.mask.shape[1] for x in (*cached, *new_tokens))
     if 0 < c.rope.longest < length:
         raise UserError(
             f"config.json has rope type 'dynamic' and max_position_embeddings "
@@ -382,15 +383,15 @@ def layers(
             "changes the frequencies and is not supported: shorten prompt or completion"
         )
     turns = c.rope[:3]
-    ropes = [fn.rope(v.positions, *turns, dtype) for v in levels]
+    ropes = [fn.rope(v.positions, *turns, dtype) for v in new_tokens]
     sizes = [size or FAR for size in c.windows]
-    places = [s.positions for s in cached] + [v.positions[0] for v in levels]
+    positions = [s.positions for s in cached] + [v.positions[0] for v in new_tokens]
     # J features per token, added after the first J layers: [B, T, J, D]
     deep = [
         v.x[..., c.width :].reshape(*v.mask.shape, v.x.shape[-1] // c.width - 1, -1)
         if v.x.shape[-1] > c.width
         else None
-        for v in levels
+        for v in new_tokens
     ]
 
     def added(x, deep, i):
@@ -409,22 +410,24 @@ def layers(
         def normed(x, name):
             return fn.rms_norm(x, w[name], c.eps) if name in w else x
 
-        links = [(k, v, s.mask) for (k, v), s in zip(stored, cached, strict=True)]
+        segments = [(k, v, s.mask) for (k, v), s in zip(stored, cached, strict=True)]
         mlp_bias = [w[n + "_bias"] for n in ("gate", "up", "down") if n + "_bias" in w]
         out, made = [], []
-        for x, level, rope, more in zip(xs, levels, ropes, deep, strict=True):
+        for x, new, rope, more in zip(xs, new_tokens, ropes, deep, strict=True):
             y = fn.rms_norm(x, w["norm1"], c.eps).astype(dtype)
             q = jnp.einsum("btd,dkrh->btkrh", y, w["q"].astype(dtype)) + bias("q")
             k = jnp.einsum("btd,dkh->btkh", y, w["k"].astype(dtype)) + bias("k")
             v = jnp.einsum("btd,dkh->btkh", y, w["v"].astype(dtype)) + bias("v")
             q = fn.rotate(normed(q, "q_norm"), *rope)
             k = fn.rotate(normed(k, "k_norm"), *rope)
-            links.append((k, v, level.mask))
+            segments.append((k, v, new.mask))
             made.append((k, v))
             window = None
             if any(c.windows):
-                window = Window(jnp.asarray(sizes)[i], tuple(places[: len(links)]))
-            y = attend(q, level, tuple(links), window)
+                window = SlidingWindow(
+                    jnp.asarray(sizes)[i], tuple(positions[: len(segments)])
+                )
+            y = attend(q, new, tuple(segments), window)
             y = jnp.einsum("btkrh,krhd->btd", y, w["o"].astype(dtype)) + bias("o")
             x = x + y
             y = fn.rms_norm(x, w["norm2"], c.eps).astype(dtype)
@@ -433,20 +436,20 @@ def layers(
         return tuple(out), tuple(made)
 
     stored = tuple((s.k, s.v) for s in cached)
-    begin = tuple(v.x[..., : c.width] for v in levels)
+    begin = tuple(v.x[..., : c.width] for v in new_tokens)
     xs, made = fn.scan_layers(
         layer,
-        tuple(map(fn.wide, begin)) if wide else begin,
+        tuple(map(fn.wide, begin)) if float32_residual else begin,
         (below(w, "text.layers."), stored),
         tuple(range(c.layers)),
         **scan,
     )
     hidden = tuple(fn.rms_norm(x, w["text.norm"], c.eps).astype(dtype) for x in xs)
-    segments = tuple(
-        Segment(k, v, level.mask, level.positions[0])
-        for (k, v), level in zip(made, levels, strict=True)
+    computed = tuple(
+        CacheSegment(k, v, new.mask, new.positions[0])
+        for (k, v), new in zip(made, new_tokens, strict=True)
     )
-    return hidden, segments
+    return hidden, computed
 
 
 class Decoder(nn.Module):
@@ -472,8 +475,8 @@ class Decoder(nn.Module):
     def embed(self, tokens: Tokens, features=None, *, dtype=None):
         return embed(self.w["text.embed"], tokens, features, dtype=dtype)
 
-    def layers(self, levels, cached, attend, **options):
-        return layers(self.config.text, self.w, levels, cached, attend, **options)
+    def layers(self, new_tokens, cached, attend, **options):
+        return layers(self.config.text, self.w, new_tokens, cached, attend, **options)
 
     def head(self):
         return self.w["text.embed" if self.config.text.tied else "text.head"]

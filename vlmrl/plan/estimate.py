@@ -228,7 +228,7 @@ def cache_of(job: Job, mesh, program: Program, groups: int) -> float:
         texts = (2 * rows, job.eval_texts)  # with an image and without
         return programs.cache(
             job, mesh, groups=groups, length=2 * job.eval_tokens, rows=rows,
-            links=(blind, texts),
+            segments=(blind, texts),
         )  # fmt: skip
     return 0.0
 

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vlmrl import sharding
-from vlmrl.engine.chain import prefill
 from vlmrl.engine.generate import Sampling, Stops, generate
+from vlmrl.engine.prefix_cache import prefill
 from vlmrl.engine.score import completions, score
 from vlmrl.eval import kernel
 from vlmrl.eval.tags import Letters, Tag, TagTables
@@ -235,9 +235,9 @@ def rollout(job: Job, mesh, **options) -> Program:
 
     def sample(params, group, keys, stops):
         params = read(params)
-        chain = prefill(job.model, params, group, **options)
+        cache = prefill(job.model, params, group, **options)
         return generate(
-            job.model, params, chain, keys, stops,
+            job.model, params, cache, keys, stops,
             max_tokens=job.max_tokens, sampling=Sampling(1.0), **drawing(options),
         )[0]  # fmt: skip
 
@@ -287,7 +287,7 @@ def step(job: Job, mesh, **options) -> Program:
 
     function = update.make_update(
         job.model, tx, objective, microbatches=job.microbatches, freeze=freeze,
-        dtype=job.compute, remat=job.remat, wide=job.wide,
+        dtype=job.compute, remat=job.remat, float32_residual=job.wide,
         mesh=mesh, **options,
     )  # fmt: skip
     rows = job.prompts * job.group_size
@@ -313,8 +313,8 @@ def reference(job: Job, mesh, **options) -> Program:
 
     def of(params, group):
         return score(
-            job.model, params, group, dtype=job.compute, remat=job.remat, wide=job.wide,
-            mesh=mesh, **options,
+            job.model, params, group, dtype=job.compute, remat=job.remat,
+            float32_residual=job.wide, mesh=mesh, **options,
         )[0]  # fmt: skip
 
     rows = job.prompts * job.group_size
@@ -378,14 +378,14 @@ def held(tree, on_host: bool = False) -> float:
     return total
 
 
-def cache(job: Job, mesh, *, groups: int, length: int, rows: int, links=()) -> float:
-    """Bytes of keys and values on one device: prefixes, `links` of (rows, tokens), and
-    `rows` rows of `length` sampled tokens."""
+def cache(job: Job, mesh, *, groups: int, length: int, rows: int, segments=()) -> float:
+    """Bytes of keys and values on one device: prefixes, `segments` of (rows, tokens),
+    and `rows` rows of `length` sampled tokens."""
     c = job.model.config.text
     width = 2 * c.layers * c.kv_heads * c.head_dim
     shards = sharding.batch_shards(mesh)
     heads = mesh.shape["tensor"] if c.kv_heads % mesh.shape["tensor"] == 0 else 1
     tokens = groups * job.buckets["prefix"] + rows * length
-    tokens += sum(n * t for n, t in links)
+    tokens += sum(n * t for n, t in segments)
     size = np.dtype(job.compute or job.dtype).itemsize
     return tokens / shards * width / heads * size

@@ -1,7 +1,7 @@
 """Reading a completion's think back to the policy: which letter does it then give?
 
-One chain serves all of it: what the prompts of a group share is read once (its image
-once, too), the G thinks are branches of it, the C letters are branches of those.
+One prefix cache serves all of it: what the prompts of a group share is read once (its
+image once, too), the G thinks are branches of it, the C letters are branches of those.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vlmrl import sharding
-from vlmrl.engine.chain import extend, prefill
 from vlmrl.engine.logprobs import token_logprobs
+from vlmrl.engine.prefix_cache import extend, prefill
 from vlmrl.perturb import TAGS
 from vlmrl.policy import Policy
 from vlmrl.prompts import tokens
@@ -106,12 +106,12 @@ def letter_probs(model, params, group, ids, mask):
       group: B rows, as branches or as whole prefixes.
       ids, mask: [C, K], the tokens of every letter.
     """
-    chain = prefill(model, params, group)
-    rows, (count, width) = chain.next.shape[0], ids.shape
+    cache = prefill(model, params, group)
+    rows, (count, width) = cache.next.shape[0], ids.shape
     tiled = jnp.tile(ids, (rows, 1))
     valid = jnp.tile(jnp.asarray(mask), (rows, 1))
-    own, _ = extend(model, params, chain, tiled, valid)
-    first = jnp.repeat(chain.hidden, count, axis=0)[:, None]
+    own, _ = extend(model, params, cache, tiled, valid)
+    first = jnp.repeat(cache.hidden, count, axis=0)[:, None]
     hidden = jnp.concatenate([first, own[:, : width - 1]], axis=1)
     logp, _ = token_logprobs(hidden, model.head(params), tiled)
     total = jnp.where(valid, logp, 0).sum(-1).reshape(rows, count)

@@ -36,7 +36,11 @@ def make(
     needs = losses.needs(recipe.loss)
     how = {"temperature": recipe.temperature, "banned": policy.stops.banned}
     how |= {"attend": policy.attend, "mesh": policy.mesh}
-    how |= {"dtype": policy.compute, "wide": recipe.wide, "remat": recipe.remat or None}
+    how |= {
+        "dtype": policy.compute,
+        "float32_residual": recipe.wide,
+        "remat": recipe.remat or None,
+    }
     score_fn = jax.jit(lambda p, group: score(policy.model, p, group, **how)[0])
     grow = jax.jit(completions)
     # The update takes its parameters' memory; the start must outlive it.

@@ -126,7 +126,7 @@ class Recipe(NamedTuple):
     kl_rule: str = "ppo"  # 'ppo' or 'proportional'
     entropy_target: float = 0.0  # nats per token; adapts loss.entropy_weight; 0: fixed
     entropy_change: float = 0.005  # of that weight per step
-    slots: int = 0  # completions decoded side by side (`engine.slots`); 0: all of them
+    slots: int = 0  # completions decoded side by side at a time; 0: all of them
     gather: bool = True  # weights lie whole on each data shard while they sample
     lag: int = 0  # 1: rollouts are drawn one update ahead of the one they are used in
     ema: float = 0.0  # decay of the averaged parameters, which are evaluated; 0: none

@@ -16,9 +16,9 @@ import numpy as np
 
 from vlmrl import perturb, sharding
 from vlmrl.data import distort
-from vlmrl.engine import slots as in_slots
-from vlmrl.engine.chain import prefill
+from vlmrl.engine import continuous_batching
 from vlmrl.engine.generate import Sampling, branch_keys, generate
+from vlmrl.engine.prefix_cache import prefill
 from vlmrl.policy import Policy, Weights, prefixes
 from vlmrl.prompts import parsing, tokens
 from vlmrl.prompts.parsing import Parsed
@@ -88,8 +88,8 @@ def make_sampler(
     memory can't hold.
 
     Args:
-      slots: completions decoded side by side, see `engine.slots`; a prompt is then read
-        when its turn comes. 0: all at once.
+      slots: completions decoded side by side (`engine.continuous_batching`); a prompt
+        is then read when its turn comes. 0: all at once.
       gather: see `policy.Weights`.
     Raises:
       UserError: slots on several data shards; when called, too large a request.
@@ -110,15 +110,15 @@ def make_sampler(
             return generate(
                 policy.model, params, read(group), keys, policy.stops, **drawing
             )[0]
-        return in_slots.generate(
-            policy.model, params, lambda i: read(in_slots.pick(group, i)),
+        return continuous_batching.generate(
+            policy.model, params, lambda i: read(continuous_batching.pick(group, i)),
             group.prefix.ids.shape[0], keys, policy.stops,
             slots=slots, places=slots, **drawing,
         )[0]  # fmt: skip
 
     def sample(params, group: Group, keys) -> Rollout:
         field = "config.slots" if slots else "config.prompts"
-        weights.refuse(field, params, group, len(keys), max_tokens, slots=slots)
+        weights.check_memory(field, params, group, len(keys), max_tokens, slots=slots)
         return run(params, group, keys)
 
     return sample

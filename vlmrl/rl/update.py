@@ -176,7 +176,7 @@ def make_update(
       freeze: prefixes of parameters that take no gradient and stay as they are.
       ema: decay of `State.ema`, 0 for none.
       temperature, banned: of the scored distribution, as it was sampled.
-      options: dtype, remat, unroll and wide of the forward pass.
+      options: dtype, remat, unroll and float32_residual of the forward pass.
     """
     how = {"temperature": temperature, "banned": banned, "mesh": mesh, **options}
 

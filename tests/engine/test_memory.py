@@ -4,14 +4,14 @@ import jax
 import pytest
 
 from tests import kit
-from vlmrl.engine import fit
+from vlmrl.engine import memory
 from vlmrl.types import UserError
 
 BRANCHES, LENGTH = 6, 50
 
 
-def asked() -> fit.Need:
-    return fit.need(kit.model(), kit.params(), kit.group(2), BRANCHES, LENGTH)
+def asked() -> memory.MemoryEstimate:
+    return memory.estimate(kit.model(), kit.params(), kit.group(2), BRANCHES, LENGTH)
 
 
 def test_bytes_are_those_of_the_arrays():
@@ -26,8 +26,10 @@ def test_bytes_are_those_of_the_arrays():
 
 
 def refuse(there, **more):
-    fit.refuse("group_size", kit.model(), kit.params(), kit.group(2), BRANCHES, LENGTH,
-               there=there, **more)  # fmt: skip
+    memory.check(
+        "group_size", kit.model(), kit.params(), kit.group(2), BRANCHES, LENGTH,
+        there=there, **more,
+    )  # fmt: skip
 
 
 def test_a_request_too_large_is_refused_with_what_would_fit(monkeypatch):
@@ -57,9 +59,9 @@ def test_a_copy_of_the_weights_takes_its_part():
 
 def test_what_fits_is_what_was_said():
     """A batch of the size the error names passes."""
-    per = fit.need(kit.model(), kit.params(), kit.group(1), 3, LENGTH).total
+    per = memory.estimate(kit.model(), kit.params(), kit.group(1), 3, LENGTH).total
     assert asked().total == 2 * per
-    fit.refuse("x", kit.model(), kit.params(), kit.group(1), 3, LENGTH,
+    memory.check("x", kit.model(), kit.params(), kit.group(1), 3, LENGTH,
                there=asked().total - 1)  # fmt: skip
 
 
@@ -68,8 +70,9 @@ def test_slots_need_less_and_are_refused_by_their_number():
     the prefixes'."""
 
     def of(slots):
-        return fit.need(kit.model(), kit.params(), kit.group(2), BRANCHES, LENGTH,
-                        slots=slots)  # fmt: skip
+        return memory.estimate(
+            kit.model(), kit.params(), kit.group(2), BRANCHES, LENGTH, slots=slots
+        )
 
     whole, one, two = asked(), of(1), of(2)
     assert one.own * BRANCHES == whole.own and of(99) == whole
@@ -83,8 +86,8 @@ def test_slots_need_less_and_are_refused_by_their_number():
 
 
 def test_the_machines_own_memory():
-    found = fit.free(jax.devices()[0])
+    found = memory.available(jax.devices()[0])
     assert found is None or 2**20 < found < 2**50
-    fit.refuse("x", kit.model(), kit.params(), kit.group(2), BRANCHES, LENGTH)
+    memory.check("x", kit.model(), kit.params(), kit.group(2), BRANCHES, LENGTH)
     with pytest.raises(UserError, match="GB a device"):
-        fit.refuse("x", kit.model(), kit.params(), kit.group(2), 2**40, LENGTH)
+        memory.check("x", kit.model(), kit.params(), kit.group(2), 2**40, LENGTH)

@@ -25,10 +25,10 @@ import jax
 import jax.numpy as jnp
 
 from vlmrl.engine import decode
-from vlmrl.engine.chain import Chain, extend
 from vlmrl.engine.generate import Sampling, Stops, draw
 from vlmrl.engine.logprobs import entropy, logits
-from vlmrl.models.api import Model, Segment
+from vlmrl.engine.prefix_cache import PrefixCache, extend
+from vlmrl.models.api import CacheSegment, Model
 from vlmrl.types import Array, Group, Rollout, Tokens
 
 
@@ -58,7 +58,7 @@ class Slots(NamedTuple):
 class Places(NamedTuple):
     """The groups at hand; heads first."""
 
-    chain: Chain  # P groups
+    cache: PrefixCache  # P groups
     group: Array  # int32[P], N: none
     begun: Array  # int32[P]: branches that have started, G at most
 
@@ -71,14 +71,14 @@ class State(NamedTuple):
     rollout: Rollout  # N * G rows
 
 
-def take(chain: Chain, index, groups: int) -> Chain:
-    """One group of a chain of `groups`, its index traced."""
+def take(cache: PrefixCache, index, groups: int) -> PrefixCache:
+    """One group of a cache of `groups`, its index traced."""
     cut = functools.partial(_cut, index=index, groups=groups)
     links = tuple(
-        Segment(cut(s.k, 1), cut(s.v, 1), cut(s.mask), cut(s.positions))
-        for s in chain.links
+        CacheSegment(cut(s.k, 1), cut(s.v, 1), cut(s.mask), cut(s.positions))
+        for s in cache.segments
     )
-    return Chain(links, cut(chain.hidden), cut(chain.next))
+    return PrefixCache(links, cut(cache.hidden), cut(cache.next))
 
 
 def pick(group: Group, index) -> Group:
@@ -115,8 +115,9 @@ def generate(
     every row to the end, in B slots of fewer.
 
     Args:
-      load: group index int32[] -> Chain of that group alone: `take` of a chain that
-        exists, or a `prefill` of what `pick` gives: then only P prefixes ever exist.
+      load: group index int32[] -> PrefixCache of that group alone: `take` of a cache
+        that exists, or a `prefill` of what `pick` gives: then only P prefixes ever
+        exist.
       keys: uint32[N * G, 2].
       slots, places: B and P; both are cut to what there is.
     Returns:
@@ -127,9 +128,9 @@ def generate(
     slots, places = min(slots, total), min(places, groups)
     head = model.head(params)
     load_one = functools.partial(_load, load)
-    chain = jax.eval_shape(lambda: _first(load(jnp.int32(0))))
-    room = jax.tree.map(functools.partial(_room, places), chain)
-    like = chain.links[-1].k  # [L, c, K, S, H]
+    cache = jax.eval_shape(lambda: _first(load(jnp.int32(0))))
+    room = jax.tree.map(functools.partial(_room, places), cache)
+    like = cache.segments[-1].k  # [L, c, K, S, H]
     own = (like.shape[0], slots, like.shape[2], max_tokens, like.shape[4])
 
     def fill(x):
@@ -140,7 +141,7 @@ def generate(
         jnp.int32(0),
         Slots(
             fill(places), fill(0), fill(0),
-            jnp.zeros((slots, chain.hidden.shape[-1]), chain.hidden.dtype),
+            jnp.zeros((slots, cache.hidden.shape[-1]), cache.hidden.dtype),
             fill(0), fill(0),
             jnp.zeros((slots, max_tokens), bool),
             jnp.zeros((slots, max_tokens), jnp.int32),
@@ -166,7 +167,7 @@ def generate(
         return s._replace(
             loaded=s.loaded + 1,
             places=Places(
-                load_one(p.chain, s.loaded, at),
+                load_one(p.cache, s.loaded, at),
                 p.group.at[at].set(s.loaded),
                 p.begun.at[at].set(0),
             ),
@@ -190,13 +191,13 @@ def generate(
         of_lane = jnp.full(places * each, slots, jnp.int32)
         of_lane = of_lane.at[lane].set(jnp.arange(slots), mode="drop")
         attend = functools.partial(decode.attend, lanes=decode.Lanes(of_lane, lane))
-        mine = Segment(w.k, w.v, w.mask, w.at)
-        here = Chain((*p.chain.links, mine), w.hidden, w.next)
+        mine = CacheSegment(w.k, w.v, w.mask, w.at)
+        here = PrefixCache((*p.cache.segments, mine), w.hidden, w.next)
         one = jnp.ones((slots, 1), bool)
         _, after = extend(
             model, params, here, ids[:, None], one, attend=attend, **options
         )
-        new = decode.heads_first(after.links[-1])
+        new = decode.to_bkth(after.segments[-1])
         column = s.step % max_tokens
         at = (0, 0, 0, column, 0)
         gone = ended | (w.t + 1 == max_tokens)
@@ -231,8 +232,8 @@ def generate(
 # -- pieces ----------------------------------------------------------------------------
 
 
-def _first(chain: Chain) -> Chain:
-    return chain._replace(links=tuple(map(decode.heads_first, chain.links)))
+def _first(cache: PrefixCache) -> PrefixCache:
+    return cache._replace(links=tuple(map(decode.to_bkth, cache.segments)))
 
 
 def _room(places: int, x):
@@ -240,7 +241,7 @@ def _room(places: int, x):
     return jnp.zeros((places, *x.shape), x.dtype)
 
 
-def _pack(chain: Chain) -> Chain:
+def _pack(cache: PrefixCache) -> PrefixCache:
     """The leading axis of places moved beside the rows and joined with them."""
 
     def join(x, axis=0):
@@ -248,14 +249,14 @@ def _pack(chain: Chain) -> Chain:
         return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
     links = tuple(
-        Segment(join(s.k, 1), join(s.v, 1), join(s.mask), join(s.positions))
-        for s in chain.links
+        CacheSegment(join(s.k, 1), join(s.v, 1), join(s.mask), join(s.positions))
+        for s in cache.segments
     )
-    return Chain(links, join(chain.hidden), join(chain.next))
+    return PrefixCache(links, join(cache.hidden), join(cache.next))
 
 
-def _load(load, chain: Chain, group, at) -> Chain:
-    """The chain of all places with a group put into place `at`."""
+def _load(load, cache: PrefixCache, group, at) -> PrefixCache:
+    """The cache of all places with a group put into place `at`."""
     one = _first(load(group))
 
     def put(x, new, axis=0):
@@ -263,11 +264,11 @@ def _load(load, chain: Chain, group, at) -> Chain:
         return jax.lax.dynamic_update_slice_in_dim(x, new, start, axis)
 
     links = tuple(
-        Segment(put(s.k, o.k, 1), put(s.v, o.v, 1), put(s.mask, o.mask),
+        CacheSegment(put(s.k, o.k, 1), put(s.v, o.v, 1), put(s.mask, o.mask),
                 put(s.positions, o.positions))
-        for s, o in zip(chain.links, one.links, strict=True)
+        for s, o in zip(cache.segments, one.segments, strict=True)
     )  # fmt: skip
-    return Chain(links, put(chain.hidden, one.hidden), put(chain.next, one.next))
+    return PrefixCache(links, put(cache.hidden, one.hidden), put(cache.next, one.next))
 
 
 def _refill(s: State, each: int) -> State:
@@ -285,7 +286,7 @@ def _refill(s: State, each: int) -> State:
     place = order[which]
     branch = p.begun[place] + rank - (upto - left)[which]
     counts = jnp.zeros(places, jnp.int32).at[place].add(start.astype(jnp.int32))
-    per = p.chain.next.shape[0] // places  # rows of the last link
+    per = p.cache.next.shape[0] // places  # rows of the last link
     parent = place * per + branch // (each // per)
 
     def new(x, old):
@@ -296,8 +297,8 @@ def _refill(s: State, each: int) -> State:
         place=new(place, w.place).astype(jnp.int32),
         branch=new(branch, w.branch).astype(jnp.int32),
         t=new(0, w.t),
-        hidden=new(p.chain.hidden.at[parent].get(mode="clip"), w.hidden),
-        next=new(p.chain.next.at[parent].get(mode="clip"), w.next),
+        hidden=new(p.cache.hidden.at[parent].get(mode="clip"), w.hidden),
+        next=new(p.cache.next.at[parent].get(mode="clip"), w.next),
         automaton=new(0, w.automaton),
         mask=new(False, w.mask),
     )

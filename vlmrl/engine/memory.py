@@ -13,8 +13,8 @@ from typing import NamedTuple
 import jax
 
 from vlmrl import sharding
-from vlmrl.engine.chain import prefill
 from vlmrl.engine.logprobs import logits
+from vlmrl.engine.prefix_cache import prefill
 from vlmrl.models.api import Model
 from vlmrl.types import Group, UserError
 
@@ -22,7 +22,7 @@ ROWS_OF_LOGITS = 4  # float32[B, V] alive while a token is drawn
 KEPT = 0.9  # share of free memory that a request may take
 
 
-class Need(NamedTuple):
+class MemoryEstimate(NamedTuple):
     """Bytes a rollout holds besides the parameters, over all devices."""
 
     prefix: int  # keys and values of the groups' links, and images while they are read
@@ -34,13 +34,13 @@ class Need(NamedTuple):
         return self.prefix + self.own + self.drawing
 
 
-def need(
+def estimate(
     model: Model, params, group: Group, branches: int, length: int, *, slots: int = 0,
     **options,
-) -> Need:  # fmt: skip
-    """Need of `branches` rows of `length` new tokens behind a group's links, counted on
-    shapes; nothing is computed. In slots so many rows, and as many groups, at a time
-    (`engine.slots`, a group read when its turn comes)."""
+) -> MemoryEstimate:  # fmt: skip
+    """Estimate the memory of `branches` rows of `length` new tokens behind the prefixes
+    of a group, on shapes; nothing is computed. With `slots`, so many rows and as many
+    groups exist at a time (`engine.continuous_batching`)."""
 
     def read(params, group):
         return prefill(model, params, group, **options)
@@ -48,23 +48,23 @@ def need(
     def draw(params, hidden):
         return logits(hidden, model.head(params))
 
-    chain = jax.eval_shape(read, params, group)
-    vocabulary = jax.eval_shape(draw, params, chain.hidden).shape[-1]
+    cache = jax.eval_shape(read, params, group)
+    vocabulary = jax.eval_shape(draw, params, cache.hidden).shape[-1]
     groups = group.prefix.ids.shape[0]
-    links = sum(_bytes((link.k, link.v)) for link in chain.links)
-    last = chain.links[-1]
+    links = sum(_bytes((link.k, link.v)) for link in cache.segments)
+    last = cache.segments[-1]
     token = _bytes((last.k, last.v)) // last.mask.size  # of one row
     images = 0 if group.vision is None else 2 * _bytes(group.vision.patches)
     rows = min(slots, branches) if slots else branches
     held = min(slots, groups) if slots else groups
-    return Need(
+    return MemoryEstimate(
         2 * links * held // groups + images,  # decoding keeps an order of its own
         rows * length * token,
         ROWS_OF_LOGITS * 4 * rows * vocabulary,
     )
 
 
-def free(device) -> int | None:
+def available(device) -> int | None:
     """Bytes a device has left: its allocator's limit less what is in use; of a CPU,
     what the system could give. None where nobody says."""
     stats = device.memory_stats() or {}
@@ -80,7 +80,7 @@ def free(device) -> int | None:
     )
 
 
-def refuse(
+def check(
     what: str,
     model: Model,
     params,
@@ -100,7 +100,7 @@ def refuse(
       what: names the request's setting, first word of the error.
       group: of this process, if there are several.
       branches: B = N * G rows of `length` new tokens.
-      there: bytes of each device to count on, instead of what `free` says.
+      there: bytes of each device to count on, instead of what `available` says.
       slots: rows at a time, 0 for all.
       copy: bytes of each device that a copy of the weights takes besides.
       options: as for `prefill`.
@@ -110,15 +110,15 @@ def refuse(
     """
     groups = group.prefix.ids.shape[0]
 
-    def of(slots: int) -> Need:
-        return need(model, params, group, branches, length, slots=slots, **options)
+    def of(slots: int) -> MemoryEstimate:
+        return estimate(model, params, group, branches, length, slots=slots, **options)
 
     found = of(slots)
     shards = sharding.batch_shards(mesh) if mesh is not None else 1
     shards = max(1, shards // jax.process_count())  # those that hold these groups
     devices = mesh.local_devices if mesh is not None else jax.local_devices()[:1]
     if there is None:
-        each = [free(d) for d in devices]
+        each = [available(d) for d in devices]
         if None in each:
             return
         there = int(KEPT * min(each))

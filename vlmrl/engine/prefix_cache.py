@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from vlmrl.engine import attention
-from vlmrl.models.api import Level, Model, Segment
+from vlmrl.models.api import CacheSegment, Model, NewTokens
 from vlmrl.types import Array, Group, Tokens
 
 
-class Chain(NamedTuple):
+class PrefixCache(NamedTuple):
     """Computed links, and where the next one starts; B rows of the last link."""
 
-    links: tuple[Segment, ...]
+    links: tuple[CacheSegment, ...]
     hidden: Array  # dtype[B, D]: state after the last valid token of the last link
     next: Array  # int32[B]: M-RoPE position of the token that follows
 
@@ -42,7 +42,7 @@ def text_tokens(ids, mask, start) -> Tokens:
     return Tokens(ids, positions, mask, jnp.full_like(ids, -1))
 
 
-def levels_of(model: Model, params, group: Group, **options) -> tuple[Level, ...]:
+def embed_group(model: Model, params, group: Group, **options) -> tuple[NewTokens, ...]:
     """Embedded links of a group: its prefix, and its branches if it has them."""
     dtype = options.pop("dtype", None)
     features = None
@@ -50,14 +50,14 @@ def levels_of(model: Model, params, group: Group, **options) -> tuple[Level, ...
         features = model.encode_image(params, group.vision, dtype=dtype, **options)
     parts = [group.prefix] + ([] if group.branches is None else [group.branches])
     return tuple(
-        Level(model.embed(params, t, features, dtype=dtype), t.positions, t.mask)
+        NewTokens(model.embed(params, t, features, dtype=dtype), t.positions, t.mask)
         for t in parts
     )
 
 
 def prefill(
     model: Model, params, group: Group, *, attend=attention.attend, **options
-) -> Chain:
+) -> PrefixCache:
     """Compute every link of a group once (vision tower included).
 
     Args:
@@ -66,19 +66,19 @@ def prefill(
     """
     dtype = options.get("dtype")
     run = {k: v for k, v in options.items() if k != "dtype"}
-    levels = levels_of(model, params, group, dtype=dtype, **run)
+    levels = embed_group(model, params, group, dtype=dtype, **run)
     hidden, links = model.layers(params, levels, (), attend, **run)
     start = next_position(group.prefix)
     if group.branches is not None:
         own = next_position(group.branches)
         start = jnp.maximum(jnp.repeat(start, own.shape[0] // start.shape[0]), own)
-    return Chain(links, last_valid(hidden[-1], levels[-1].mask), start)
+    return PrefixCache(links, last_valid(hidden[-1], levels[-1].mask), start)
 
 
 def extend(
     model: Model,
     params,
-    chain: Chain,
+    cache: PrefixCache,
     ids,
     mask,
     limits=(),
@@ -86,16 +86,22 @@ def extend(
     attend=attention.attend,
     **options,
 ):
-    """Read plain text rows behind a chain: (hidden dtype[B, T, D], the longer Chain).
+    """Read rows of plain text behind a cache.
 
-    `ids` int32[B, T] may have more rows than the chain (branches). A row's positions
-    follow the chain's; `limits` cut earlier links (`api.Level.limits`), in which case
-    the caller gives the start through `chain.next`.
+    Args:
+      ids: int32[B, T], B a multiple of the cache's rows (branches); mask: bool[B, T].
+        Positions continue those of the cache's rows.
+      limits: how much of each earlier segment is visible (`api.NewTokens.limits`); the
+        caller then gives the first positions in `cache.next`.
+    Returns:
+      (hidden dtype[B, T, D], the cache with a segment more).
     """
-    start = jnp.repeat(chain.next, ids.shape[0] // chain.next.shape[0])
+    start = jnp.repeat(cache.next, ids.shape[0] // cache.next.shape[0])
     tokens = text_tokens(ids, mask, start)
-    x = model.embed(params, tokens, None, dtype=chain.hidden.dtype)
-    level = Level(x, tokens.positions, mask, limits)
-    (hidden,), (link,) = model.layers(params, (level,), chain.links, attend, **options)
+    x = model.embed(params, tokens, None, dtype=cache.hidden.dtype)
+    level = NewTokens(x, tokens.positions, mask, limits)
+    (hidden,), (link,) = model.layers(
+        params, (level,), cache.segments, attend, **options
+    )
     after = start + mask.sum(-1, dtype=jnp.int32)
-    return hidden, Chain((*chain.links, link), last_valid(hidden, mask), after)
+    return hidden, PrefixCache((*cache.segments, link), last_valid(hidden, mask), after)

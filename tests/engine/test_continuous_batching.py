@@ -9,8 +9,7 @@ import pytest
 import scipy.stats
 
 from tests import kit
-from vlmrl.engine import chain as chains
-from vlmrl.engine import slots
+from vlmrl.engine import continuous_batching, prefix_cache
 from vlmrl.engine.automata import automaton
 from vlmrl.engine.generate import Sampling, Stops, branch_keys, generate, make_stops
 
@@ -27,22 +26,22 @@ def stops() -> Stops:
     )
 
 
-def both(model, params, chain, groups, keys, stops, sizes, length, temperature=1.0):
+def both(model, params, cache, groups, keys, stops, sizes, length, temperature=1.0):
     """(the plain loop's Rollout, that of the slots, their Use)."""
     sampling = Sampling(temperature)
 
     @jax.jit
-    def run(params, chain, keys):
+    def run(params, cache, keys):
         plain, _ = generate(
-            model, params, chain, keys, stops, max_tokens=length, sampling=sampling
+            model, params, cache, keys, stops, max_tokens=length, sampling=sampling
         )
-        load = functools.partial(slots.take, chain, groups=groups)
-        return plain, *slots.generate(
+        load = functools.partial(continuous_batching.take, cache, groups=groups)
+        return plain, *continuous_batching.generate(
             model, params, load, groups, keys, stops,
             **sizes, max_tokens=length, sampling=sampling,
         )  # fmt: skip
 
-    return jax.device_get(run(params, chain, keys))
+    return jax.device_get(run(params, cache, keys))
 
 
 def same(found, wanted):
@@ -65,9 +64,9 @@ def same(found, wanted):
 def test_every_branch_is_that_of_the_plain_loop(sizes):
     groups, each, length = 4, 3, 9
     table = np.random.default_rng(0).normal(size=(groups, length + 1, V))
-    model, params, chain = kit.scripted(table)
+    model, params, cache = kit.scripted(table)
     keys = branch_keys(0, "rollout", 0, list("abcd"), each)
-    plain, found, use = both(model, params, chain, groups, keys, stops(), sizes, length)
+    plain, found, use = both(model, params, cache, groups, keys, stops(), sizes, length)
     assert len(set(plain.mask.sum(-1).tolist())) > 2  # they end at unlike lengths
     same(found, plain)
     assert use.kept == plain.mask.sum() and use.loads == groups
@@ -89,11 +88,11 @@ def test_links_above_links_and_attention():
 
     @jax.jit
     def run(params, group):
-        read = functools.partial(chains.prefill, kit.model(), params)
+        read = functools.partial(prefix_cache.prefill, kit.model(), params)
         plain, _ = generate(kit.model(), params, read(group), keys, made, **settings)
-        return plain, *slots.generate(
-            kit.model(), params, lambda i: read(slots.pick(group, i)), 2, keys, made,
-            slots=3, places=1, **settings,
+        return plain, *continuous_batching.generate(
+            kit.model(), params, lambda i: read(continuous_batching.pick(group, i)),
+            2, keys, made, slots=3, places=1, **settings,
         )  # fmt: skip
 
     plain, found, use = jax.device_get(run(kit.params(), group))
@@ -120,13 +119,13 @@ def test_few_slots_stand_idle_under_a_long_tail():
     83 %.)
     """
     groups, each, length, width = 96, 8, 256, 16
-    model, params, chain = long_tailed(groups, length)
+    model, params, cache = long_tailed(groups, length)
     keys = branch_keys(0, "rollout", 0, [str(i) for i in range(groups)], each)
-    load = functools.partial(slots.take, chain, groups=groups)
+    load = functools.partial(continuous_batching.take, cache, groups=groups)
 
     @jax.jit
     def run(params):
-        return slots.generate(
+        return continuous_batching.generate(
             model, params, load, groups, keys, stops(),
             slots=width, places=8, max_tokens=length, sampling=Sampling(1.0),
         )  # fmt: skip
