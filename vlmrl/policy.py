@@ -102,9 +102,7 @@ class Weights:
             return self._policy.read(params)
         return gathered(params, self._policy.compute, self._lie)
 
-    def check_memory(
-        self, what: str, params, group: Group, rows: int, length: int, **options
-    ):
+    def check_memory(self, field: str, params, request: memory.RolloutRequest):
         """Before the first call, whose shapes all others have: `memory.check` of what
         memory can't hold, copies of the weights included."""
         if not self._unchecked:
@@ -116,8 +114,8 @@ class Weights:
         copied = self._gather or policy.compute is not None
         read = jax.eval_shape(policy.read, params)
         memory.check(
-            what, policy.model, read, group, rows, length, mesh=policy.mesh,
-            copy=sharding.bytes_each(read, lie) if copied else 0, **options,
+            field, policy.model, read, request, mesh=policy.mesh,
+            copy=sharding.bytes_each(read, lie) if copied else 0,
         )  # fmt: skip
 
 

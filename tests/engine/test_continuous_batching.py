@@ -1,4 +1,4 @@
-"""Slots: every branch as the plain loop samples it, and few idle slots."""
+"""Continuous batching: every branch as the plain loop samples it, few idle slots."""
 
 import functools
 
@@ -11,6 +11,7 @@ import scipy.stats
 from tests import kit
 from vlmrl.engine import continuous_batching, prefix_cache
 from vlmrl.engine.automata import automaton
+from vlmrl.engine.continuous_batching import SlotCounts
 from vlmrl.engine.generate import Sampling, Stops, branch_keys, generate, make_stops
 
 V, END = 8, 7
@@ -27,7 +28,7 @@ def stops() -> Stops:
 
 
 def both(model, params, cache, groups, keys, stops, sizes, length, temperature=1.0):
-    """(the plain loop's Rollout, that of the slots, their Use)."""
+    """(the plain loop's Rollout, that of the slots, their SlotUsage)."""
     sampling = Sampling(temperature)
 
     @jax.jit
@@ -35,10 +36,10 @@ def both(model, params, cache, groups, keys, stops, sizes, length, temperature=1
         plain, _ = generate(
             model, params, cache, keys, stops, max_tokens=length, sampling=sampling
         )
-        load = functools.partial(continuous_batching.take, cache, groups=groups)
+        source = continuous_batching.from_cache(cache, groups)
         return plain, *continuous_batching.generate(
-            model, params, load, groups, keys, stops,
-            **sizes, max_tokens=length, sampling=sampling,
+            model, params, source, keys, stops,
+            slots=sizes, max_tokens=length, sampling=sampling,
         )  # fmt: skip
 
     return jax.device_get(run(params, cache, keys))
@@ -54,10 +55,10 @@ def same(found, wanted):
 @pytest.mark.parametrize(
     "sizes",
     [
-        dict(slots=5, places=3),
-        dict(slots=1, places=1),
-        dict(slots=3, places=1),  # one group after the other
-        dict(slots=99, places=99),  # more than there is
+        SlotCounts(5, 3),
+        SlotCounts(1, 1),
+        SlotCounts(3, 1),  # one group after the other
+        SlotCounts(99, 99),  # more than there is
     ],
     ids=str,
 )
@@ -69,16 +70,16 @@ def test_every_branch_is_that_of_the_plain_loop(sizes):
     plain, found, use = both(model, params, cache, groups, keys, stops(), sizes, length)
     assert len(set(plain.mask.sum(-1).tolist())) > 2  # they end at unlike lengths
     same(found, plain)
-    assert use.kept == plain.mask.sum() and use.loads == groups
-    slotted = min(sizes["slots"], groups * each)
-    assert use.kept <= use.steps * slotted
+    assert use.tokens == plain.mask.sum() and use.loads == groups
+    slotted = min(sizes.decode, groups * each)
+    assert use.tokens <= use.steps * slotted
 
 
 @pytest.mark.slow
-def test_links_above_links_and_attention():
+def test_segments_behind_segments_and_attention():
     """The toy with its images, 2 groups of 2 conditions with 3 samples each. Groups are
-    read when their turn comes; a slot attends to the links of its branch and to its own
-    tokens in the ring: equal ids, log-probs to 1e-5."""
+    read when their turn comes; a slot attends to the segments of its branch and to its
+    own tokens in the ring buffer: equal ids, log-probs to 1e-5."""
     group = kit.group(2, ("base", "wrong_caption"))
     made = make_stops(kit.processor())
     common = np.isin(np.arange(len(made.end)), np.arange(40, 100))
@@ -91,8 +92,8 @@ def test_links_above_links_and_attention():
         read = functools.partial(prefix_cache.prefill, kit.model(), params)
         plain, _ = generate(kit.model(), params, read(group), keys, made, **settings)
         return plain, *continuous_batching.generate(
-            kit.model(), params, lambda i: read(continuous_batching.pick(group, i)),
-            2, keys, made, slots=3, places=1, **settings,
+            kit.model(), params, continuous_batching.from_group(group, read),
+            keys, made, slots=SlotCounts(3, 1), **settings,
         )  # fmt: skip
 
     plain, found, use = jax.device_get(run(kit.params(), group))
@@ -114,27 +115,26 @@ def long_tailed(groups, length):
 
 def test_few_slots_stand_idle_under_a_long_tail():
     """768 branches in 16 slots, the longest ten times the median: at least 85 % of
-    slot-steps write a token that is kept, where 16 rows at a time keep less than a
-    third. (What is lost goes at the end, when nothing waits: 256 branches keep 75 to
-    83 %.)
+    slot-steps write a token, where 16 rows at a time write in less than a third. (What
+    is lost goes at the end, when nothing waits: 256 branches reach 75 to 83 %.)
     """
     groups, each, length, width = 96, 8, 256, 16
     model, params, cache = long_tailed(groups, length)
     keys = branch_keys(0, "rollout", 0, [str(i) for i in range(groups)], each)
-    load = functools.partial(continuous_batching.take, cache, groups=groups)
+    source = continuous_batching.from_cache(cache, groups)
 
     @jax.jit
     def run(params):
         return continuous_batching.generate(
-            model, params, load, groups, keys, stops(),
-            slots=width, places=8, max_tokens=length, sampling=Sampling(1.0),
+            model, params, source, keys, stops(),
+            slots=SlotCounts(width, 8), max_tokens=length, sampling=Sampling(1.0),
         )  # fmt: skip
 
     found, use = jax.device_get(run(params))
     lengths = found.mask.sum(-1)
     assert 15 < np.median(lengths) < 25 and lengths.max() > 150
-    assert use.kept == lengths.sum() and use.loads == groups
-    share = use.kept / (use.steps * width)
+    assert use.tokens == lengths.sum() and use.loads == groups
+    share = use.tokens / (use.steps * width)
     assert share >= 0.85, share
     batches = lengths.reshape(-1, width).max(1).sum() * width
     assert lengths.sum() / batches < 1 / 3

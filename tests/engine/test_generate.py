@@ -337,8 +337,8 @@ def test_the_head_in_chunks_is_the_head(monkeypatch, tokens_held):
     head = rng.normal(size=(V, 5)).astype(np.float32)
     targets = rng.integers(0, V - 1, (3, 7))
     banned = np.arange(V) == V - 1
-    monkeypatch.setattr(logprobs, "LOGITS", tokens_held * V)
-    monkeypatch.setattr(logprobs, "TOKENS", 1)
+    monkeypatch.setattr(logprobs, "CHUNK_LOGITS", tokens_held * V)
+    monkeypatch.setattr(logprobs, "CHUNK_TOKENS", 1)
 
     def plain(hidden, head):
         raw = hidden @ head.T

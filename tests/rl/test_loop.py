@@ -181,7 +181,7 @@ def test_in_slots_the_same_completions_are_drawn(plain, monkeypatch):
 
     assert [s.text for s in drawn().samples] == [s.text for s in made[0].samples]
     monkeypatch.setattr(memory, "available", lambda device: 10**6)
-    with pytest.raises(UserError, match=r"config\.slots: .* ask for .* slots fit"):
+    with pytest.raises(UserError, match=r"config\.slots: .* need .* slots fit"):
         drawn()
     eight = policy()._replace(mesh=sharding.make_mesh())
     with pytest.raises(UserError, match="config.slots is 5: wants one data shard"):

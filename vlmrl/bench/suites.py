@@ -150,7 +150,7 @@ def slots(s: Settings) -> list[dict]:
     )
     return [
         result(
-            "slots/kept", float(use.kept) / (float(use.steps) * count),
+            "slots/kept", float(use.tokens) / (float(use.steps) * count),
             f"share of slot-steps that write a token which is kept: {told}; batches of "
             f"{wide} rows, each to its longest, keep {lengths.sum() / idle:.0%}; "
             f"{alike:.0%} of the samples have the same length in both",

@@ -344,21 +344,18 @@ def slotted(
     slots: int,
     dtype=None,
 ):
-    """params → (Rollout, Use) of `each` samples of every group, in slots; a place per
-    slot at most, and a group is read when its turn comes."""
+    """params → (Rollout, SlotUsage) of `each` samples of every group by continuous
+    batching, with as many prefix slots as decode slots."""
     count = len(group.prefix.ids)
     keys = branch_keys(count * each)
 
     @jax.jit
     def run(params, group, keys, stops):
-        def load(i):
-            return prefill(
-                model, params, continuous_batching.pick(group, i), dtype=dtype
-            )
-
+        read = functools.partial(prefill, model, params, dtype=dtype)
         return continuous_batching.generate(
-            model, params, load, count, keys, stops,
-            slots=slots, places=slots, max_tokens=length, sampling=Sampling(1.0),
+            model, params, continuous_batching.from_group(group, read), keys, stops,
+            slots=continuous_batching.SlotCounts(slots, slots),
+            max_tokens=length, sampling=Sampling(1.0),
         )  # fmt: skip
 
     return lambda params: run(params, group, keys, stops)

@@ -1,4 +1,4 @@
-"""Byte patterns matched by whole tokens: how the device loop sees tags.
+"""Byte patterns matched by whole tokens: how the decoding loop sees tags.
 
 `automaton` turns the bytes of every token and a few patterns (`</think>`, `<answer`,
 `</answer>`, ...) into tables that one gather per step looks up, inside jit.
@@ -29,7 +29,7 @@ class Automaton(NamedTuple):
 
 
 def automaton(token_bytes: Sequence[bytes], patterns: Sequence[bytes]) -> Automaton:
-    """Tables by which tokens, not bytes, drive a search for `patterns`.
+    """Build tables by which whole tokens drive a search for byte patterns.
 
     Tags merge with their neighbours and split in many ways under BPE, so ids cannot be
     matched; bytes can. Aho and Corasick, Efficient string matching, CACM 18(6), 1975.
@@ -40,32 +40,34 @@ def automaton(token_bytes: Sequence[bytes], patterns: Sequence[bytes]) -> Automa
       patterns: at most 8 non-empty byte strings.
     """
     if not 0 < len(patterns) <= 8 or not all(patterns):
-        raise UserError(f"automaton: needs 1 to 8 non-empty patterns, got {patterns}")
+        raise UserError(
+            f"automaton: expected 1 to 8 non-empty patterns, got {patterns}"
+        )
     children: list[dict[int, int]] = [{}]
-    found = [0]
+    matched = [0]
     for k, pattern in enumerate(patterns):
         state = 0
         for byte in pattern:
             if byte not in children[state]:
                 children[state][byte] = len(children)
                 children.append({})
-                found.append(0)
+                matched.append(0)
             state = children[state][byte]
-        found[state] |= 1 << k
+        matched[state] |= 1 << k
     goto = np.zeros((len(children), 256), np.int16)
     queue = deque([(0, 0)])  # (state, the state of its longest proper suffix)
     while queue:
         state, back = queue.popleft()
-        found[state] |= found[back]
+        matched[state] |= matched[back]
         if state:
             goto[state] = goto[back]
         for byte, child in children[state].items():
             queue.append((child, int(goto[back, byte]) if state else 0))
             goto[state, byte] = child
-    return _by_token(token_bytes, goto, np.array(found, np.uint8))
+    return _by_token(token_bytes, goto, np.array(matched, np.uint8))
 
 
-def _by_token(token_bytes, goto, found) -> Automaton:
+def _by_token(token_bytes, goto, matched) -> Automaton:
     n = len(goto)
     lengths = np.array([len(b) for b in token_bytes])
     order = np.argsort(-lengths, kind="stable")  # still-running tokens come first
@@ -78,7 +80,7 @@ def _by_token(token_bytes, goto, found) -> Automaton:
         live = int(np.searchsorted(-lengths[order], -i, side="left"))
         byte = stream[starts[:live] + i]
         running[:live] = step[byte[:, None], running[:live]]
-        hits[:live] |= found[running[:live]]
+        hits[:live] |= matched[running[:live]]
     inverse = np.argsort(order)
-    ends = found[running] * (lengths[order] > 0)[:, None].astype(np.uint8)
+    ends = matched[running] * (lengths[order] > 0)[:, None].astype(np.uint8)
     return Automaton(running[inverse], hits[inverse], ends[inverse])

@@ -1,10 +1,10 @@
-"""Attention over one link with XLA alone, block by block: scores of a block of queries
-and a block of keys are all that ever exists of the score matrix.
+"""Attention over one segment with XLA alone, block by block: scores of a block of
+queries and a block of keys are all that ever exists of the score matrix.
 
 The online softmax of https://arxiv.org/abs/2205.14135, and its backward pass from the
 log-sum-exp (https://arxiv.org/abs/2307.08691, algorithm 2). Blocks of keys that no
-query of a block may see (causally later, cut off, padding) are not computed. Letters as
-in `merge.py`; C query blocks of q tokens, s keys in a block.
+query of a block may see (causally later, beyond a limit, padding) are not computed.
+Letters as in `merge.py`; C blocks of q query tokens, s keys in a block.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from vlmrl.engine.merge import NOTHING, Kernel, Seen
+from vlmrl.engine.merge import MASKED, Kernel, KeyMask
 
 QUERIES, KEYS = 512, 512  # tokens in a block
 
 
 class _Blocks:
-    """One link cut into blocks, heads before tokens; `cut` and `join` are inverse."""
+    """One segment cut into blocks, heads before tokens."""
 
-    def __init__(self, q, k, seen: Seen):
+    def __init__(self, q, k, mask: KeyMask):
         self.b, self.length, self.heads, self.rep, self.width = q.shape
         self.size = k.shape[1]
         self.q = min(QUERIES, self.length)
@@ -28,25 +28,25 @@ class _Blocks:
         self.count = -(-self.length // self.q)
         self.kind = jnp.promote_types(q.dtype, jnp.float32)
         every = jnp.full((self.b, self.length), self.size, jnp.int32)
-        stop = every if seen.stop is None else seen.stop
+        stop = every if mask.stop is None else mask.stop
         steps = jnp.arange(1, self.size + 1)
-        last = jnp.max(jnp.where(seen.mask, steps, 0), axis=-1)  # behind the last valid
-        self.stop = self._queries(jnp.minimum(stop, last[:, None]))  # [C, b, q]
-        self.mask = _pad(seen.mask, 1, -self.size % self.s)
-        self.near = seen.near
-        if seen.near is not None:
-            places, positions, self.window = seen.near
-            self.places = _pad(places, 1, -self.size % self.s)
-            self.positions = self._queries(positions)
+        last = jnp.max(jnp.where(mask.valid, steps, 0), axis=-1)  # after the last valid
+        self.stop = self._split_queries(jnp.minimum(stop, last[:, None]))
+        self.valid = _pad(mask.valid, 1, -self.size % self.s)
+        self.near = mask.near
+        if mask.near is not None:
+            keys, queries, self.window = mask.near
+            self.key_positions = _pad(keys, 1, -self.size % self.s)
+            self.query_positions = self._split_queries(queries)
         else:
-            self.positions = self.stop  # not looked at
+            self.query_positions = self.stop  # not read
 
-    def _queries(self, x):
+    def _split_queries(self, x):
         """[b, Q] → [C, b, q]"""
         x = _pad(x, 1, self.count * self.q - self.length)
         return jnp.moveaxis(x.reshape(self.b, self.count, self.q), 1, 0)
 
-    def cut(self, x):
+    def split(self, x):
         """[b, Q, K, R, ...] → [C, b, K, R q, ...]"""
         x = _pad(x, 1, self.count * self.q - self.length)
         x = x.reshape(self.b, self.count, self.q, *x.shape[2:])
@@ -64,41 +64,41 @@ class _Blocks:
         return _pad(jnp.moveaxis(x, 2, 1), 2, -self.size % self.s)
 
     def scores(self, q, k, at, stop, positions):
-        """(scores of block `at` of the keys, which are seen), kind[b, K, R q, s]."""
+        """Return (scores of block `at` of keys, which are visible), [b, K, R q, s]."""
         begin = at * self.s
         k = jax.lax.dynamic_slice_in_dim(k, begin, self.s, 2)
         s = jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=self.kind)
         steps = begin + jnp.arange(self.s)
-        mask = jax.lax.dynamic_slice_in_dim(self.mask, begin, self.s, 1)
-        seen = mask[:, None] & (steps < stop[..., None])  # [b, q, s]
+        valid = jax.lax.dynamic_slice_in_dim(self.valid, begin, self.s, 1)
+        visible = valid[:, None] & (steps < stop[..., None])  # [b, q, s]
         if self.near is not None:
-            places = jax.lax.dynamic_slice_in_dim(self.places, begin, self.s, 1)
-            seen = seen & (positions[..., None] - places[:, None] < self.window)
-        seen = jnp.tile(seen, (1, self.rep, 1))[:, None]
-        return s * self.width**-0.5, seen
+            keys = jax.lax.dynamic_slice_in_dim(self.key_positions, begin, self.s, 1)
+            visible = visible & (positions[..., None] - keys[:, None] < self.window)
+        visible = jnp.tile(visible, (1, self.rep, 1))[:, None]
+        return s * self.width**-0.5, visible
 
     def bound(self, stop):
-        """How many blocks of keys a block of queries sees something of."""
+        """Return how many blocks of keys hold one that a block of queries may see."""
         return (jnp.max(stop) + self.s - 1) // self.s
 
 
-def _forward(q, k, v, seen: Seen, own: bool):
-    blocks = _Blocks(q, k, seen)
+def _forward(q, k, v, mask: KeyMask, causal: bool):
+    blocks = _Blocks(q, k, mask)
     k, v = blocks.to_bkth(k), blocks.to_bkth(v)
 
-    def one(xs):
+    def attend_block(xs):
         q, stop, positions = xs
 
         def step(at, carry):
             m, l, o = carry
-            s, ok = blocks.scores(q, k, at, stop, positions)
-            top = jnp.maximum(m, jnp.max(jnp.where(ok, s, NOTHING), axis=-1))
-            p = jnp.where(ok, jnp.exp(s - top[..., None]), 0)
-            here = jax.lax.dynamic_slice_in_dim(v, at * blocks.s, blocks.s, 2)
+            s, visible = blocks.scores(q, k, at, stop, positions)
+            top = jnp.maximum(m, jnp.max(jnp.where(visible, s, MASKED), axis=-1))
+            p = jnp.where(visible, jnp.exp(s - top[..., None]), 0)
+            values = jax.lax.dynamic_slice_in_dim(v, at * blocks.s, blocks.s, 2)
             more = jnp.einsum(
                 "bkqs,bksh->bkqh",
                 p.astype(v.dtype),
-                here,
+                values,
                 preferred_element_type=blocks.kind,
             )
             scale = jnp.exp(m - top)
@@ -106,21 +106,22 @@ def _forward(q, k, v, seen: Seen, own: bool):
 
         shape = q.shape[:-1]
         start = (
-            jnp.full(shape, NOTHING, blocks.kind),
+            jnp.full(shape, MASKED, blocks.kind),
             jnp.zeros(shape, blocks.kind),
             jnp.zeros(q.shape, blocks.kind),
         )
         m, l, o = jax.lax.fori_loop(0, blocks.bound(stop), step, start)
         some = jnp.where(l > 0, l, 1)
-        lse = jnp.where(l > 0, m + jnp.log(some), NOTHING)
+        lse = jnp.where(l > 0, m + jnp.log(some), MASKED)
         return (o / some[..., None]).astype(q.dtype), lse
 
-    out, lse = jax.lax.map(one, (blocks.cut(q), blocks.stop, blocks.positions))
+    xs = blocks.split(q), blocks.stop, blocks.query_positions
+    out, lse = jax.lax.map(attend_block, xs)
     return blocks.join(out), blocks.join(lse)
 
 
-def _backward(q, k, v, seen: Seen, own: bool, out, lse, g):
-    blocks = _Blocks(q, k, seen)
+def _backward(q, k, v, mask: KeyMask, causal: bool, out, lse, g):
+    blocks = _Blocks(q, k, mask)
     k, v = blocks.to_bkth(k), blocks.to_bkth(v)
     kind = blocks.kind
     delta = jnp.sum(g.astype(kind) * out.astype(kind), axis=-1)
@@ -130,7 +131,7 @@ def _backward(q, k, v, seen: Seen, own: bool, out, lse, g):
         old = jax.lax.dynamic_slice(x, begin, more.shape)
         return jax.lax.dynamic_update_slice(x, old + more, begin)
 
-    def one(carry, xs):
+    def differentiate_block(carry, xs):
         q, g, lse, delta, stop, positions = xs
 
         def product(pattern, a, b):
@@ -138,12 +139,12 @@ def _backward(q, k, v, seen: Seen, own: bool, out, lse, g):
 
         def step(at, carry):
             dq, dk, dv = carry
-            s, ok = blocks.scores(q, k, at, stop, positions)
-            p = jnp.where(ok, jnp.exp(s - lse[..., None]), 0)
+            s, visible = blocks.scores(q, k, at, stop, positions)
+            p = jnp.where(visible, jnp.exp(s - lse[..., None]), 0)
             begin = at * blocks.s
-            here = jax.lax.dynamic_slice_in_dim(v, begin, blocks.s, 2)
+            values = jax.lax.dynamic_slice_in_dim(v, begin, blocks.s, 2)
             keys = jax.lax.dynamic_slice_in_dim(k, begin, blocks.s, 2)
-            dp = product("bkqh,bksh->bkqs", g, here)
+            dp = product("bkqh,bksh->bkqs", g, values)
             ds = (p * (dp - delta[..., None]) * blocks.width**-0.5).astype(q.dtype)
             dv = add(dv, at, product("bkqs,bkqh->bksh", p.astype(g.dtype), g))
             dk = add(dk, at, product("bkqs,bkqh->bksh", ds, q))
@@ -154,18 +155,20 @@ def _backward(q, k, v, seen: Seen, own: bool, out, lse, g):
         dq, dk, dv = jax.lax.fori_loop(0, blocks.bound(stop), step, start)
         return (dk, dv), dq
 
-    rows = tuple(blocks.cut(x) for x in (q, g, lse, delta))
-    none = jnp.zeros(k.shape, kind), jnp.zeros(v.shape, kind)
-    (dk, dv), dq = jax.lax.scan(one, none, (*rows, blocks.stop, blocks.positions))
+    rows = tuple(blocks.split(x) for x in (q, g, lse, delta))
+    zeros = jnp.zeros(k.shape, kind), jnp.zeros(v.shape, kind)
+    (dk, dv), dq = jax.lax.scan(
+        differentiate_block, zeros, (*rows, blocks.stop, blocks.query_positions)
+    )
 
-    def back(x):
+    def to_btkh(x):
         return jnp.moveaxis(x[:, :, : blocks.size], 1, 2)
 
-    return blocks.join(dq), back(dk), back(dv)
+    return blocks.join(dq), to_btkh(dk), to_btkh(dv)
 
 
 def _pad(x, axis: int, count: int):
-    """x with `count` zeros behind it along an axis."""
+    """Return x with `count` zeros after it along an axis."""
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, count)
     return jnp.pad(x, widths) if count else x

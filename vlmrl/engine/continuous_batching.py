@@ -1,18 +1,20 @@
-"""Sampling in slots: a finished branch leaves, and the next one takes its place.
+"""Continuous batching: a finished branch leaves its decode slot, and the next one
+starts there.
 
-B slots decode side by side. P places hold a group each: its prefix, read once for all
-the slots at work on its branches. When a slot's branch ends, the first waiting branch
-of the groups in place starts in it; when a place has neither waiting nor working
-branches, the next group is loaded into it. All of it is one jitted loop, and a slot
-stands idle only when nothing waits: P = B places never hold a slot up, fewer do when
-every one of them is kept by its longest branches.
+B decode slots run side by side. P prefix slots hold a group each: its prefix, read once
+for all its branches. When a branch ends, the first waiting branch of the groups in the
+prefix slots starts in its decode slot; when a group has neither waiting nor running
+branches, the next group is loaded into its prefix slot. All of it is one jitted loop. A
+decode slot is idle only when nothing waits: P = B prefix slots never make one wait,
+fewer do when the longest branches of all their groups are still running.
 
-Keys belong to branches, so that a branch's tokens are those of `generate`, whatever
-slot it ran in and beside whom; and so is its sum over keys but for their order, since a
-slot's own tokens are written in a ring: the column of step s is s mod T for all slots.
+Random keys belong to branches, so that a branch's tokens are those of
+`generate.generate`, whatever slot it ran in and beside whom. Attention sums the same
+keys, but in another order, since a slot's own tokens are written to a ring buffer: the
+column of step s is s mod T for all slots.
 
-Axis letters: N groups, G branches of each, c rows of a group's last link, B slots, P
-places, T tokens, V vocabulary, D width.
+Axis letters: N groups, G branches of each, c rows of a group's last segment, B decode
+slots, P prefix slots, T tokens, V vocabulary, D width.
 """
 
 from __future__ import annotations
@@ -25,74 +27,101 @@ import jax
 import jax.numpy as jnp
 
 from vlmrl.engine import decode
-from vlmrl.engine.generate import Sampling, Stops, draw
+from vlmrl.engine.generate import Sampling, Stops, empty_rollout, sample_tokens
 from vlmrl.engine.logprobs import entropy, logits
 from vlmrl.engine.prefix_cache import PrefixCache, extend
 from vlmrl.models.api import CacheSegment, Model
 from vlmrl.types import Array, Group, Rollout, Tokens
 
 
-class Use(NamedTuple):
-    """How the loop went."""
+class PrefixSource(NamedTuple):
+    """Where prefixes come from when their turn comes."""
+
+    groups: int  # N
+    load: Callable  # index int32[] → PrefixCache of that group alone
+
+
+class SlotCounts(NamedTuple):
+    decode: int  # B; cut to the number of branches
+    prefix: int  # P; cut to the number of groups
+
+
+class SlotUsage(NamedTuple):
+    """What a loop did."""
 
     steps: Array  # int32[]: each decodes all B slots
-    kept: Array  # int32[]: tokens written, at most steps * B
-    loads: Array  # int32[]: groups loaded into places
+    tokens: Array  # int32[]: sampled, at most steps * B
+    loads: Array  # int32[]: groups loaded into prefix slots
 
 
-class Slots(NamedTuple):
-    """What each slot is doing."""
+class DecodeSlots(NamedTuple):
+    """The branch in each decode slot."""
 
-    place: Array  # int32[B], P: nothing
+    prefix: Array  # int32[B]: its prefix slot, P where there is no branch
     branch: Array  # int32[B], of its group
-    t: Array  # int32[B], tokens it has
+    t: Array  # int32[B]: tokens sampled
     hidden: Array  # dtype[B, D]
     next: Array  # int32[B]: position of its next token
     automaton: Array  # int32[B]
-    mask: Array  # bool[B, T]: columns of the ring that are its own
-    at: Array  # int32[B, T]: their positions
-    k: Array  # dtype[L, B, K, T, H]: the ring
+    mask: Array  # bool[B, T]: columns of the ring buffer that are its own
+    positions: Array  # int32[B, T]: of those
+    k: Array  # dtype[L, B, K, T, H]: the ring buffer
     v: Array
 
 
-class Places(NamedTuple):
-    """The groups at hand; heads first."""
+class PrefixSlots(NamedTuple):
+    """The groups being decoded."""
 
-    cache: PrefixCache  # P groups
+    cache: PrefixCache  # of P groups, in BKTH
     group: Array  # int32[P], N: none
-    begun: Array  # int32[P]: branches that have started, G at most
+    started: Array  # int32[P]: branches that have started, G at most
 
 
-class State(NamedTuple):
-    step: Array
+class LoopState(NamedTuple):
+    step: Array  # int32[]
     loaded: Array  # int32[]: groups loaded so far
-    slots: Slots
-    places: Places
+    slots: DecodeSlots
+    prefixes: PrefixSlots
     rollout: Rollout  # N * G rows
 
 
-def take(cache: PrefixCache, index, groups: int) -> PrefixCache:
-    """One group of a cache of `groups`, its index traced."""
-    cut = functools.partial(_cut, index=index, groups=groups)
-    links = tuple(
-        CacheSegment(cut(s.k, 1), cut(s.v, 1), cut(s.mask), cut(s.positions))
-        for s in cache.segments
-    )
-    return PrefixCache(links, cut(cache.hidden), cut(cache.next))
+def from_cache(cache: PrefixCache, groups: int) -> PrefixSource:
+    """Take prefixes from a cache of N groups."""
+
+    def load(index):
+        cut = functools.partial(_group_rows, index=index, groups=groups)
+        segments = tuple(
+            CacheSegment(cut(s.k, 1), cut(s.v, 1), cut(s.mask), cut(s.positions))
+            for s in cache.segments
+        )
+        return PrefixCache(segments, cut(cache.hidden), cut(cache.next))
+
+    return PrefixSource(groups, load)
 
 
-def pick(group: Group, index) -> Group:
-    """One group of N, its index traced: what `prefill` needs to load it."""
-    cut = functools.partial(_cut, index=index, groups=group.prefix.ids.shape[0])
+def from_group(group: Group, read: Callable) -> PrefixSource:
+    """Compute prefixes one by one: only P of N ever exist.
 
-    def tokens(t):
-        return t and Tokens(cut(t.ids), cut(t.positions, 1), cut(t.mask), cut(t.image))
+    Args:
+      read: a group of one → its PrefixCache, see `prefix_cache.prefill`.
+    """
+    groups = group.prefix.ids.shape[0]
 
-    vision = jax.tree.map(cut, group.vision)
-    return Group(tokens(group.prefix), vision, tokens(group.branches))
+    def load(index):
+        cut = functools.partial(_group_rows, index=index, groups=groups)
+
+        def tokens(t):
+            return t and Tokens(
+                cut(t.ids), cut(t.positions, 1), cut(t.mask), cut(t.image)
+            )
+
+        vision = jax.tree.map(cut, group.vision)
+        return read(Group(tokens(group.prefix), vision, tokens(group.branches)))
+
+    return PrefixSource(groups, load)
 
 
-def _cut(x, axis=0, *, index, groups: int):
+def _group_rows(x, axis=0, *, index, groups: int):
     size = x.shape[axis] // groups
     return jax.lax.dynamic_slice_in_dim(jnp.asarray(x), index * size, size, axis)
 
@@ -100,201 +129,155 @@ def _cut(x, axis=0, *, index, groups: int):
 def generate(
     model: Model,
     params,
-    load: Callable,
-    groups: int,
+    source: PrefixSource,
     keys,
     stops: Stops,
     *,
-    slots: int,
-    places: int,
+    slots: SlotCounts,
     max_tokens: int,
     sampling: Sampling,
     **options,
-) -> tuple[Rollout, Use]:
-    """Sample all branches of N groups in B slots; as `generate.generate`, which reads
-    every row to the end, in B slots of fewer.
+) -> tuple[Rollout, SlotUsage]:
+    """Sample all branches of N groups, as `generate.generate` does, in B slots.
 
     Args:
-      load: group index int32[] -> PrefixCache of that group alone: `take` of a cache
-        that exists, or a `prefill` of what `pick` gives: then only P prefixes ever
-        exist.
       keys: uint32[N * G, 2].
-      slots, places: B and P; both are cut to what there is.
+      options: unroll (see the family's `layers`).
     Returns:
-      the Rollout of all branches in order, and the loop's Use.
+      the Rollout of all branches in order, and the loop's SlotUsage.
     """
-    total = keys.shape[0]
+    groups, total = source.groups, keys.shape[0]
     each = total // groups
-    slots, places = min(slots, total), min(places, groups)
+    slots = SlotCounts(min(slots.decode, total), min(slots.prefix, groups))
     head = model.head(params)
-    load_one = functools.partial(_load, load)
-    cache = jax.eval_shape(lambda: _first(load(jnp.int32(0))))
-    room = jax.tree.map(functools.partial(_room, places), cache)
-    like = cache.segments[-1].k  # [L, c, K, S, H]
-    own = (like.shape[0], slots, like.shape[2], max_tokens, like.shape[4])
 
-    def fill(x):
-        return jnp.full(slots, x, jnp.int32)
-
-    first = State(
-        jnp.int32(0),
-        jnp.int32(0),
-        Slots(
-            fill(places), fill(0), fill(0),
-            jnp.zeros((slots, cache.hidden.shape[-1]), cache.hidden.dtype),
-            fill(0), fill(0),
-            jnp.zeros((slots, max_tokens), bool),
-            jnp.zeros((slots, max_tokens), jnp.int32),
-            jnp.zeros(own, like.dtype), jnp.zeros(own, like.dtype),
-        ),
-        Places(
-            _pack(room),
-            jnp.full(places, groups, jnp.int32),
-            jnp.full(places, each, jnp.int32),
-        ),
-        _nothing(total, max_tokens),
-    )  # fmt: skip
-
-    def vacant(s: State):
-        """bool[P]: neither waiting nor working branches."""
-        busy = jnp.zeros(places, bool).at[s.slots.place].set(True, mode="drop")
-        return (s.places.begun == each) & ~busy
-
-    def enter(s: State) -> State:
-        """Load the next group into the first vacant place."""
-        at = jnp.argmax(vacant(s))
-        p = s.places
-        return s._replace(
-            loaded=s.loaded + 1,
-            places=Places(
-                load_one(p.cache, s.loaded, at),
-                p.group.at[at].set(s.loaded),
-                p.begun.at[at].set(0),
-            ),
+    def step(s: LoopState) -> LoopState:
+        s = _load_groups(s, source, each)
+        s = _start_branches(s, each)
+        w, p = s.slots, s.prefixes
+        row = jnp.where(
+            w.prefix < slots.prefix,
+            p.group.at[w.prefix].get(mode="clip") * each + w.branch,
+            total,
         )
-
-    def step(s: State) -> State:
-        s = jax.lax.while_loop(
-            lambda s: (s.loaded < groups) & jnp.any(vacant(s)), enter, s
-        )
-        s = _refill(s, each)
-        w, p = s.slots, s.places
-        live = w.place < places
-        row = jnp.where(live, p.group.at[w.place].get(mode="clip") * each + w.branch,
-                        total)  # fmt: skip
         raw = logits(w.hidden, head)
-        ids, logp = draw(raw, keys.at[row].get(mode="clip"), w.t, stops, sampling)
+        branch_keys = keys.at[row].get(mode="clip")
+        ids, logp = sample_tokens(raw, branch_keys, w.t, stops, sampling)
         ended = stops.end[ids] | (stops.hits[ids, w.automaton] != 0)
         rollout = _write(s.rollout, row, w.t, ids, logp, entropy(raw), ended)
-
-        lane = w.place * each + w.branch
-        of_lane = jnp.full(places * each, slots, jnp.int32)
-        of_lane = of_lane.at[lane].set(jnp.arange(slots), mode="drop")
-        attend = functools.partial(decode.attend, lanes=decode.Lanes(of_lane, lane))
-        mine = CacheSegment(w.k, w.v, w.mask, w.at)
-        here = PrefixCache((*p.cache.segments, mine), w.hidden, w.next)
-        one = jnp.ones((slots, 1), bool)
+        attend = functools.partial(decode.attend, index=_row_index(s, each))
+        own = CacheSegment(w.k, w.v, w.mask, w.positions)
+        here = PrefixCache((*p.cache.segments, own), w.hidden, w.next)
+        valid = jnp.ones((slots.decode, 1), bool)
         _, after = extend(
-            model, params, here, ids[:, None], one, attend=attend, **options
+            model, params, here, ids[:, None], valid, attend=attend, **options
         )
         new = decode.to_bkth(after.segments[-1])
         column = s.step % max_tokens
         at = (0, 0, 0, column, 0)
-        gone = ended | (w.t + 1 == max_tokens)
-        return State(
-            s.step + 1,
-            s.loaded,
-            Slots(
-                jnp.where(gone, places, w.place),
-                w.branch,
-                w.t + 1,
-                after.hidden,
-                after.next,
-                stops.table[ids, w.automaton].astype(jnp.int32),
-                w.mask.at[:, column].set(True),
-                w.at.at[:, column].set(w.next),
-                jax.lax.dynamic_update_slice(w.k, new.k, at),
-                jax.lax.dynamic_update_slice(w.v, new.v, at),
-            ),
-            p,
-            rollout,
+        leaves = ended | (w.t + 1 == max_tokens)
+        decoded = DecodeSlots(
+            jnp.where(leaves, slots.prefix, w.prefix),
+            w.branch,
+            w.t + 1,
+            after.hidden,
+            after.next,
+            stops.table[ids, w.automaton].astype(jnp.int32),
+            w.mask.at[:, column].set(True),
+            w.positions.at[:, column].set(w.next),
+            jax.lax.dynamic_update_slice(w.k, new.k, at),
+            jax.lax.dynamic_update_slice(w.v, new.v, at),
         )
+        return LoopState(s.step + 1, s.loaded, decoded, p, rollout)
 
-    def going(s: State):
-        waits = (s.loaded < groups) | jnp.any(s.places.begun < each)
-        return waits | jnp.any(s.slots.place < places)
+    def unfinished(s: LoopState):
+        waiting = (s.loaded < groups) | jnp.any(s.prefixes.started < each)
+        return waiting | jnp.any(s.slots.prefix < slots.prefix)
 
-    last = jax.lax.while_loop(going, step, first)
-    kept = last.rollout.mask.sum(dtype=jnp.int32)
-    return last.rollout, Use(last.step, kept, last.loaded)
-
-
-# -- pieces ----------------------------------------------------------------------------
-
-
-def _first(cache: PrefixCache) -> PrefixCache:
-    return cache._replace(links=tuple(map(decode.to_bkth, cache.segments)))
+    first = _initial_state(source, slots, total, max_tokens)
+    last = jax.lax.while_loop(unfinished, step, first)
+    tokens = last.rollout.mask.sum(dtype=jnp.int32)
+    return last.rollout, SlotUsage(last.step, tokens, last.loaded)
 
 
-def _room(places: int, x):
-    """Shape of `places` times an array of one group (see `_pack`)."""
-    return jnp.zeros((places, *x.shape), x.dtype)
+# -- stages of a step ------------------------------------------------------------------
 
 
-def _pack(cache: PrefixCache) -> PrefixCache:
-    """The leading axis of places moved beside the rows and joined with them."""
+def _initial_state(
+    source: PrefixSource, slots: SlotCounts, total: int, max_tokens: int
+) -> LoopState:
+    """Return empty slots and an empty rollout of `total` rows."""
+    one = jax.eval_shape(lambda: _to_bkth(source.load(jnp.int32(0))))
+    like = one.segments[-1].k  # [L, c, K, S, H]
+    own = (like.shape[0], slots.decode, like.shape[2], max_tokens, like.shape[4])
+    room = jax.tree.map(lambda x: jnp.zeros((slots.prefix, *x.shape), x.dtype), one)
 
-    def join(x, axis=0):
-        x = jnp.moveaxis(x, 0, axis)
-        return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+    def fill(x):
+        return jnp.full(slots.decode, x, jnp.int32)
 
-    links = tuple(
-        CacheSegment(join(s.k, 1), join(s.v, 1), join(s.mask), join(s.positions))
-        for s in cache.segments
-    )
-    return PrefixCache(links, join(cache.hidden), join(cache.next))
-
-
-def _load(load, cache: PrefixCache, group, at) -> PrefixCache:
-    """The cache of all places with a group put into place `at`."""
-    one = _first(load(group))
-
-    def put(x, new, axis=0):
-        start = at * new.shape[axis]
-        return jax.lax.dynamic_update_slice_in_dim(x, new, start, axis)
-
-    links = tuple(
-        CacheSegment(put(s.k, o.k, 1), put(s.v, o.v, 1), put(s.mask, o.mask),
-                put(s.positions, o.positions))
-        for s, o in zip(cache.segments, one.segments, strict=True)
+    decoded = DecodeSlots(
+        fill(slots.prefix), fill(0), fill(0),
+        jnp.zeros((slots.decode, one.hidden.shape[-1]), one.hidden.dtype),
+        fill(0), fill(0),
+        jnp.zeros((slots.decode, max_tokens), bool),
+        jnp.zeros((slots.decode, max_tokens), jnp.int32),
+        jnp.zeros(own, like.dtype), jnp.zeros(own, like.dtype),
     )  # fmt: skip
-    return PrefixCache(links, put(cache.hidden, one.hidden), put(cache.next, one.next))
+    prefixes = PrefixSlots(
+        _merge_groups(room),
+        jnp.full(slots.prefix, source.groups, jnp.int32),
+        jnp.full(slots.prefix, total // source.groups, jnp.int32),
+    )
+    rollout = empty_rollout(total, max_tokens)
+    return LoopState(jnp.int32(0), jnp.int32(0), decoded, prefixes, rollout)
 
 
-def _refill(s: State, each: int) -> State:
-    """Waiting branches start in free slots: the oldest group's first."""
-    w, p = s.slots, s.places
-    places = p.group.shape[0]
-    free = w.place == places
+def _load_groups(s: LoopState, source: PrefixSource, each: int) -> LoopState:
+    """Load the next groups into prefix slots without waiting or running branches."""
+
+    def vacant(s: LoopState):
+        count = s.prefixes.group.shape[0]
+        busy = jnp.zeros(count, bool).at[s.slots.prefix].set(True, mode="drop")
+        return (s.prefixes.started == each) & ~busy
+
+    def load(s: LoopState) -> LoopState:
+        at = jnp.argmax(vacant(s))
+        p = s.prefixes
+        prefixes = PrefixSlots(
+            _put_group(p.cache, source.load(s.loaded), at),
+            p.group.at[at].set(s.loaded),
+            p.started.at[at].set(0),
+        )
+        return s._replace(loaded=s.loaded + 1, prefixes=prefixes)
+
+    return jax.lax.while_loop(
+        lambda s: (s.loaded < source.groups) & jnp.any(vacant(s)), load, s
+    )
+
+
+def _start_branches(s: LoopState, each: int) -> LoopState:
+    """Start waiting branches in free decode slots, the oldest group's first."""
+    w, p = s.slots, s.prefixes
+    count = p.group.shape[0]
+    free = w.prefix == count
     rank = jnp.cumsum(free) - 1  # of each free slot among them
     order = jnp.argsort(p.group)
-    left = each - p.begun[order]
+    left = each - p.started[order]
     upto = jnp.cumsum(left)
     which = jnp.searchsorted(upto, rank, side="right")
-    start = free & (which < places)
-    which = jnp.minimum(which, places - 1)
-    place = order[which]
-    branch = p.begun[place] + rank - (upto - left)[which]
-    counts = jnp.zeros(places, jnp.int32).at[place].add(start.astype(jnp.int32))
-    per = p.cache.next.shape[0] // places  # rows of the last link
-    parent = place * per + branch // (each // per)
+    start = free & (which < count)
+    which = jnp.minimum(which, count - 1)
+    prefix = order[which]
+    branch = p.started[prefix] + rank - (upto - left)[which]
+    started = jnp.zeros(count, jnp.int32).at[prefix].add(start.astype(jnp.int32))
+    per = p.cache.next.shape[0] // count  # rows of the last segment
+    parent = prefix * per + branch // (each // per)
 
     def new(x, old):
-        kept = start.reshape(-1, *[1] * (old.ndim - 1))
-        return jnp.where(kept, x, old)
+        return jnp.where(start.reshape(-1, *[1] * (old.ndim - 1)), x, old)
 
     slots = w._replace(
-        place=new(place, w.place).astype(jnp.int32),
+        prefix=new(prefix, w.prefix).astype(jnp.int32),
         branch=new(branch, w.branch).astype(jnp.int32),
         t=new(0, w.t),
         hidden=new(p.cache.hidden.at[parent].get(mode="clip"), w.hidden),
@@ -302,24 +285,20 @@ def _refill(s: State, each: int) -> State:
         automaton=new(0, w.automaton),
         mask=new(False, w.mask),
     )
-    return s._replace(slots=slots, places=p._replace(begun=p.begun + counts))
+    return s._replace(slots=slots, prefixes=p._replace(started=p.started + started))
 
 
-def _nothing(rows: int, length: int) -> Rollout:
-    def empty(kind):
-        return jnp.zeros((rows, length), kind)
-
-    return Rollout(
-        empty(jnp.int32),
-        empty(jnp.float32),
-        empty(jnp.float32),
-        empty(bool),
-        jnp.zeros(rows, bool),
-    )
+def _row_index(s: LoopState, each: int) -> decode.RowIndex:
+    """Return which of the P * G branches of the prefix slots are being decoded."""
+    slots, count = s.slots.prefix.shape[0], s.prefixes.group.shape[0]
+    branch = s.slots.prefix * each + s.slots.branch
+    row = jnp.full(count * each, slots, jnp.int32)
+    row = row.at[branch].set(jnp.arange(slots), mode="drop")
+    return decode.RowIndex(row, branch)
 
 
 def _write(r: Rollout, row, t, ids, logp, spread, ended) -> Rollout:
-    """One token of each slot into its branch's row; rows out of range write nothing."""
+    """Write a token of each slot to its branch's row; rows out of range write none."""
 
     def put(array, value):
         return array.at[row, t].set(value.astype(array.dtype), mode="drop")
@@ -330,4 +309,43 @@ def _write(r: Rollout, row, t, ids, logp, spread, ended) -> Rollout:
         put(r.entropy, spread),
         put(r.mask, jnp.ones_like(ended)),
         r.stopped.at[row].set(ended, mode="drop"),
+    )
+
+
+# -- caches of several groups ----------------------------------------------------------
+
+
+def _to_bkth(cache: PrefixCache) -> PrefixCache:
+    return cache._replace(segments=tuple(map(decode.to_bkth, cache.segments)))
+
+
+def _merge_groups(cache: PrefixCache) -> PrefixCache:
+    """Merge the leading axis of prefix slots into the axis of rows."""
+
+    def merge(x, axis=0):
+        x = jnp.moveaxis(x, 0, axis)
+        return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+    segments = tuple(
+        CacheSegment(merge(s.k, 1), merge(s.v, 1), merge(s.mask), merge(s.positions))
+        for s in cache.segments
+    )
+    return PrefixCache(segments, merge(cache.hidden), merge(cache.next))
+
+
+def _put_group(cache: PrefixCache, group: PrefixCache, at) -> PrefixCache:
+    """Write the cache of one group to prefix slot `at`."""
+    group = _to_bkth(group)
+
+    def put(x, new, axis=0):
+        start = at * new.shape[axis]
+        return jax.lax.dynamic_update_slice_in_dim(x, new, start, axis)
+
+    segments = tuple(
+        CacheSegment(put(s.k, o.k, 1), put(s.v, o.v, 1), put(s.mask, o.mask),
+                     put(s.positions, o.positions))
+        for s, o in zip(cache.segments, group.segments, strict=True)
+    )  # fmt: skip
+    return PrefixCache(
+        segments, put(cache.hidden, group.hidden), put(cache.next, group.next)
     )

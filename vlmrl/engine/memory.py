@@ -1,5 +1,5 @@
-"""What a request needs, before anything is compiled for it: bytes against what the
-devices have left.
+"""Memory check: bytes that a rollout needs against what the devices have left, before
+anything is compiled.
 
 Axis letters: N groups, G branches of each, B = N * G rows, T tokens, V vocabulary.
 """
@@ -18,55 +18,66 @@ from vlmrl.engine.prefix_cache import prefill
 from vlmrl.models.api import Model
 from vlmrl.types import Group, UserError
 
-ROWS_OF_LOGITS = 4  # float32[B, V] alive while a token is drawn
-KEPT = 0.9  # share of free memory that a request may take
+LOGITS_COPIES = 4  # float32[B, V] alive while a token is sampled
+USABLE = 0.9  # share of free memory that a rollout may take
+
+
+class RolloutRequest(NamedTuple):
+    group: Group  # of this process, if there are several
+    rows: int  # B
+    length: int  # T, new tokens of a row at most
+    slots: int = 0  # rows and groups at a time (`engine.continuous_batching`); 0: all
+
+    @property
+    def groups(self) -> int:
+        return self.group.prefix.ids.shape[0]
 
 
 class MemoryEstimate(NamedTuple):
-    """Bytes a rollout holds besides the parameters, over all devices."""
+    """Bytes of a rollout besides the parameters, over all devices."""
 
-    prefix: int  # keys and values of the groups' links, and images while they are read
-    own: int  # those of the branches
-    drawing: int  # logits of a step
+    prefixes: int  # their keys and values, and images while they are read
+    branches: int  # keys and values of the new tokens
+    logits: int  # of a step
 
     @property
     def total(self) -> int:
-        return self.prefix + self.own + self.drawing
+        return self.prefixes + self.branches + self.logits
 
 
-def estimate(
-    model: Model, params, group: Group, branches: int, length: int, *, slots: int = 0,
-    **options,
-) -> MemoryEstimate:  # fmt: skip
-    """Estimate the memory of `branches` rows of `length` new tokens behind the prefixes
-    of a group, on shapes; nothing is computed. With `slots`, so many rows and as many
-    groups exist at a time (`engine.continuous_batching`)."""
+def estimate(model: Model, params, request: RolloutRequest, **options):
+    """Return the MemoryEstimate of a request, from shapes alone.
+
+    Args:
+      options: as for `prefill`.
+    """
 
     def read(params, group):
         return prefill(model, params, group, **options)
 
-    def draw(params, hidden):
+    def head(params, hidden):
         return logits(hidden, model.head(params))
 
+    group, rows, length, slots = request
     cache = jax.eval_shape(read, params, group)
-    vocabulary = jax.eval_shape(draw, params, cache.hidden).shape[-1]
-    groups = group.prefix.ids.shape[0]
-    links = sum(_bytes((link.k, link.v)) for link in cache.segments)
+    vocabulary = jax.eval_shape(head, params, cache.hidden).shape[-1]
+    prefixes = sum(_bytes((s.k, s.v)) for s in cache.segments)
     last = cache.segments[-1]
     token = _bytes((last.k, last.v)) // last.mask.size  # of one row
     images = 0 if group.vision is None else 2 * _bytes(group.vision.patches)
-    rows = min(slots, branches) if slots else branches
-    held = min(slots, groups) if slots else groups
+    rows = min(slots, rows) if slots else rows
+    groups = min(slots, request.groups) if slots else request.groups
     return MemoryEstimate(
-        2 * links * held // groups + images,  # decoding keeps an order of its own
+        # Twice: decoding copies the cache to the layout BKTH.
+        2 * prefixes * groups // request.groups + images,
         rows * length * token,
-        ROWS_OF_LOGITS * 4 * rows * vocabulary,
+        LOGITS_COPIES * 4 * rows * vocabulary,
     )
 
 
 def available(device) -> int | None:
-    """Bytes a device has left: its allocator's limit less what is in use; of a CPU,
-    what the system could give. None where nobody says."""
+    """Return the bytes a device has left: its allocator's limit less what is in use; of
+    a CPU, what the system could give. None if unknown."""
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
@@ -74,76 +85,73 @@ def available(device) -> int | None:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return None
-    rows = dict(line.split(":", 1) for line in lines if ":" in line)
-    return (
-        int(rows["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in rows else None
-    )
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    if "MemAvailable" not in fields:
+        return None
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def usable(mesh=None) -> int | None:
+    """Return the bytes of each device that a rollout may take; None if unknown."""
+    devices = mesh.local_devices if mesh is not None else jax.local_devices()[:1]
+    each = [available(d) for d in devices]
+    if None in each:
+        return None
+    share = int(USABLE * min(each))
+    # CPU devices share the machine's memory.
+    return share // len(devices) if devices[0].platform == "cpu" else share
 
 
 def check(
-    what: str,
+    field: str,
     model: Model,
     params,
-    group: Group,
-    branches: int,
-    length: int,
+    request: RolloutRequest,
     *,
     mesh=None,
-    there: int | None = None,
-    slots: int = 0,
+    limit: int | None = None,
     copy: int = 0,
     **options,
 ) -> None:
-    """Raise if a rollout can't fit; a request that nobody can judge passes.
+    """Check that a rollout fits; one whose memory is unknown passes.
 
     Args:
-      what: names the request's setting, first word of the error.
-      group: of this process, if there are several.
-      branches: B = N * G rows of `length` new tokens.
-      there: bytes of each device to count on, instead of what `available` says.
-      slots: rows at a time, 0 for all.
-      copy: bytes of each device that a copy of the weights takes besides.
+      field: the setting that the request comes from, first word of the error.
+      limit: bytes of each device that may be taken, instead of `usable`.
+      copy: bytes of each device that a copy of the parameters takes besides.
       options: as for `prefill`.
     Raises:
-      UserError: bytes asked, bytes there, and the most groups, or slots, that would
-        fit.
+      UserError: bytes needed, bytes available, and how many groups, or slots, fit.
     """
-    groups = group.prefix.ids.shape[0]
-
-    def of(slots: int) -> MemoryEstimate:
-        return estimate(model, params, group, branches, length, slots=slots, **options)
-
-    found = of(slots)
-    shards = sharding.batch_shards(mesh) if mesh is not None else 1
-    shards = max(1, shards // jax.process_count())  # those that hold these groups
-    devices = mesh.local_devices if mesh is not None else jax.local_devices()[:1]
-    if there is None:
-        each = [available(d) for d in devices]
-        if None in each:
-            return
-        there = int(KEPT * min(each))
-        if devices[0].platform == "cpu":  # they share the machine's memory
-            there //= len(devices)
-    there = max(0, there - copy)
-    asked = -(-found.total // shards)
-    if asked <= there:
+    limit = usable(mesh) if limit is None else limit
+    if limit is None:
         return
-    wanted = f"{groups} groups of {branches // groups} branches"
+    limit = max(0, limit - copy)
+    need = estimate(model, params, request, **options)
+    shards = sharding.batch_shards(mesh) if mesh is not None else 1
+    shards = max(1, shards // jax.process_count())  # those of this process's groups
+    each = -(-need.total // shards)
+    if each <= limit:
+        return
+    groups, slots = request.groups, request.slots
+    what = f"{groups} groups of {request.rows // groups} branches"
     if slots:
-        wanted += f" in {slots} slots"
-        each = range(1, slots)
-        kind, most = "slots", bisect_right(each, there, key=lambda n: of(n).total)
+        what += f" in {slots} slots"
+
+        def total(n: int) -> int:
+            return estimate(model, params, request._replace(slots=n), **options).total
+
+        kind, fitting = "slots", bisect_right(range(1, slots), limit, key=total)
     else:
-        kind, most = "groups", there * groups // asked // shards * shards
+        kind, fitting = "groups", limit * groups // each // shards * shards
+    parts = (f"{name} {_gb(n // shards)}" for name, n in need._asdict().items())
+    beside = f" beside a copy of the weights, {_gb(copy)}" if copy else ""
     raise UserError(
-        f"{what}: {wanted} of {length} tokens ask for {_gb(asked)} a device (prefixes "
-        f"{_gb(found.prefix // shards)}, "
-        f"branches {_gb(found.own // shards)}, logits {_gb(found.drawing // shards)}), "
-        f"but {_gb(there)} are there"
-        + (f" beside a copy of the weights, {_gb(copy)}" if copy else "")
-        + "; "
-        + (f"at most {most} {kind} fit" if most else f"not even one of the {kind} fits")
-    )
+        f"{field}: {what} of {request.length} tokens need {_gb(each)} per device "
+        f"({', '.join(parts)}), available: {_gb(limit)}{beside}; "
+        + (f"at most {fitting} {kind} fit" if fitting else f"not even one of the {kind}"
+           " fits")
+    )  # fmt: skip
 
 
 def _bytes(tree) -> int:

@@ -1,18 +1,18 @@
-"""Attention of one query set over several links, each by a kernel of its own, merged by
-log-sum-exp, under one derivative.
+"""Attention of one query set over several segments, each by a kernel of its own, merged
+by log-sum-exp, under one derivative.
 
-A kernel sees one link. What it computes of scores s, for the keys a query may see:
+A kernel computes one segment, from the scores s of the keys a query may see:
 
   forward    lse = log Σ exp(s),  out = Σ exp(s − lse) v
   backward   p = exp(s − lse*),  dv = pᵀ g,  ds = p (g vᵀ − Σ g·out*),  dq = ds k, …
 
-with lse* and out* those of the whole cache, not of the link: so the sum over links of
-what the kernels return is the gradient of the merged output, exactly. A kernel's own
-derivative would take the link's out and lse for the whole (and drop what flows through
-lse), which is wrong without looking wrong.
+with lse* and out* over all segments, not this one: then the sum over segments of what
+the kernels return is exactly the gradient of the merged output. A kernel's own
+derivative would take its segment's out and lse instead (and drop the gradient through
+lse): wrong by 8 to 58 %, with right values.
 
-Axis letters: B query rows, T query tokens, b rows of a link, Q = (B / b) T query tokens
-folded onto a link's row, S its tokens, K key-value heads, R query heads per key-value
+Axis letters: B query rows, T query tokens, b rows of a segment, Q = (B / b) T query
+tokens of a segment's row, S its tokens, K key-value heads, R query heads per key-value
 head, H head width.
 """
 
@@ -29,38 +29,41 @@ import jax.numpy as jnp
 from vlmrl.types import Array
 
 LN2 = math.log(2)
-NOTHING = -1e30  # log-sum-exp over no key; finite, so that differences are
+MASKED = -1e30  # score of a masked key; finite, so that differences are
 
 
-def power(m, dtype):
-    """The least power of two, as its logarithm, that is at least exp(m), where weights
-    exp(s − m) are rounded to a `dtype` of fewer bits; else m. Relative to a power of
-    two weights round alike whatever other keys m was the maximum of: a decoding step
-    and the scoring pass, which hold the same keys in other company, then round the same
-    weights to the same bfloat16. NOTHING stays."""
+def round_up_to_power(m, dtype):
+    """Return log of the least power of two ≥ exp(m) where weights exp(s − m) are
+    rounded to a narrower `dtype`, else m.
+
+    Relative to a power of two, weights round alike whatever other keys the maximum m
+    was taken over: a decoding step and the scoring pass group the same keys
+    differently, and then still round the same weights to the same bfloat16. MASKED
+    stays.
+    """
     if m.dtype == dtype:
         return m
-    return jnp.where(m > NOTHING / 2, jnp.ceil(m / LN2) * LN2, m)
+    return jnp.where(m > MASKED / 2, jnp.ceil(m / LN2) * LN2, m)
 
 
-class Seen(NamedTuple):
-    """Which keys of a link a query may see."""
+class KeyMask(NamedTuple):
+    """Which keys of a segment a query may see."""
 
-    mask: Array  # bool[b, S]: valid keys
+    valid: Array  # bool[b, S]
     stop: Array | None  # int32[b, Q]: only keys of a smaller index; None: all
-    near: tuple | None  # (positions of keys int32[b, S], of queries int32[b, Q], window
-    # int32[]): only keys less than a window behind; None: all
+    near: tuple | None  # (positions of keys int32[b, S], of queries int32[b, Q], size
+    # int32[]): only keys less than `size` positions behind; None: all
 
 
 class Kernel(NamedTuple):
-    """Attention over one link; q, out and g are dtype[b, Q, K, R, H], lse is
-    float32[b, Q, K, R] and at most `NOTHING` / 2 where a query sees no key.
+    """Attention over one segment. q, out and g are dtype[b, Q, K, R, H]; lse is
+    float32[b, Q, K, R], at most `MASKED` / 2 where a query sees no key.
 
-    forward(q, k, v, seen, own) -> (out, lse)
-    backward(q, k, v, seen, own, out, lse, g) -> (dq, dk, dv); out, lse of the whole
+    forward(q, k, v, mask: KeyMask, causal) -> (out, lse)
+    backward(q, k, v, mask, causal, out, lse, g) -> (dq, dk, dv); out and lse are those
+        over all segments
 
-    `own` (static) says that the link is the queries' own, seen causally; `seen.stop`
-    says the same.
+    `causal` (static): the segment is the queries' own; `mask.stop` says the same.
     """
 
     forward: Callable
@@ -68,27 +71,27 @@ class Kernel(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def merged(kernel: Kernel, q, keys, values, seen: tuple[Seen, ...]):
-    """Attention of q dtype[B, T, K, R, H] over links; the last one is q's own.
+def merged_attention(kernel: Kernel, q, keys, values, masks: tuple[KeyMask, ...]):
+    """Attend from q dtype[B, T, K, R, H] to segments, the last one q's own.
 
     Args:
       keys, values: tuples of dtype[b, S, K, H].
     Returns:
       dtype[B, T, K, R, H]; zero where a query sees no key.
     """
-    return _forward(kernel, q, keys, values, seen)[0]
+    return _forward(kernel, q, keys, values, masks)[0]
 
 
-def fold(x, b: int):
-    """[B, T, ...] → [b, (B / b) T, ...]: the queries that share a link's row."""
+def merge_branches(x, b: int):
+    """[B, T, ...] → [b, (B / b) T, ...]: branches of a segment's row on one axis."""
     return x.reshape(b, -1, *x.shape[2:])
 
 
-def _forward(kernel, q, keys, values, seen):
+def _forward(kernel, q, keys, values, masks):
     outs, lses = [], []
-    for i, (k, v, s) in enumerate(zip(keys, values, seen, strict=True)):
-        own = i == len(keys) - 1
-        out, lse = kernel.forward(fold(q, len(k)), k, v, s, own)
+    for i, (k, v, mask) in enumerate(zip(keys, values, masks, strict=True)):
+        causal = i == len(keys) - 1
+        out, lse = kernel.forward(merge_branches(q, len(k)), k, v, mask, causal)
         outs.append(out.reshape(q.shape))
         lses.append(lse.reshape(q.shape[:-1]))
     lse = functools.reduce(jnp.logaddexp, lses)
@@ -96,23 +99,23 @@ def _forward(kernel, q, keys, values, seen):
         jnp.exp(part - lse)[..., None] * o.astype(lse.dtype)
         for o, part in zip(outs, lses, strict=True)
     )
-    out = jnp.where(lse[..., None] > NOTHING / 2, out, 0).astype(q.dtype)
-    return out, (q, keys, values, seen, out, lse)
+    out = jnp.where(lse[..., None] > MASKED / 2, out, 0).astype(q.dtype)
+    return out, (q, keys, values, masks, out, lse)
 
 
-def _backward(kernel, kept, g):
-    q, keys, values, seen, out, lse = kept
-    wide = lse.dtype
-    dq, dks, dvs = jnp.zeros(q.shape, wide), [], []
-    for i, (k, v, s) in enumerate(zip(keys, values, seen, strict=True)):
-        own, b = i == len(keys) - 1, len(k)
+def _backward(kernel, residuals, g):
+    q, keys, values, masks, out, lse = residuals
+    dq, dks, dvs = jnp.zeros(q.shape, lse.dtype), [], []
+    for i, (k, v, mask) in enumerate(zip(keys, values, masks, strict=True)):
+        causal, b = i == len(keys) - 1, len(k)
         part, dk, dv = kernel.backward(
-            *(fold(q, b), k, v, s, own), *(fold(x, b) for x in (out, lse, g))
+            *(merge_branches(q, b), k, v, mask, causal),
+            *(merge_branches(x, b) for x in (out, lse, g)),
         )
-        dq = dq + part.reshape(q.shape).astype(wide)
+        dq = dq + part.reshape(q.shape).astype(lse.dtype)
         dks.append(dk.astype(k.dtype))
         dvs.append(dv.astype(v.dtype))
     return dq.astype(q.dtype), tuple(dks), tuple(dvs), None
 
 
-merged.defvjp(_forward, _backward)
+merged_attention.defvjp(_forward, _backward)

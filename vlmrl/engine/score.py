@@ -21,8 +21,7 @@ from vlmrl.types import Group, Rollout
 
 
 def completions(group: Group, rollout: Rollout) -> Group:
-    """The group with its rollouts as branches; it must have had none (a rollout's
-    prompt is its whole prefix)."""
+    """Return a group without branches with its rollouts as branches."""
     start = next_position(group.prefix)
     start = jnp.repeat(start, rollout.tokens.shape[0] // start.shape[0])
     return group._replace(branches=text_tokens(rollout.tokens, rollout.mask, start))
@@ -40,7 +39,7 @@ def score(
     attend=attention.attend,
     **options,
 ):
-    """log p(token | everything before it) for every branch token.
+    """Compute log p(token | everything before it) for every branch token.
 
     The first token of a branch is predicted by the last valid token of the prefix, the
     others by their own branch. Vision tower and prefix run once per group, forward and
@@ -54,8 +53,8 @@ def score(
       attend: the back end, as `attention.choose` gives it.
       options: dtype, remat, unroll (see the family's `layers`).
     Returns:
-      (logprobs float32[B, T], entropy float32[B, T]); what lies under False of
-      `group.branches.mask` is meaningless.
+      (logprobs float32[B, T], entropy float32[B, T], nats); under False of
+      `group.branches.mask` they are meaningless.
     """
     dtype = options.pop("dtype", None)
     options["mesh"] = mesh

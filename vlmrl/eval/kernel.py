@@ -173,10 +173,10 @@ def evaluate(
     cache = prefill(model, params, group, **options)
     drawing = dict(max_tokens=max_tokens, sampling=sampling, **_run(options, "attend"))
     if slots:
-        n = group.prefix.ids.shape[0]
+        source = continuous_batching.from_cache(cache, group.prefix.ids.shape[0])
         rollout, _ = continuous_batching.generate(
-            model, params, lambda i: continuous_batching.take(cache, i, n), n,
-            keys, tables.stops, slots=slots, places=slots, **drawing,
+            model, params, source, keys, tables.stops,
+            slots=continuous_batching.SlotCounts(slots, slots), **drawing,
         )  # fmt: skip
         _, own = extend(
             model, params, cache, rollout.tokens, rollout.mask, **_run(options)

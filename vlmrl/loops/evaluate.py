@@ -18,6 +18,7 @@ import vlmrl
 from vlmrl import perturb, sharding
 from vlmrl.data import loader
 from vlmrl.engine.generate import Sampling, branch_keys
+from vlmrl.engine.memory import RolloutRequest
 from vlmrl.eval import kernel, records
 from vlmrl.eval.record_builder import build_record
 from vlmrl.eval.tags import make_tables
@@ -156,9 +157,8 @@ class Evaluator:
         names = [f"{e.source}/{e.id}/{e.condition}" for e in changed]
         keys = branch_keys(labels.seed, "evaluate", 0, names, s.samples)
         # The blind reading keeps as much as the sighted one, or less.
-        self._weights.check_memory(
-            "batch", params, inputs[0], 2 * len(keys), s.max_tokens
-        )
+        request = RolloutRequest(inputs[0], 2 * len(keys), s.max_tokens)
+        self._weights.check_memory("batch", params, request)
         placed = sharding.join_batch(policy.mesh, (*inputs, keys))
         rollout, scores = sharding.rows(self._kernel(params, *placed))
         real = min(max(0, len(part) - index * own), own)

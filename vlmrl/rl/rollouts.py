@@ -18,6 +18,7 @@ from vlmrl import perturb, sharding
 from vlmrl.data import distort
 from vlmrl.engine import continuous_batching
 from vlmrl.engine.generate import Sampling, branch_keys, generate
+from vlmrl.engine.memory import RolloutRequest
 from vlmrl.engine.prefix_cache import prefill
 from vlmrl.policy import Policy, Weights, prefixes
 from vlmrl.prompts import parsing, tokens
@@ -111,14 +112,15 @@ def make_sampler(
                 policy.model, params, read(group), keys, policy.stops, **drawing
             )[0]
         return continuous_batching.generate(
-            policy.model, params, lambda i: read(continuous_batching.pick(group, i)),
-            group.prefix.ids.shape[0], keys, policy.stops,
-            slots=slots, places=slots, **drawing,
+            policy.model, params, continuous_batching.from_group(group, read),
+            keys, policy.stops,
+            slots=continuous_batching.SlotCounts(slots, slots), **drawing,
         )[0]  # fmt: skip
 
     def sample(params, group: Group, keys) -> Rollout:
         field = "config.slots" if slots else "config.prompts"
-        weights.check_memory(field, params, group, len(keys), max_tokens, slots=slots)
+        request = RolloutRequest(group, len(keys), max_tokens, slots)
+        weights.check_memory(field, params, request)
         return run(params, group, keys)
 
     return sample
