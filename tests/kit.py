@@ -17,6 +17,7 @@ import numpy as np
 from vlmrl import perturb
 from vlmrl.data import scenes
 from vlmrl.engine.logprobs import logits
+from vlmrl.engine.prefix_cache import PrefixCache, embed_group
 from vlmrl.models import qwen2_5_vl, registry
 from vlmrl.models.api import CacheSegment, Model
 from vlmrl.prompts import styles, tokens

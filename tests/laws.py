@@ -31,17 +31,17 @@ LAWS: dict[str, tuple[str, ...]] = {
     "cached decoding = full forward": (
         "tests/engine/test_generate.py::test_recorded_logprobs_and_entropies_are_those_of_score",
         "tests/engine/test_generate.py::test_decoding_is_a_full_forward_at_every_step",
-        "tests/engine/test_generate.py::test_the_chain_goes_on_from_each_rows_own_end",
+        "tests/engine/test_generate.py::test_the_cache_continues_from_each_rows_own_end",
     ),
     "continuous batching = one batch": (
         "tests/engine/test_continuous_batching.py::test_every_branch_is_that_of_the_plain_loop",
-        "tests/engine/test_continuous_batching.py::test_links_above_links_and_attention",
+        "tests/engine/test_continuous_batching.py::test_segments_behind_segments_and_attention",
         "tests/eval/test_kernel.py::test_samples_that_take_turns_are_the_same_samples",
         "tests/rl/test_loop.py::test_in_slots_the_same_completions_are_drawn",
     ),
     "group = rows": (
         "tests/engine/test_laws.py::test_a_group_is_its_branches_alone",
-        "tests/engine/test_laws.py::test_longer_chains_are_ordinary_rows_too",
+        "tests/engine/test_laws.py::test_longer_caches_are_ordinary_rows_too",
         "tests/rl/test_loop.py::test_grouped_equals_separate_rows_at_every_step",
         "tests/eval/test_kernel.py::test_scores_of_given_samples_against_plain_rows",
         "tests/eval/test_kernel.py::test_scores_of_its_own_samples_against_plain_rows",
@@ -65,7 +65,7 @@ LAWS: dict[str, tuple[str, ...]] = {
         "tests/rl/test_loop.py::test_images_are_held_once_per_example_not_once_per_rollout",
     ),
     "every attention back end = one dense softmax": (
-        "tests/engine/test_attention.py::test_one_softmax_over_all_links",
+        "tests/engine/test_attention.py::test_one_softmax_over_all_segments",
         "tests/engine/test_attention.py::test_a_window_counts_positions",
         "tests/engine/test_attention.py::test_keys_that_are_not_seen_do_not_count",
         "tests/engine/test_attention.py::test_a_merge_of_kernels_has_the_gradients_of_the_whole",
@@ -211,14 +211,14 @@ FAULTS = (
         "vlmrl/engine/attention.py",
         "steps[:, None] >= steps[None, :]",
         "steps[:, None] <= steps[None, :]",
-        "tests/engine/test_attention.py::test_one_softmax_over_all_links",
+        "tests/engine/test_attention.py::test_one_softmax_over_all_segments",
     ),
     Fault(
         "attention mask: one key beyond a limit",
         "vlmrl/engine/attention.py",
         "jnp.arange(size) < limit[:, None]",
         "jnp.arange(size) <= limit[:, None]",
-        "tests/engine/test_attention.py::test_one_softmax_over_all_links",
+        "tests/engine/test_attention.py::test_one_softmax_over_all_segments",
     ),
     Fault(
         "position after a prefix off by one",
@@ -230,8 +230,8 @@ FAULTS = (
     Fault(
         "position of a new token off by one",
         "vlmrl/engine/generate.py",
-        "chain.next + s.t",
-        "chain.next + s.t + 1",
+        "start + s.t",
+        "start + s.t + 1",
         "tests/engine/test_generate.py::test_decoding_is_a_full_forward_at_every_step",
     ),
     Fault(

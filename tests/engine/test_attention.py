@@ -84,7 +84,7 @@ def small_blocks(monkeypatch):
     + [("blockwise", n, np.float32) for n in ("alone", "four segments")]
     + [("blockwise", "four segments", np.float64)],
 )
-def test_one_softmax_over_all_links(backend, name, dtype):
+def test_one_softmax_over_all_segments(backend, name, dtype):
     attend = attention.choose(backend)
     with jax.enable_x64(dtype is np.float64):
         limit = 1e-6 if dtype is np.float32 else 1e-14

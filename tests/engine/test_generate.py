@@ -136,7 +136,7 @@ def test_rows_end_alone_and_write_nothing_more():
     np.testing.assert_array_equal(after.segments[-1].mask, rollout.mask)
 
 
-def test_the_chain_goes_on_from_each_rows_own_end():
+def test_the_cache_continues_from_each_rows_own_end():
     """hidden, next and the keys and values are those of the row read as plain text."""
     rollout, after, _ = sampled("images", 0.7)
     made = completions(group_of("images"), rollout)

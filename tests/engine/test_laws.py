@@ -186,7 +186,7 @@ def plain(params, rows):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_longer_chains_are_ordinary_rows_too(dtype):
+def test_longer_caches_are_ordinary_rows_too(dtype):
     made = group("prompts")  # 2 prefixes, 6 conditions; 12 samples, 24 probes
     sample, probe = texts(12, 8, 0), texts(24, 4, 1)
     lengths = np.repeat(sample[1].sum(-1), 2)
