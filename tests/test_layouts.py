@@ -24,7 +24,7 @@ def sampled(policy):
     from vlmrl.data import scenes
     from vlmrl.engine.generate import Sampling, branch_keys
     from vlmrl.policy import prefixes
-    from vlmrl.rl.rollouts import make_sampler
+    from vlmrl.rl.sampling import make_sampler
 
     examples = scenes.suite("test", GROUPS)
     group = policy.put(prefixes(policy, policy.write(examples)))

@@ -30,7 +30,7 @@ def run(tmp_path, tiny):
     points = tmp_path / "run" / "seed-0" / "checkpoints"
     for step in (2, 4):
         moved = jax.tree.map(lambda x, by=step: x + by, params)
-        state = update.State(moved, tx.init(moved), jnp.int32(step))
+        state = update.TrainState(moved, tx.init(moved), jnp.int32(step))
         checkpoint.save(points, step, loop.Carry(state, 8 * step))()
     (tmp_path / "run" / "config.json").write_text(json.dumps({"model": "tiny"}))
     return points.parent
@@ -81,7 +81,7 @@ def test_a_run_gives_its_newest_parameters(vlmrl, tmp_path, tiny, run):
 
 def test_a_supervised_run_brings_its_own_start(vlmrl, tmp_path, tiny):
     points = tmp_path / "checkpoints"
-    state = update.State(tiny[1], {}, jnp.int32(1))
+    state = update.TrainState(tiny[1], {}, jnp.int32(1))
     checkpoint.save(points, 1, state)()
     (tmp_path / "config.json").write_text(json.dumps({"model": ""}))
     shutil.copytree(registry.TINY, tmp_path / "start")

@@ -558,16 +558,17 @@ def test_sets_that_were_prepared_are_trained_on_mixed(tmp_path, vlmrl, refused):
         published.text(tmp_path / f"in/{split}.jsonl", "\n".join(some))
     vlmrl("data", "prepare", "own", "--source", tmp_path / "in", "--workdir", tmp_path)
     data = dict(source="scenes,own", split="train", size=3, weights=(1, 2))
-    data, eval = data | {"texts": ""}, dict(source="own", split="dev", size=0, texts="")
-    parts, weights, held_out = grpo.datasets(data, eval, tmp_path / "data")
+    data, folder = grpo.Data(**data), tmp_path / "data"
+    eval = grpo.Evaluation("own", "dev", 0, every=0, conditions=(), max_tokens=1)
+    parts, weights, held_out = grpo.load_data(data, eval, folder)
     assert [len(p) for p in parts] == [3, 3] and weights == [1, 2]
     assert [e.question for e in held_out] == [
         json.loads(r)["question"] for r in rows[4:]
     ]
     with pytest.raises(UserError, match="names 2 sources, weights are .1, 2, 3."):
-        grpo.datasets(data | {"weights": (1, 2, 3)}, eval, tmp_path / "data")
+        grpo.load_data(data._replace(weights=(1, 2, 3)), eval, folder)
     with pytest.raises(UserError, match="split train has 4 examples, not 5"):
-        grpo.datasets(data | {"size": 5}, eval, tmp_path / "data")
+        grpo.load_data(data._replace(size=5), eval, folder)
     words = overrides(SMALL | {"data.source": "scenes,own", "eval.source": "other"})
     said = refused(*WORDS, *words, workdir=tmp_path)  # before any data are made
     assert "run `vlmrl data prepare own` first" not in said

@@ -11,10 +11,12 @@ RECIPE = recipe.make(
 )
 
 
-def seen(text: str, letters=None, tokens: int = 10) -> completion_terms.Seen:
+def seen(text: str, letters=None, tokens: int = 10) -> completion_terms.TermInputs:
     prompt = styles.build(kit.examples(1)[0], "tiny")
     parsed = parsing.parse(text, prompt.example.options)
-    return completion_terms.Seen(parsed, parsed.think or "", prompt, tokens, letters)
+    return completion_terms.TermInputs(
+        parsed, parsed.think or "", prompt, tokens, letters
+    )
 
 
 def test_terms_of_letters():
@@ -66,7 +68,7 @@ def test_think_and_answer_tokens_are_told_by_bytes():
 def test_guards_of_a_batch():
     written = [styles.build(e, "tiny") for e in kit.examples(2)]
     form = "it is the red one so it is the red one"
-    got = completion_terms.guard_metrics([form, form, form, ""], written)
+    got = completion_terms.statistics([form, form, form, ""], written)
     assert got["template"].value == 0.75  # both items have it; '' is alone
     assert got["no_think"].value == 0.25
     assert got["repeated_3"].value > 0 and 0 < got["distinct_2"].value < 1

@@ -26,11 +26,12 @@ from vlmrl.rl import (
     recipe,
     replay,
     rollouts,
+    sampling,
     update,
     verdict_source,
     verify,
 )
-from vlmrl.rl.batch_advantages import Signal
+from vlmrl.rl.batch_advantages import Advantages, Rewards
 from vlmrl.run import checkpoint
 from vlmrl.types import Rollout, UserError
 
@@ -65,6 +66,13 @@ def example(position: int):
     return kit.examples(12, "train")[position % 12]
 
 
+def sampled(made: recipe.Recipe, steps: int) -> list[rollouts.RolloutBatch]:
+    """The rollout batches of the first steps, all with the policy's own parameters."""
+    context = rollouts.make_context(policy(), made, batches(0), seed=3)
+    params = policy().params
+    return [rollouts.rollout_batch(context, params, i + 1)[0] for i in range(steps)]
+
+
 def batches(start: int, prompts: int = PROMPTS):
     while True:
         yield (
@@ -79,7 +87,7 @@ def begun(settings, prompts=PROMPTS):
     params = jax.tree.map(lambda x: x.copy(), policy().params)
     how = {"freeze": settings.get("freeze", ()), "ema": bool(settings.get("ema"))}
     state = update.init_state(params, tx, **how)
-    return tx, loop.begin(state, prompts=prompts, **settings)
+    return tx, loop.begin(state, recipe.make(**settings), prompts=prompts)
 
 
 def run(settings, steps, carry=None, prompts=PROMPTS, actor=None):
@@ -89,13 +97,13 @@ def run(settings, steps, carry=None, prompts=PROMPTS, actor=None):
     carry = carry or fresh
     made = loop.train(
         actor or policy(),
+        recipe.make(**settings),
         batches(carry.position, prompts),
         tx,
         carry,
         seed=3,
-        steps=steps,
-        at=example,
-        **settings,
+        last=steps,
+        example_at=example,
     )
     return [
         s._replace(metrics=metrics.values(s.metrics), carry=jax.device_get(s.carry))
@@ -124,7 +132,7 @@ def plain():
         return call
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learner.update, "jit_update", watched)
+        patch.setattr(update, "jit_update", watched)
         steps = run(PLAIN, 3)
     return steps, seen
 
@@ -164,7 +172,7 @@ def test_in_slots_the_same_completions_are_drawn(plain, monkeypatch):
     keys = ending.put(branch_keys(0, "rollout", 1, list("abcd"), GROUP))
     how = dict(max_tokens=LENGTH, sampling=Sampling(1.0))
     whole, some = (
-        jax.device_get(rollouts.make_sampler(ending, slots=n, **how)(
+        jax.device_get(sampling.make_sampler(ending, slots=n, **how)(
             ending.params, group, keys
         ))
         for n in (0, 5)
@@ -176,8 +184,7 @@ def test_in_slots_the_same_completions_are_drawn(plain, monkeypatch):
 
     def drawn():
         chosen = recipe.make(**PLAIN, slots=5)
-        draw = rollouts.drawer(policy(), chosen, batches(0), seed=3)
-        return draw(policy().params, 1, 0.0)[0]
+        return sampled(chosen, 1)[0]
 
     assert [s.text for s in drawn().samples] == [s.text for s in made[0].samples]
     monkeypatch.setattr(memory, "available", lambda device: 10**6)
@@ -185,7 +192,7 @@ def test_in_slots_the_same_completions_are_drawn(plain, monkeypatch):
         drawn()
     eight = policy()._replace(mesh=sharding.make_mesh())
     with pytest.raises(UserError, match="config.slots is 5: wants one data shard"):
-        rollouts.make_sampler(eight, slots=5, **how)
+        sampling.make_sampler(eight, slots=5, **how)
 
 
 @pytest.mark.slow
@@ -269,7 +276,7 @@ def test_what_is_measured(plain):
 
 def test_images_are_held_once_per_example_not_once_per_rollout():
     written = [styles.build(example(i), "tiny") for i in range(PROMPTS)]
-    group = rollouts.prefixes(policy(), written)
+    group = prefixes(policy(), written)
     drawn = replay.zeros((PROMPTS * GROUP,), LENGTH)
     whole = completions(group, drawn)
     assert len(whole.branches.ids) == PROMPTS * GROUP
@@ -334,11 +341,11 @@ def _ahead(steps):
     assert all(s.metrics["mismatch"] > 0 for s in steps)
     assert all(abs(s.metrics["ratio"] - 1) < 1e-4 for s in steps)
     assert all(s.metrics["kl_ref"] >= 0 for s in steps)
-    kl = [s.carry.weights["kl_weight"] for s in steps]
+    kl = [s.carry.coefficients["kl_weight"] for s in steps]
     moves = np.array(kl) / np.array([0.1, *kl[:-1]])
     assert np.isclose(moves[:, None], [0.5, 1.0, 2.0]).any(-1).all()
     assert np.isclose(kl[0], 0.05)  # at the start there is no divergence
-    bonus = [s.carry.weights["entropy_weight"] for s in steps]
+    bonus = [s.carry.coefficients["entropy_weight"] for s in steps]
     np.testing.assert_allclose(bonus, [0.105, 0.11, 0.115], atol=1e-6)
 
 
@@ -351,7 +358,7 @@ def _judged(steps):
         }
         assert all(0 <= s.terms["p_correct"] <= 1 for s in step.samples)
     # A random model answers nothing: all undecided, no group is mixed, the price rises.
-    price = [s.carry.weights["multiplier"] for s in steps]
+    price = [s.carry.coefficients["multiplier"] for s in steps]
     np.testing.assert_allclose(price, [0.45, 0.9, 1.35], atol=1e-6)
     assert [s.carry.position for s in steps] == [8, 16, 24]  # two draws per step
     assert all(s.metrics["kept"] == 0 for s in steps)
@@ -377,7 +384,7 @@ def test_guided_completions_go_on_from_what_misleads():
         styles.build(e, "tiny")
         for e in (misled, misled, perturb.apply(example(0), "wrong_caption"))
     ]
-    found = rollouts.grafted(processor, drawn, onto)
+    found = sampling.grafted(processor, drawn, onto)
     shown = [
         tokens.decode(processor, r[m])
         for r, m in zip(found.tokens, found.mask, strict=True)
@@ -412,38 +419,32 @@ def test_one_completion_per_prompt_perception_and_a_token_budget():
 def test_idle_groups_give_way_to_those_of_the_buffer():
     """What stands in is scored behind its own prompt, with its own advantages."""
     made = recipe.make(**PLAIN, replay_groups={"capacity": 4, "power": 0.0})
-    draw = rollouts.drawer(policy(), made, batches(0), seed=3)
-    first, second = (draw(policy().params, step, 0.0)[0] for step in (1, 2))
+    context = rollouts.make_context(policy(), made, batches(0), seed=3)
+    first, second = sampled(made, 2)
     rollout = jax.device_get(first.rollout)
     buffer = replay.empty(4, GROUP, LENGTH)
     held = np.array([[0] * 4, [1, -1, 1, -1], [0] * 4, [0] * 4], np.float32)
-    buffer = replay.added(buffer, first.places, rollout, held)
-    assert buffer.places.tolist() == [1, -1, -1, -1]
+    buffer = replay.add(buffer, first.positions, rollout, held)
+    assert buffer.positions.tolist() == [1, -1, -1, -1]
     new = np.array([[1, -1, 0, 0], [0] * 4, [2, -2, 0, 0], [1, 0, -1, 0]], np.float32)
-    used, after = rollouts.replayed(
-        policy(),
-        made,
-        rollouts.Used(second, Signal(new, new != 0, {})),
-        buffer,
-        example,
-        seed=3,
-        step=2,
-    )
-    np.testing.assert_array_equal(used.signal.advantages[1], held[1])
-    np.testing.assert_array_equal(used.signal.advantages[[0, 2, 3]], new[[0, 2, 3]])
-    assert used.signal.keep[1].all()
-    assert used.signal.metrics["replayed"].value == 0.25
-    assert [p.example.id for p in used.drawn.written] == [
+    training = rollouts.TrainingBatch(second, Advantages(new, new != 0, {}))
+    used, after = replay.replace_idle(context, training, buffer, example, step=2)
+    np.testing.assert_array_equal(used.advantages.values[1], held[1])
+    np.testing.assert_array_equal(used.advantages.values[[0, 2, 3]], new[[0, 2, 3]])
+    assert used.advantages.loss_mask[1].all()
+    assert used.advantages.metrics["replayed"].value == 0.25
+    assert [p.example.id for p in used.batch.prompts] == [
         example(p).id for p in (4, 1, 6, 7)
     ]
-    ids = np.asarray(used.drawn.group.prefix.ids)
+    ids = np.asarray(used.batch.group.prefix.ids)
     np.testing.assert_array_equal(ids[1], first.group.prefix.ids[1])
     np.testing.assert_array_equal(ids[2], second.group.prefix.ids[2])
-    tokens_ = np.asarray(used.drawn.rollout.tokens).reshape(PROMPTS, GROUP, LENGTH)
+    equal(jax.device_get(used.batch.rollout), used.batch.host)
+    tokens_ = np.asarray(used.batch.rollout.tokens).reshape(PROMPTS, GROUP, LENGTH)
     own = np.asarray(second.rollout.tokens).reshape(tokens_.shape)
     np.testing.assert_array_equal(tokens_[1], rollout.tokens[4:8])
     np.testing.assert_array_equal(tokens_[[0, 2, 3]], own[[0, 2, 3]])
-    assert after.places.tolist() == [1, 4, 6, 7]  # the idle group is not kept
+    assert after.positions.tolist() == [1, 4, 6, 7]  # the idle group is not kept
 
 
 def test_draws_are_refilled_with_mixed_groups():
@@ -458,22 +459,22 @@ def test_draws_are_refilled_with_mixed_groups():
             lambda x: x + rows.reshape(-1, *[1] * (x.ndim - 1)).astype(x.dtype),
             replay.zeros((6,), LENGTH),
         )
-        earned = rollouts.Earned(correct, correct, correct, correct > 0, None)
-        places = list(range(first, first + 3))
-        group = rollouts.prefixes(policy(), written)
-        return rollouts.Drawn(
-            first + 3, places, 0, written, group, rollout, samples, earned
+        rewards = Rewards(correct, correct, correct, correct > 0, None)
+        positions = list(range(first, first + 3))
+        group = prefixes(policy(), written)
+        return rollouts.RolloutBatch(
+            first + 3, positions, 0, written, group, rollout, rollout, samples, rewards
         )
 
     old, new = drawn(marks, 0), drawn(1 - marks, 3)
-    got = rollouts.refilled(policy(), old, new)
-    assert got.places == [4, 1, 2] and got.position == 6
+    got = rollouts.resample(policy(), old, new)
+    assert got.positions == [4, 1, 2] and got.position == 6
     assert got.samples == ["4/0", "4/1", "1/0", "1/1", "2/0", "2/1"]
     assert np.asarray(got.rollout.tokens)[:, 0].tolist() == [4, 4, 1, 1, 2, 2]
-    np.testing.assert_array_equal(got.earned.correct, [[0, 1], [1, 0], [0, 0]])
+    np.testing.assert_array_equal(got.rewards.correct, [[0, 1], [1, 0], [0, 0]])
     np.testing.assert_array_equal(got.group.prefix.ids[0], new.group.prefix.ids[1])
-    same = rollouts.refilled(policy(), got, drawn(np.ones((3, 2), np.float32), 6))
-    assert same.places == got.places and same.position == 9
+    same = rollouts.resample(policy(), got, drawn(np.ones((3, 2), np.float32), 6))
+    assert same.positions == got.positions and same.position == 9
 
 
 def test_a_judge_of_ones_own_gives_the_verdicts():
@@ -486,7 +487,7 @@ def test_a_judge_of_ones_own_gives_the_verdicts():
 
     own = judging.Judge("own", judge, {})
     made = recipe.make(**PLAIN, judge=own, judging={"seconds": 0.0})
-    source = verdict_source.source(policy(), made, seed=0)
+    source = verdict_source.make_source(policy(), made, seed=0)
 
     def said(source):
         source.submit(written[:1], parsed[:1])
@@ -499,10 +500,10 @@ def test_a_judge_of_ones_own_gives_the_verdicts():
     assert said(source) == (["consistent", "undecided"], {})
     assert [i.think for i in asked] == ["So A."]
     again = made._replace(judging=recipe.Judging(seconds=5.0))
-    found, metrics = said(verdict_source.source(policy(), again, seed=0))
+    found, metrics = said(verdict_source.make_source(policy(), again, seed=0))
     assert found == ["consistent", "undecided"] and len(asked) == 2
     assert metrics["judge"]["late"] == (0.0, 2) and metrics["judge"]["waited"].sum < 5
-    nobody = verdict_source.source(policy(), made._replace(judge=None), seed=0)
+    nobody = verdict_source.make_source(policy(), made._replace(judge=None), seed=0)
     assert said(nobody) == ([None, None], {})
 
 
@@ -518,7 +519,7 @@ def test_a_step_waits_for_a_judge_no_longer_than_it_may():
     made = recipe.make(
         **PLAIN, judge=judging.Judge("own", judge, {}), judging={"seconds": 0.3}
     )
-    source = verdict_source.source(policy(), made, seed=0)
+    source = verdict_source.make_source(policy(), made, seed=0)
     written = [styles.build(example(0), "tiny")] * 2
     for word in ("slow", "quick"):
         text = f"<think>{word}: so A.</think><answer>A</answer>"
@@ -542,7 +543,7 @@ def test_what_no_completion_could_survive_ends_the_run(reason):
     made = recipe.make(
         **PLAIN, judge=judging.Judge("j", judge, {}), judging={"seconds": 5.0}
     )
-    source = verdict_source.source(policy(), made, seed=0)
+    source = verdict_source.make_source(policy(), made, seed=0)
     parsed = parsing.parse("<think>So A.</think><answer>A</answer>", ("a", "b"))
     source.submit([styles.build(example(0), "tiny")], [parsed])
     with pytest.raises(UserError, match=r"budget is spent|refuses the key"):
@@ -576,14 +577,13 @@ def test_parts_are_judged_while_the_next_are_sampled(monkeypatch):
     for parts in (1, 2):
         how = {"seconds": 10.0, "parts": parts}
         made = recipe.make(**PLAIN, judge=judging.Judge("own", judge, {}), judging=how)
-        draw = rollouts.drawer(policy(), made, batches(0), seed=3)
         with monkeypatch.context() as patch:
             patch.setattr(rollouts.sharding, "fetch", fetch)
             seen.clear()
             asked.clear()
             while begun.acquire(blocking=False):
                 pass
-            drawn[parts], _ = draw(policy().params, 1, 0.0)
+            (drawn[parts],) = sampled(made, 1)
     assert seen == ["fetch", "judge", "fetch", "judge"]
     assert len(set(asked)) == len(asked) <= PROMPTS * GROUP
     a, b = (sharding.fetch(drawn[k].rollout) for k in (1, 2))
@@ -591,7 +591,7 @@ def test_parts_are_judged_while_the_next_are_sampled(monkeypatch):
     np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
     one, two = ([s.verdict for s in drawn[k].samples] for k in (1, 2))
     assert one == two and "consistent" in two
-    assert drawn[2].judged["judge"]["late"] == (0.0, PROMPTS * GROUP)
+    assert drawn[2].judge_metrics["judge"]["late"] == (0.0, PROMPTS * GROUP)
 
 
 def test_open_answers_are_verified_by_what_they_mean():

@@ -444,7 +444,10 @@ def test_objective_is_the_sum_of_its_terms():
         (-0.25, aggregate(entropy, mask)),
     )
     np.testing.assert_allclose(loss, want, rtol=1e-6)
-    assert set(metrics) == set(losses.Policy._fields) - {"loss"} | {"kl_ref", "entropy"}
+    assert set(metrics) == set(losses.PolicyLoss._fields) - {"loss"} | {
+        "kl_ref",
+        "entropy",
+    }
 
 
 def test_a_new_loss_is_one_function():

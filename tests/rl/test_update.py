@@ -40,7 +40,7 @@ def objective(logp, entropy, mask, extra):
     return Mean(loss, count), {"entropy": spread}
 
 
-def fresh(tx, **how) -> update.State:
+def fresh(tx, **how) -> update.TrainState:
     """A state on a mesh of one device; its arrays are its own, an update takes them."""
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     places = sharding.param_shardings(mesh, kit.model().table)
@@ -290,7 +290,7 @@ def test_muon_and_schedule_refuse_what_they_cannot_do():
 
 
 @functools.cache
-def adam_step(offload: bool) -> update.State:
+def adam_step(offload: bool) -> update.TrainState:
     tx = update.optimizer(1e-3)
     state = fresh(tx, offload=offload)
     step = update.jit_update(update.make_update(kit.model(), tx, objective), state)

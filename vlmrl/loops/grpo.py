@@ -1,14 +1,20 @@
-"""Train one seed of one recipe: data, policy, optimizer, steps, checkpoints."""
+"""Train one seed of one recipe: data, policy, optimizer, steps, checkpoints, export.
+
+`run` is what `vlmrl train` calls, with a run directory; `train` is the same from Python
+on a list of Examples.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any, NamedTuple
 
 import jax
+import optax
 
 from vlmrl import metrics, perturb, sharding
-from vlmrl import policy as policies
 from vlmrl.client.cache import Budget
 from vlmrl.data import loader, shares
 from vlmrl.eval import records
@@ -18,13 +24,15 @@ from vlmrl.loops import watch
 from vlmrl.loops.evaluate import evaluator
 from vlmrl.models import hf, peft, quant
 from vlmrl.models import lora as adapters
+from vlmrl.policy import Policy
 from vlmrl.rl import check as recipe_check
 from vlmrl.rl import loop, update
 from vlmrl.rl import recipe as recipes
+from vlmrl.rl.recipe import Recipe
 from vlmrl.run import checkpoint, directory, hosts
 from vlmrl.run.phases import Phases, Stopped
 from vlmrl.run.progress import SILENT, Display
-from vlmrl.types import Record, UserError
+from vlmrl.types import Example, Record, UserError
 
 DECAYS = ("constant", "cosine", "linear")
 
@@ -38,6 +46,97 @@ READ = (  # how a model is loaded
 )
 
 NUMBERS = ("bool", "int", "float")  # kinds of column that keep_best may average
+
+
+class Data(NamedTuple):
+    """What is trained on, see `data.loader.mixture`."""
+
+    source: str
+    split: str
+    size: int
+    weights: Sequence[float] = ()
+    texts: str = ""
+
+
+class Evaluation(NamedTuple):
+    """Evaluations on held-out examples while a run trains."""
+
+    source: str  # '': the source that is trained on
+    split: str
+    size: int
+    every: int  # steps between evaluations; 0: none
+    conditions: Sequence[str]
+    max_tokens: int
+    start: bool = False  # also before the first step
+    texts: str = ""
+
+
+class Saving(NamedTuple):
+    """When a checkpoint is written, and how many stay."""
+
+    every: int  # steps
+    minutes: float = 0.0  # and after so many minutes without one; 0: never
+    keep: int = 2
+    best: str = ""  # also keep the best by a column over a condition: 'correct/base'
+
+
+class Logging(NamedTuple):
+    rollouts: int = 0  # steps between sample rollouts on disk; 0: none
+    tensorboard: bool = False
+    wandb: str = ""  # Weights & Biases project; '': none
+
+
+class Training(NamedTuple):
+    """A run of one recipe; each of its seeds is a `run`."""
+
+    name: str  # of the recipe, in records, tables and figures
+    recipe: Recipe
+    steps: int
+    prompts: int  # groups per step
+    optimizer: dict  # settings of `update.schedule` and `update.optimizer`
+    data: Data
+    evaluation: Evaluation
+    saving: Saving
+    logging: Logging = Logging()
+    adapter: adapters.Adapter | None = None  # trained instead of all parameters
+
+
+class TrainingData(NamedTuple):
+    source: Any  # examples, or several sequences of them, see `loader.batches`
+    weights: list[float] | None  # of several
+    held_out: list[Example]
+
+
+def from_config(settings: dict) -> Training:
+    """Return the Training of a config's fields, without those of the model (READ,
+    'model', 'mesh'), 'algorithm' and 'seeds'."""
+    s = dict(settings)
+    saving = Saving(
+        s.pop("save_every"),
+        s.pop("save_minutes", 0.0),
+        s.pop("keep"),
+        s.pop("keep_best", ""),
+    )
+    logging = Logging(
+        s.pop("save_rollouts", 0), s.pop("tensorboard", False), s.pop("wandb", "")
+    )
+    lora = s.pop("lora", None)
+    name, steps, prompts = s.pop("recipe"), s.pop("steps"), s.pop("prompts")
+    optimizer = dict(s.pop("optimizer"))
+    data, evaluation = Data(**s.pop("data")), Evaluation(**s.pop("eval"))
+    freeze = tuple(optimizer.pop("freeze", ()))
+    return Training(
+        name,
+        recipes.make(**s, freeze=freeze),
+        steps,
+        prompts,
+        optimizer,
+        data,
+        evaluation,
+        saving,
+        logging,
+        adapters.Adapter(**lora) if lora and lora["rank"] else None,
+    )
 
 
 def check(settings: dict) -> None:
@@ -108,240 +207,312 @@ def check(settings: dict) -> None:
             )
 
 
-def datasets(data: dict, eval: dict, where: Path):
-    """(source and weights to train on, as `loader.batches` takes them; held-out
-    examples to evaluate on). Procedural sources are written below `where`; others have
-    been prepared there or elsewhere (`loader.examples_of`)."""
-    source, weights = loader.mixture(
-        data["source"],
-        data["split"],
-        data["size"],
-        where,
-        data["weights"],
-        data["texts"],
-    )
-    held_out = loader.examples_of(
-        eval["source"] or data["source"],
-        eval["split"],
-        eval["size"],
-        where,
-        eval["texts"],
-    )
-    return source, weights, list(held_out)
+def load_data(data: Data, held_out: Evaluation, where: Path) -> TrainingData:
+    """Return the examples of a run. Procedural sources are written below `where`;
+    others have been prepared there or elsewhere (`loader.examples_of`)."""
+
+    def read():
+        source, weights = loader.mixture(
+            data.source, data.split, data.size, where, data.weights, data.texts
+        )
+        examples = loader.examples_of(
+            held_out.source or data.source,
+            held_out.split,
+            held_out.size,
+            where,
+            held_out.texts,
+        )
+        return TrainingData(source, weights, list(examples))
+
+    if hosts.first():  # the others read what the first one wrote
+        read()
+    hosts.wait("data")
+    return read()
 
 
-def adapted(policy: policies.Policy, how: adapters.Adapter | None, seed: int):
-    """(the policy that is trained, plain): with an adapter, a fresh one on the policy's
-    own parameters, which then take no gradient. plain(params) gives parameters of the
-    policy as it was, to measure and to export: with the adapter merged, or, where that
-    would be a wide copy of a base in 8 bits, added as layers are read."""
-    if how is None:
-        return policy, lambda params: params
-    model, base = adapters.attach(policy.model, how), policy.model
-    params = adapters.start(base, how, policy.params, jax.random.key(seed))
+class Actor(NamedTuple):
+    """The policy that is trained, and the way back to the model that it began as."""
+
+    policy: Policy
+    frozen: tuple[str, ...]  # parameters of the base under an adapter
+    plain: Callable  # params -> parameters of that model, to measure and to export
+
+
+def adapt(policy: Policy, adapter: adapters.Adapter | None, seed: int) -> Actor:
+    """Return the Actor of a run: with an adapter, a fresh one on the policy's own
+    parameters, which then take no gradient. Its `plain` merges the adapter, or, where
+    that would copy a base in 8 bits into a wider type, adds it as layers are read."""
+    if adapter is None:
+        return Actor(policy, (), lambda params: params)
+    base, model = policy.model, adapters.attach(policy.model, adapter)
+    params = adapters.start(base, adapter, policy.params, jax.random.key(seed))
     actor = policy._replace(model=model, params=params)
     small = any(isinstance(p, quant.Int8) for p in policy.params.values())
     add = adapters.joined if small else adapters.merge
-    return actor, lambda params: add(base, how, params)
+    return Actor(actor, tuple(base.table), lambda params: add(base, adapter, params))
 
 
-def train(
-    policy: policies.Policy,
-    *,
-    workdir: Path,
-    seed: int,
-    recipe: str,
-    steps: int,
-    prompts: int,
-    optimizer: dict,
-    data: dict,
-    eval: dict,
-    save_every: int,
-    keep: int,
-    save_minutes: float = 0.0,
-    keep_best: str = "",
-    phases: Phases | None = None,
-    display: Display = SILENT,
-    lora: dict | None = None,
-    save_rollouts: int = 0,
-    tensorboard: bool = False,
-    wandb: str = "",
-    **settings,
-) -> tuple[dict, list[Path]]:
-    """One seed of one recipe: (parameters, record files of its evaluations).
-
-    Args:
-      save_every, save_minutes: a checkpoint every so many steps, and when so many
-        minutes have passed without one; 0 minutes for never.
-      keep, keep_best: how many checkpoints stay, and what the best of all is told by,
-        as 'correct/base': a column of its records, averaged over a condition.
-      policy: its parameters become the run's, and are given up with its first update.
-      phases: of the run this is part of.
-      display: where progress is shown.
-      lora: rank, alpha and targets of an adapter to train; rank 0 for none.
-      save_rollouts: steps between kept rollouts, 0 for never.
-      settings: of the recipe (`rl.recipe.Recipe`).
-    Raises:
-      Stopped: on request, the newest state saved.
-    """
-    phases = phases or Phases()
-    if hosts.first():
-        workdir.mkdir(parents=True, exist_ok=True)
-    if hosts.first():  # the others find it there
-        datasets(data, eval, workdir.parent / "data")
-    hosts.wait("data")
-    source, weights, held_out = datasets(data, eval, workdir.parent / "data")
-    run_eval = evaluator(
-        policy,
-        eval["conditions"],
-        max_tokens=eval["max_tokens"],
-        batch=min(16, len(held_out)),
-        gather=settings.get("gather", True),
-    )
-
-    opts = dict(optimizer)
+def make_optimizer(
+    training: Training, actor: Actor
+) -> tuple[optax.GradientTransformation, update.TrainState]:
+    """Return the optimizer of a run and its state before the first step."""
+    options, freeze = dict(training.optimizer), training.recipe.freeze
+    offload = options.pop("offload", False)
     rate = update.schedule(
-        peak=opts.pop("peak"),
-        warmup=opts.pop("warmup"),
-        steps=steps,
-        decay=opts.pop("decay"),
+        peak=options.pop("peak"),
+        warmup=options.pop("warmup"),
+        steps=training.steps,
+        decay=options.pop("decay"),
     )
-    how = adapters.Adapter(**lora) if lora and lora["rank"] else None
-    actor, plain = adapted(policy, how, seed)
-    settings["judge"], client = judge_of(settings, workdir)
-    base = tuple(policy.model.table) if actor is not policy else ()
-    freeze = settings["freeze"] = (*opts.pop("freeze", ()), *base)
-    offload = opts.pop("offload", False)
-    table = update.live_of(actor.model.table, freeze)
-    tx = update.optimizer(rate, table=table, **opts)
-    averages = bool(settings.get("ema"))
+    table = update.live_of(actor.policy.model.table, freeze)
+    tx = update.optimizer(rate, table=table, **options)
+    ema = bool(training.recipe.ema)
     state = update.init_state(
-        actor.params, tx, freeze=freeze, ema=averages, offload=offload
+        actor.policy.params, tx, freeze=freeze, ema=ema, offload=offload
     )
-    carry = loop.begin(state, prompts=prompts, **settings)
-    points = workdir / "checkpoints"
-    restored = checkpoint.latest(points)
-    if restored is not None:
-        carry, _ = checkpoint.restore(points, restored, carry)
-    at = loader.stream_of(source, seed=seed, weights=weights).__getitem__
-    index, count = sharding.part(policy.mesh)
+    return tx, state
+
+
+def batches_of(data: TrainingData, mesh, *, seed: int, prompts: int, start: int):
+    """Return (batches, example_at): this run's batches from a position of its data
+    stream on, and the example at any position."""
+    stream = loader.stream_of(data.source, seed=seed, weights=data.weights)
+    index, count = sharding.part(mesh)
     batches = loader.batches(
-        source,
-        weights=weights,
+        data.source,
+        weights=data.weights,
         seed=seed,
         batch=prompts,
-        start=carry.position,
+        start=start,
         process_index=index,
         process_count=count,
     )
     if count > 1:
-        batches = shares.whole(batches, at, index, hosts.whole)
-    batches = loader.Waited(batches)
-    run = loop.train(
-        actor,
+        batches = shares.whole(batches, stream.__getitem__, index, hosts.whole)
+    return loader.Waited(batches), stream.__getitem__
+
+
+class Evaluator(NamedTuple):
+    """Evaluations of one run: records, learning curve, score."""
+
+    training: Training
+    workdir: Path
+    seed: int
+    measure: Callable  # see `loops.evaluate.evaluator`
+    held_out: list[Example]
+    plain: Callable  # see `Actor`
+    phases: Phases
+
+    def due(self, step: int) -> bool:
+        """Return whether a run that is at `step` evaluates there."""
+        every = self.training.evaluation.every
+        if not step:
+            return self.training.evaluation.start
+        return bool(every) and (step % every == 0 or step == self.training.steps)
+
+    def __call__(self, step: int, state: update.TrainState) -> float | None:
+        """Write the records of a step, unless they are there; return the score by which
+        the best checkpoint is kept."""
+        folder = self.workdir / "records"
+        path = folder / f"step-{step:06d}.parquet"
+        if hosts.agree(not path.exists()):
+            self.phases("eval", step)
+            rows = self.measure(
+                self.plain(update.averaged(state)),
+                self.held_out,
+                recipe=self.training.name,
+                seed=self.seed,
+                step=step,
+                split=self.training.evaluation.split,
+                progress=lambda n: self.phases("eval"),
+            )
+            if hosts.first():
+                records.write(path, rows)
+        if hosts.first():
+            watch.course_of(self.workdir, folder, step)
+        hosts.wait("records")  # all read what the first one wrote
+        best = self.training.saving.best
+        return score_of(path, best) if best else None
+
+
+def run(
+    policy: Policy,
+    training: Training,
+    *,
+    workdir: Path,
+    seed: int,
+    data: TrainingData | None = None,
+    phases: Phases | None = None,
+    display: Display = SILENT,
+) -> tuple[dict, list[Path]]:
+    """Train one seed in a run directory, resuming from its newest checkpoint.
+
+    Args:
+      policy: its parameters become the run's, and are given up with its first update.
+      data: None reads it (`load_data`).
+      phases: of the run that this is part of.
+      display: where progress is shown.
+    Returns:
+      (parameters, record files of its evaluations).
+    Raises:
+      Stopped: on request, the newest state saved.
+    """
+    phases = phases or Phases()
+    folder = workdir / "records"
+    if hosts.first():
+        folder.mkdir(parents=True, exist_ok=True)
+    data = data or load_data(
+        training.data, training.evaluation, workdir.parent / "data"
+    )
+    measure = evaluator(
+        policy,
+        training.evaluation.conditions,
+        max_tokens=training.evaluation.max_tokens,
+        batch=min(16, len(data.held_out)),
+        gather=training.recipe.gather,
+    )
+    actor = adapt(policy, training.adapter, seed)
+    judge, client = judge_of(training.recipe, workdir)
+    freeze = (*training.recipe.freeze, *actor.frozen)
+    training = training._replace(
+        recipe=training.recipe._replace(judge=judge, freeze=freeze)
+    )
+    evaluate = Evaluator(
+        training, workdir, seed, measure, data.held_out, actor.plain, phases
+    )
+    try:
+        carry = _train(actor, training, data, evaluate, display)
+    finally:
+        if client:
+            client.close()
+    phases("checkpoint", training.steps)
+    params = export(policy, training, actor, update.averaged(carry.state), workdir)
+    return params, [folder / p.name for p in sorted(folder.glob("*.parquet"))]
+
+
+def _train(
+    actor: Actor,
+    training: Training,
+    data: TrainingData,
+    evaluate: Evaluator,
+    display: Display,
+) -> loop.Carry:
+    """Return the Carry after the last step; checkpoints, metrics, evaluations and
+    sample rollouts are written on the way."""
+    workdir, seed, phases = evaluate.workdir, evaluate.seed, evaluate.phases
+    recipe, last, saving = training.recipe, training.steps, training.saving
+    tx, state = make_optimizer(training, actor)
+    carry = loop.begin(state, recipe, prompts=training.prompts)
+    points = workdir / "checkpoints"
+    restored = checkpoint.latest(points)
+    if restored is not None:
+        carry, _ = checkpoint.restore(points, restored, carry)
+    batches, example_at = batches_of(
+        data,
+        actor.policy.mesh,
+        seed=seed,
+        prompts=training.prompts,
+        start=carry.position,
+    )
+    steps = loop.train(
+        actor.policy,
+        recipe,
         batches,
         tx,
         carry,
         seed=seed,
-        steps=steps,
-        at=at,
+        last=last,
+        example_at=example_at,
         phase=phases,
-        **settings,
     )
-    if restored is not None:  # what was loaded and begun is no longer read
+    if restored is not None:  # the fresh state is not read any more
         jax.tree.map(lambda x: x.delete(), state)
-    kept = workdir / "records"
-    if hosts.first():
-        kept.mkdir(exist_ok=True)
-
-    def evaluated(step: int, state) -> float | None:
-        """Records of a step, unless they are there; the score for keep_best."""
-        path = kept / f"step-{step:06d}.parquet"
-        if hosts.agree(not path.exists()):
-            phases("eval", step)
-            found = run_eval(
-                plain(update.averaged(state)),
-                held_out,
-                recipe=recipe,
-                seed=seed,
-                step=step,
-                split=eval["split"],
-                progress=lambda n: phases("eval"),
-            )
-            if hosts.first():
-                records.write(path, found)
-        if hosts.first():
-            watch.course_of(workdir, kept, step)
-        hosts.wait("records")  # all read what the first one wrote
-        return score_of(path, keep_best) if keep_best else None
-
     save = checkpoint.Saver(
         points,
-        keep=keep,
-        minutes=save_minutes,
+        keep=saving.keep,
+        minutes=saving.minutes,
         saved=restored or 0,
-        meta={"lora": how._asdict()} if how else None,
+        meta={"lora": training.adapter._asdict()} if training.adapter else None,
     )
     step = restored or 0
-
-    def due(step: int) -> bool:
-        return bool(eval["every"]) and (step % eval["every"] == 0 or step == steps)
-
-    logs: dict = {"tensorboard": tensorboard}
-    logs["wandb"] = {"project": wandb, "name": f"{recipe}-{seed}"} if wandb else None
-    logs = logs if step < steps else {}  # else nothing is left to log
     try:
         with (
-            metrics.Writer(workdir, restored=restored, **logs) as writer,
-            display.bar(f"train {recipe} seed {seed}", steps, step) as advance,
+            metrics.Writer(
+                workdir, restored=restored, **_log_options(training, seed, step)
+            ) as writer,
+            display.bar(f"train {training.name} seed {seed}", last, step) as advance,
         ):
-            # At its start, or where a run was stopped before it got to this.
-            if due(step) if step else eval.get("start"):
-                evaluated(step, carry.state)
-            for step, carry, numbers, samples, advantages in run:
+            # Before the first step, or where a run was stopped before it evaluated.
+            if evaluate.due(step):
+                evaluate(step, carry.state)
+            for done in steps:
+                step, carry = done.step, done.carry
                 phases.switch("log", step)
-                row = metrics.values(numbers)
-                spent = phases.row()
-                row |= {"seconds": spent["seconds"], "input_wait": batches.taken()}
+                row = _log(done, workdir, seed, training, phases, batches)
                 writer.write(step, row)
-                directory.append(workdir / "time.jsonl", {"step": step, **spent})
                 advance(1, f"reward {row['reward/total']:.2f}")
-                if save_rollouts and (step % save_rollouts == 0 or step == steps):
-                    lag = int(row["lag"])
-                    watch.rollouts_of(
-                        workdir, samples, advantages, step=step, lag=lag, seed=seed
-                    )
-                score = evaluated(step, carry.state) if due(step) else None
+                score = evaluate(step, carry.state) if evaluate.due(step) else None
                 phases("checkpoint", step)
-                save(step, carry, score, now=step % save_every == 0 or step == steps)
+                now = step % saving.every == 0 or step == last
+                save(step, carry, score, now=now)
             save.finish()
     except Stopped:
         phases.switch("checkpoint")
         save(step, carry, None, now=step > 0)
         save.finish()
         raise
-    finally:
-        if client:
-            client.close()
-    phases("checkpoint", step)
-    target, params = workdir / "adapter", update.averaged(carry.state)
-    if how and not hosts.agree(target.exists()):
-        peft.save(target, policy.model, how, params, policy.source)
-    target, params = workdir / "model", plain(params)
+    return carry
+
+
+def _log_options(training: Training, seed: int, step: int) -> dict:
+    """Options of `metrics.Writer`; none where no step is left to log."""
+    logging = training.logging
+    if step >= training.steps:
+        return {}
+    wandb = {"project": logging.wandb, "name": f"{training.name}-{seed}"}
+    return {
+        "tensorboard": logging.tensorboard,
+        "wandb": wandb if logging.wandb else None,
+    }
+
+
+def _log(done: loop.TrainStep, workdir, seed, training, phases, batches) -> dict:
+    """Return a step's row of metrics; write its times and, where due, its rollouts."""
+    step, every = done.step, training.logging.rollouts
+    row = metrics.values(done.metrics)
+    spent = phases.row()
+    row |= {"seconds": spent["seconds"], "input_wait": batches.taken()}
+    directory.append(workdir / "time.jsonl", {"step": step, **spent})
+    if every and (step % every == 0 or step == training.steps):
+        lag = int(row["lag"])
+        watch.rollouts_of(
+            workdir, done.samples, done.advantages, step=step, lag=lag, seed=seed
+        )
+    return row
+
+
+def export(
+    policy: Policy, training: Training, actor: Actor, params: dict, workdir: Path
+) -> dict:
+    """Write WORKDIR/model, and WORKDIR/adapter where one was trained, unless they are
+    there; return the parameters of the model."""
+    target = workdir / "adapter"
+    if training.adapter and not hosts.agree(target.exists()):
+        peft.save(target, policy.model, training.adapter, params, policy.source)
+    target, params = workdir / "model", actor.plain(params)
     if not hosts.agree(target.exists()):
         hf.save(target, policy.model, params, policy.source, policy.compute)
-    return params, [kept / p.name for p in sorted(kept.glob("*.parquet"))]
+    return params
 
 
-def judge_of(settings: dict, workdir: Path):
-    """(the recipe's judge, loaded where it is one by name; the client of its endpoint,
-    None without one). Replies are kept in workdir/replies.jsonl. Of several hosts the
-    first alone asks; the others have a judge of no use."""
-    judge = settings.get("judge", recipes.DEFAULTS["judge"])
+def judge_of(recipe: Recipe, workdir: Path):
+    """Return (the recipe's judge, loaded where it is one by name; the client of its
+    endpoint, None without one). Replies are cached in workdir/replies.jsonl. Of several
+    hosts the first alone asks; the others get a judge that is never asked."""
+    judge, settings = recipe.judge, recipe.judging
     if not judge or not isinstance(judge, str) or judge in recipe_check.JUDGES:
         return judge, None
-    how = recipes.Judging(**settings.get("judging", {}))
-    endpoint = recipe_check.endpoint(how)
+    endpoint = recipe_check.endpoint(settings)
     if jax.process_count() > 1:
         if any(k == "model" for k, _ in named.parse(judge, endpoint, "config.judge")):
             raise UserError(
@@ -352,17 +523,17 @@ def judge_of(settings: dict, workdir: Path):
             return Judge(judge, lambda items: [], {}), None
     options = named.JudgeOptions(
         endpoint,
-        params={"temperature": 0.0, "max_tokens": how.max_tokens},
-        seconds=how.seconds,
+        params={"temperature": 0.0, "max_tokens": settings.max_tokens},
+        seconds=settings.seconds,
         cache=workdir / "replies.jsonl",
-        budget=Budget(how.budget_tokens),
+        budget=Budget(settings.budget_tokens),
     )
-    named_judge = named.named(judge, options, field="config.judge")
-    return named_judge.judge, named_judge.client
+    loaded = named.named(judge, options, field="config.judge")
+    return loaded.judge, loaded.client
 
 
 def score_of(path: Path, best: str) -> float:
-    """Mean of a column of a record file over a condition: 'correct/base'."""
+    """Return the mean of a column of a record file over a condition, 'correct/base'."""
     column, _, condition = best.partition("/")
     table = records.read(path).select(["condition", column]).to_pydict()
     pairs = zip(table["condition"], table[column], strict=True)

@@ -52,15 +52,17 @@ def train(
         if hosts.first():
             directory.describe_run(workdir, config)
         hosts.wait("config")
+        seeds = settings.pop("seeds")
+        training = grpo.from_config(settings)
         try:
-            for seed in settings.pop("seeds"):
-                grpo.train(
+            for seed in seeds:
+                grpo.run(
                     policy or load(),
+                    training,
                     workdir=workdir / f"seed-{seed}",
                     seed=seed,
                     phases=phases,
                     display=display,
-                    **settings,
                 )
                 policy = None  # its parameters were the run's
         except Stopped as stop:

@@ -226,7 +226,9 @@ def run(
     return target
 
 
-def mean_params(points: Path, count: int, like: update.State) -> dict[str, jax.Array]:
+def mean_params(
+    points: Path, count: int, like: update.TrainState
+) -> dict[str, jax.Array]:
     """The mean of the parameters of the last `count` checkpoints: what a rate that
     falls in the end would come to."""
     steps = checkpoint.steps(points)[-count:]

@@ -98,7 +98,7 @@ def params(job: Job, mesh, dtype) -> dict:
 
 def state(
     job: Job, mesh, tx, freeze: tuple[str, ...] = (), offload: bool = False
-) -> update.State:
+) -> update.TrainState:
     """The training state: parameters, the live ones' moments, the step."""
     held = params(job, mesh, job.dtype)
     places = {n: p.sharding for n, p in held.items()}
@@ -110,7 +110,7 @@ def state(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), moments, places
     )
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicate(mesh))
-    return update.State(held, moments, step)
+    return update.TrainState(held, moments, step)
 
 
 def group(job: Job, mesh, n: int, *, texts: int = 0, length: int = 0) -> Group:

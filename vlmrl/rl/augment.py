@@ -88,6 +88,11 @@ def apply(example: Example, name: str, seed: int) -> Example:
     return distort.distort(changed, image, seed) if image else changed
 
 
+def augmented(example: Example, mix: Mapping[str, float], seed: int) -> Example:
+    """Return the example under the condition that `choose` picks for it."""
+    return apply(example, choose(example.id, seed, mix), seed)
+
+
 def _split(name: str) -> tuple[str, str]:
     """Image perturbation ('' for none) and condition of a name."""
     head, _, rest = name.partition("+")

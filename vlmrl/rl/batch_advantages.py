@@ -1,4 +1,4 @@
-"""From what completions earned to advantages, and to who takes part in the loss.
+"""Rewards of a batch → advantages, and the mask of who takes part in the loss.
 
 Pure functions of [N,G] arrays: N prompts, G completions of each.
 """
@@ -17,67 +17,71 @@ from vlmrl.rl.recipe import Recipe
 from vlmrl.types import Array, Mean
 
 
-class Earned(NamedTuple):
-    """What completions earned; float32[N,G] unless said."""
+class Rewards(NamedTuple):
+    """Rewards of a batch and what they depend on; float32[N,G] unless noted."""
 
-    total: Array  # reward, shaping included
+    total: Array  # shaping included
     correct: Array  # 0 or 1
     consistent: Array  # 0 or 1, NaN where no verdict applies
     stopped: Array  # bool[N,G]: ended by itself
-    scores: Array | None = None  # what right completions are ranked by
+    scores: Array | None = None  # that right completions are ranked by
 
 
-class Signal(NamedTuple):
-    advantages: Array  # float32[N,G]
-    keep: Array  # bool[N,G]: takes part in the loss
+class Advantages(NamedTuple):
+    values: Array  # float32[N,G]
+    loss_mask: Array  # bool[N,G]: takes part in the loss
     metrics: dict[str, Mean | Max]
 
 
-def signal(earned: Earned, recipe: Recipe, weights: dict, step: int) -> Signal:
-    """Advantages of a batch.
+def compute_advantages(
+    rewards: Rewards, recipe: Recipe, coefficients: dict, step: int
+) -> Advantages:
+    """Return the advantages of a batch.
 
-    The overlong filter takes what was cut out of its group; dynamic sampling drops
-    groups that are all right or all wrong; ranking adds its bonus to the reward; a
-    decoupled advantage normalises task and consistency apart.
+    The overlong filter takes completions that were cut off out of their group; dynamic
+    sampling drops groups that are all right or all wrong; ranking adds its bonus to
+    the reward; a decoupled advantage normalises task and consistency separately.
 
     Args:
-      earned: of the whole batch.
-      weights: that controllers move; 'multiplier' is λ of the constraint.
-      step: counts from 1, for the ramp of consistency's weight.
+      coefficients: of the controllers; 'multiplier' is λ of the constraint.
+      step: counts from 1, for the warm-up of consistency's weight.
     """
-    valid = np.ones(np.shape(earned.total), bool)
+    valid = np.ones(np.shape(rewards.total), bool)
     if recipe.overlong.filter:
-        valid &= np.asarray(earned.stopped, bool)
-    reward = jnp.asarray(earned.total, jnp.float32)
+        valid &= np.asarray(rewards.stopped, bool)
+    reward = jnp.asarray(rewards.total, jnp.float32)
     if recipe.ranking.weight:
-        among = valid & (np.asarray(earned.correct) > 0)
-        scores = jnp.asarray(earned.scores, jnp.float32)
+        among = valid & (np.asarray(rewards.correct) > 0)
+        scores = jnp.asarray(rewards.scores, jnp.float32)
         reward += recipe.ranking.weight * advantages.ranked(scores, jnp.asarray(among))
-    keep = jnp.asarray(valid)
+    mask = jnp.asarray(valid)
     if recipe.rounds > 1:
-        keep = advantages.mixed(jnp.asarray(earned.correct), keep)
+        mask = advantages.mixed(jnp.asarray(rewards.correct), mask)
     if recipe.advantage in DECOUPLED:
-        found = _decoupled(reward, earned.consistent, keep, recipe, weights, step)
+        weights = _weights(recipe, coefficients, step)
+        values = _decoupled(reward, rewards.consistent, mask, recipe.advantage, weights)
     else:
-        found = ADVANTAGES[recipe.advantage](reward, keep)
-    size = jnp.where(keep, jnp.abs(found), 0)
-    return Signal(
-        found,
-        keep,
-        {
-            "degenerate": advantages.degenerate(reward, jnp.asarray(valid)),
-            "kept": Mean(keep.sum(), keep.size),
-            "advantage": Mean(size.sum(), keep.sum()),
-        },
-    )
+        values = ADVANTAGES[recipe.advantage](reward, mask)
+    size = jnp.where(mask, jnp.abs(values), 0)
+    metrics = {
+        "degenerate": advantages.degenerate(reward, jnp.asarray(valid)),
+        "kept": Mean(mask.sum(), mask.size),
+        "advantage": Mean(size.sum(), mask.sum()),
+    }
+    return Advantages(values, mask, metrics)
 
 
-def _decoupled(reward, consistent, keep, recipe: Recipe, weights, step: int):
-    task, other = recipe.weights
-    other = weights.get("multiplier", other)
+def _weights(recipe: Recipe, coefficients: dict, step: int) -> tuple[float, float]:
+    """Weights of task and consistency at a step."""
+    task, consistency = recipe.weights
+    consistency = coefficients.get("multiplier", consistency)
     if recipe.ramp:
-        other = other * min(1.0, step / recipe.ramp)
+        consistency = consistency * min(1.0, step / recipe.ramp)
+    return task, consistency
+
+
+def _decoupled(reward, consistent, mask, name: str, weights) -> Array:
     known = ~np.isnan(consistent)
     parts = jnp.stack([reward, jnp.asarray(np.nan_to_num(consistent), jnp.float32)])
-    masks = jnp.stack([keep, keep & jnp.asarray(known)])
-    return DECOUPLED[recipe.advantage](parts, masks, (task, other))
+    masks = jnp.stack([mask, mask & jnp.asarray(known)])
+    return DECOUPLED[name](parts, masks, weights)

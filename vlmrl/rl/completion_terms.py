@@ -1,7 +1,8 @@
-"""What is measured of a completion, by name: shaping terms, scores to rank by, guards.
+"""Measured terms of a completion, by name: shaping terms and scores to rank by.
 
 A term is one number per completion that a recipe may add to the reward (`shaping`) or
-rank right completions by (`ranking`). Guards are logged whatever the recipe pays for.
+rank right completions by (`ranking`). The statistics of the batch's chains of thought
+are logged whatever the recipe rewards.
 """
 
 from __future__ import annotations
@@ -17,34 +18,34 @@ from vlmrl.rl.recipe import Recipe
 from vlmrl.types import Array, Mean, Prompt
 
 
-class Seen(NamedTuple):
-    """What a term may look at."""
+class TermInputs(NamedTuple):
+    """What a term is a function of."""
 
     parsed: Parsed
-    think: str  # '' if none
+    think: str  # chain of thought, '' if none
     prompt: Prompt
     tokens: int  # sampled
-    letters: Array | None  # float[C] probabilities after the think; None: not asked for
+    letters: Array | None  # float[C] P(option) after the CoT; None: not measured
 
 
-def _confidence(seen: Seen, recipe: Recipe) -> float:
-    """`rewards.confidence_reward` of the answer that was given, less the accuracy that
-    the reward pays already: −(p − correct)²; 0 where nothing was answered."""
-    option, answer = seen.parsed.option, seen.prompt.example.answer
-    if option < 0 or seen.letters is None:
+def _confidence(inputs: TermInputs, recipe: Recipe) -> float:
+    """Return `rewards.confidence_reward` of the given answer, less the accuracy that
+    the reward has already: −(p − correct)²; 0 where there is no answer."""
+    option, answer = inputs.parsed.option, inputs.prompt.example.answer
+    if option < 0 or inputs.letters is None:
         return 0.0
     correct = float(option == answer)
-    return rewards.confidence_reward(correct, float(seen.letters[option])) - correct
+    return rewards.confidence_reward(correct, float(inputs.letters[option])) - correct
 
 
-def _p_correct(seen: Seen, recipe: Recipe) -> float:
-    if seen.letters is None:
+def _p_correct(inputs: TermInputs, recipe: Recipe) -> float:
+    if inputs.letters is None:
         return 0.0
-    return float(seen.letters[seen.prompt.example.answer])
+    return float(inputs.letters[inputs.prompt.example.answer])
 
 
-# By name in `shaping` and `ranking`; those in LETTERED read the think back.
-TERMS: dict[str, Callable[[Seen, Recipe], float]] = {
+# By name in `shaping` and `ranking`; those in LETTERED need a probe (`cot_probe`).
+TERMS: dict[str, Callable[[TermInputs, Recipe], float]] = {
     "evidence": lambda s, r: cot_statistics.evidence_reward(s.think, r.least_evidence),
     "length": lambda s, r: rewards.length_reward(s.tokens, r.shortest, r.longest),
     "repetition": lambda s, r: rewards.repetition_penalty(
@@ -57,14 +58,14 @@ TERMS: dict[str, Callable[[Seen, Recipe], float]] = {
 LETTERED = ("confidence", "p_correct")
 
 
-def terms(names: Sequence[str], seen: Seen, recipe: Recipe) -> dict[str, float]:
-    return {name: TERMS[name](seen, recipe) for name in names}
+def terms(names: Sequence[str], inputs: TermInputs, recipe: Recipe) -> dict[str, float]:
+    return {name: TERMS[name](inputs, recipe) for name in names}
 
 
-def guard_metrics(
+def statistics(
     thinks: Sequence[str], prompts: Sequence[Prompt]
 ) -> dict[str, Mean | dict]:
-    """The guards of a batch: evidence, template rate, distinct-n, copied prompt.
+    """Return statistics of a batch's chains of thought (`cot_statistics`).
 
     Args:
       thinks: one per completion, '' if none, in branch order.
@@ -93,9 +94,9 @@ def guard_metrics(
 def parts_of(
     sizes: Sequence[Sequence[int]], texts: Sequence[str], length: int
 ) -> tuple[Array, Array]:
-    """Which sampled tokens are of the think, and which of the answer.
+    """Return which sampled tokens are of the chain of thought, and which of the answer.
 
-    A token is of the think if it begins before </think> does and after <think> ended
+    A token is of the CoT if it begins before </think> does and after <think> ended
     (where the completion has one), and of the answer if it begins after </think>.
 
     Args:

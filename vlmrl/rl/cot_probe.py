@@ -1,7 +1,7 @@
-"""Reading a completion's think back to the policy: which letter does it then give?
+"""Probe the policy with a completion's own chain of thought (CoT): which letter next?
 
-One prefix cache serves all of it: what the prompts of a group share is read once (its
-image once, too), the G thinks are branches of it, the C letters are branches of those.
+One prefix cache serves all of it: what the prompts of a group share is computed once
+(its image, too), the G CoTs are branches of it, the C letters are branches of those.
 """
 
 from __future__ import annotations
@@ -28,41 +28,42 @@ OPTIONS = 8  # of an item at most
 STEP = 32  # branch lengths are multiples of it
 
 
-class Reading(NamedTuple):
-    """What is read back."""
+class ProbePrompt(NamedTuple):
+    """A prompt with a chain of thought, up to the answer's letter."""
 
     text: str
     images: tuple[bytes, ...]
-    whole: bool  # False: the think can't stand in a prompt, "-" stands for it
+    whole: bool  # False: the CoT can't stand in a prompt, and "-" replaces it
 
 
-def sighted(prompt: Prompt, think: str) -> Reading:
-    """The prompt with the think, closed, and the answer opened."""
+def sighted(prompt: Prompt, think: str) -> ProbePrompt:
+    """Return the prompt with the CoT, closed, and the answer opened."""
     return _read(prompt.text, prompt.example, think, prompt.example.images)
 
 
-def blind(prompt: Prompt, think: str) -> Reading:
-    """The same without the image, the think's literal conclusion stripped."""
+def blind(prompt: Prompt, think: str) -> ProbePrompt:
+    """Return the same without the image and the CoT's literal conclusion."""
     return _read(prompt.blind, prompt.example, consistency.stripped(think), ())
 
 
-def _read(text: str, example: Example, think: str, images) -> Reading:
+def _read(text: str, example: Example, think: str, images) -> ProbePrompt:
     start = text.removesuffix(example.prefill) if example.prefill else text
     whole = readable(think)
     shown = think if whole else "-"
-    return Reading(start + "<think>" + shown + consistency.OPENING, images, whole)
+    return ProbePrompt(start + "<think>" + shown + consistency.OPENING, images, whole)
 
 
 def readable(think: str) -> bool:
-    """Whether a think can stand in a prompt again: not empty, no tags, no control."""
+    """Return whether a CoT can stand in a prompt: some text, no tags or control."""
     tagged = any(tag in think for tag in TAGS) or "<|" in think
     return bool(think.strip()) and not tagged
 
 
 def reader(policy: Policy, max_tokens: int) -> Callable:
-    """letters(params, readings: N lists of G) -> float32[N, G, OPTIONS] probabilities
-    of the letters after each, from raw logits at temperature 1; what could not be read
-    is all zero. A letter is what the tokenizer makes of '>A' after '<answer'.
+    """Return letters(params, readings: N lists of G) -> float32[N, G, OPTIONS], the
+    probabilities of the letters after each, from raw logits at temperature 1; zeros
+    where a CoT can't stand in a prompt or is too long. A letter is what the tokenizer
+    makes of '>A' after '<answer'.
     """
     encode = policy.processor.tokenizer.encode
     rows = [encode(">" + c, add_special_tokens=False) for c in LETTERS[:OPTIONS]]
@@ -74,23 +75,27 @@ def reader(policy: Policy, max_tokens: int) -> Callable:
         prefix=(*policy.buckets.prefix, max(policy.buckets.prefix) + room),
         branch=tuple(range(STEP, room + STEP, STEP)),
     )
-    wide = policy._replace(buckets=buckets)
+    longer = policy._replace(buckets=buckets)
 
     @jax.jit
     def run(params, group):
         params = policy.read(params)
         return letter_probs(policy.model, params, group, jnp.asarray(ids), mask)
 
-    def letters(params, readings: Sequence[Sequence[Reading]]):
+    def letters(params, readings: Sequence[Sequence[ProbePrompt]]):
         encoded, good = [], []
-        for group in wide.own(readings):
-            made = [tokens.encode(policy.processor, (r.text, r.images)) for r in group]
-            shared = tokens.shared_length(made, leave=1)
-            fits = [len(e.ids) - shared <= room for e in made]
-            short = min(made, key=lambda e: len(e.ids))
-            encoded.append([e if f else short for e, f in zip(made, fits, strict=True)])
+        for group in longer.own(readings):
+            probes = [
+                tokens.encode(policy.processor, (r.text, r.images)) for r in group
+            ]
+            shared = tokens.shared_length(probes, leave=1)
+            fits = [len(e.ids) - shared <= room for e in probes]
+            short = min(probes, key=lambda e: len(e.ids))
+            encoded.append(
+                [e if f else short for e, f in zip(probes, fits, strict=True)]
+            )
             good.append([r.whole and f for r, f in zip(group, fits, strict=True)])
-        mine = wide.group(encoded)
+        mine = longer.group(encoded)
         probs = sharding.fetch(run(params, sharding.join_batch(policy.mesh, mine)))
         index, _ = sharding.part(policy.mesh)
         good = np.concatenate(hosts.whole(index, np.array(good)))
@@ -100,7 +105,7 @@ def reader(policy: Policy, max_tokens: int) -> Callable:
 
 
 def letter_probs(model, params, group, ids, mask):
-    """softmax over letters of log P(letter's tokens | row), float32[B, C].
+    """Return softmax over letters of log P(letter's tokens | row), float32[B, C].
 
     Args:
       group: B rows, as branches or as whole prefixes.
@@ -119,11 +124,11 @@ def letter_probs(model, params, group, ids, mask):
 
 
 def implied(letters, options: int) -> np.ndarray:
-    """Probabilities of an item's own options, renormalised; all zero stays zero."""
+    """Return the probabilities of an item's own options, renormalised; zeros stay."""
     own = np.asarray(letters[:options], np.float64)
     return own / own.sum() if own.sum() > 0 else own
 
 
 def in_groups(rows: list, each: int) -> list[list]:
-    """Rows in branch order, group by group."""
+    """Cut rows in branch order into groups of `each`."""
     return [rows[i : i + each] for i in range(0, len(rows), each)]

@@ -1,9 +1,13 @@
-"""One update from one draw: gather what the loss wants to know, then learn from it."""
+"""One update from one training batch: the log-probs that the loss needs, then the step.
+
+Axes: N prompts, G completions of each, B = N * G rows, T tokens.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,125 +15,165 @@ import numpy as np
 
 from vlmrl.engine.score import completions, score
 from vlmrl.policy import Policy, prefixes
-from vlmrl.rl import losses, rollouts, step_metrics, update
-from vlmrl.rl.batch_advantages import Earned
+from vlmrl.rl import losses, sampling, step_metrics
+from vlmrl.rl import update as updates
+from vlmrl.rl.batch_advantages import Rewards
 from vlmrl.rl.recipe import Recipe
-from vlmrl.rl.rollouts import Drawn, Used
-from vlmrl.types import Array, Group, Rollout
+from vlmrl.rl.rollouts import Context, RolloutBatch, TrainingBatch
+from vlmrl.types import Array, Group
 
 
 class Learner(NamedTuple):
-    charge: Callable  # (drawn) -> Earned, less the KL where the reward pays for it
-    update: Callable  # (state, used, weights, step) -> (state, metrics)
+    """What every update of a run shares; its programs are compiled once."""
+
+    context: Context
+    needs: frozenset[str]  # of the loss, see `losses.needs`
+    logprobs: Callable  # (params, group) -> float32[B, T]
+    with_branches: Callable  # (group, rollout) -> the group with its completions
+    reference: Any  # parameters before the first update; None: nothing refers to them
+    step: Callable  # (state, update.Batch) -> (state, metrics)
 
 
-def make(
-    policy: Policy,
-    tx,
-    state: update.State,
-    recipe: Recipe,
-    *,
-    seed: int,
-    phase: Callable[..., None],
-) -> Learner:
-    """The Learner of a run; its programs are compiled once. `phase` as in `loop`."""
+def make_learner(context: Context, tx, state: updates.TrainState) -> Learner:
+    """Return the Learner of a run.
+
+    Args:
+      tx: the optimizer of `state`.
+    """
+    policy, recipe = context.policy, context.recipe
     needs = losses.needs(recipe.loss)
-    how = {"temperature": recipe.temperature, "banned": policy.stops.banned}
-    how |= {"attend": policy.attend, "mesh": policy.mesh}
-    how |= {
-        "dtype": policy.compute,
-        "float32_residual": recipe.wide,
-        "remat": recipe.remat or None,
-    }
-    score_fn = jax.jit(lambda p, group: score(policy.model, p, group, **how)[0])
-    grow = jax.jit(completions)
-    # The update takes its parameters' memory; the start must outlive it.
-    refers = "ref_logprobs" in needs or recipe.kl_reward.weight
+    options = score_options(policy, recipe)
+
+    def logprobs(params, group):
+        return score(policy.model, params, group, **options)[0]
 
     def copied(params):
         return jax.tree.map(jnp.copy, policy.read(params))
 
-    start = jax.jit(copied)(policy.params) if refers else None
-
-    def objective(logp, entropy, mask, extra):
-        if "keep" in extra:
-            mask = mask & extra["keep"][:, None]
-        return losses.policy_objective(logp, entropy, mask, extra, **recipe.loss)
-
-    step_fn = update.jit_update(
-        update.make_update(
-            policy.model,
-            tx,
-            objective,
-            microbatches=recipe.microbatches,
-            token_budget=recipe.token_budget,
-            freeze=recipe.freeze,
-            ema=recipe.ema,
-            unroll=recipe.unroll,
-            **how,
-        ),
-        state,
+    # The update takes the memory of its parameters; the reference must outlive it.
+    refers = "ref_logprobs" in needs or recipe.kl_reward.weight
+    step = updates.make_update(
+        policy.model,
+        tx,
+        functools.partial(_objective, recipe.loss),
+        microbatches=recipe.microbatches,
+        token_budget=recipe.token_budget,
+        freeze=recipe.freeze,
+        ema=recipe.ema,
+        unroll=recipe.unroll,
+        **options,
+    )
+    return Learner(
+        context,
+        needs,
+        jax.jit(logprobs),
+        jax.jit(completions),
+        jax.jit(copied)(policy.params) if refers else None,
+        updates.jit_update(step, state),
     )
 
-    def scored(params, group: Group) -> Array:
-        phase("score")
-        return jax.block_until_ready(score_fn(params, group))
 
-    def charge(drawn: Drawn) -> Earned:
-        penalty, earned = recipe.kl_reward, drawn.earned
-        if not penalty.weight or penalty.to_go:
-            return earned
-        values = cost(drawn.rollout, scored(start, grow(drawn.group, drawn.rollout)))
-        flat, mask = earned.total.reshape(-1), drawn.rollout.mask
-        total = losses.penalised(flat, values, mask, penalty.weight)
-        return earned._replace(total=np.asarray(total).reshape(earned.total.shape))
+def score_options(policy: Policy, recipe: Recipe) -> dict:
+    """Return the options of `engine.score.score` for a recipe's completions."""
+    return {
+        "temperature": recipe.temperature,
+        "banned": policy.stops.banned,
+        "attend": policy.attend,
+        "mesh": policy.mesh,
+        "dtype": policy.compute,
+        "float32_residual": recipe.wide,
+        "remat": recipe.remat or None,
+    }
 
-    def cost(rollout: Rollout, ref: Array) -> Array:
-        kind = recipe.kl_reward.estimator
-        return losses.kl(rollout.logprobs, ref, rollout.mask, kind)
 
-    def extra_of(state, used: Used, group: Group, weights: dict, step: int) -> dict:
-        """Rows of what the objective reads, see `losses.policy_objective`."""
-        rollout, found, put = used.drawn.rollout, used.signal, policy.put
-        rows = rollout.tokens.shape[0]
-        extra = {
-            "old_logprobs": rollout.logprobs,
-            "advantages": put(np.asarray(found.advantages).reshape(-1)),
-        }
-        if "sampler_logprobs" in needs or recipe.noise.share or recipe.guide.share:
-            # Staleness is corrected, and rollouts of another prompt are learnt, against
-            # what the parameters before the update say, not what the sampler said.
-            extra["sampler_logprobs"] = rollout.logprobs
-            extra["old_logprobs"] = scored(state.params, group)
-        if "ref_logprobs" in needs or recipe.kl_reward.to_go:
-            extra["ref_logprobs"] = scored(start, group)
-        if recipe.kl_reward.to_go:
-            values, weight = (
-                cost(rollout, extra["ref_logprobs"]),
-                recipe.kl_reward.weight,
-            )
-            extra["advantages"] = losses.to_go(
-                extra["advantages"], values, rollout.mask, weight
-            )
-        if recipe.overlong.filter or recipe.rounds > 1:
-            extra["keep"] = put(np.asarray(found.keep).reshape(-1))
-        if "noise" in needs:
-            rng = np.random.default_rng([seed, step])
-            extra["noise"] = put(rng.random(rollout.mask.shape, np.float32))
-        moved = step_metrics.loss_weights(weights, recipe, used.drawn)
-        return extra | {
-            name: put(np.full(rows, weight, np.float32))
-            for name, weight in moved.items()
-        }
+def _objective(loss, logp, entropy, mask, extra):
+    if "loss_mask" in extra:
+        mask = mask & extra["loss_mask"][:, None]
+    return losses.policy_objective(logp, entropy, mask, extra, **loss)
 
-    def learn(state, used: Used, weights: dict, step: int):
-        drawn = used.drawn
-        group = grow(drawn.group, drawn.rollout)
-        extra, second = extra_of(state, used, group, weights, step), None
-        if "masked_logprobs" in needs:
-            seen = policy.write(rollouts.masked(drawn.written, seed))
-            second = grow(policy.put(prefixes(policy, seen)), drawn.rollout)
-        phase("update")
-        return jax.block_until_ready(step_fn(state, update.Batch(group, extra, second)))
 
-    return Learner(charge, learn)
+def apply_kl_penalty(learner: Learner, batch: RolloutBatch) -> Rewards:
+    """Return the rewards less `kl_reward.weight` · KL to the reference, summed over a
+    completion; unchanged where the recipe has no such penalty, or has it token by
+    token in the advantage."""
+    penalty, rewards = learner.context.recipe.kl_reward, batch.rewards
+    if not penalty.weight or penalty.to_go:
+        return rewards
+    group = learner.with_branches(batch.group, batch.rollout)
+    values = _kl(learner, batch, _scored(learner, learner.reference, group))
+    flat, mask = rewards.total.reshape(-1), batch.rollout.mask
+    total = losses.penalised(flat, values, mask, penalty.weight)
+    return rewards._replace(total=np.asarray(total).reshape(rewards.total.shape))
+
+
+def update(
+    learner: Learner,
+    state: updates.TrainState,
+    training: TrainingBatch,
+    coefficients: dict[str, float],
+    step: int,
+) -> tuple[updates.TrainState, dict]:
+    """Return the state after one update, and its metrics; takes the old state's
+    memory."""
+    context, batch, masked = learner.context, training.batch, None
+    group = learner.with_branches(batch.group, batch.rollout)
+    extra = _extra(learner, state, training, group, step)
+    rows = len(batch.host.tokens)
+    for name, weight in step_metrics.loss_weights(
+        coefficients, context.recipe, batch
+    ).items():
+        extra[name] = context.policy.put(np.full(rows, weight, np.float32))
+    if "masked_logprobs" in learner.needs:
+        masked = _masked(learner, batch)
+    context.phase("update")
+    done = learner.step(state, updates.Batch(group, extra, masked))
+    return jax.block_until_ready(done)
+
+
+def _extra(
+    learner: Learner, state, training: TrainingBatch, group: Group, step: int
+) -> dict[str, Array]:
+    """Return the rows that the objective reads, see `losses.policy_objective`."""
+    recipe, put = learner.context.recipe, learner.context.policy.put
+    batch, advantages, needs = training.batch, training.advantages, learner.needs
+    rollout, penalty = batch.rollout, recipe.kl_reward
+    extra = {
+        "old_logprobs": rollout.logprobs,
+        "advantages": put(np.asarray(advantages.values).reshape(-1)),
+    }
+    if "sampler_logprobs" in needs or recipe.noise.share or recipe.guide.share:
+        # Off-policy rollouts are corrected, and rollouts of another prompt are learned,
+        # against the log-probs of the parameters before the update, not the sampler's.
+        extra["sampler_logprobs"] = rollout.logprobs
+        extra["old_logprobs"] = _scored(learner, state.params, group)
+    if "ref_logprobs" in needs or penalty.to_go:
+        extra["ref_logprobs"] = _scored(learner, learner.reference, group)
+    if penalty.to_go:
+        values = _kl(learner, batch, extra["ref_logprobs"])
+        extra["advantages"] = losses.to_go(
+            extra["advantages"], values, rollout.mask, penalty.weight
+        )
+    if recipe.overlong.filter or recipe.rounds > 1:
+        extra["loss_mask"] = put(np.asarray(advantages.loss_mask).reshape(-1))
+    if "noise" in needs:
+        rng = np.random.default_rng([learner.context.seed, step])
+        extra["noise"] = put(rng.random(batch.host.mask.shape, np.float32))
+    return extra
+
+
+def _masked(learner: Learner, batch: RolloutBatch) -> Group:
+    """Return the completions behind prompts whose images are mostly black, for the
+    perception term (`losses.perception`)."""
+    policy, seed = learner.context.policy, learner.context.seed
+    prompts = policy.write(sampling.distorted(batch.prompts, "masked", seed))
+    return learner.with_branches(policy.put(prefixes(policy, prompts)), batch.rollout)
+
+
+def _scored(learner: Learner, params, group: Group) -> Array:
+    learner.context.phase("score")
+    return jax.block_until_ready(learner.logprobs(params, group))
+
+
+def _kl(learner: Learner, batch: RolloutBatch, reference: Array) -> Array:
+    estimator, rollout = learner.context.recipe.kl_reward.estimator, batch.rollout
+    return losses.kl(rollout.logprobs, reference, rollout.mask, estimator)

@@ -1,11 +1,11 @@
 """The training loop: prompts → rollouts → rewards → advantages → one update.
 
-A generator: every step yields, so that who drives it evaluates, saves and stops when it
+A generator: every step yields, so that the caller evaluates, saves and stops when it
 wants. All that a step depends on is in its `Carry` and in (seed, step, example ids).
 
-What a recipe chooses stands in `recipe.py`; each choice is a pure function, called here
-in order: `rollouts` draws and pays, `signals` compares, `learner` updates, `dynamics`
-measures and moves the weights of the next step.
+What a recipe chooses stands in `recipe.py`; each choice is a pure function, called in
+order in `steps`: `rollouts` samples and rewards, `batch_advantages` compares, `learner`
+updates, `step_metrics` measures and moves the coefficients of the next step.
 """
 
 from __future__ import annotations
@@ -15,25 +15,26 @@ from typing import Any, NamedTuple
 
 from vlmrl.policy import Policy
 from vlmrl.rl import learner, replay, rollouts, step_metrics, update
-from vlmrl.rl import recipe as recipes
-from vlmrl.rl.batch_advantages import signal
-from vlmrl.rl.rollouts import Sample
+from vlmrl.rl.batch_advantages import compute_advantages
+from vlmrl.rl.learner import Learner
+from vlmrl.rl.recipe import Recipe
+from vlmrl.rl.rollouts import Context, Sample, TrainingBatch
 from vlmrl.types import Array, Example, Rollout
 
-__all__ = ["Carry", "Sample", "Step", "begin", "train"]
+__all__ = ["Carry", "Sample", "TrainStep", "begin", "train"]
 
 
 class Carry(NamedTuple):
-    """What a checkpoint holds: restored, the run goes on as if never stopped."""
+    """What a checkpoint holds: restored, the run continues as if never stopped."""
 
-    state: update.State
-    position: Any  # int: examples trained on so far (the data frontier)
-    weights: dict[str, float] = {}  # that controllers move
-    ahead: Rollout | None = None  # drawn already for the next step
-    replay: replay.Buffer | None = None
+    state: update.TrainState
+    position: Any  # int: examples trained on so far, the position in the data stream
+    coefficients: dict[str, float] = {}  # that controllers move
+    pending: Rollout | None = None  # sampled already for the next step
+    replay: replay.ReplayBuffer | None = None
 
 
-class Step(NamedTuple):
+class TrainStep(NamedTuple):
     step: int
     carry: Carry
     metrics: dict
@@ -41,66 +42,74 @@ class Step(NamedTuple):
     advantages: Array  # float32[N, G], of the samples
 
 
-def begin(state: update.State, *, prompts: int, **settings) -> Carry:
-    """The Carry before the first step, with the shape of every later one."""
-    recipe = recipes.make(**settings)
+def begin(state: update.TrainState, recipe: Recipe, *, prompts: int) -> Carry:
+    """Return the Carry before the first step, with the shapes of every later one."""
     size, length = recipe.group_size, recipe.max_tokens
-    ahead = buffer = None
+    pending = buffer = None
     if recipe.lag:
-        ahead = replay.zeros((prompts * size,), length)
+        pending = replay.zeros((prompts * size,), length)
     if recipe.replay_groups.capacity:
         buffer = replay.empty(recipe.replay_groups.capacity, size, length)
-    return Carry(state, 0, step_metrics.start(recipe), ahead, buffer)
+    return Carry(state, 0, step_metrics.init(recipe), pending, buffer)
 
 
 def train(
     policy: Policy,
+    recipe: Recipe,
     batches: Iterator[tuple[int, list[Example]]],
     tx,
     carry: Carry,
     *,
     seed: int,
-    steps: int,
-    at: Callable[[int], Example] | None = None,
+    last: int,
+    example_at: Callable[[int], Example] | None = None,
     phase: Callable[..., None] = lambda name, step=None: None,
-    **settings,
-) -> Iterator[Step]:
-    """Train until `steps` updates are behind `carry`.
+) -> Iterator[TrainStep]:
+    """Train from `carry` up to and including step `last`.
 
     Args:
-      policy: its own parameters are what a KL refers to; they are read when this is
-        called, and not after.
+      policy: its own parameters are the reference of a KL; they are read when this is
+        called, and not later.
       batches: (data position after it, examples) per step, from carry.position on.
-      at: the example at a position of that stream; group replay needs it.
-      phase: told where a phase begins (`phases.Phases`); may raise to stop the run, and
-        nothing that `carry` needs is under way then.
-      settings: of the recipe, see `recipe.Recipe`.
+      tx: the optimizer of `carry.state`.
+      example_at: the example at a position of that stream; replay needs it.
+      phase: called where a phase begins (`phases.Phases`); may raise to stop the run,
+        and no work that `carry` needs is in progress then.
     """
-    recipe = recipes.make(**settings)
-    draw = rollouts.drawer(
-        policy, recipe, batches, seed=seed, ahead=carry.ahead, phase=phase
-    )
-    learn = learner.make(policy, tx, carry.state, recipe, seed=seed, phase=phase)
-    first = int(carry.state.step) + 1
-    return _steps(
-        policy, recipe, range(first, steps + 1), carry, draw, learn, at, seed, phase
-    )
+    context = rollouts.make_context(policy, recipe, batches, seed=seed, phase=phase)
+    learn = learner.make_learner(context, tx, carry.state)
+    return steps(context, learn, carry, last, example_at)
 
 
-def _steps(policy, recipe, steps, carry, draw, learn, at, seed, phase):
-    for step in steps:
-        phase("data", step)
-        state, weights = carry.state, carry.weights
-        drawn, ahead = draw(state.params, step, weights.get("multiplier", 0.0))
-        earned = learn.charge(drawn)
-        found = signal(earned, recipe, weights, step)
-        used, buffer = rollouts.Used(drawn, found), carry.replay
+def steps(
+    context: Context,
+    learn: Learner,
+    carry: Carry,
+    last: int,
+    example_at: Callable[[int], Example] | None,
+) -> Iterator[TrainStep]:
+    """Yield every step from `carry` to `last`."""
+    recipe = context.recipe
+    for step in range(int(carry.state.step) + 1, last + 1):
+        context.phase("data", step)
+        state, coefficients, buffer = carry.state, carry.coefficients, carry.replay
+        batch, pending = rollouts.rollout_batch(
+            context,
+            state.params,
+            step,
+            pending=carry.pending,
+            multiplier=coefficients.get("multiplier", 0.0),
+        )
+        rewards = learner.apply_kl_penalty(learn, batch)
+        advantages = compute_advantages(rewards, recipe, coefficients, step)
+        training = TrainingBatch(batch, advantages)
         if buffer is not None:
-            used, buffer = rollouts.replayed(
-                policy, recipe, used, buffer, at, seed=seed, step=step
+            training, buffer = replay.replace_idle(
+                context, training, buffer, example_at, step=step
             )
-        state, metrics = learn.update(state, used, weights, step)
-        metrics |= step_metrics.measure(policy, used, drawn, weights)
-        weights = step_metrics.follow(weights, recipe, metrics, drawn)
-        carry = Carry(state, drawn.position, weights, ahead, buffer)
-        yield Step(step, carry, metrics, drawn.samples, found.advantages)
+        state, metrics = learner.update(learn, state, training, coefficients, step)
+        metrics |= training.advantages.metrics
+        metrics |= step_metrics.measure(context.policy, batch, coefficients)
+        coefficients = step_metrics.update(coefficients, recipe, metrics, batch)
+        carry = Carry(state, batch.position, coefficients, pending, buffer)
+        yield TrainStep(step, carry, metrics, batch.samples, advantages.values)

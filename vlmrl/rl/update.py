@@ -29,7 +29,7 @@ from vlmrl.sharding import (
 from vlmrl.types import Group, Mean, UserError
 
 
-class State(NamedTuple):
+class TrainState(NamedTuple):
     """What training changes; a plain pytree, saved and restored whole."""
 
     params: Any
@@ -174,7 +174,7 @@ def make_update(
         `parts_of`; 0 for no budget.
       mesh: over which batch and parameters are split, if they are.
       freeze: prefixes of parameters that take no gradient and stay as they are.
-      ema: decay of `State.ema`, 0 for none.
+      ema: decay of `TrainState.ema`, 0 for none.
       temperature, banned: of the scored distribution, as it was sampled.
       options: dtype, remat, unroll and float32_residual of the forward pass.
     """
@@ -194,7 +194,7 @@ def make_update(
         grads, (total, metrics) = jax.grad(loss, has_aux=True)(live, params, batch)
         return grads, total, metrics
 
-    def update(state: State, batch: Batch):
+    def update(state: TrainState, batch: Batch):
         count = max(microbatches, parts_of(batch, token_budget, batch_shards(mesh)))
         if count == 1:
             grads, total, metrics = part(state.params, batch)
@@ -226,7 +226,7 @@ def make_update(
             "update_norm": Mean(optax.tree.norm(changes), one),
         }
         params = {**state.params, **live}
-        return State(params, opt_state, state.step + 1, average), metrics
+        return TrainState(params, opt_state, state.step + 1, average), metrics
 
     return update
 
@@ -236,7 +236,7 @@ def live_of(params: dict, freeze: tuple[str, ...] = ()) -> dict:
     return {n: p for n, p in params.items() if not n.startswith(tuple(freeze))}
 
 
-def averaged(state: State) -> dict:
+def averaged(state: TrainState) -> dict:
     """The parameters to measure and export: the running average where there is one."""
     return {**state.params, **(state.ema or {})}
 
@@ -294,7 +294,7 @@ def init_state(
     freeze: tuple[str, ...] = (),
     ema: bool = False,
     offload: bool = False,
-) -> State:
+) -> TrainState:
     """A fresh state whose optimizer moments lie like the parameters; with `offload` in
     the memory of their devices' hosts (`sharding.on_host`)."""
     mesh = jax.tree.leaves(params)[0].sharding.mesh
@@ -307,10 +307,10 @@ def init_state(
     opt_state = jax.jit(tx.init, out_shardings=shards)(live)
     average = {n: p.copy() for n, p in live.items()} if ema else None
     zero = jax.device_put(jnp.int32(0), replicate(mesh))
-    return State(params, opt_state, zero, average)
+    return TrainState(params, opt_state, zero, average)
 
 
-def jit_update(update, state: State):
+def jit_update(update, state: TrainState):
     """The update compiled once: its state comes out placed as it went in, and takes
     the old one's memory."""
     places = jax.tree.map(lambda x: x.sharding, state)
@@ -318,13 +318,13 @@ def jit_update(update, state: State):
     return jax.jit(update, donate_argnums=0, out_shardings=(places, None))
 
 
-def fetching(update, state: State):
+def fetching(update, state: TrainState):
     """The update of a state like this one: moments that lie on the host are brought in
     for it."""
     if not any(map(is_on_host, jax.tree.leaves(state.opt_state))):
         return update
 
-    def run(state: State, batch: Batch):
+    def run(state: TrainState, batch: Batch):
         here = to_devices(state.opt_state)
         return update(state._replace(opt_state=here), batch)
 

@@ -1,14 +1,16 @@
-"""Where the verdict on a completion comes from: does its think give its answer?
+"""Who gives the verdict on a completion: does its chain of thought give its answer?
 
-'rule' reads the think; a `judges.Judge` does as it will; 'blind' and 'shuffle' ask the
-policy itself (`consistency.py`), with the parameters that are being trained.
+'rule' reads the chain of thought; a `judges.Judge` does what it does; 'blind' and
+'shuffle' ask the policy itself (`consistency.py`), with the parameters being trained.
 
-A judge with a time limit sits at a desk: completions go in as they are sampled, and
-what has no verdict in time is undecided, and counted. Of several hosts the first asks.
+A judge with a time limit works beside the sampling: completions are submitted as they
+are sampled, and one without a verdict in time is undecided, and counted. Of several
+hosts the first asks.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -25,80 +27,40 @@ from vlmrl.run import hosts
 from vlmrl.types import Mean, Prompt, UserError
 
 
-class Source(NamedTuple):
-    """Takes completions part by part, then says what became of them."""
+class VerdictSource(NamedTuple):
+    """Takes completions part by part, then returns their verdicts."""
 
-    submit: Callable  # (prompt of every completion, what was parsed of it) -> None
+    submit: Callable  # (prompt of every completion, their Parsed) -> None
     collect: Callable  # (params) -> (verdicts in the order of submission, metrics)
 
 
-def source(policy: Policy, recipe: Recipe, *, seed: int) -> Source:
-    """The verdicts that a recipe asks for, None for each where it asks nobody.
+def make_source(policy: Policy, recipe: Recipe, *, seed: int) -> VerdictSource:
+    """Return the verdicts that a recipe asks for; each is None where it has no judge.
 
     Raises, by `collect`:
-      UserError: that no completion could fare better, or the budget is spent.
+      UserError: the budget is spent, or the judge raised what would hit every item.
     """
     if isinstance(recipe.judge, judging.Judge) and recipe.judging.seconds:
-        return at_desk(recipe.judge, recipe.judging.seconds)
-    ask, waiting = at_once(policy, recipe, seed=seed), []
+        return _beside_sampling(recipe.judge, recipe.judging.seconds)
+    ask, waiting = _at_once(policy, recipe, seed=seed), []
 
     def submit(prompt_of, parsed):
         waiting.append((prompt_of, parsed))
 
     def collect(params):
-        both = [
-            [x for part in parts for x in part] for parts in zip(*waiting, strict=True)
-        ]
+        prompt_of, parsed = (
+            list(itertools.chain(*parts)) for parts in zip(*waiting, strict=True)
+        )
         waiting.clear()
-        return ask(params, *both), {}
+        return ask(params, prompt_of, parsed), {}
 
-    return Source(submit, collect)
-
-
-def at_desk(judge: judging.Judge, seconds: float) -> Source:
-    """Verdicts of a judge that works beside the sampling.
-
-    Metrics: judge/late, the share undecided for want of time; judge/waited, seconds
-    that a step waited.
-    """
-    first = hosts.first()
-    made = desk.Desk(judge, seconds) if first else None
-    count = 0
-
-    def submit(prompt_of, parsed):
-        nonlocal count
-        if first:
-            made.submit(items(prompt_of, parsed, count))
-        count += len(parsed)
-
-    def collect(params):
-        nonlocal count
-        size, count = count, 0
-        found = problem = None
-        if first:
-            try:
-                found = made.collect()
-                spent = sum(v.reason == http.SPENT for v in found.verdicts)
-                if spent:
-                    problem = f"{spent} completions were not judged: {http.SPENT}"
-                found = ([v.label for v in found.verdicts], found.late, found.waited)
-            except UserError as error:
-                problem = str(error)
-        found, problem = hosts.gather((found, problem))[0]  # so that all stop together
-        if problem:
-            raise UserError(problem)
-        labels, late, waited = found
-        return labels, {
-            "judge": {"late": Mean(float(late), size), "waited": Mean(waited, 1.0)}
-        }
-
-    return Source(submit, collect)
+    return VerdictSource(submit, collect)
 
 
 def items(
     prompt_of: Sequence[Prompt], parsed: Sequence[Parsed], first: int = 0
 ) -> list[judging.Item]:
-    """What a judge sees of completions, numbered from `first`."""
+    """Return what a judge reads of completions, numbered from `first`."""
     return [
         judging.Item(
             f"{p.example.id}#{i}",
@@ -112,67 +74,112 @@ def items(
     ]
 
 
-def at_once(policy: Policy, recipe: Recipe, *, seed: int) -> Callable:
-    """judge(params, prompts, parsed) -> verdict of every completion, in branch order;
-    `prompts` names the prompt of every completion."""
-    judge, each = recipe.judge, recipe.group_size
+def _beside_sampling(judge: judging.Judge, seconds: float) -> VerdictSource:
+    """Verdicts of a judge that works beside the sampling.
 
-    def nobody(params, prompt_of, parsed):
-        return [None] * len(parsed)
+    Metrics: judge/late, the share undecided for want of time; judge/waited, seconds
+    that a step waited.
+    """
+    first = hosts.first()
+    worker = desk.Desk(judge, seconds) if first else None
+    submitted = 0
 
-    def by_rule(params, prompt_of, parsed):
-        return [
-            rule.verdict(
-                q.think or "",
-                q.option,
-                p.example.question,
-                p.example.options,
-                rule.applicable(p.example.condition),
-            )
-            for p, q in zip(prompt_of, parsed, strict=True)
-        ]
+    def submit(prompt_of, parsed):
+        nonlocal submitted
+        if first:
+            worker.submit(items(prompt_of, parsed, submitted))
+        submitted += len(parsed)
 
-    def by_judge(params, prompt_of: Sequence[Prompt], parsed: Sequence[Parsed]):
-        return [v.label for v in judging.ask(judge, items(prompt_of, parsed))]
+    def collect(params):
+        nonlocal submitted
+        count, submitted = submitted, 0
+        result = problem = None
+        if first:
+            try:
+                done = worker.collect()
+                spent = sum(v.reason == http.SPENT for v in done.verdicts)
+                if spent:
+                    problem = f"{spent} completions were not judged: {http.SPENT}"
+                result = ([v.label for v in done.verdicts], done.late, done.waited)
+            except UserError as error:
+                problem = str(error)
+        # Every host learns of the problem, so that all stop together.
+        result, problem = hosts.gather((result, problem))[0]
+        if problem:
+            raise UserError(problem)
+        labels, late, waited = result
+        metrics = {"late": Mean(float(late), count), "waited": Mean(waited, 1.0)}
+        return labels, {"judge": metrics}
 
-    def by_blind(params, prompt_of, parsed):
-        rows = [
-            cot_probe.blind(p, q.think or "")
-            for p, q in zip(prompt_of, parsed, strict=True)
-        ]
-        found = letters(params, cot_probe.in_groups(rows, each)).reshape(len(rows), -1)
-        return [
-            consistency.blind_verdict(
-                list(cot_probe.implied(row, len(p.example.options))),
-                q.option,
-                rule.applicable(p.example.condition),
-            )
-            for p, q, row in zip(prompt_of, parsed, found, strict=True)
-        ]
+    return VerdictSource(submit, collect)
 
-    def by_shuffle(params, prompt_of, parsed):
-        changed = [consistency.shuffle(p.example, seed) for p in prompt_of[::each]]
-        rows = []
-        for i, (p, q) in enumerate(zip(prompt_of, parsed, strict=True)):
-            other = changed[i // each]
-            again = consistency.reread(other, q.think or "", p.example.options)
-            blank = other.example._replace(prefill="<think>-" + consistency.OPENING)
-            (shown,) = policy.write([again or blank])
-            images = p.example.images
-            rows.append(cot_probe.Reading(shown.text, images, again is not None))
-        found = letters(params, cot_probe.in_groups(rows, each)).reshape(len(rows), -1)
-        out = []
-        for i, (p, q) in enumerate(zip(prompt_of, parsed, strict=True)):
-            own = cot_probe.implied(found[i], len(p.example.options))
-            again = int(np.argmax(own)) if own.sum() > 0 else -1
-            applies = rule.applicable(p.example.condition)
-            order = changed[i // each].order
-            out.append(consistency.shuffle_verdict(q.option, again, order, applies))
-        return out
 
+def _at_once(policy: Policy, recipe: Recipe, *, seed: int) -> Callable:
+    """Return ask(params, prompt_of, parsed) -> the verdict of every completion."""
+    judge = recipe.judge
     if not judge:
-        return nobody
+        return lambda params, prompt_of, parsed: [None] * len(parsed)
     if judge in ("blind", "shuffle"):
         letters = cot_probe.reader(policy, recipe.max_tokens)
-        return by_blind if judge == "blind" else by_shuffle
-    return by_rule if judge == "rule" else by_judge
+
+        def probe(params, readings):
+            groups = cot_probe.in_groups(readings, recipe.group_size)
+            return letters(params, groups).reshape(len(readings), -1)
+
+        if judge == "blind":
+            return lambda params, *asked: _by_blind(probe, params, *asked)
+        size = recipe.group_size
+        return lambda params, *asked: _by_shuffle(
+            policy, probe, params, *asked, size=size, seed=seed
+        )
+    if judge == "rule":
+        return lambda params, *asked: [
+            rule.verdict(i.think, i.predicted, i.question, i.options, i.applicable)
+            for i in items(*asked)
+        ]
+    return lambda params, *asked: [v.label for v in judging.ask(judge, items(*asked))]
+
+
+def _by_blind(probe: Callable, params, prompt_of, parsed) -> list[str]:
+    """Ask the policy for the answer after its own chain of thought, without the image
+    and the conclusion (`consistency.blind_verdict`)."""
+    letters = probe(
+        params,
+        [
+            cot_probe.blind(p, q.think or "")
+            for p, q in zip(prompt_of, parsed, strict=True)
+        ],
+    )
+    return [
+        consistency.blind_verdict(
+            list(cot_probe.implied(row, len(p.example.options))),
+            q.option,
+            rule.applicable(p.example.condition),
+        )
+        for p, q, row in zip(prompt_of, parsed, letters, strict=True)
+    ]
+
+
+def _by_shuffle(
+    policy: Policy, probe: Callable, params, prompt_of, parsed, *, size: int, seed: int
+) -> list[str]:
+    """Ask the policy for the answer after its own chain of thought, with the options
+    in another order (`consistency.shuffle_verdict`)."""
+    shuffled = [consistency.shuffle(p.example, seed) for p in prompt_of[::size]]
+    readings = []
+    for i, (p, q) in enumerate(zip(prompt_of, parsed, strict=True)):
+        other = shuffled[i // size]
+        again = consistency.reread(other, q.think or "", p.example.options)
+        blank = other.example._replace(prefill="<think>-" + consistency.OPENING)
+        (shown,) = policy.write([again or blank])
+        images = p.example.images
+        readings.append(cot_probe.ProbePrompt(shown.text, images, again is not None))
+    letters = probe(params, readings)
+    out = []
+    for i, (p, q) in enumerate(zip(prompt_of, parsed, strict=True)):
+        own = cot_probe.implied(letters[i], len(p.example.options))
+        again = int(np.argmax(own)) if own.sum() > 0 else -1
+        applies = rule.applicable(p.example.condition)
+        order = shuffled[i // size].order
+        out.append(consistency.shuffle_verdict(q.option, again, order, applies))
+    return out

@@ -93,16 +93,18 @@ def run(
     evaluate(policy.params, "warm-start", 0, 0)
     for number, given in enumerate(recipes.values(), 2):
         settings = {name: v for name, v in given.items() if name not in OWN}
-        name, steps = settings["recipe"], settings["steps"]
+        seeds = settings.pop("seeds")
+        training = grpo.from_config(settings)
+        name, steps = training.name, training.steps
         display.say(f"{number}. GRPO, recipe '{name}'")
-        for seed in settings.pop("seeds"):
+        for seed in seeds:
             own = jax.tree.map(lambda x: x.copy(), policy.params)
-            params, during = grpo.train(
+            params, during = grpo.run(
                 policy._replace(params=own),
+                training,
                 workdir=workdir / name / f"seed-{seed}",
                 seed=seed,
                 display=display,
-                **settings,
             )
             files.extend(during)
             evaluate(params, name, seed, steps)

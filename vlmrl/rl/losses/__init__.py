@@ -38,7 +38,7 @@ from vlmrl.rl.losses.kl import (
 from vlmrl.rl.losses.objective import needs, policy_objective, supervised_objective
 from vlmrl.rl.losses.surrogates import (
     SURROGATES,
-    Policy,
+    PolicyLoss,
     cispo,
     clip_cov,
     clipped,
@@ -61,7 +61,7 @@ __all__ = [
     "LEVELS",
     "MODES",
     "SURROGATES",
-    "Policy",
+    "PolicyLoss",
     "Supervised",
     "aggregate",
     "cispo",

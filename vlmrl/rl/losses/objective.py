@@ -13,7 +13,7 @@ import jax
 from vlmrl.metrics import Max
 from vlmrl.rl.losses.importance import correction
 from vlmrl.rl.losses.kl import kl, kl_loss, perception
-from vlmrl.rl.losses.surrogates import SURROGATES, Policy
+from vlmrl.rl.losses.surrogates import SURROGATES, PolicyLoss
 from vlmrl.rl.losses.terms import aggregate, cross_entropy, total
 from vlmrl.types import Array, Mean, UserError
 
@@ -24,7 +24,7 @@ def policy_objective(
     mask: Array,
     extra: dict[str, Array],
     *,
-    surrogate: str | Callable[..., Policy] = "clipped",
+    surrogate: str | Callable[..., PolicyLoss] = "clipped",
     kl_weight: float = 0.0,
     kl_estimator: str = "k3",
     entropy_weight: float = 0.0,

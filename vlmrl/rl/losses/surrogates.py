@@ -1,9 +1,9 @@
-"""Policy losses: what to make of the ratio between the new and the sampling policy.
+"""PolicyLoss losses: what to make of the ratio between the new and the sampling policy.
 
 All have the signature
 
     (logprobs, old_logprobs, advantages, mask, *, aggregation, length, weights)
-        -> Policy
+        -> PolicyLoss
 
 and settings of their own. In every one the gradient at ratio 1 is that of REINFORCE,
 −A ∇log π (but for the tokens that Clip-Cov draws); they differ in what they do once the
@@ -31,7 +31,7 @@ from vlmrl.rl.losses.terms import aggregate, log_ratio, per_token
 from vlmrl.types import Array, Mean, UserError
 
 
-class Policy(NamedTuple):
+class PolicyLoss(NamedTuple):
     """A policy loss, and what it saw; the metrics are per valid token."""
 
     loss: Mean
@@ -57,7 +57,7 @@ def clipped(
     aggregation: str = "token",
     length: int | None = None,
     weights: Array | None = None,
-) -> Policy:
+) -> PolicyLoss:
     """PPO's clipped surrogate, per token, with GRPO's one advantage per completion.
 
       ratio = exp(logprobs − old_logprobs)
@@ -98,7 +98,7 @@ def gspo(
     aggregation: str = "sequence",
     length: int | None = None,
     weights: Array | None = None,
-) -> Policy:
+) -> PolicyLoss:
     """The clipped surrogate of the whole sequence's ratio, length-normalised.
 
       s = exp(mean_t(logprobs − old_logprobs)) = (π(y) / π_old(y))^(1/|y|)
@@ -135,7 +135,7 @@ def gspo_token(
     aggregation: str = "sequence",
     length: int | None = None,
     weights: Array | None = None,
-) -> Policy:
+) -> PolicyLoss:
     """GSPO whose advantages may differ from token to token.
 
       s_t = sg(s) · π_t / sg(π_t), so its value is the sequence's ratio and its gradient
@@ -165,7 +165,7 @@ def cispo(
     aggregation: str = "token",
     length: int | None = None,
     weights: Array | None = None,
-) -> Policy:
+) -> PolicyLoss:
     """REINFORCE with a clipped, detached importance weight.
 
       loss = −sg(clip(ratio, 1 − clip_low, 1 + clip_high)) · A · logprobs
@@ -207,7 +207,7 @@ def clip_cov(
     aggregation: str = "token",
     length: int | None = None,
     weights: Array | None = None,
-) -> Policy:
+) -> PolicyLoss:
     """PPO's clip, and no gradient for a few tokens of high covariance, drawn at random.
 
       cov_t = (log π_t − mean(log π)) · (A_t − mean(A)), means over the valid tokens
@@ -249,7 +249,7 @@ def kl_cov(
     aggregation: str = "token",
     length: int | None = None,
     weights: Array | None = None,
-) -> Policy:
+) -> PolicyLoss:
     """Policy gradient without clip, and a pull back for the tokens of most covariance.
 
       loss_t = −ratio_t · A_t, and + cov_weight · |log ratio_t| for the
@@ -326,7 +326,7 @@ def _top(scores: Array, mask: Array, share: float) -> Array:
 
 def _policy(
     values, move, mask, how, weights, *, low=None, high=None, dual=None, chosen=None
-) -> Policy:
+) -> PolicyLoss:
     """Aggregate per-token losses, and the metrics that are the same for all."""
     raw = jax.lax.stop_gradient(jnp.exp(move))
     none = jnp.zeros_like(mask)
@@ -337,7 +337,7 @@ def _policy(
     if weights is not None:
         chex.assert_equal_shape([weights, mask])
         values = values * jnp.where(mask, jax.lax.stop_gradient(weights), 0)
-    return Policy(
+    return PolicyLoss(
         loss=aggregate(values, mask, *how),
         clipped_low=share(low),
         clipped_high=share(high),
