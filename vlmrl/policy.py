@@ -22,7 +22,6 @@ from vlmrl.types import Example, Group, Prompt, UserError
 # mix beside them 99, under any condition 107. Others give their own.
 BUCKETS = tokens.Buckets(prefix=(32, 80, 100, 108), branch=(76,), windows=(4,))
 DTYPES = ("float32", "bfloat16")
-EXACT = ("norm", "positions")  # what names of parameters that stay float32 have
 
 
 class Policy(NamedTuple):
@@ -43,7 +42,7 @@ class Policy(NamedTuple):
 
     def read(self, params):
         """Within jit: the parameters in the dtype of activations."""
-        return rounded(params, self.compute)
+        return rounded(params, self.compute, self.model.table)
 
     def write(self, examples: Sequence[Example]) -> list[Prompt]:
         """Prompts of examples, in this policy's style."""
@@ -68,21 +67,18 @@ class Policy(NamedTuple):
         return tokens.group(rows, facts, buckets)
 
 
-def rounded(params, dtype):
+def rounded(params, dtype, table):
     """Parameters as the update rounds them where it reads them, which leaves some as
-    they are (`EXACT`); None: all as they are."""
+    they are (`Param.float32`); None: all as they are."""
     if dtype is None:
         return params
-    return {
-        n: w if any(part in n for part in EXACT) else w.astype(dtype)
-        for n, w in params.items()
-    }
+    return {n: w if table[n].float32 else w.astype(dtype) for n, w in params.items()}
 
 
-def gathered(params, dtype, lie):
+def gathered(params, dtype, table, lie):
     """Within jit: rounded first, then gathered over fsdp; `lie` are their places, so
     that no more travels than what is read."""
-    params = jax.lax.with_sharding_constraint(rounded(params, dtype), lie)
+    params = jax.lax.with_sharding_constraint(rounded(params, dtype, table), lie)
     return jax.lax.with_sharding_constraint(params, sharding.gathered(lie))
 
 
@@ -100,7 +96,8 @@ class Weights:
     def __call__(self, params):
         if not self._gather:
             return self._policy.read(params)
-        return gathered(params, self._policy.compute, self._lie)
+        policy = self._policy
+        return gathered(params, policy.compute, policy.model.table, self._lie)
 
     def check_memory(self, field: str, params, request: memory.RolloutRequest):
         """Before the first call, whose shapes all others have: `memory.check` of what

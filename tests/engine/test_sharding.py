@@ -149,7 +149,7 @@ def test_a_step_does_not_depend_on_the_mesh(name, how):
 
 def test_moments_lie_like_their_parameters():
     mesh = mesh_of("data 2, fsdp 2, tensor 2")
-    tx = update.optimizer(1e-3, weight_decay=0.1)
+    tx = update.optimizer(1e-3, kit.model().table, weight_decay=0.1)
     state = update.init_state(placed(mesh), tx, freeze=("vision.",))
     kinds = set()
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state):

@@ -154,8 +154,11 @@ PARAMS = {
 }
 
 
+ROWS = {n: kit.model().table[n] for n in PARAMS}
+
+
 def change(grads, **settings):
-    tx = update.optimizer(0.1, **settings)
+    tx = update.optimizer(0.1, ROWS, **settings)
     return tx.update(grads, tx.init(PARAMS), PARAMS)[0]
 
 
@@ -171,7 +174,7 @@ def test_clipping_is_by_the_global_norm():
     """After the first Adam step clipping leaves no trace in the sign, but it does in
     the moments: they are those of g · clip / |g|."""
     grads = jax.tree.map(lambda p: jnp.full_like(p, 3.0), PARAMS)
-    tx = update.optimizer(0.1, clip=0.5, b1=0.9, b2=0.99)
+    tx = update.optimizer(0.1, ROWS, clip=0.5, b1=0.9, b2=0.99)
     _, state = tx.update(grads, tx.init(PARAMS), PARAMS)
     norm = 3 * np.sqrt(sum(p.size for p in PARAMS.values()))
     (moments,) = [
@@ -204,7 +207,8 @@ def test_schedules():
 def test_a_frozen_tower_stays_as_it_is():
     """Through the whole step: it has no gradient, no moments and no average; those of
     the rest follow the parameters."""
-    tx, how = update.optimizer(0.01, weight_decay=0.1), {"freeze": ("vision.",)}
+    tx = update.optimizer(0.01, kit.model().table, weight_decay=0.1)
+    how = {"freeze": ("vision.",)}
     state = fresh(tx, ema=True, **how)
     before = jax.device_get(state.params)
     made = update.make_update(kit.model(), tx, objective, ema=0.75, **how)
@@ -253,7 +257,7 @@ def test_muon_steps_along_the_orthogonal_factor():
     assert axes["vision.layers.qkv_bias"] is None
     assert axes["text.layers.o"].reduction_axis == (1, 2, 3)
     assert axes["text.layers.o"].output_axis == (4,)
-    tx = update.optimizer(0.01, muon=5.0, table=table, clip=1e9)
+    tx = update.optimizer(0.01, table, muon=5.0, clip=1e9)
     params = {n: jnp.zeros(p.shape) for n, p in table.items()}
     keys = jax.random.split(jax.random.key(0), len(params))
     grads = {
@@ -275,7 +279,7 @@ def test_the_embedding_moves_at_its_own_rate():
     grads = {n: jnp.ones(p.shape) for n, p in table.items()}
     moved = []
     for factor in (1.0, 3.0):
-        tx = update.optimizer(0.01, embed=factor)
+        tx = update.optimizer(0.01, table, embed=factor)
         moved.append(tx.update(grads, tx.init(params), params)[0])
     for name in table:
         ratio = 3.0 if name == "text.embed" else 1.0
@@ -284,14 +288,14 @@ def test_the_embedding_moves_at_its_own_rate():
 
 def test_muon_and_schedule_refuse_what_they_cannot_do():
     with pytest.raises(UserError, match="optimizer.muon"):
-        update.optimizer(0.1, muon=5.0)
+        update.optimizer(0.1, ROWS, muon=5.0, freeze=("vision.",))
     with pytest.raises(UserError, match="optimizer.decay: 'cosin' is not one of"):
         update.schedule(peak=1.0, warmup=1, steps=2, decay="cosin")
 
 
 @functools.cache
 def adam_step(offload: bool) -> update.TrainState:
-    tx = update.optimizer(1e-3)
+    tx = update.optimizer(1e-3, kit.model().table)
     state = fresh(tx, offload=offload)
     step = update.jit_update(update.make_update(kit.model(), tx, objective), state)
     return step(step(state, batch())[0], batch())[0]
@@ -309,7 +313,7 @@ def test_moments_on_the_host_change_nothing(tmp_path):
     assert not any(map(sharding.is_on_host, jax.tree.leaves(here)))
     checkpoint.save(tmp_path, 1, there)()
     found, _ = checkpoint.restore(
-        tmp_path, 1, fresh(update.optimizer(1e-3), offload=True)
+        tmp_path, 1, fresh(update.optimizer(1e-3, kit.model().table), offload=True)
     )
     for a, b in zip(*map(jax.tree.leaves, (found, there)), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -319,4 +323,4 @@ def test_moments_on_the_host_change_nothing(tmp_path):
 def test_a_device_without_host_memory_is_refused(monkeypatch):
     monkeypatch.setattr(sharding, "HOST", "some_other")
     with pytest.raises(UserError, match="cpu has no some_other memory, only device, "):
-        fresh(update.optimizer(1e-3), offload=True)
+        fresh(update.optimizer(1e-3, kit.model().table), offload=True)

@@ -239,7 +239,7 @@ def trained(case: Case):
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     _, params = workloads.build(case.raw, dtype)
     params = jax.device_put(params, sharding.replicate(mesh))
-    tx = update.optimizer(1e-6, b2=0.999)
+    tx = update.optimizer(1e-6, case.model.table, b2=0.999)
     state = update.init_state(params, tx)
     learn = update.make_update(
         case.model, tx, losses.policy_objective, dtype=jnp.bfloat16,

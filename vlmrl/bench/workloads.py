@@ -371,7 +371,7 @@ def improved(model: Model, params, group: Group, each: int, length: int):
     params = jax.tree.map(
         lambda x: jax.device_put(x.copy(), sharding.replicate(mesh)), params
     )
-    tx = update.optimizer(1e-6, b2=0.999)
+    tx = update.optimizer(1e-6, model.table, b2=0.999)
     state = update.init_state(params, tx)
     learn = update.jit_update(
         update.make_update(model, tx, losses.policy_objective), state

@@ -82,8 +82,8 @@ def describe(name: str, rank: int = 16) -> str:
 def count(model: Model) -> dict[str, int]:
     """Parameters by part: vision (tower and merger; none in text models), text."""
     parts: dict[str, int] = {}
-    for name, p in model.table.items():
-        part = name.partition(".")[0]
+    for p in model.table.values():
+        part = "vision" if p.role == "vision" else "text"
         parts[part] = parts.get(part, 0) + math.prod(p.shape)
     return parts
 

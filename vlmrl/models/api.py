@@ -26,8 +26,8 @@ from vlmrl.types import Array
 
 
 class Param(NamedTuple):
-    """One row of a family's parameter table: it drives init, sharding, import, export
-    and parameter counts.
+    """One row of a family's parameter table: it drives init, sharding, import, export,
+    parameter counts, weight decay and rounding.
 
     `layout` is an einops pattern from the Hugging Face array (left) to ours (right);
     its reverse exports. `sizes` gives the lengths of axes that share a bracket.
@@ -40,6 +40,9 @@ class Param(NamedTuple):
     name: str  # in Hugging Face checkpoints
     layout: str
     sizes: dict[str, int]
+    role: str = "text"  # 'vision', 'embedding', 'head', 'adapter'; else of the decoder
+    decay: bool = True  # AdamW's weight decay applies
+    float32: bool = False  # stays so where parameters are rounded to compute
 
     @property
     def stacked(self) -> bool:
@@ -164,7 +167,9 @@ def linear_rows(
     }
     if bias:
         shape, last = (*lead, outputs), (*pre, axes[1])
-        rows[name + "_bias"] = Param(shape, last, 0, stored + ".bias", "... -> ...", {})
+        rows[name + "_bias"] = Param(
+            shape, last, 0, stored + ".bias", "... -> ...", {}, decay=False
+        )
     return rows
 
 
@@ -180,7 +185,8 @@ def qkv_rows(name, stored, layers, width, heads) -> dict[str, Param]:
             stored + ".weight", weight, sizes,
         ),
         name + "_bias": Param(
-            (layers, *shape), (None, *axes), 0, stored + ".bias", bias, sizes
+            (layers, *shape), (None, *axes), 0, stored + ".bias", bias, sizes,
+            decay=False,
         ),
     }  # fmt: skip
 
@@ -189,10 +195,18 @@ def norm_rows(name, stored, layers, size, *, bias: bool = False) -> dict[str, Pa
     """Rows of a norm over `size` channels, stacked if `layers` is not 0."""
     lead, pre = ((layers,), (None,)) if layers else ((), ())
     shape, axes = (*lead, size), (*pre, None)
-    rows = {name: Param(shape, axes, -1, stored + ".weight", "... -> ...", {})}
+    weight = Param(
+        shape, axes, -1, stored + ".weight", "... -> ...", {}, decay=False, float32=True
+    )
+    rows = {name: weight}
     if bias:
-        rows[name + "_bias"] = Param(shape, axes, 0, stored + ".bias", "... -> ...", {})
+        rows[name + "_bias"] = weight._replace(init=0, name=stored + ".bias")
     return rows
+
+
+def vision_rows(rows: dict[str, Param]) -> dict[str, Param]:
+    """Rows of a vision tower and its merger."""
+    return {name: p._replace(role="vision") for name, p in rows.items()}
 
 
 def declare(module: nn.Module, table: dict[str, Param]) -> dict[str, jax.Array]:

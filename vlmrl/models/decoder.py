@@ -277,7 +277,7 @@ def rows(c: Config, at: str = "model.", head: str = "lm_head.weight"):
     r = c.heads // k
     vocab, plain = ("vocab", "embed"), "... -> ..."
     name = at + "embed_tokens.weight"
-    out = {"text.embed": Param((c.vocab, d), vocab, 0.02, name, plain, {})}
+    out = {"text.embed": Param((c.vocab, d), vocab, 0.02, name, plain, {}, "embedding")}
     at_layer = at + "layers.{}."
     out |= norm_rows("text.layers.norm1", at_layer + "input_layernorm", n, d)
     for name, letters in {"q": "k r h", "k": "k h", "v": "k h"}.items():
@@ -296,7 +296,13 @@ def rows(c: Config, at: str = "model.", head: str = "lm_head.weight"):
         if c.qkv_bias:
             layout = f"({letters}) -> {letters}"
             out[f"text.layers.{name}_bias"] = Param(
-                (n, *shape), (None, *axes), 0, stored + ".bias", layout, sizes
+                (n, *shape),
+                (None, *axes),
+                0,
+                stored + ".bias",
+                layout,
+                sizes,
+                decay=False,
             )
     if c.qk_norm:
         for name in ("q_norm", "k_norm"):
@@ -313,7 +319,9 @@ def rows(c: Config, at: str = "model.", head: str = "lm_head.weight"):
     )
     if c.o_bias:
         axes = (None, "embed")
-        out["text.layers.o_bias"] = Param((n, d), axes, 0, stored + ".bias", plain, {})
+        out["text.layers.o_bias"] = Param(
+            (n, d), axes, 0, stored + ".bias", plain, {}, decay=False
+        )
     out |= norm_rows("text.layers.norm2", at_layer + "post_attention_layernorm", n, d)
     wide, back, bias = ("embed", "mlp"), ("mlp", "embed"), c.mlp_bias
     mlp = at_layer + "mlp."
@@ -324,7 +332,7 @@ def rows(c: Config, at: str = "model.", head: str = "lm_head.weight"):
     )
     out |= norm_rows("text.norm", at + "norm", 0, d)
     if not c.tied:
-        out["text.head"] = Param((c.vocab, d), vocab, 0.02, head, plain, {})
+        out["text.head"] = Param((c.vocab, d), vocab, 0.02, head, plain, {}, "head")
     return out
 
 

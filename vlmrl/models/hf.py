@@ -44,7 +44,7 @@ def find_tensors(path: Path, model: Model) -> dict[str, list[files.Stored]]:
             )
         stored[hub] = tensor
     copy = None
-    if "text.head" not in model.table:  # a tied head may be stored again
+    if all(p.role != "head" for p in model.table.values()):  # tied: may be there again
         heads = [n for n in stored if n.endswith("lm_head.weight")]
         copy = stored.pop(heads[0]) if heads else None
     matched = match_tensors(path, model.family, model.table, stored)

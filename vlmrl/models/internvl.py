@@ -19,7 +19,7 @@ import numpy as np
 from vlmrl.models import decoder
 from vlmrl.models import layers as fn
 from vlmrl.models import text as texts
-from vlmrl.models.api import Model, Param, linear_rows, norm_rows
+from vlmrl.models.api import Model, Param, linear_rows, norm_rows, vision_rows
 from vlmrl.types import UserError, Vision
 
 FAMILY = "internvl"
@@ -140,7 +140,9 @@ def table(c: Config) -> dict[str, Param]:
     heads = ("kv_heads", None)
 
     def token(name, stored):
-        rows[name] = Param((e,), ("embed",), 0.02, at + stored, "1 1 e -> e", {})
+        rows[name] = Param(
+            (e,), ("embed",), 0.02, at + stored, "1 1 e -> e", {}, decay=False
+        )
 
     rows: dict[str, Param] = {}
     token("vision.cls", "cls_token")
@@ -149,7 +151,7 @@ def table(c: Config) -> dict[str, Param]:
     if c.positions:
         shape, name = (c.grid**2 + 1, e), at + "position_embeddings"
         rows["vision.positions"] = Param(
-            shape, (None, "embed"), 0.02, name, "1 p e -> p e", {}
+            shape, (None, "embed"), 0.02, name, "1 p e -> p e", {}, float32=True
         )
     rows["vision.patch"] = Param(
         (c.patch_dim, e),
@@ -160,7 +162,13 @@ def table(c: Config) -> dict[str, Param]:
         dict(c=c.channels, y=c.patch, x=c.patch),
     )
     rows["vision.patch_bias"] = Param(
-        (e,), ("embed",), 0, at + "patch_embeddings.projection.bias", plain, {}
+        (e,),
+        ("embed",),
+        0,
+        at + "patch_embeddings.projection.bias",
+        plain,
+        {},
+        decay=False,
     )
     at = "vision_tower.encoder.layer.{}."
     rows |= norm_rows("vision.layers.norm1", at + "layernorm_before", n, e, bias=bias)
@@ -182,6 +190,7 @@ def table(c: Config) -> dict[str, Param]:
                 stored + ".bias",
                 "(a h) -> a h",
                 {"a": a},
+                decay=False,
             )
         if c.qk_norm and name != "v":
             stored = at + f"attention.{name}_norm"
@@ -211,7 +220,7 @@ def table(c: Config) -> dict[str, Param]:
         rows |= linear_rows(
             "vision.merger." + name, at + stored, 0, i, d, axes, bias=True
         )
-    return rows | decoder.rows(
+    return vision_rows(rows) | decoder.rows(
         c.text, "language_model.model.", "language_model.lm_head.weight"
     )
 

@@ -152,6 +152,7 @@ def rows(model: Model, adapter: Adapter) -> dict[str, Param]:
                 f"{module}.lora_{letter.upper()}.weight",
                 f"{theirs} -> {ADDED} {' '.join(names)}",
                 {x: n for x, n in p.sizes.items() if x in names},
+                role="adapter",
             )
     return out
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from vlmrl.models import decoder
 from vlmrl.models import layers as fn
-from vlmrl.models.api import Model, Param, linear_rows, norm_rows, qkv_rows
+from vlmrl.models.api import Model, Param, linear_rows, norm_rows, qkv_rows, vision_rows
 from vlmrl.prompts.processor import vision_of
 from vlmrl.types import UserError, Vision
 
@@ -119,7 +119,7 @@ def table(c: Config) -> dict[str, Param]:
         rows |= linear_rows(
             "vision.merger." + name, at + "mlp." + stored, 0, u * e, o, axes, bias=True
         )
-    return rows | decoder.rows(c.text)
+    return vision_rows(rows) | decoder.rows(c.text)
 
 
 # transformers 5 names the tensors of its checkpoints differently from the hub's.

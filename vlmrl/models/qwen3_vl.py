@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from vlmrl.models import decoder
 from vlmrl.models import layers as fn
-from vlmrl.models.api import Model, Param, linear_rows, norm_rows, qkv_rows
+from vlmrl.models.api import Model, Param, linear_rows, norm_rows, qkv_rows, vision_rows
 from vlmrl.types import UserError, Vision
 
 FAMILY = "qwen3_vl"
@@ -116,7 +116,9 @@ def table(c: Config) -> dict[str, Param]:
             "e c t y x -> (c t y x) e",
             sizes,
         ),
-        "vision.patch_bias": Param((e,), ("embed",), 0, patch + ".bias", plain, {}),
+        "vision.patch_bias": Param(
+            (e,), ("embed",), 0, patch + ".bias", plain, {}, decay=False
+        ),
         "vision.place": Param((c.side**2, e), (None, "embed"), 0.02, place, plain, {}),
     }
     rows |= norm_rows("vision.layers.norm1", at + "norm1", n, e, bias=True)
@@ -148,7 +150,7 @@ def table(c: Config) -> dict[str, Param]:
         fc1, fc2 = at + "linear_fc1", at + "linear_fc2"
         rows |= linear_rows(name + "in", fc1, n, u * e, u * e, wide, bias=True)
         rows |= linear_rows(name + "out", fc2, n, u * e, d, back, bias=True)
-    return rows | decoder.rows(c.text, "model.language_model.")
+    return vision_rows(rows) | decoder.rows(c.text, "model.language_model.")
 
 
 def places(weights, positions, mask, side: int):

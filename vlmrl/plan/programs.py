@@ -220,11 +220,11 @@ def sampling(job: Job, mesh, params):
 
     def read(params):
         if not gather:
-            return rounded(params, job.compute)
-        return gathered(params, job.compute, lie)
+            return rounded(params, job.compute, job.model.table)
+        return gathered(params, job.compute, job.model.table, lie)
 
     copied = gather or job.compute not in (None, job.dtype)
-    shapes = jax.eval_shape(lambda p: rounded(p, job.compute), params)
+    shapes = jax.eval_shape(lambda p: rounded(p, job.compute, job.model.table), params)
     return read, sharding.bytes_each(shapes, places) if copied else 0
 
 

@@ -90,6 +90,7 @@ def matrices(table: dict[str, Param]) -> dict[str, Any]:
 
 def optimizer(
     rate,
+    table: dict[str, Param],
     *,
     weight_decay: float = 0.0,
     clip: float = 1.0,
@@ -98,26 +99,24 @@ def optimizer(
     freeze: tuple[str, ...] = (),
     muon: float = 0.0,
     embed: float = 1.0,
-    table: dict[str, Param] | None = None,
 ) -> optax.GradientTransformation:
-    """AdamW after clipping by global norm. Decay leaves out norms, biases and vectors.
+    """AdamW after clipping by global norm; a parameter's row of the family's `table`
+    says whether it decays.
 
     With `muon` > 0 matrices are stepped along their orthogonalised momentum at `muon`
-    times the rate (https://kellerjordan.github.io/posts/muon), the rest by Adam; it
-    needs the family's `table`. The embedding is stepped at `embed` times the rate.
+    times the rate (https://kellerjordan.github.io/posts/muon), the rest by Adam.
+    The embedding is stepped at `embed` times the rate.
 
     Raises:
-      UserError: Muon with frozen parameters, or without a table.
+      UserError: Muon with frozen parameters.
     """
 
     def decays(params):
-        # What is frozen reaches this as a node without dimensions.
-        return {n: getattr(p, "ndim", 0) > 1 and "norm" not in n and "bias" not in n
-                for n, p in params.items()}  # fmt: skip
+        return {name: table[name].decay for name in params}
 
     if muon:
-        if freeze or table is None:
-            raise UserError("optimizer.muon: needs freeze=() and the parameter table")
+        if freeze:
+            raise UserError(f"optimizer.muon: expected freeze=(), got {freeze}")
         fast = rate if callable(rate) else optax.constant_schedule(rate)
         inner = optax.contrib.muon(
             lambda step: muon * fast(step),
@@ -134,7 +133,8 @@ def optimizer(
 
         def faster(updates, params):
             return {
-                n: u * embed if n == "text.embed" else u for n, u in updates.items()
+                n: u * embed if table[n].role == "embedding" else u
+                for n, u in updates.items()
             }
 
         whole = optax.chain(whole, optax.stateless(faster))
