@@ -100,7 +100,7 @@ LAWS: dict[str, tuple[str, ...]] = {
         "tests/engine/test_sharding.py::test_a_checkpoint_of_eight_devices_is_read_by_fewer",
         "tests/run/test_checkpoint.py::test_restores_onto_another_mesh",
         "tests/data/test_loader.py::test_processes_partition_every_batch",
-        "tests/data/test_shares.py::test_every_process_has_the_whole_batch_and_its_own_images",
+        "tests/data/test_distributed.py::test_every_process_has_the_whole_batch_and_its_own_images",
         "tests/models/test_big.py::test_each_of_two_processes_reads_half",
     ),
     "a step does not depend on how its batch is split": (

@@ -42,7 +42,7 @@ def main(directory, port, process, config):
         np.testing.assert_array_equal(sharding.rows(tree)["x"], mine)
         np.testing.assert_array_equal(sharding.fetch(tree)["x"], whole)
 
-    shares(mesh, here)
+    distributed_batches(mesh, here)
 
     # A checkpoint of arrays that neither process holds whole.
     carry = {"x": placed["x"], "step": 3}
@@ -71,13 +71,13 @@ def main(directory, port, process, config):
     print("done", flush=True)
 
 
-def shares(mesh, here):
+def distributed_batches(mesh, here):
     """Each reads and cuts its half of every batch, and the groups are those of one
     process; groups that change places have their images read where they go."""
     from tests import kit
-    from tests.data.test_shares import Read
+    from tests.data.test_distributed import Read
     from vlmrl import sharding
-    from vlmrl.data import distort, images, loader, shares
+    from vlmrl.data import distort, distributed, images, loader
     from vlmrl.policy import Policy, prefixes
     from vlmrl.prompts import tokens
     from vlmrl.run import hosts
@@ -92,7 +92,9 @@ def shares(mesh, here):
     )
     at = loader.stream_of(kit.examples(12, "train"), seed=1).__getitem__
     asked = []
-    whole = shares.whole(share, lambda p: asked.append(p) or at(p), index, hosts.whole)
+    whole = distributed.whole_batches(
+        share, lambda p: asked.append(p) or at(p), index, hosts.whole
+    )
     position, batch = next(whole)
     wanted = next(loader.batches(kit.examples(12, "train"), **how))
     assert position == wanted[0] == 8 and len(source.seen) == 4

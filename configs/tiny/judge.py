@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from configs.common import parse_arg
 
-# mix: shares of kinds of thinks (constructed.KINDS, 'brief', 'scenes').
+# mix: shares of kinds of thinks (synthetic.KINDS, 'brief', 'scenes').
 STAGES = {
     "brief": dict(
         seed=11, steps=100, average=1, mix=dict(brief=80, two=10, scenes=10)

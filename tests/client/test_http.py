@@ -19,8 +19,8 @@ from vlmrl.client import http
 from vlmrl.client.cache import Budget
 from vlmrl.client.http import Call, Client, Endpoint, check_url
 from vlmrl.judges import chat, prompt, rule
-from vlmrl.judges.desk import later
-from vlmrl.judges.judge import Item, ask, cascade, saving
+from vlmrl.judges.async_judge import later
+from vlmrl.judges.judge import JudgeItem, ask, cascade, saving
 from vlmrl.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +37,9 @@ def items(count, options=("left", "right")):
     """Items whose think says to the scripted server what it concludes."""
     letters = ("A", "B", "none")
     return [
-        Item(f"i{k}", "Where is it?", options, f"Case {k} #{letters[k % 3]}", k % 2)
+        JudgeItem(
+            f"i{k}", "Where is it?", options, f"Case {k} #{letters[k % 3]}", k % 2
+        )
         for k in range(count)
     ]
 
@@ -468,7 +470,7 @@ def test_it_works_inside_a_running_loop():
 
 # -- the judge -------------------------------------------------------------------------
 
-ITEM = Item("i", "Where is it?", ("left", "right"), "So it is left.", 0)
+ITEM = JudgeItem("i", "Where is it?", ("left", "right"), "So it is left.", 0)
 GOOD = '{"conclusion": "A", "verdict": "consistent", "confidence": 0.8}'
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.data import published
 from vlmrl.data import build, loader, reading
-from vlmrl.data.reading import Item, Place, Set
+from vlmrl.data.reading import Place, Set, SetItem
 from vlmrl.data.sets import SETS
 from vlmrl.types import UserError
 
@@ -21,7 +21,7 @@ def items(row, place):
         raise reading.Refused("a three too many")
     image = published.picture("JPEG", side=12 + place.row)
     same = "twice" if place.row in (5, 20) else str(place.row)
-    return [Item(same, (image,), row["question"], ("3", "4"), 0, "count")]
+    return [SetItem(same, (image,), row["question"], ("3", "4"), 0, "count")]
 
 
 SMALL = Set("small", "", {"test": 23}, (), {"test": ("test.jsonl",)}, items)
@@ -140,6 +140,6 @@ def test_suggestions_are_spread_and_follow_the_text():
 
 
 def test_an_item_without_a_wrong_option_still_is_an_example():
-    item = Item("1", (), "What is it?", ("backpack",), 0, "t", open=True)
+    item = SetItem("1", (), "What is it?", ("backpack",), 0, "t", open=True)
     example, _ = build.example_of(item, "s", Place(published.Path("."), "test", "f", 0))
     assert example.suggested == -1 and example.options == ("backpack",)

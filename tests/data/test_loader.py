@@ -263,7 +263,7 @@ def test_prefetch_changes_nothing():
 
 
 def test_time_waited_is_counted():
-    waited = loader.Waited(iter([1, 2]))
+    waited = loader.TimedIterator(iter([1, 2]))
     assert list(waited) == [1, 2] and 0 < waited.seconds < 5
     assert waited.taken() > 0 and waited.taken() == 0
 

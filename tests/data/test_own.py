@@ -175,7 +175,7 @@ def test_a_model_rewrites_once_and_goes_on(tmp_path):
     assert done == [2, 1]
     (first, *_) = texts.apply(found, texts.read(path))
     assert first.statements == ("It is a cup", "There is a mug")
-    assert list(texts.Told(found, texts.read(path))) == [
+    assert list(texts.WithTexts(found, texts.read(path))) == [
         *texts.apply(found, texts.read(path))
     ]
     leaking = lambda prompts: ["A mug is it, not a cup" for _ in prompts]  # noqa: E731

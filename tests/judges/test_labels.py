@@ -8,7 +8,7 @@ import pytest
 from tests.eval.test_records import record
 from vlmrl.eval import records
 from vlmrl.judges import labels, verdicts
-from vlmrl.judges.judge import Item
+from vlmrl.judges.judge import JudgeItem
 from vlmrl.types import UserError
 
 
@@ -16,7 +16,9 @@ def rows(count, conditions=("base", "wrong_think", "abstain+base")):
     """`count` readings of each condition, with a think and cluster of its own."""
     return [
         (
-            Item(f"{c}/{k}", "Where?", ("left", "right"), f"{c} {k}. So B.", k % 2),
+            JudgeItem(
+                f"{c}/{k}", "Where?", ("left", "right"), f"{c} {k}. So B.", k % 2
+            ),
             c,
             f"image{k}",
         )

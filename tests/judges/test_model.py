@@ -7,7 +7,7 @@ import pytest
 from vlmrl import policy as policies
 from vlmrl.engine.prefix_cache import prefill
 from vlmrl.judges import model, prompt, rule
-from vlmrl.judges.judge import Item, ask, cascade
+from vlmrl.judges.judge import JudgeItem, ask, cascade
 from vlmrl.models import registry, weights
 from vlmrl.prompts import tokens
 from vlmrl.tiny import make
@@ -23,7 +23,7 @@ def items(count):
     options = ("left", "right")
     thinks = ["So it is left.", "The dog is in row two. So the answer is B.", "Hm."]
     return [
-        Item(f"i{k}", f"Where is dog {k}?", options, thinks[k % 3], k % 2)
+        JudgeItem(f"i{k}", f"Where is dog {k}?", options, thinks[k % 3], k % 2)
         for k in range(count)
     ]
 

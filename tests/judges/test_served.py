@@ -17,7 +17,7 @@ import pytest
 
 from vlmrl.client.http import Call, Client, Endpoint
 from vlmrl.judges import chat
-from vlmrl.judges.judge import Item, ask
+from vlmrl.judges.judge import JudgeItem, ask
 from vlmrl.models import hf, registry
 
 CONFIG = {
@@ -105,7 +105,9 @@ def test_a_served_model_is_asked_and_every_item_has_its_verdict(server, tmp_path
     undecided with that reason; the same again sends nothing."""
     url, name = server
     todo = [
-        Item(f"i{k}", "Where is it?", ("left", "right"), f"Case {k}. So left.", k % 2)
+        JudgeItem(
+            f"i{k}", "Where is it?", ("left", "right"), f"Case {k}. So left.", k % 2
+        )
         for k in range(4)
     ]
     at, cache = Endpoint(url, name, attempt_seconds=120.0), tmp_path / "replies.jsonl"

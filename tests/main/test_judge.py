@@ -10,7 +10,7 @@ import pytest
 
 from tests.judges.server import body_of, item_of, serve, some_faults
 from vlmrl.eval import records
-from vlmrl.judges import agree, constructed, verdicts
+from vlmrl.judges import agree, synthetic, verdicts
 from vlmrl.main import cli
 
 CANARY = "sk-canary-3141592653"
@@ -40,9 +40,9 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_constructed_traces_rule_against_http_and_agreement(vlmrl, tmp_path, capsys):
+def test_synthetic_traces_rule_against_http_and_agreement(vlmrl, tmp_path, capsys):
     a, b, both = (tmp_path / n for n in ("a", "b", "both"))
-    on = "--on=constructed:60"
+    on = "--on=synthetic:60"
     vlmrl("judge", on, "--workdir", a)
     with serve(letters, some_faults(0.1)) as server:
         words = ["--judge=rule,http:m", f"--url={server.url}"]
@@ -75,8 +75,8 @@ def test_constructed_traces_rule_against_http_and_agreement(vlmrl, tmp_path, cap
 def test_the_shipped_judge_by_name_alone_and_in_a_cascade(vlmrl, tmp_path):
     """On traces that it never saw; in the cascade it is asked what the rule left."""
     alone, both = tmp_path / "alone", tmp_path / "both"
-    on = f"--seed={constructed.HELD_OUT}"
-    vlmrl("judge", "--on=constructed:240", on, "--judge=model:tiny", "--workdir", alone)
+    on = f"--seed={synthetic.HELD_OUT}"
+    vlmrl("judge", "--on=synthetic:240", on, "--judge=model:tiny", "--workdir", alone)
     (said,) = verdicts.read(alone).values()
     truth = [row.truth for row, _ in said.values()]
     found = agree.against(truth, [verdict for _, verdict in said.values()], draws=200)
@@ -85,7 +85,7 @@ def test_the_shipped_judge_by_name_alone_and_in_a_cascade(vlmrl, tmp_path):
     assert min(share.value for share in found.recall.values()) > 0.7
     sure, right, count = found.calibration[-1]
     assert sure > 0.9 and right > 0.95 and count > 60
-    words = ["judge", "--on=constructed:60", on, "--judge=rule,model:tiny"]
+    words = ["judge", "--on=synthetic:60", on, "--judge=rule,model:tiny"]
     vlmrl(*words, "--workdir", both)
     first = lines(alone / "verdicts.jsonl")
     rows = lines(both / "verdicts.jsonl")
@@ -113,7 +113,7 @@ def test_a_vote_joins_judges_that_were_asked_apart(vlmrl, tmp_path, refused):
     ):
         with serve(answer) as server:
             words = [f"--judge=http:{model}", f"--url={server.url}"]
-            vlmrl("judge", "--on=constructed:24", *words, "--workdir", place)
+            vlmrl("judge", "--on=synthetic:24", *words, "--workdir", place)
     vlmrl("judge", "vote", *places, "--workdir", tmp_path / "v")
     first, _, third, voted = (
         lines(p / "verdicts.jsonl") for p in (*places, tmp_path / "v")
@@ -126,7 +126,7 @@ def test_a_vote_joins_judges_that_were_asked_apart(vlmrl, tmp_path, refused):
     vlmrl("judge", "agree", tmp_path / "v", places[2], "--workdir", tmp_path / "g")
     said = refused("judge", "vote", *places[:2], workdir=tmp_path / "w")
     assert said == "vote: 2 judges; want 3 or more for a majority"
-    vlmrl("judge", "--on=constructed:30", "--workdir", tmp_path / "more")
+    vlmrl("judge", "--on=synthetic:30", "--workdir", tmp_path / "more")
     said = refused("judge", "vote", tmp_path / "more", *places, workdir=tmp_path / "w")
     assert "has no verdict on 0-24" in said
 
@@ -201,7 +201,7 @@ def test_an_evaluation_that_is_killed_goes_on_where_it_was(command, start, tmp_p
             words += ["--model=m", "--size=6", "--conditions=base,wrong_think"]
             words += ["--style=tiny"]
         else:
-            words += ["--judge=http:m", f"--on=constructed:{total}"]
+            words += ["--judge=http:m", f"--on=synthetic:{total}"]
         for stop in (1, 6, total):
             child = start(*words)
             while len(server.seen) < stop:
@@ -232,22 +232,23 @@ def test_an_evaluation_that_is_killed_goes_on_where_it_was(command, start, tmp_p
     "words, complaint",
     [
         ([], "--on: expected a run directory"),
-        (["--on=constructed:x"], "want constructed:COUNT"),
+        (["--on=synthetic:x"], "expected synthetic:COUNT"),
+        (["--on=constructed:9"], "is now --on=synthetic:9"),
         (["--on=/nowhere"], "--on: expected a run directory, a label file"),
         (["--on=/nowhere.jsonl"], "/nowhere.jsonl: cannot read labels"),
         (
-            ["--on=constructed:2", "--judge=oracle"],
+            ["--on=synthetic:2", "--judge=oracle"],
             "'oracle' is none of rule, model:DIR",
         ),
-        (["--on=constructed:2", "--judge=rule:x"], "'rule:x' is none of rule, model"),
-        (["--on=constructed:2", "--judge=http:a,http:b"], "one http judge at a time"),
-        (["--on=constructed:2", "--judge=http:m"], "an http judge needs a url"),
+        (["--on=synthetic:2", "--judge=rule:x"], "'rule:x' is none of rule, model"),
+        (["--on=synthetic:2", "--judge=http:a,http:b"], "one http judge at a time"),
+        (["--on=synthetic:2", "--judge=http:m"], "an http judge needs a url"),
         (
-            ["--on=constructed:2", "--judge=http:m", "--url=http://example.com"],
+            ["--on=synthetic:2", "--judge=http:m", "--url=http://example.com"],
             "plain http to another machine",
         ),
         (
-            ["--on=constructed:2", "--judge=http:m", "--url=https://example.com"]
+            ["--on=synthetic:2", "--judge=http:m", "--url=https://example.com"]
             + ["--key_env=NO_SUCH_KEY"],
             "no environment variable NO_SUCH_KEY",
         ),
@@ -255,7 +256,7 @@ def test_an_evaluation_that_is_killed_goes_on_where_it_was(command, start, tmp_p
         (["vote"], "expected directories"),
         (["agree", "/nowhere"], "/nowhere: holds no verdicts.jsonl"),
         (["agre"], "unexpected word 'agre'"),
-        (["--on=constructed:2", "--prompt=/nowhere"], "cannot read the judge prompt"),
+        (["--on=synthetic:2", "--prompt=/nowhere"], "cannot read the judge prompt"),
     ],
 )
 def test_bad_input_is_refused(words, complaint, refused, tmp_path):
@@ -264,7 +265,7 @@ def test_bad_input_is_refused(words, complaint, refused, tmp_path):
 
 def test_a_spent_budget_is_said_and_leaves_nothing_finished(refused, tmp_path):
     with serve(letters) as server:
-        words = ["judge", "--on=constructed:20", "--judge=http:m", "--max_tokens=50"]
+        words = ["judge", "--on=synthetic:20", "--judge=http:m", "--max_tokens=50"]
         words += [f"--url={server.url}", "--budget_tokens=5000"]
         said = refused(*words, workdir=tmp_path)
     assert "items were not judged: the budget is spent" in said

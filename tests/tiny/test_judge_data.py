@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests import kit
-from vlmrl.judges import agree, constructed, rule
+from vlmrl.judges import agree, rule, synthetic
 from vlmrl.judges.judge import LABELS, ask
 from vlmrl.main import args
 from vlmrl.prompts import tokens
@@ -20,7 +20,7 @@ def test_a_batch_holds_thinks_with_their_replies(stage):
     """The reply says whether the letter after it is the one that the prompt says was
     answered; a batch is a function of seed and step; steps share nothing."""
     c = args.load_config(f"configs/tiny/judge.py:stage={stage}").to_dict()
-    assert c["seed"] != constructed.HELD_OUT
+    assert c["seed"] != synthetic.HELD_OUT
     how = {k: c[k] for k in ("seed", "mix")} | {"groups": 12}
     processor, seen, said = kit.processor(), set(), Counter()
     for step in range(judge_data.BLOCK):
@@ -44,9 +44,11 @@ def test_a_batch_holds_thinks_with_their_replies(stage):
     assert min(said[word] for word in ("Yes", "No", "None")) > 0
 
 
-def test_lessons_of_scenes_are_sound():
+def test_examples_of_scenes_are_sound():
     """The rule judge, which knows nothing of how they are written, reads them so."""
-    made = [judge_data.lesson(3, number, {"scenes": 1.0}) for number in range(150)]
+    made = [
+        judge_data.judge_example(3, number, {"scenes": 1.0}) for number in range(150)
+    ]
     for t in made:
         assert 0 <= t.item.predicted < len(t.item.options) and t.item.think.strip()
     assert set(Counter(t.label for t in made)) == set(LABELS)
@@ -57,6 +59,6 @@ def test_lessons_of_scenes_are_sound():
 
 def test_the_traces_that_judges_are_tested_on_teach_none():
     mix = {"plain": 1.0}
-    taught = {judge_data.lesson(12, n, mix).item.think for n in range(50)}
-    tested = {t.item.think for t in constructed.traces(50, constructed.HELD_OUT, mix)}
+    taught = {judge_data.judge_example(12, n, mix).item.think for n in range(50)}
+    tested = {t.item.think for t in synthetic.traces(50, synthetic.HELD_OUT, mix)}
     assert len(taught & tested) < 5  # short ones may be equal

@@ -41,7 +41,7 @@ class Spent(NamedTuple):
     cost: float
 
 
-class Ledger:
+class ReplyCache:
     """Replies by key, and the account. Used from one event loop at a time.
 
     Raises:

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from vlmrl.client.cache import Budget, Ledger, Spent
+from vlmrl.client.cache import Budget, ReplyCache, Spent
 from vlmrl.types import UserError
 
 try:
@@ -161,7 +161,7 @@ class Client:
     Args:
       cache: file of replies, made if missing; None keeps them in memory. One process at
         a time may hold it. What it says was spent counts against the budget.
-      budget: tokens and money at most; see `ledger.Budget`.
+      budget: tokens and money at most; see `cache.Budget`.
       again: ask again what the file holds as failed.
 
     Raises:
@@ -192,7 +192,9 @@ class Client:
             self._headers["Authorization"] = f"Bearer {key}"
         self._tls = httpx2.create_ssl_context()  # verifies; slow to make
         self._scrub = _scrubber(key)
-        self._ledger = Ledger(Path(cache) if cache else None, budget or Budget(), again)
+        self._cache = ReplyCache(
+            Path(cache) if cache else None, budget or Budget(), again
+        )
         self._resume = 0.0  # time.monotonic() before which nothing is sent
         self._answered = False
         self._slots = asyncio.Semaphore(endpoint.concurrency)
@@ -204,7 +206,7 @@ class Client:
 
     @property
     def spent(self) -> Spent:
-        return self._ledger.spent
+        return self._cache.spent
 
     def close(self) -> None:
         """End the calls that other threads still wait for; let go of the cache file."""
@@ -213,7 +215,7 @@ class Client:
         if loop is not None:
             asyncio.run_coroutine_threadsafe(_cancel_others(), loop).result()
             loop.call_soon_threadsafe(loop.stop)
-        self._ledger.close()
+        self._cache.close()
 
     def __enter__(self):
         return self
@@ -264,7 +266,7 @@ class Client:
         found: dict[str, Reply] = {}
         waiting: dict[str, Call] = {}
         for key, call in dict(zip(keys, calls, strict=True)).items():
-            kept = self._ledger.kept(key)
+            kept = self._cache.kept(key)
             if kept is None:
                 waiting[key] = call
             else:
@@ -307,12 +309,12 @@ class Client:
 
     async def _call(self, http, key: str, call: Call) -> Reply:
         """Attempts of one call, until a text, a final failure or the last attempt."""
-        e, ledger = self.endpoint, self._ledger
+        e, cache = self.endpoint, self._cache
         bound = most_tokens(call)
         for attempt in range(1, e.attempts + 1):
             while (pause := self._resume - time.monotonic()) > 0:
                 await asyncio.sleep(pause + random.uniform(0, e.backoff_seconds))
-            if not ledger.reserve(bound):
+            if not cache.reserve(bound):
                 return Reply("", SPENT, final=False, attempts=attempt)
             used, reply = bound, None  # what a request took is unknown until it is told
             try:
@@ -322,7 +324,7 @@ class Client:
                 failed = found
                 used = (0, 0) if failed.free else bound
             finally:
-                ledger.settle(bound, used)
+                cache.settle(bound, used)
             if reply is not None or not failed.again:
                 break
             if failed.wait > e.longest_wait:
@@ -337,7 +339,7 @@ class Client:
                 raise UserError(f"{e.url}: cannot connect; is the server running?")
             reply = Reply("", f"{failed.why} (attempt {attempt})", final=True)
         reply = reply._replace(attempts=attempt)
-        ledger.keep(key, reply._asdict())
+        cache.keep(key, reply._asdict())
         return reply
 
     async def _attempt(self, http, call: Call) -> tuple[Reply, tuple[int, int] | None]:

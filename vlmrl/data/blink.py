@@ -7,7 +7,7 @@ val is read.
 
 from __future__ import annotations
 
-from vlmrl.data.reading import Item, Place, Refused, Set, letter, one, options, text
+from vlmrl.data.reading import Place, Refused, Set, SetItem, letter, one, options, text
 
 TASKS = (
     "Art_Style",
@@ -27,7 +27,7 @@ TASKS = (
 )
 
 
-def items(row: dict, place: Place) -> list[Item]:
+def items(row: dict, place: Place) -> list[SetItem]:
     task = text(row, "sub_task")
     if task not in TASKS:
         raise Refused(f"sub_task {task!r} is not one of the {len(TASKS)}")
@@ -38,7 +38,7 @@ def items(row: dict, place: Place) -> list[Item]:
         raise Refused(f"image_{cells.index(None) + 1} is missing, a later one is not")
     texts = options(row.get("choices") or ())
     return [
-        Item(
+        SetItem(
             id=text(row, "idx"),
             images=one(*cells, place=place),
             question=text(row, "question"),

@@ -25,7 +25,7 @@ from array_record.python import array_record_module
 
 from vlmrl.data import distractors, images, reading, statements
 from vlmrl.data.features import FEATURES, serialised
-from vlmrl.data.reading import Item, Place, Refused, Set, draw, normal
+from vlmrl.data.reading import Place, Refused, Set, SetItem, draw, normal
 from vlmrl.types import Example, UserError
 
 VERSION = "1.1.0"  # of what readers make of the same files; raise it with any change
@@ -326,7 +326,7 @@ def tfds_name(name: str) -> str:
 
 
 def example_of(
-    item: Item, source: str, place: Place, pool: tuple[str, ...] = ()
+    item: SetItem, source: str, place: Place, pool: tuple[str, ...] = ()
 ) -> tuple[Example, str]:
     """(Example, rule of its statements). Raises Refused where the item won't do."""
     if not item.question.strip():

@@ -8,10 +8,10 @@ over. Letters follow the order of `choices`.
 from __future__ import annotations
 
 from vlmrl.data.reading import (
-    Item,
     Place,
     Refused,
     Set,
+    SetItem,
     columns,
     letter,
     one,
@@ -22,7 +22,7 @@ from vlmrl.data.reading import (
 SOURCES = ("ADE20K", "COCO", "Omni3D")
 
 
-def items(row: dict, place: Place) -> list[Item]:
+def items(row: dict, place: Place) -> list[SetItem]:
     if "choices" in row:
         texts, repairs = options(row["choices"] or ()), ()
     else:  # the TSV form
@@ -34,7 +34,7 @@ def items(row: dict, place: Place) -> list[Item]:
     task = text(row, "task", "category")
     number = text(row, "idx", "index")
     return [
-        Item(
+        SetItem(
             id=f"{kind}/{number}",
             images=one(row.get("image"), place=place),
             question=text(row, "question"),

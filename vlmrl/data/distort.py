@@ -21,7 +21,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from vlmrl.data import images, shares
+from vlmrl.data import distributed, images
 from vlmrl.types import Array, Example, UserError
 
 GREY = 127
@@ -115,7 +115,7 @@ def distort(example: Example, name: str, seed: int, **settings) -> Example:
             yield encode(DISTORTIONS[name](pixels, rng, **settings))
 
     return example._replace(
-        images=shares.mapped(example.images, changed),
+        images=distributed.map_images(example.images, changed),
         condition=f"{name}+{example.condition}",
     )
 

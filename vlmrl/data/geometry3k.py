@@ -8,9 +8,9 @@ Newer revisions list four choices; without them the question is open. Where
 from __future__ import annotations
 
 from vlmrl.data.reading import (
-    Item,
     Place,
     Set,
+    SetItem,
     index_of,
     letter,
     missing,
@@ -20,7 +20,7 @@ from vlmrl.data.reading import (
 )
 
 
-def items(row: dict, place: Place) -> list[Item]:
+def items(row: dict, place: Place) -> list[SetItem]:
     question = text(row, "problem").replace("<image>", "").strip()
     said = text(row, "answer")
     repairs: tuple[str, ...] = ()
@@ -35,7 +35,7 @@ def items(row: dict, place: Place) -> list[Item]:
         texts, answer = (said,), 0
     number = row.get("id")
     return [
-        Item(
+        SetItem(
             id=f"{place.split}/{place.row if missing(number) else number}",
             images=one(row.get("images"), place=place),
             question=question,

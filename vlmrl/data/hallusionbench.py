@@ -7,7 +7,7 @@ figures are scored together. `non_image` rows have no image.
 
 from __future__ import annotations
 
-from vlmrl.data.reading import Item, Place, Refused, Set, missing, pictures, text
+from vlmrl.data.reading import Place, Refused, Set, SetItem, missing, pictures, text
 
 SUBCATEGORIES = (
     "chart",
@@ -21,7 +21,7 @@ SUBCATEGORIES = (
 )
 
 
-def items(row: dict, place: Place) -> list[Item]:
+def items(row: dict, place: Place) -> list[SetItem]:
     kind, part = text(row, "category"), text(row, "subcategory")
     if kind not in ("VD", "VS") or part not in SUBCATEGORIES:
         raise Refused(f"category {kind}/{part} is unknown")
@@ -36,7 +36,7 @@ def items(row: dict, place: Place) -> list[Item]:
     if sighted != (place.split == "image"):
         return []  # a row of the other split, where one file holds both
     return [
-        Item(
+        SetItem(
             id="_".join([kind, part, *places]),
             images=pictures(cell, place=place) if sighted else (),
             question=text(row, "question"),

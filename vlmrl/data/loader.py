@@ -22,7 +22,7 @@ import tensorflow_datasets as tfds
 from vlmrl.data import build, features, scenes, texts
 from vlmrl.types import Example, UserError
 
-# Source → (split, n) → its first n examples.
+# StoredExamples → (split, n) → its first n examples.
 SOURCES: dict[str, Callable[[str, int], Iterable[Example]]] = {"scenes": scenes.suite}
 
 # Where prepared sets are looked for after a run's own directory: the root named by this
@@ -120,7 +120,7 @@ def prepare(source: str, sizes: dict[str, int], data_dir: str | os.PathLike) -> 
     return final
 
 
-class Source(Sequence):
+class StoredExamples(Sequence):
     """Random access to the Examples of a stored split; picklable."""
 
     def __init__(self, records, where: str):
@@ -133,10 +133,10 @@ class Source(Sequence):
         return features.example(self._records[range(len(self))[index]])
 
     def __repr__(self) -> str:
-        return f"Source({self._where}, {len(self)} examples)"
+        return f"StoredExamples({self._where}, {len(self)} examples)"
 
 
-def load(directory: str | os.PathLike, split: str) -> Source:
+def load(directory: str | os.PathLike, split: str) -> StoredExamples:
     """The stored examples of a split, in the order of their source.
 
     Raises UserError where the directory holds no data set or no such split.
@@ -155,21 +155,21 @@ def load(directory: str | os.PathLike, split: str) -> Source:
             "prepare it again"
         )
     records = builder.as_data_source(split=split, deserialize_method=RAW)
-    return Source(records, f"{directory} {split}")
+    return StoredExamples(records, f"{directory} {split}")
 
 
 def examples_of(
-    source: str, split: str, n: int, data_dir: str | os.PathLike, told: str = ""
+    source: str, split: str, n: int, data_dir: str | os.PathLike, texts_file: str = ""
 ) -> Sequence[Example]:
     """The first n examples of a source's split, all of them for n = 0.
 
     A procedural source is written under `data_dir` if it is not there yet. Any other is
     one that `vlmrl data prepare` has left under `data_dir`, $VLMRL_DATA or
     runs/data/data; under its name there may be a published set or one of your own.
-    `told` is a file of texts that take the place of the examples' own (`texts.py`).
+    `texts_file` holds texts that take the place of the examples' own (`texts.py`).
     """
     found = _examples(source, split, n, data_dir)
-    return texts.Told(found, texts.read(Path(told))) if told else found
+    return texts.WithTexts(found, texts.read(Path(texts_file))) if texts_file else found
 
 
 def _examples(source, split, n, data_dir) -> Sequence[Example]:
@@ -180,7 +180,7 @@ def _examples(source, split, n, data_dir) -> Sequence[Example]:
         raise UserError(
             f"data source {source}: split {split} has {len(found)} examples, not {n}"
         )
-    return found if n == 0 else Part(found, n)
+    return found if n == 0 else FirstN(found, n)
 
 
 def names_of(source: str) -> list[str]:
@@ -194,7 +194,7 @@ def mixture(
     n: int,
     data_dir: str | os.PathLike,
     weights: Sequence[float] = (),
-    told: str = "",
+    texts_file: str = "",
 ) -> tuple[Sequence, list[float] | None]:
     """(source, weights) as `batches` takes them: one source by name, or several mixed
     by weight, equal ones unless given; each the first n as `examples_of` finds them."""
@@ -204,7 +204,7 @@ def mixture(
             f"data source {source!r}: names {len(names)} sources, weights are "
             f"{list(weights)}; needs one or more, and a weight for each"
         )
-    parts = [examples_of(name, split, n, data_dir, told) for name in names]
+    parts = [examples_of(name, split, n, data_dir, texts_file) for name in names]
     if len(parts) == 1:
         return parts[0], None
     return parts, list(weights or [1] * len(parts))
@@ -238,7 +238,7 @@ def _roots(data_dir: str | os.PathLike) -> list[Path]:
     return [Path(data_dir), *([Path(named)] if named else []), ROOT]
 
 
-class Part(Sequence):
+class FirstN(Sequence):
     """The first n of a sequence, read as they are asked for."""
 
     def __init__(self, whole: Sequence, n: int):
@@ -251,7 +251,7 @@ class Part(Sequence):
         return self._whole[range(self._n)[index]]
 
 
-class Waited(Iterator):
+class TimedIterator(Iterator):
     """An iterator that adds up the seconds its caller has waited for it."""
 
     def __init__(self, stream: Iterator):

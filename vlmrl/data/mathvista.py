@@ -9,10 +9,10 @@ rounded to the row's `precision`.
 from __future__ import annotations
 
 from vlmrl.data.reading import (
-    Item,
     Place,
     Refused,
     Set,
+    SetItem,
     index_of,
     missing,
     one,
@@ -21,7 +21,7 @@ from vlmrl.data.reading import (
 )
 
 
-def items(row: dict, place: Place) -> list[Item]:
+def items(row: dict, place: Place) -> list[SetItem]:
     facts = row.get("metadata") or {}
     kind = text(row, "question_type")
     said = text(row, "answer")
@@ -33,7 +33,7 @@ def items(row: dict, place: Place) -> list[Item]:
     else:
         raise Refused(f"question_type {kind!r} is not multi_choice or free_form")
     return [
-        Item(
+        SetItem(
             id=text(row, "pid"),
             images=one(row.get("decoded_image"), place=place),
             question=text(row, "question"),

@@ -8,12 +8,12 @@ its rows are refused.
 
 from __future__ import annotations
 
-from vlmrl.data.reading import Item, Place, Refused, Set, columns, letter, one, text
+from vlmrl.data.reading import Place, Refused, Set, SetItem, columns, letter, one, text
 
 ROTATION = 1_000_000
 
 
-def items(row: dict, place: Place) -> list[Item]:
+def items(row: dict, place: Place) -> list[SetItem]:
     index = text(row, "index")
     if not index.isdecimal():
         raise Refused(f"index {index!r} is not a number")
@@ -22,7 +22,7 @@ def items(row: dict, place: Place) -> list[Item]:
     group = str(int(index) % ROTATION)
     level = text(row, "l2-category", "L2-category", needed=False)
     return [
-        Item(
+        SetItem(
             id=str(int(index)),
             images=one(row.get("image"), place=place),
             question=text(row, "question"),

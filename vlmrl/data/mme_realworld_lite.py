@@ -10,12 +10,12 @@ from __future__ import annotations
 import ast
 import re
 
-from vlmrl.data.reading import Item, Place, Refused, Set, letter, one, options, text
+from vlmrl.data.reading import Place, Refused, Set, SetItem, letter, one, options, text
 
 _OPTION = re.compile(r"\(?([A-Z])[).]\s*(.*)", re.DOTALL)
 
 
-def items(row: dict, place: Place) -> list[Item]:
+def items(row: dict, place: Place) -> list[SetItem]:
     texts = offered(row)
     if "Subtask" in row:
         task = "/".join(text(row, part) for part in ("Task", "Subtask"))
@@ -27,7 +27,7 @@ def items(row: dict, place: Place) -> list[Item]:
         deeper = f"{deeper.split('/')[0]}/attribute" if "/" in deeper else "attribute"
     cell = row.get("bytes", row.get("image", row.get("Image")))
     return [
-        Item(
+        SetItem(
             id=text(row, "index", "Question_id"),
             images=one(cell, place=place),
             question=text(row, "question", "Text"),

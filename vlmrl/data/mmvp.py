@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import re
 
-from vlmrl.data.reading import Item, Place, Refused, Set, beside, letter, one, text
+from vlmrl.data.reading import Place, Refused, Set, SetItem, beside, letter, one, text
 
 _TWO = re.compile(r"\(a\)\s*(.*?)\s*\(b\)\s*(.*)", re.DOTALL)
 SWAPPED = (99, 100, 279, 280)
 
 
-def items(row: dict, place: Place) -> list[Item]:
+def items(row: dict, place: Place) -> list[SetItem]:
     published = "Options" not in row  # the csv, by position
     names = ("0", "1", "2", "3")
     if not published:
@@ -40,7 +40,7 @@ def items(row: dict, place: Place) -> list[Item]:
         images = one(row.get("image"), place=place)
     pair = (int(number) + 1) // 2
     return [
-        Item(
+        SetItem(
             id=number,
             images=images,
             question=question,

@@ -30,10 +30,10 @@ from pathlib import Path
 
 from vlmrl.data.reading import (
     LETTERS,
-    Item,
     Place,
     Refused,
     Set,
+    SetItem,
     columns,
     index_of,
     letter,
@@ -74,11 +74,11 @@ def bench(name: str, root: Path) -> Set:
     )
 
 
-def items(row: dict, place: Place) -> list[Item]:
+def items(row: dict, place: Place) -> list[SetItem]:
     return [_tsv(row, place) if place.file.endswith(".tsv") else _own(row, place)]
 
 
-def _own(row: dict, place: Place) -> Item:
+def _own(row: dict, place: Place) -> SetItem:
     row = {k: v for k, v in row.items() if v is not None}
     if unknown := [k for k in row if k not in KNOWN]:
         raise Refused(f"field {unknown[0]!r} is not one of {', '.join(KNOWN)}")
@@ -107,7 +107,7 @@ def _own(row: dict, place: Place) -> Item:
     if not isinstance(meta, dict):
         raise Refused("meta is not an object")
     hint = text(row, "hint", needed=False)
-    return Item(
+    return SetItem(
         id=text(row, "id", needed=False) or f"{place.split}/{place.row}",
         images=pictures(row.get("images", row.get("image")), place=place),
         question=text(row, "question"),
@@ -136,7 +136,7 @@ def _index(said, texts: tuple[str, ...]) -> int:
     return index_of(str(said).strip(), texts)
 
 
-def _tsv(row: dict, place: Place) -> Item:
+def _tsv(row: dict, place: Place) -> SetItem:
     letters = [name for name in LETTERS if name in row]
     said = text(row, "answer")
     hint = text(row, "hint", needed=False)
@@ -152,7 +152,7 @@ def _tsv(row: dict, place: Place) -> Item:
         texts, answer, is_open = (said,), 0, True
     used = {"index", "question", "hint", "answer", "image", "category", *letters}
     rest = {k: v for k, v in row.items() if k not in used and not missing(v)}
-    return Item(
+    return SetItem(
         id=text(row, "index"),
         images=pictures(row.get("image"), place=place),
         question=text(row, "question"),

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 
-from vlmrl.data.reading import Item, Place, Refused, Set, text
+from vlmrl.data.reading import Place, Refused, Set, SetItem, text
 
 
-def items(row: dict, place: Place) -> list[Item]:
+def items(row: dict, place: Place) -> list[SetItem]:
     count = row.get("count")
     if count is None or int(count) != count or count < 0:
         raise Refused(f"count {count!r} is not a whole number from 0 on")
@@ -30,7 +30,7 @@ def items(row: dict, place: Place) -> list[Item]:
     if pointed and pointed != count:
         raise Refused(f"count is {count}, but {pointed} points are given")
     return [
-        Item(
+        SetItem(
             id=f"{place.split}/{place.row}",
             images=(data,),
             question=f"How many {label} are there in the image?",

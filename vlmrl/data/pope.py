@@ -6,12 +6,12 @@ merged TSV lists several categories and becomes one example for each of them.
 
 from __future__ import annotations
 
-from vlmrl.data.reading import Item, Place, Refused, Set, one, text
+from vlmrl.data.reading import Place, Refused, Set, SetItem, one, text
 
 TASKS = ("random", "popular", "adversarial")
 
 
-def items(row: dict, place: Place) -> list[Item]:
+def items(row: dict, place: Place) -> list[SetItem]:
     said = text(row, "label", "answer").casefold()
     if said not in ("yes", "no"):
         raise Refused(f"answer {said!r} is not yes or no")
@@ -25,7 +25,7 @@ def items(row: dict, place: Place) -> list[Item]:
         source = row["image"].rsplit(".", 1)[0]
     number = text(row, "question_id", "index")
     return [
-        Item(
+        SetItem(
             id=f"{category}/{number}",
             images=images,
             question=text(row, "question", "text"),

@@ -1,8 +1,8 @@
 """Reading what others published: rows of Parquet, TSV, CSV and JSON files, their image
 cells, their ways of saying that something is missing.
 
-A set's own file turns one row into `Item`s; `build.py` makes `Example`s of them. A row
-that cannot be read as its publishers meant it raises `Refused`, with the reason.
+A set's own file turns one row into `SetItem`s; `build.py` makes `Example`s of them. A
+row that cannot be read as its publishers meant it raises `Refused` with the reason.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Place(NamedTuple):
     seed: int = 0  # of every choice that a set leaves open, as the order of options
 
 
-class Item(NamedTuple):
+class SetItem(NamedTuple):
     """What a row says, in the set's own terms."""
 
     id: str  # unique within the set
@@ -70,7 +70,7 @@ class Set(NamedTuple):
     splits: Mapping[str, int | None]  # split → examples as published, None if unknown
     tasks: tuple[str, ...]  # first parts of the category paths
     files: Mapping[str, tuple[str, ...]]  # split → globs; the first that matches counts
-    items: Callable[[dict[str, Any], Place], list[Item]]
+    items: Callable[[dict[str, Any], Place], list[SetItem]]
     beside: tuple[str, ...] = ()  # globs of what rows point at
     pool: str = ""  # column whose texts are wrong answers to other rows' open questions
 

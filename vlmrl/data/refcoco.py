@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 
-from vlmrl.data.reading import Item, Place, Refused, Set, missing, one, text
+from vlmrl.data.reading import Place, Refused, Set, SetItem, missing, one, text
 
 QUESTION = (
     'Where is "{}" in the image? Give its bounding box as [x1, y1, x2, y2] in pixels.'
 )
 
 
-def items(row: dict, place: Place) -> list[Item]:
+def items(row: dict, place: Place) -> list[SetItem]:
     box = list(row.get("bbox") or ())
     if len(box) != 4 or not all(math.isfinite(v) for v in box) or min(box[2:]) <= 0:
         raise Refused(f"bbox {box} is not [x, y, width, height]")
@@ -30,7 +30,7 @@ def items(row: dict, place: Place) -> list[Item]:
     number, file = text(row, "question_id"), text(row, "file_name", needed=False)
     images = one(row.get("image"), place=place)
     return [
-        Item(
+        SetItem(
             id=f"{place.split}/{number}/{i}",
             images=images,
             question=QUESTION.format(expression),

@@ -12,10 +12,10 @@ from __future__ import annotations
 import re
 
 from vlmrl.data.reading import (
-    Item,
     Place,
     Refused,
     Set,
+    SetItem,
     index_of,
     normal,
     one,
@@ -35,7 +35,7 @@ TASKS = (
 _SLIP = re.compile(r"\s*\bin the first frame\b")  # the authors call it a small bug
 
 
-def items(row: dict, place: Place) -> list[Item]:
+def items(row: dict, place: Place) -> list[SetItem]:
     said = list(row.get("answers") or ())
     right = text(row, "correct_answer")
     cleaned = [_SLIP.sub("", a) if isinstance(a, str) else a for a in said]
@@ -48,7 +48,7 @@ def items(row: dict, place: Place) -> list[Item]:
     task = text(row, "question_type", needed=False) or kind(question)
     id = f"{'test' if place.split == 'test_circular' else place.split}/{place.row}"
     texts, right = shuffled(texts, right, place.seed, id)
-    item = Item(
+    item = SetItem(
         id=id,
         images=one(row.get("images", row.get("image_bytes")), place=place),
         question=question,

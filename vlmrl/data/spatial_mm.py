@@ -11,10 +11,10 @@ import re
 
 from vlmrl.data.reading import (
     LETTERS,
-    Item,
     Place,
     Refused,
     Set,
+    SetItem,
     beside,
     index_of,
     normal,
@@ -26,7 +26,7 @@ FOLDERS = ("images", "data", "data/images", "Spatial_MM_Obj", "Spatial_MM_CoT")
 _OPTION = re.compile(r"\s*([A-Z])\s*[.)]\s*(.*)")
 
 
-def items(row: dict, place: Place) -> list[Item]:
+def items(row: dict, place: Place) -> list[SetItem]:
     image = text(row, "image_name")
     common = dict(
         id=f"{place.split}/{place.row}",
@@ -36,7 +36,7 @@ def items(row: dict, place: Place) -> list[Item]:
     if place.split == "multihop":
         hop = text(row, "hop")
         return [
-            Item(
+            SetItem(
                 **common,
                 question=text(row, "question"),
                 options=(text(row, "answer"),),
@@ -49,7 +49,7 @@ def items(row: dict, place: Place) -> list[Item]:
     question, texts = asked(text(row, "question"))
     answer, repairs = answered(text(row, "answer"), texts)
     return [
-        Item(
+        SetItem(
             **common,
             question=question,
             options=texts,

@@ -105,7 +105,7 @@ def apply(
         yield e._replace(statements=said, thinks=thinks, suggested=held["suggested"])
 
 
-class Told(Sequence):
+class WithTexts(Sequence):
     """Examples by index, with the texts of a file (`read`) in place of their own."""
 
     def __init__(self, examples: Sequence[Example], found: Mapping):

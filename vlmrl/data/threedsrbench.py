@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import re
 
-from vlmrl.data.reading import Item, Place, Refused, Set, columns, letter, one, text
+from vlmrl.data.reading import Place, Refused, Set, SetItem, columns, letter, one, text
 
 TYPES = ("height", "location", "orientation", "multi_object")
 _QID = re.compile(r"([^-]{8})(-flip)?(-\d+)?")
 
 
-def items(row: dict, place: Place) -> list[Item]:
+def items(row: dict, place: Place) -> list[SetItem]:
     qid = text(row, "qid", "index")
     found = _QID.fullmatch(qid)
     if not found:
@@ -29,7 +29,7 @@ def items(row: dict, place: Place) -> list[Item]:
     options, repairs = columns(row, "ABCD")
     url = text(row, "image_url", needed=False)
     return [
-        Item(
+        SetItem(
             id=qid,
             images=one(row.get("image"), place=place),
             question=text(row, "question"),

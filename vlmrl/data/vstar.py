@@ -10,10 +10,10 @@ import re
 
 from vlmrl.data.reading import (
     LETTERS,
-    Item,
     Place,
     Refused,
     Set,
+    SetItem,
     columns,
     letter,
     one,
@@ -26,7 +26,7 @@ _OPTION = re.compile(r"\(([A-Z])\)\s*(.*)")
 _SUFFIX = "Answer with the option's letter"
 
 
-def items(row: dict, place: Place) -> list[Item]:
+def items(row: dict, place: Place) -> list[SetItem]:
     repairs: tuple[str, ...] = ()
     if "text" in row:
         question, texts = asked(text(row, "text"))
@@ -37,7 +37,7 @@ def items(row: dict, place: Place) -> list[Item]:
     if task not in TASKS:
         raise Refused(f"category {task!r} is not one of {', '.join(TASKS)}")
     return [
-        Item(
+        SetItem(
             id=text(row, "question_id", "index"),
             images=one(row.get("image"), place=place),
             question=question,

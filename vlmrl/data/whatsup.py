@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from vlmrl.data.reading import Item, Place, Refused, Set, beside, options, shuffled
+from vlmrl.data.reading import Place, Refused, Set, SetItem, beside, options, shuffled
 
 QUESTION = "Which caption best describes the image?"
 PREPOSITIONS = {
@@ -21,7 +21,7 @@ _NAME = re.compile(r"(.+)_(on|under|left_of|right_of|in-front_of|behind)_(.+)\.\
 _TWO = ("left of", "right of", "above", "below", "in front of", "front", "behind")
 
 
-def items(row: dict, place: Place) -> list[Item]:
+def items(row: dict, place: Place) -> list[SetItem]:
     kind = place.split
     if kind in PREPOSITIONS:
         name = str(row.get("image_path") or "")
@@ -50,7 +50,7 @@ def items(row: dict, place: Place) -> list[Item]:
     texts = options(captions if isinstance(captions, list) else ())
     texts, answer = shuffled(texts, 0, place.seed, id)
     return [
-        Item(
+        SetItem(
             id=id,
             images=(image,),
             question=QUESTION,

@@ -5,7 +5,7 @@ A judge reads text only, never the image: question, options, think and answer. I
 to judge. Those labels are the same whichever judge gave them.
 
   judge        the interface; cascade, majority; judging records again
-  rule         cues, letters and option texts by rule: no model, deterministic, says
+  rule         patterns, letters and option texts: no model, deterministic, says
                undecided rather than guessing
   model        a JAX model of this project: the probabilities of two verdict tokens
   http         a careful client of OpenAI-compatible endpoints: budget, cache, retries

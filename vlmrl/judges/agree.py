@@ -18,7 +18,7 @@ import numpy as np
 from vlmrl.eval import stats
 from vlmrl.eval.stats import Interval
 from vlmrl.judges.judge import LABELS, Verdict
-from vlmrl.judges.verdicts import READINGS, Row, Said, shared, truths
+from vlmrl.judges.verdicts import READINGS, VerdictRow, Verdicts, shared, truths
 from vlmrl.types import UserError
 
 
@@ -37,10 +37,12 @@ class Comparison(NamedTuple):
     items: int
     ratings: Ratings | None  # None of one rater
     truth: np.ndarray  # int[items]: index into LABELS, -1 where it is not known
-    labelled: dict[str, list[tuple[Row, Verdict]]]  # rater → verdicts of known truth
+    labelled: dict[
+        str, list[tuple[VerdictRow, Verdict]]
+    ]  # rater → verdicts of known truth
 
 
-def compare(raters: dict[str, Said], reading: str) -> Comparison:
+def compare(raters: dict[str, Verdicts], reading: str) -> Comparison:
     """Return the comparison of raters on one reading, one of `verdicts.READINGS`.
 
     Raises:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from string import ascii_uppercase as LETTERS
 
 from vlmrl.client.http import Call, Client, Reply
-from vlmrl.judges.judge import LABELS, Item, Judge, Verdict, undecided
+from vlmrl.judges.judge import LABELS, Judge, JudgeItem, Verdict, undecided
 from vlmrl.judges.prompt import JudgePrompt, fill, load, messages
 
 # Greedy and short; `max_tokens` leaves a reasoning model room to think before.
@@ -48,7 +48,7 @@ def make(
     params = PARAMS if params is None else params
     name = f"http {client.endpoint.model} {prompt.version}:{prompt.hash[:8]}"
 
-    def judge(items: Sequence[Item]) -> list[Verdict]:
+    def judge(items: Sequence[JudgeItem]) -> list[Verdict]:
         began = time.monotonic()
         asked = [Call(messages(prompt, item, "json"), params) for item in items]
         replies = client.complete(asked, seconds=seconds, progress=progress)
@@ -80,7 +80,7 @@ def _repair(prompt: JudgePrompt, call: Call, reply: Reply, fault: Unreadable) ->
     return call._replace(messages=[*call.messages, *said])
 
 
-def _read(reply: Reply, item: Item, name: str) -> Verdict | Unreadable:
+def _read(reply: Reply, item: JudgeItem, name: str) -> Verdict | Unreadable:
     if reply.error:
         return undecided(reply.error, name)
     try:
@@ -89,7 +89,7 @@ def _read(reply: Reply, item: Item, name: str) -> Verdict | Unreadable:
         return fault
 
 
-def read(text: str, item: Item, name: str) -> Verdict:
+def read(text: str, item: JudgeItem, name: str) -> Verdict:
     """The verdict that a reply states.
 
     Thoughts before a `</think>` and one Markdown fence are taken off; what is left must

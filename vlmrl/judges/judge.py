@@ -20,7 +20,7 @@ from vlmrl.types import Record
 LABELS = ("consistent", "inconsistent", "undecided")  # what a judge may say
 
 
-class Item(NamedTuple):
+class JudgeItem(NamedTuple):
     """What a judge sees of one completion."""
 
     id: str
@@ -45,7 +45,7 @@ class Judge(NamedTuple):
     """A judge. Call it through `ask`, which keeps from it what needs no judgement."""
 
     name: str  # stored with every record
-    judge: Callable[[Sequence[Item]], list[Verdict]]
+    judge: Callable[[Sequence[JudgeItem]], list[Verdict]]
     about: dict[str, str]  # what a report should say: prompt version and hash, ...
 
 
@@ -56,7 +56,7 @@ def undecided(reason: str, judge: str, confidence: float = NONE) -> Verdict:
     return Verdict("undecided", -1, confidence, reason, judge)
 
 
-def concluded(item: Item, conclusion: int, judge: str, confidence=NONE) -> Verdict:
+def concluded(item: JudgeItem, conclusion: int, judge: str, confidence=NONE) -> Verdict:
     """The verdict that follows from a conclusion, -1 being none."""
     if conclusion < 0:
         return undecided("the think concludes nothing", judge, confidence)
@@ -64,7 +64,7 @@ def concluded(item: Item, conclusion: int, judge: str, confidence=NONE) -> Verdi
     return Verdict(same, conclusion, confidence, "", judge)
 
 
-def ask(judge: Judge, items: Sequence[Item]) -> list[Verdict]:
+def ask(judge: Judge, items: Sequence[JudgeItem]) -> list[Verdict]:
     """Verdicts of items, in their order.
 
     What the condition or the answer settles is not asked: 'not_applicable' items, and
@@ -72,7 +72,7 @@ def ask(judge: Judge, items: Sequence[Item]) -> list[Verdict]:
     content are asked once.
     """
     without = [settled(item, judge.name) for item in items]
-    asked: dict[Item, Item] = {}  # what is asked, by its content
+    asked: dict[JudgeItem, JudgeItem] = {}  # what is asked, by its content
     for item, known in zip(items, without, strict=True):
         if known is None:
             asked.setdefault(item._replace(id=""), item)
@@ -86,7 +86,7 @@ def ask(judge: Judge, items: Sequence[Item]) -> list[Verdict]:
     ]
 
 
-def settled(item: Item, name: str) -> Verdict | None:
+def settled(item: JudgeItem, name: str) -> Verdict | None:
     """The verdict that needs no judge, None where one is needed."""
     if not item.applicable:
         return Verdict("not_applicable", -1, NONE, "", name)
@@ -102,7 +102,7 @@ def settled(item: Item, name: str) -> Verdict | None:
 def cascade(first: Judge, second: Judge) -> Judge:
     """The second judge is asked only where the first is undecided."""
 
-    def judge(items: Sequence[Item]) -> list[Verdict]:
+    def judge(items: Sequence[JudgeItem]) -> list[Verdict]:
         out = ask(first, items)
         rest = [k for k, v in enumerate(out) if v.label == "undecided"]
         found = ask(second, [items[k] for k in rest])
@@ -127,7 +127,7 @@ def majority(judges: Sequence[Judge]) -> Judge:
     is the share of votes, its conclusion the commonest of those who gave the label."""
     name = majority_name([j.name for j in judges])
 
-    def judge(items: Sequence[Item]) -> list[Verdict]:
+    def judge(items: Sequence[JudgeItem]) -> list[Verdict]:
         votes = zip(*(ask(j, items) for j in judges), strict=True)
         return [elected(vote, name) for vote in votes]
 
@@ -161,13 +161,13 @@ def applicable(condition: str) -> bool:
     return condition.rpartition("+")[2] not in ("stop_think", "no_cot")
 
 
-def readings(record: Record) -> tuple[Item, Item]:
+def readings(record: Record) -> tuple[JudgeItem, JudgeItem]:
     """The two readings of a record: its whole think, and the part the model wrote."""
     r = record
     run = f"{r.split}/{r.recipe}/{r.seed}/{r.step}"
     name = f"{run}/{r.source}/{r.example}/{r.condition}/{r.sample}"
     options, applies = tuple(r.options), applicable(r.condition)
-    whole = Item(name, r.question, options, r.think, r.predicted, applies)
+    whole = JudgeItem(name, r.question, options, r.think, r.predicted, applies)
     return whole, whole._replace(id=name + "#sampled", think=r.think_sampled)
 
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vlmrl.judges.judge import Item
+from vlmrl.judges.judge import JudgeItem
 from vlmrl.types import Record, UserError
 
 _TEXTS = ("id", "condition", "cluster", "question", "think", "conclusion", "annotator")
@@ -32,7 +32,7 @@ _TEXTS = ("id", "condition", "cluster", "question", "think", "conclusion", "anno
 class Labelled(NamedTuple):
     """An item and what each annotator says it concludes."""
 
-    item: Item
+    item: JudgeItem
     condition: str
     cluster: str
     said: dict[str, int]  # annotator → option, -1 for nothing
@@ -44,7 +44,7 @@ class Labelled(NamedTuple):
         return option if 2 * votes > len(self.said) else None
 
 
-def label(conclusion: int, item: Item) -> str:
+def label(conclusion: int, item: JudgeItem) -> str:
     """The label a judge should give an item that concludes this."""
     if conclusion < 0:
         return "undecided"
@@ -62,7 +62,7 @@ def last_steps(records: Sequence[Record]) -> list[Record]:
 
 def write_sheet(
     path: str | os.PathLike,
-    rows: Sequence[tuple[Item, str, str]],
+    rows: Sequence[tuple[JudgeItem, str, str]],
     *,
     n: int,
     seed: int,
@@ -101,7 +101,7 @@ def write_sheet(
     return len(chosen)
 
 
-def _row(item: Item, condition: str, cluster: str) -> dict:
+def _row(item: JudgeItem, condition: str, cluster: str) -> dict:
     return {
         "id": item.id,
         "condition": condition,
@@ -173,7 +173,7 @@ def _parse(line: str, where: str) -> Labelled | None:
         raise UserError(
             f"{where}: conclusion '{said}'; want none or one of {', '.join(letters)}"
         )
-    item = Item(
+    item = JudgeItem(
         texts["id"],
         texts["question"],
         tuple(options.values()),

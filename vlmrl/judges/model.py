@@ -20,7 +20,7 @@ import numpy as np
 from vlmrl import sharding
 from vlmrl.engine.logprobs import id_logprobs
 from vlmrl.engine.prefix_cache import prefill
-from vlmrl.judges.judge import Item, Judge, Verdict, undecided
+from vlmrl.judges.judge import Judge, JudgeItem, Verdict, undecided
 from vlmrl.judges.prompt import JudgePrompt, load, messages, short
 from vlmrl.policy import Policy
 from vlmrl.prompts import styles, tokens
@@ -71,7 +71,7 @@ def make(
     def run(params, group):
         return verdict_logprobs(policy.model, policy.read(params), group, words)
 
-    def judge(items: Sequence[Item]) -> list[Verdict]:
+    def judge(items: Sequence[JudgeItem]) -> list[Verdict]:
         rows = [
             tokens.encode(policy.processor, (write(item), ()), name=item.id)
             for item in items
@@ -134,7 +134,7 @@ def verdict_logprobs(model, params, group, words) -> jax.Array:
     return jnp.stack([jax.nn.logsumexp(part, axis=-1) for part in both], axis=-1)
 
 
-def _verdict(item: Item, pair, sure: float, mass: float, name: str) -> Verdict:
+def _verdict(item: JudgeItem, pair, sure: float, mass: float, name: str) -> Verdict:
     yes, no = np.exp(np.asarray(pair, np.float64))
     total = yes + no
     if total < mass:
@@ -150,10 +150,10 @@ def _verdict(item: Item, pair, sure: float, mass: float, name: str) -> Verdict:
     return Verdict("inconsistent", other, confidence, "", name)
 
 
-def writer(tokenizer, prompt: JudgePrompt, brief: bool) -> Callable[[Item], str]:
+def writer(tokenizer, prompt: JudgePrompt, brief: bool) -> Callable[[JudgeItem], str]:
     """item → rendered chat, with the assistant's turn open."""
 
-    def write(item: Item) -> str:
+    def write(item: JudgeItem) -> str:
         chat = short(prompt, item) if brief else messages(prompt, item, "token")
         if not getattr(tokenizer, "chat_template", None):
             return styles.chatml(chat)

@@ -1,6 +1,6 @@
 """Judges by name, as commands and configs give them.
 
-  rule          cues, letters and option texts by rule
+  rule          patterns, letters and option texts by rule
   model:DIR     a model of this project; model:tiny is the judge that ships with it,
                 which is asked briefly
   http:MODEL    a model behind an OpenAI-compatible endpoint
@@ -19,7 +19,7 @@ from typing import NamedTuple
 from vlmrl.client import http
 from vlmrl.client.cache import Budget
 from vlmrl.judges import chat, judge, prompt, rule
-from vlmrl.judges.judge import Item, Judge, Verdict
+from vlmrl.judges.judge import Judge, JudgeItem, Verdict
 from vlmrl.types import UserError
 
 _SHIPPED = {"tiny": "tiny_judge"}  # name of a judge → of its model
@@ -88,7 +88,7 @@ def named(
 
 def judge_all(
     judges: Named,
-    items: Sequence[Item],
+    items: Sequence[JudgeItem],
     part: int,
     progress: Callable[[int], None] = lambda n: None,
 ) -> list[Verdict]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from string import ascii_uppercase as LETTERS
 from typing import NamedTuple
 
-from vlmrl.judges.judge import Item
+from vlmrl.judges.judge import JudgeItem
 from vlmrl.types import UserError
 
 DEFAULT = Path(__file__).with_name("prompt.md")
@@ -71,7 +71,7 @@ def fill(template: str, **fields: str) -> str:
     return re.sub(r"\{(\w+)\}", lambda m: fields.get(m[1], m[0]), template)
 
 
-def messages(prompt: JudgePrompt, item: Item, form: str) -> list[dict]:
+def messages(prompt: JudgePrompt, item: JudgeItem, form: str) -> list[dict]:
     """Chat messages that put an item to a judge, `form` being 'json' or 'token'.
 
     The item goes in as JSON, so that no text of it can pass for the prompt's own.
@@ -89,7 +89,7 @@ def messages(prompt: JudgePrompt, item: Item, form: str) -> list[dict]:
     ]
 
 
-def short(prompt: JudgePrompt, item: Item) -> list[dict]:
+def short(prompt: JudgePrompt, item: JudgeItem) -> list[dict]:
     """The same in few words, for a tiny model trained to read them."""
     lines = [f"{k}. {v}" for k, v in zip(LETTERS, item.options, strict=False)]
     said = fill(

@@ -30,8 +30,8 @@ from string import ascii_letters
 from string import ascii_uppercase as LETTERS
 from typing import NamedTuple
 
-from vlmrl.judges import cues
-from vlmrl.judges.judge import Item, Judge, Verdict, applicable, concluded
+from vlmrl.judges import patterns as p
+from vlmrl.judges.judge import Judge, JudgeItem, Verdict, applicable, concluded
 
 __all__ = ["JUDGE", "applicable", "conclude", "verdict"]
 
@@ -79,14 +79,14 @@ def conclude(think: str, question: str, options: Sequence[str]) -> int:
     return _conclude(think, question, tuple(options))
 
 
-def _judge(items: Sequence[Item]) -> list[Verdict]:
+def _judge(items: Sequence[JudgeItem]) -> list[Verdict]:
     return [
         concluded(item, conclude(item.think, item.question, item.options), JUDGE.name)
         for item in items
     ]
 
 
-JUDGE = Judge("rule", _judge, {"rule": "cues, letters and option texts"})
+JUDGE = Judge("rule", _judge, {"rule": "patterns, letters and option texts"})
 
 
 @functools.lru_cache(maxsize=4096)  # the same think is asked about more than once
@@ -98,21 +98,21 @@ def _conclude(think: str, question: str, options: tuple[str, ...]) -> int:
     marked = _mentions(think[-_TAIL:], texts)
     sentences = [s for s in re.split(r"(?<=[.!?;…])\s+|\n+", marked) if s.strip()]
     # a closing line, or a whole think, that is nothing but the option
-    mark = cues.NAMED_MARK if len(sentences) == 1 else cues.LETTER_MARK
+    mark = p.NAMED_MARK if len(sentences) == 1 else p.LETTER_MARK
     if sentences and re.fullmatch(rf"[\s(\"']*{mark}[\s).\"':]*", sentences[-1]):
         sentences[-1] = "answer: " + sentences[-1]
     state, suspended, doubt = -1, -1, False
     for number, sentence in enumerate(sentences):
         last = number == len(sentences) - 1
         asking = sentence.rstrip("\"') ").endswith("?")
-        for clause in cues.CUT.split(sentence):
-            retracts = cues.RETRACT.match(clause) or _gainsays(clause, state, item)
+        for clause in p.CUT.split(sentence):
+            retracts = p.RETRACT.match(clause) or _gainsays(clause, state, item)
             if retracts and state >= 0:
                 state, suspended, doubt = -1, state, True
-            confirms = cues.CONFIRM.search(clause) and not cues.DENY.search(clause)
+            confirms = p.CONFIRM.search(clause) and not p.DENY.search(clause)
             if confirms and state < 0 and not asking:
                 state = suspended
-            hedged = asking or bool(cues.HEDGE.search(clause))
+            hedged = asking or bool(p.HEDGE.search(clause))
             for kind, index, strength in _agreed(clause, item):
                 if strength == "negative":
                     state = -1 if state == index else state
@@ -131,10 +131,10 @@ def _conclude(think: str, question: str, options: tuple[str, ...]) -> int:
 def _gainsays(clause: str, state: int, item: _Item) -> bool:
     """Whether the clause opens with "No," after a yes, or the other way round, or with
     a "No," that goes on to take something back."""
-    opening = re.match(rf"\s*{cues.TEXT_MARK}\s*[,.!]", clause)
+    opening = re.match(rf"\s*{p.TEXT_MARK}\s*[,.!]", clause)
     if not opening or item.texts[int(opening[1])].casefold() not in ("yes", "no"):
         return False
-    taken = cues.RETRACT.match(clause[opening.end() :])
+    taken = p.RETRACT.match(clause[opening.end() :])
     return int(opening[1]) != state or taken is not None
 
 
@@ -142,17 +142,17 @@ def _gainsays(clause: str, state: int, item: _Item) -> bool:
 
 
 def _mark(kind: str, index: int = 0) -> str:
-    return f"{cues.OPEN}{kind}{index}{cues.CLOSE}"
+    return f"{p.OPEN}{kind}{index}{p.CLOSE}"
 
 
 def _digits(text: str) -> str:
-    return cues.NUMBER_WORD.sub(lambda m: str(cues.NUMBERS.index(m[0].lower())), text)
+    return p.NUMBER_WORD.sub(lambda m: str(p.NUMBERS.index(m[0].lower())), text)
 
 
 def _plain(text: str) -> str:
     """Straight quotes, without Markdown emphasis and LaTeX or XML markup."""
-    text = text.translate(cues.STRAIGHT)
-    for pattern, new in cues.MARKUP:
+    text = text.translate(p.STRAIGHT)
+    for pattern, new in p.MARKUP:
         text = pattern.sub(new, text)
     return text
 
@@ -165,13 +165,13 @@ def _option_text(text: str) -> str:
 
 def _mentions(think: str, texts: list[str]) -> str:
     """The think with its mentions of options as marks, otherwise lower case."""
-    text = re.sub(f"[{cues.OPEN}{cues.CLOSE}]", "", _plain(think))
-    for pattern, new in cues.IDIOMS:
+    text = re.sub(f"[{p.OPEN}{p.CLOSE}]", "", _plain(think))
+    for pattern, new in p.IDIOMS:
         text = pattern.sub(new, text)
     # "that is right" says correct, unless the right is a side one can be on
     right = _mark("x") if "right" in map(str.casefold, texts) else "correct"
-    text = cues.THAT_RIGHT.sub(rf"\1 is {right}", text)
-    text = _digits(cues.ONE_THING.sub(r"\1 thing", text))
+    text = p.THAT_RIGHT.sub(rf"\1 is {right}", text)
+    text = _digits(p.ONE_THING.sub(r"\1 thing", text))
     text = _letters(_mark_texts(text, texts), texts).lower()
     return _joined(_negated(_paired(text), len(texts)))
 
@@ -220,12 +220,12 @@ def _letters(text: str, texts: list[str]) -> str:
             before = text[max(0, match.start() - 24) : match.start()]
             after = text[match.end() : match.end() + 24]
             opens = re.search(r"(?:^|[.!?:;…\n])\s*[\"']?$", before)
-            word = letter == "I" or (opens and cues.AFTER_ARTICLE.match(after))
-            if word and not cues.NAMES_LETTER.search(before):
+            word = letter == "I" or (opens and p.AFTER_ARTICLE.match(after))
+            if word and not p.NAMES_LETTER.search(before):
                 return match[0]
         return _mark("l", named.pop()) if len(named) == 1 else _mark("x")
 
-    return cues.BARE_LETTER.sub(found, text)
+    return p.BARE_LETTER.sub(found, text)
 
 
 def _paired(text: str) -> str:
@@ -234,8 +234,8 @@ def _paired(text: str) -> str:
     def pair(match: re.Match) -> str:
         return _mark("l", int(match[1])) if match[1] == match[2] else _mark("x")
 
-    letter, option = cues.LETTER_MARK, cues.TEXT_MARK
-    ahead = rf"(?={cues.OPEN}t\d+{cues.CLOSE}\s*(?:[.;)]|$))"
+    letter, option = p.LETTER_MARK, p.TEXT_MARK
+    ahead = rf"(?={p.OPEN}t\d+{p.CLOSE}\s*(?:[.;)]|$))"
     stop = rf"\.\s*{ahead}"  # "A. two." but not "A. Two are red"
     gap = r"[\s:,()=–—-]*(?:(?:the|an?) )?"
     text = re.sub(rf"{letter}(?:{stop}|{gap}){option}", pair, text)
@@ -250,31 +250,29 @@ def _negated(text: str, count: int) -> str:
         return match[1] + (_mark("n", int(match[3])) if match[2] != "x" else "")
 
     filler = r"((?:(?:be|is|simply|just|in|on|at|to|the|an?|option|choice)\s+)*)\(?"
-    text = re.sub(rf"{cues.NEGATION}\s+{filler}{cues.MARK}", negate, text)
-    link = rf"({cues.NEGATED_MARK}\)?,? (?:or|nor) (?:the |an? |option )?\(?)"
+    text = re.sub(rf"{p.NEGATION}\s+{filler}{p.MARK}", negate, text)
+    link = rf"({p.NEGATED_MARK}\)?,? (?:or|nor) (?:the |an? |option )?\(?)"
     for _ in range(count):
-        text = re.sub(
-            link + cues.NAMED_MARK, lambda m: m[1] + _mark("n", int(m[2])), text
-        )
+        text = re.sub(link + p.NAMED_MARK, lambda m: m[1] + _mark("n", int(m[2])), text)
     # "not A but B" says B
-    but = rf",? but (?:rather |instead )?(?={cues.FILL}{cues.NAMED_MARK})"
-    return re.sub(cues.NEGATED_MARK + but, "", text)
+    but = rf",? but (?:rather |instead )?(?={p.FILL}{p.NAMED_MARK})"
+    return re.sub(p.NEGATED_MARK + but, "", text)
 
 
 def _joined(text: str) -> str:
     """Several options offered at once: a conflict, unless they are the same."""
 
     def join(match: re.Match) -> str:
-        kinds, indices = zip(*re.findall(cues.MARK, match[0]), strict=True)
+        kinds, indices = zip(*re.findall(p.MARK, match[0]), strict=True)
         same = len(set(indices)) == 1 and "x" not in kinds
         return _mark(kinds[0], int(indices[0])) if same else _mark("x")
 
     article = r"(?:(?:the|an?|option|choice)\s+)*\(?"
-    comma = rf"(?:\)?\s*[,/]\s*{article}{cues.MARK})"
-    either = rf"(?:\)?\s*,?\s*\b(?:or|and)\b\s*{article}{cues.MARK})"
+    comma = rf"(?:\)?\s*[,/]\s*{article}{p.MARK})"
+    either = rf"(?:\)?\s*,?\s*\b(?:or|and)\b\s*{article}{p.MARK})"
     end = r"(?=\s*\)?\s*(?:[.;!?:]|$))"
     several = rf"(?:{comma}{{0,8}}{either}{{1,8}}|{comma}{{1,8}}{end})"
-    return re.sub(cues.MARK + several, join, text)
+    return re.sub(p.MARK + several, join, text)
 
 
 # -- step 3: claims --------------------------------------------------------------------
@@ -286,9 +284,9 @@ def _stems(text: str) -> list[str]:
     return [re.sub(r"(?<=[a-z]{3})(?:s|er|est)$", "", w) for w in words]
 
 
-_STOP = frozenset(_stems(cues.STOP_WORDS))
-_GENERIC = frozenset(_stems(cues.GENERIC_WORDS))
-_AFTER_NUMBER = frozenset(_stems(cues.AFTER_NUMBER_WORDS))
+_STOP = frozenset(_stems(p.STOP_WORDS))
+_GENERIC = frozenset(_stems(p.GENERIC_WORDS))
+_AFTER_NUMBER = frozenset(_stems(p.AFTER_NUMBER_WORDS))
 
 
 class _Item(NamedTuple):
@@ -302,9 +300,9 @@ class _Item(NamedTuple):
 
 def _item(question: str, texts: list[str]) -> _Item:
     plain = _digits(_plain(question)).lower()
-    asking = [p for p in re.split(r"[,.;:]\s+", plain) if cues.ASKS.match(p)]
+    asking = [part for part in re.split(r"[,.;:]\s+", plain) if p.ASKS.match(part)]
     main = asking[-1] if asking else plain
-    cut = cues.SPATIAL.search(main)
+    cut = p.SPATIAL.search(main)
     asked = frozenset(_stems(plain))
     head = frozenset(_stems(main[: cut.start()] if cut else main))
     options = {w for t in texts for w in _stems(t)}
@@ -320,11 +318,13 @@ def _about(subject: str, item: _Item) -> bool:
     """
     subject = re.split(r",|\bthat\b|\bmeans\b|\bconcludes?\b", subject)[-1]
     subject = re.sub(
-        cues.ANY_MARK, lambda m: item.texts[int(m[2])] if m[1] in "tn" else "", subject
+        p.ANY_MARK,
+        lambda m: item.texts[int(m[2])] if m[1] in "tn" else "",
+        subject,
     ).lower()
     if re.search(r"\b(?:what|who|where|how)\b", subject):
         return False
-    lead = cues.STARTS_LEAD.match(subject)
+    lead = p.STARTS_LEAD.match(subject)
     named = set(_stems(subject[lead.end() if lead else 0 :])) - _STOP - _GENERIC
     if not named <= item.asked:
         return False
@@ -337,15 +337,15 @@ def _claims(clause: str, item: _Item) -> Iterator[tuple[str, int, str]]:
     Strength is 'strong', 'weak', 'negative', or 'unread': a conclusion that names an
     option in a way the rules can't read.
     """
-    if cues.REASON.match(clause):
+    if p.REASON.match(clause):
         clause = clause.rpartition(",")[2]
-    lead = bool(cues.STARTS_LEAD.match(clause))
+    lead = bool(p.STARTS_LEAD.match(clause))
     bound, unread = False, None
-    for match in list(re.finditer(cues.ANY_MARK, clause))[-_MARKS:]:
+    for match in list(re.finditer(p.ANY_MARK, clause))[-_MARKS:]:
         kind, index = match[1], int(match[2])
         left = clause[max(0, match.start() - _NEAR) : match.start()]
         right = clause[match.end() : match.end() + _NEAR]
-        if kind == "n" or cues.WRONG_ONE.match(right):
+        if kind == "n" or p.WRONG_ONE.match(right):
             strength = "negative"
         else:
             strength = _strength(left, right, match, lead, item)
@@ -365,8 +365,8 @@ def _agreed(clause: str, item: _Item) -> list[tuple[str, int, str]]:
     firm = [(k, i) for k, i, s in claims if s in ("strong", "weak")]
     letters = {i for k, i in firm if k == "l"}
     texts = {i for k, i in firm if k == "t"}
-    if cues.APPOSED.search(clause):
-        texts |= {int(i) for i in re.findall(cues.TEXT_MARK, clause)}
+    if p.APPOSED.search(clause):
+        texts |= {int(i) for i in re.findall(p.TEXT_MARK, clause)}
     if not (letters and texts) or letters & texts:
         return claims
     strong = any(s == "strong" for *_, s in claims)
@@ -375,37 +375,37 @@ def _agreed(clause: str, item: _Item) -> list[tuple[str, int, str]]:
 
 def _strength(left: str, right: str, mark: re.Match, lead: bool, item: _Item) -> str:
     """'strong', 'weak' or '' for a mark between its left and its right context."""
-    core = cues.FILL_END.sub("", left)
-    if cues.ANSWER.search(core) or cues.LABEL.search(left) or cues.CHOOSE.search(core):
+    core = p.FILL_END.sub("", left)
+    if p.ANSWER.search(core) or p.LABEL.search(left) or p.CHOOSE.search(core):
         return "strong"
-    if cues.RIGHT_ONE.match(right) or (mark[1] == "l" and cues.MATCHES.search(core)):
+    if p.RIGHT_ONE.match(right) or (mark[1] == "l" and p.MATCHES.search(core)):
         return "strong"
     text = item.texts[int(mark[2])] if mark[1] == "t" else ""
     firm = "strong" if lead else "weak"
     ends = not right.strip(".! ")
     if text.isdigit():
-        rest = set(_stems(re.sub(cues.ANY_MARK, " mark ", right)))
-        if cues.OPERATOR.match(right) or rest - item.asked - _AFTER_NUMBER:
+        rest = set(_stems(re.sub(p.ANY_MARK, " mark ", right)))
+        if p.OPERATOR.match(right) or rest - item.asked - _AFTER_NUMBER:
             return ""
-        firm = "strong" if cues.TOTAL.search(right) else firm
+        firm = "strong" if p.TOTAL.search(right) else firm
         ends = True
-    opens = not core.strip() or cues.ONLY_LEAD.match(core)
+    opens = not core.strip() or p.ONLY_LEAD.match(core)
     free = ends or not re.match(r"[\s)]*(?!(?:of|as|at)\b)[a-z]", right)
     if opens and lead and free:
         return firm
     if opens and ends and len(text.split()) >= 3:
         return firm  # an option that is a sentence
-    if opens or not cues.FILL_END.sub("", left.rpartition(",")[2]).strip():
+    if opens or not p.FILL_END.sub("", left.rpartition(",")[2]).strip():
         # the option is the subject: "so the dog is closer"
-        predicate = cues.PREDICATE.match(right)
+        predicate = p.PREDICATE.match(right)
         named = predicate and _stems(predicate[1])[0] in item.asked - _STOP
         return firm if named else ""
     if re.search(r"=\s*$", left):  # "x = 15", "2 + 3 = 5"
-        core = re.sub(rf"{cues.ANY_MARK}|[\d.+*/×−-]", " ", left.rstrip()[:-1]) + " is"
+        core = re.sub(rf"{p.ANY_MARK}|[\d.+*/×−-]", " ", left.rstrip()[:-1]) + " is"
     verb = re.search(r"\b(?:is|are|was|were)( \w+ing)$", core)
     if verb and _stems(verb[1])[0] in item.asked:
         core = core[: verb.start(1)]  # "is holding", asked what he is holding
-    binds = cues.BINDS.match(core) or cues.BINDS.match(_without_adjective(core))
+    binds = p.BINDS.match(core) or p.BINDS.match(_without_adjective(core))
     subject = binds["subject"] if binds else core
     if not binds and not (ends and len(text.split()) >= 3):
         return ""  # but an option may be its own predicate: "the camera turned left"
@@ -413,7 +413,7 @@ def _strength(left: str, right: str, mark: re.Match, lead: bool, item: _Item) ->
         item = item._replace(asked=frozenset())  # "the dog is B" labels the dog
     if not _about(subject, item):
         return ""
-    return "strong" if cues.STRONG_BINDS.search(core) else firm
+    return "strong" if p.STRONG_BINDS.search(core) else firm
 
 
 def _without_adjective(core: str) -> str:

@@ -19,19 +19,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vlmrl.judges import constructed, judge, labels
-from vlmrl.judges.constructed import Trace
-from vlmrl.judges.judge import Item, Verdict
+from vlmrl.judges import judge, labels, synthetic
+from vlmrl.judges.judge import JudgeItem, Verdict
+from vlmrl.judges.synthetic import Trace
 from vlmrl.types import Record, UserError
 
 NAME = "verdicts.jsonl"  # in a directory
 READINGS = ("whole", "sampled")
 
 
-class Row(NamedTuple):
+class VerdictRow(NamedTuple):
     """A reading to judge, and what is known of it."""
 
-    item: Item
+    item: JudgeItem
     reading: str  # one of READINGS
     condition: str
     cluster: str
@@ -42,46 +42,51 @@ class Row(NamedTuple):
         return self.item.id.removesuffix("#sampled"), self.reading
 
 
-Said = dict[tuple[str, str], tuple[Row, Verdict]]  # (id, reading) → row and verdict
+# What one judge decided: (id, reading) → row and verdict.
+Verdicts = dict[tuple[str, str], tuple[VerdictRow, Verdict]]
 
 
-def of_records(found: Sequence[Record]) -> list[Row]:
+def of_records(found: Sequence[Record]) -> list[VerdictRow]:
     """Both readings of each record, in order."""
     rows = []
     for r in found:
         cluster = f"{r.source}/{r.cluster}"
         for name, item in zip(READINGS, judge.readings(r), strict=True):
-            rows.append(Row(item, name, r.condition, cluster, None))
+            rows.append(VerdictRow(item, name, r.condition, cluster, None))
     return rows
 
 
-def of_traces(made: Sequence[Trace]) -> list[Row]:
-    return [Row(t.item, "whole", t.kind, t.item.id, t.label) for t in made]
+def of_traces(made: Sequence[Trace]) -> list[VerdictRow]:
+    return [VerdictRow(t.item, "whole", t.kind, t.item.id, t.label) for t in made]
 
 
-def of_labels(found: Sequence[labels.Labelled]) -> list[Row]:
+def of_labels(found: Sequence[labels.Labelled]) -> list[VerdictRow]:
     """Rows whose truth is what most of the annotators say."""
     rows = []
     for one in found:
         settled = one.conclusion
         truth = None if settled is None else labels.label(settled, one.item)
-        rows.append(Row(one.item, "whole", one.condition, one.cluster, truth))
+        rows.append(VerdictRow(one.item, "whole", one.condition, one.cluster, truth))
     return rows
 
 
-def of_file(on: str, seed: int) -> list[Row]:
-    """Return the rows of 'constructed[:COUNT]' or of a label file (.jsonl)."""
-    name, _, count = on.partition(":")
-    if name != "constructed":
+def of_file(on: str, seed: int) -> list[VerdictRow]:
+    """Return the rows of 'synthetic[:COUNT]' or of a label file (.jsonl)."""
+    if on.endswith(".jsonl"):
         return of_labels(labels.read(on))
-    if count and not (count.isdecimal() and int(count)):
-        raise UserError(f"--on {on}: want constructed:COUNT, e.g. constructed:2000")
-    return of_traces(constructed.traces(int(count or 2000), seed))
+    name, _, count = on.partition(":")
+    if name == "constructed":
+        raise UserError(f"--on={on}: is now --on=synthetic{on.removeprefix(name)}")
+    if name != "synthetic" or (count and not (count.isdecimal() and int(count))):
+        raise UserError(
+            f"--on: expected synthetic:COUNT, e.g. synthetic:2000, got {on}"
+        )
+    return of_traces(synthetic.traces(int(count or 2000), seed))
 
 
 def write(
     path: str | os.PathLike,
-    rows: Sequence[Row],
+    rows: Sequence[VerdictRow],
     verdicts: Sequence[Verdict],
     name: str,
 ) -> None:
@@ -107,7 +112,7 @@ def write(
     os.replace(part, path)
 
 
-def read(path: str | os.PathLike) -> dict[str, Said]:
+def read(path: str | os.PathLike) -> dict[str, Verdicts]:
     """judge → what it said, of a file of verdicts or of a directory that holds one.
 
     Questions, options and thinks are not in the file: items have their ids alone.
@@ -119,12 +124,14 @@ def read(path: str | os.PathLike) -> dict[str, Said]:
     path = path / NAME if path.is_dir() or not path.suffix else path
     if not path.is_file():
         raise UserError(f"{path.parent}: holds no {NAME}; run vlmrl judge first")
-    found: dict[str, Said] = {}
+    found: dict[str, Verdicts] = {}
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
         try:
             v = json.loads(line)
-            item = Item(v["id"], "", (), "", -1)
-            row = Row(item, v["reading"], v["condition"], v["cluster"], v["truth"])
+            item = JudgeItem(v["id"], "", (), "", -1)
+            row = VerdictRow(
+                item, v["reading"], v["condition"], v["cluster"], v["truth"]
+            )
             sure = math.nan if v["confidence"] is None else float(v["confidence"])
             verdict = Verdict(v["label"], v["conclusion"], sure, v["reason"], v["by"])
             found.setdefault(v["judge"], {})[row.key] = row, verdict
@@ -135,9 +142,9 @@ def read(path: str | os.PathLike) -> dict[str, Said]:
     return found
 
 
-def people(path: str | os.PathLike) -> dict[str, Said]:
+def people(path: str | os.PathLike) -> dict[str, Verdicts]:
     """annotator → what that person says, of a file of labels."""
-    found: dict[str, Said] = {}
+    found: dict[str, Verdicts] = {}
     for one in labels.read(path):
         (row,) = of_labels([one])
         for who, option in one.said.items():
@@ -146,12 +153,12 @@ def people(path: str | os.PathLike) -> dict[str, Said]:
     return found
 
 
-def gather(places: Sequence[str | os.PathLike]) -> dict[str, Said]:
+def gather(places: Sequence[str | os.PathLike]) -> dict[str, Verdicts]:
     """All raters of several directories and label files; of two with one name, the
     later is told apart by its place."""
     if not places:
         raise UserError("expected directories (or label files) to compare, got none")
-    raters: dict[str, Said] = {}
+    raters: dict[str, Verdicts] = {}
     for place in map(Path, places):
         labelled = place.suffix == ".jsonl" and place.name != NAME and place.is_file()
         for name, said in (people if labelled else read)(place).items():
@@ -159,20 +166,22 @@ def gather(places: Sequence[str | os.PathLike]) -> dict[str, Said]:
     return raters
 
 
-def shared(raters: dict[str, Said], readings: Sequence[str]) -> list[tuple[str, str]]:
+def shared(
+    raters: dict[str, Verdicts], readings: Sequence[str]
+) -> list[tuple[str, str]]:
     """What every rater rated, in the order of the first."""
     both = set.intersection(*(set(said) for said in raters.values()))
     first = next(iter(raters.values()))
     return [key for key in first if key in both and key[1] in readings]
 
 
-def truths(raters: dict[str, Said]) -> dict[tuple[str, str], str]:
+def truths(raters: dict[str, Verdicts]) -> dict[tuple[str, str], str]:
     """Labels that are known, from whichever rater's file knows them."""
     rows = [row for said in raters.values() for row, _ in said.values()]
     return {row.key: row.truth for row in rows if row.truth}
 
 
-def vote(raters: dict[str, Said]) -> tuple[str, list[Row], list[Verdict]]:
+def vote(raters: dict[str, Verdicts]) -> tuple[str, list[VerdictRow], list[Verdict]]:
     """Return (name, rows, verdicts) of the majority of three or more raters.
 
     Raises:

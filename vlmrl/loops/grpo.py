@@ -16,7 +16,7 @@ import optax
 
 from vlmrl import metrics, perturb, sharding
 from vlmrl.client.cache import Budget
-from vlmrl.data import loader, shares
+from vlmrl.data import distributed, loader
 from vlmrl.eval import records
 from vlmrl.judges import named
 from vlmrl.judges.judge import Judge
@@ -288,8 +288,10 @@ def batches_of(data: TrainingData, mesh, *, seed: int, prompts: int, start: int)
         process_count=count,
     )
     if count > 1:
-        batches = shares.whole(batches, stream.__getitem__, index, hosts.whole)
-    return loader.Waited(batches), stream.__getitem__
+        batches = distributed.whole_batches(
+            batches, stream.__getitem__, index, hosts.whole
+        )
+    return loader.TimedIterator(batches), stream.__getitem__
 
 
 class Evaluator(NamedTuple):

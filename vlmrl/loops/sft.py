@@ -18,7 +18,7 @@ import numpy as np
 
 from vlmrl import metrics, sharding
 from vlmrl.data import scenes, traces
-from vlmrl.judges import constructed
+from vlmrl.judges import synthetic
 from vlmrl.models import hf, registry, weights
 from vlmrl.prompts import styles, tokens
 from vlmrl.rl import losses, update
@@ -143,7 +143,7 @@ def run(
         raise UserError(
             f"config.source is '{source}', want one of {', '.join(SOURCES)}"
         )
-    if source == "lessons" and seed == constructed.HELD_OUT:
+    if source == "lessons" and seed == synthetic.HELD_OUT:
         raise UserError(f"config.seed is {seed}: the traces that judges are tested on")
     if not model:
         model = workdir / "start"

@@ -3,7 +3,7 @@
   vlmrl judge --on=runs/x --judge=rule,http:Qwen/Qwen3-32B --url=http://127.0.0.1:8000/v1
       judges every record of a run: WORKDIR/records.parquet under the new judge, with
       WORKDIR/verdicts.jsonl and judge.json (prompt hash, cost, what a cascade saved)
-  vlmrl judge --on=constructed:2000        2,000 traces whose conclusions are known
+  vlmrl judge --on=synthetic:2000        2,000 traces whose conclusions are known
   vlmrl judge --on=labels.jsonl            traces that people labelled
   vlmrl judge agree A B C                  agreement of several such WORKDIRs (or label
       files) per condition, with intervals and paired tests (Holm-corrected), and
@@ -44,7 +44,7 @@ from vlmrl.types import Record, UserError
 HELP = "judge thinks again by rule, model or HTTP; agreement of judges"
 FLAGS = {
     "workdir": (None, "directory to write into"),
-    "on": ("", "a run directory, a label file (.jsonl), or constructed[:COUNT]"),
+    "on": ("", "a run directory, a label file (.jsonl), or synthetic[:COUNT]"),
     "judge": ("rule", "rule, model:DIR, http:MODEL; several: a cascade"),
     "vote": (False, "several judges vote instead"),
     "url": ("", "base URL of the endpoint, e.g. http://127.0.0.1:8000/v1"),
@@ -63,7 +63,7 @@ FLAGS = {
     "brief": (False, "a model judge is asked by the prompt's short part"),
     "sure": (0.5, "probability below which a model judge is undecided"),
     "count": (200, "rows of a sheet"),
-    "seed": (0, "of constructed traces and of a sheet's draw"),
+    "seed": (0, "of synthetic traces and of a sheet's draw"),
     "reading": ("whole", "agree on the 'whole' think, or on the 'sampled' part"),
     "args": ("[agree PLACE ... | vote PLACE ... | sheet]", "what to do; none: judge"),
 }
@@ -126,12 +126,13 @@ def finish(workdir: Path, about: dict, rows, decided, found: list[Record]) -> No
         show([tables.quality({name: labelled})], workdir)
 
 
-def load(f) -> tuple[list[Record], list[verdicts.Row]]:
+def load(f) -> tuple[list[Record], list[verdicts.VerdictRow]]:
     """Return the records of the run, if --on names one, and the rows to judge."""
-    if f.on.partition(":")[0] == "constructed" or f.on.endswith(".jsonl"):
+    kind = f.on.partition(":")[0]
+    if kind in ("synthetic", "constructed") or f.on.endswith(".jsonl"):
         return [], verdicts.of_file(f.on, f.seed)
     if not f.on or not Path(f.on).is_dir():
-        expected = "a run directory, a label file or constructed[:COUNT]"
+        expected = "a run directory, a label file or synthetic[:COUNT]"
         raise UserError(f"--on: expected {expected}, got '{f.on}'")
     table = assemble.find_records(Path(f.on))
     found = [Record(**row) for row in table.to_pylist()]

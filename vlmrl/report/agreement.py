@@ -9,7 +9,7 @@ import numpy as np
 
 from vlmrl.judges import agree
 from vlmrl.judges.judge import Verdict
-from vlmrl.judges.verdicts import Row
+from vlmrl.judges.verdicts import VerdictRow
 from vlmrl.report.render import Table
 
 
@@ -104,7 +104,7 @@ def _p(value: float) -> str | None:
     return f"{value:.3f}" if value >= 0.001 else "<0.001"
 
 
-def quality(held: dict[str, Sequence[tuple[Row, Verdict]]]) -> Table:
+def quality(held: dict[str, Sequence[tuple[VerdictRow, Verdict]]]) -> Table:
     """Judges against the truth, all together and by condition.
 
     Args:

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from string import ascii_uppercase as LETTERS
 from typing import NamedTuple
 
-from vlmrl.judges import cues
+from vlmrl.judges import patterns
 from vlmrl.perturb import TAGS
 from vlmrl.types import Example, UserError
 
@@ -175,18 +175,18 @@ def remap(think: str, order: Sequence[int], options: Sequence[str] = ()) -> str:
         word = _ORDINALS[LETTERS.index(new[index])]
         return (word.capitalize() if match[1][0].isupper() else word) + match[2]
 
-    return _ORDINAL.sub(ordinal, cues.BARE_LETTER.sub(letter, think))
+    return _ORDINAL.sub(ordinal, patterns.BARE_LETTER.sub(letter, think))
 
 
 def _is_letter(text: str, match: re.Match) -> bool:
     """Whether a bare "A" or "I" names an option, by what stands around it."""
     before, after = text[: match.start()][-24:], text[match.end() :][:24]
-    if cues.NAMES_LETTER.search(before):
+    if patterns.NAMES_LETTER.search(before):
         return True
     if match[2] == "I":
         return False
     return re.match(r"\s*(?:[.):,]|$)", after) is not None or (
-        not cues.AFTER_ARTICLE.match(after)
+        not patterns.AFTER_ARTICLE.match(after)
     )
 
 

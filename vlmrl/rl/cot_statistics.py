@@ -16,12 +16,12 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from vlmrl.judges import cues
+from vlmrl.judges import patterns
 from vlmrl.rl.consistency import stripped
 from vlmrl.types import Mean, UserError
 
 _WORD = re.compile(r"[^\W_]+")
-_FILLED = re.compile(rf"\w|[0-9]+|{'|'.join(cues.NUMBERS)}")
+_FILLED = re.compile(rf"\w|[0-9]+|{'|'.join(patterns.NUMBERS)}")
 _TAG = re.compile(r"</?(?:think|answer)>")
 
 

@@ -76,7 +76,7 @@ class Penalty(NamedTuple):
 
 class Judging(NamedTuple):
     """How a judge by name is asked while a run trains. It works beside the sampling
-    (`judges.desk`) and can't stall a step past `seconds`."""
+    (`judges.async_judge`) and can't stall a step past `seconds`."""
 
     url: str = ""  # base URL of an http judge's endpoint
     key_env: str = ""  # environment variable that holds its key

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vlmrl.client import http
-from vlmrl.judges import desk, rule
+from vlmrl.judges import async_judge, rule
 from vlmrl.judges import judge as judging
 from vlmrl.policy import Policy
 from vlmrl.prompts.parsing import Parsed
@@ -59,10 +59,10 @@ def make_source(policy: Policy, recipe: Recipe, *, seed: int) -> VerdictSource:
 
 def items(
     prompt_of: Sequence[Prompt], parsed: Sequence[Parsed], first: int = 0
-) -> list[judging.Item]:
+) -> list[judging.JudgeItem]:
     """Return what a judge reads of completions, numbered from `first`."""
     return [
-        judging.Item(
+        judging.JudgeItem(
             f"{p.example.id}#{i}",
             p.example.question,
             p.example.options,
@@ -81,7 +81,7 @@ def _beside_sampling(judge: judging.Judge, seconds: float) -> VerdictSource:
     that a step waited.
     """
     first = hosts.first()
-    worker = desk.Desk(judge, seconds) if first else None
+    worker = async_judge.AsyncJudge(judge, seconds) if first else None
     submitted = 0
 
     def submit(prompt_of, parsed):

@@ -1,10 +1,10 @@
-"""What the tiny judge learns from: thinks whose conclusions are known, with a reply.
+"""SFT data of the tiny judge: reasoning whose conclusion is known, and a reply.
 
-A lesson is an item with what its think concludes, of `constructed` or, for a share, in
-the words of the tiny model's thinks about scenes. The reply's first word is the one
-that `judges.model` reads: Yes, No, or None where the think concludes nothing. After Yes
-and No stands the letter of the conclusion, which nobody reads: it is there to teach
-looking for it.
+An example is an item with the conclusion of its reasoning, from `judges.synthetic` or,
+for a share, in the words of the tiny model's reasoning about scenes. The reply's first
+word is the one that `judges.model` reads: Yes, No, or None where nothing is concluded.
+After Yes and No comes the letter of the conclusion, which nothing reads: it
+teaches the model to look for it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 
 from vlmrl.data import scenes
 from vlmrl.data.drawing import make_scene
-from vlmrl.judges import constructed, model, prompt
-from vlmrl.judges.constructed import Trace
-from vlmrl.judges.judge import Item
+from vlmrl.judges import model, prompt, synthetic
+from vlmrl.judges.judge import JudgeItem
+from vlmrl.judges.synthetic import Trace
 from vlmrl.prompts import tokens
 
 REPLIES = {"consistent": "Yes", "inconsistent": "No", "undecided": "None"}
@@ -28,7 +28,7 @@ BLOCK = 8  # steps that are drawn together, so that a batch has rows of about a 
 def batch(processor, buckets, *, seed, step, groups, mix):
     """(Group, loss mask) number `step` of the stream `seed`: pure in its arguments.
 
-    `mix` holds shares of the kinds of `constructed.trace`, and of 'scenes'.
+    `mix` holds shares of the kinds of `synthetic.trace`, and of 'scenes'.
     """
     block, part = divmod(step, BLOCK)
     drawn = _block(seed, block, groups, tuple(mix.items()))
@@ -43,20 +43,20 @@ def batch(processor, buckets, *, seed, step, groups, mix):
 
 @functools.lru_cache(2)
 def _block(seed: int, block: int, groups: int, mix: tuple) -> list[Trace]:
-    """The lessons of BLOCK steps, short ones first."""
+    """The examples of BLOCK steps, short ones first."""
     first = block * groups * BLOCK
     numbers = range(first, first + groups * BLOCK)
-    drawn = [lesson(seed, number, dict(mix)) for number in numbers]
+    drawn = [judge_example(seed, number, dict(mix)) for number in numbers]
     return sorted(drawn, key=lambda t: len(t.item.think))
 
 
-def lesson(seed: int, number: int, mix: dict[str, float]) -> Trace:
-    """Lesson `number` of a seed."""
+def judge_example(seed: int, number: int, mix: dict[str, float]) -> Trace:
+    """Return example `number` of a seed."""
     kinds = {kind: share for kind, share in mix.items() if kind != "scenes"}
     rng = np.random.default_rng([seed, number, 1])
     if rng.random() < mix.get("scenes", 0) / sum(mix.values()):
         return _of_scene(seed, number, rng)
-    return constructed.trace(seed, number, kinds)
+    return synthetic.trace(seed, number, kinds)
 
 
 def reply(trace: Trace) -> str:
@@ -99,5 +99,5 @@ def _of_scene(seed: int, number: int, rng) -> Trace:
         others = [k for k in range(len(options)) if k != conclusion]
         answered = conclusion if rng.random() < 0.5 else int(rng.choice(others))
     think = " ".join([*before, end]).strip()
-    item = Item(f"{seed}-{number}", example.question, options, think, answered)
+    item = JudgeItem(f"{seed}-{number}", example.question, options, think, answered)
     return Trace(item, conclusion, "scenes")

@@ -14,7 +14,7 @@ import numpy as np
 
 from vlmrl import perturb
 from vlmrl.data import scenes, traces
-from vlmrl.judges import constructed
+from vlmrl.judges import synthetic
 from vlmrl.models import registry, weights
 from vlmrl.models.api import Model
 from vlmrl.prompts import styles, tokens
@@ -260,7 +260,7 @@ def make(directory: str | Path) -> None:
 
 def make_judge(directory: str | Path) -> None:
     """Writes the tiny judge's files, without weights: a Qwen2 that reads the traces of
-    `judges.constructed`, and the scenes'."""
+    `judges.synthetic`, and the scenes'."""
     from transformers import Qwen2Config
 
     tokenizer = tokenizer_json(judged(), JUDGE_VOCAB_SIZE)
@@ -276,8 +276,8 @@ def make_judge(directory: str | Path) -> None:
 
 
 def judged() -> Iterator[str]:
-    """Texts with every word that constructed traces and a judge's reply can write."""
-    for trace in constructed.traces(4000, seed=0):
+    """Texts with every word that synthetic traces and a judge's reply can write."""
+    for trace in synthetic.traces(4000, seed=0):
         item = trace.item
         yield from (item.question, item.think, *item.options)
         yield from (f" {option}" for option in item.options)

@@ -12,8 +12,8 @@ import pytest
 from tests.judges.server import serve
 from vlmrl.client.http import Client, Endpoint
 from vlmrl.judges import chat, rule
-from vlmrl.judges.desk import Desk
-from vlmrl.judges.judge import Item, Judge, Verdict, ask, cascade
+from vlmrl.judges.async_judge import AsyncJudge
+from vlmrl.judges.judge import Judge, JudgeItem, Verdict, ask, cascade
 from vlmrl.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,7 +23,7 @@ def items(first, count):
     """Items that the scripted server can judge: thinks end in what they conclude."""
     options = ("left", "right")
     return [
-        Item(f"i{k}", "Where?", options, f"Case {k} #{'AB'[k % 2]}", 0)
+        JudgeItem(f"i{k}", "Where?", options, f"Case {k} #{'AB'[k % 2]}", 0)
         for k in range(first, first + count)
     ]
 
@@ -42,39 +42,39 @@ def waiting(gate, began=None):
 
 def test_parts_come_back_in_order_as_if_asked_at_once():
     parts = [items(0, 3), [], items(3, 4)]
-    desk = Desk(rule.JUDGE, 5.0)
+    pending = AsyncJudge(rule.JUDGE, 5.0)
     for part in parts:
-        desk.submit(part)
-    found = desk.collect()
+        pending.submit(part)
+    found = pending.collect()
     assert repr(found.verdicts) == repr(ask(rule.JUDGE, [*parts[0], *parts[2]]))
     assert found.late == 0 and found.waited < 5
-    assert desk.collect().verdicts == []
+    assert pending.collect().verdicts == []
 
 
 def test_it_works_while_other_work_goes_on():
     gate, began = threading.Event(), threading.Semaphore(0)
-    desk = Desk(waiting(gate, began), 10.0)
+    pending = AsyncJudge(waiting(gate, began), 10.0)
     start = time.monotonic()
-    desk.submit(items(0, 2))
-    desk.submit(items(2, 2))
+    pending.submit(items(0, 2))
+    pending.submit(items(2, 2))
     assert time.monotonic() - start < 5
     assert began.acquire(timeout=5) and began.acquire(timeout=5)  # both at once
     gate.set()
-    found = desk.collect()
+    found = pending.collect()
     assert [v.label for v in found.verdicts] == ["consistent"] * 4 and found.late == 0
 
 
 def test_a_judge_that_hangs_costs_the_set_time_and_no_more():
     gate = threading.Event()
-    desk = Desk(waiting(gate), 0.2, most=2)
+    pending = AsyncJudge(waiting(gate), 0.2, most=2)
     empty, excused = (
         items(0, 1)[0]._replace(think=""),
         items(0, 1)[0]._replace(applicable=False),
     )
     try:
-        desk.submit([*items(0, 2), empty, excused])
+        pending.submit([*items(0, 2), empty, excused])
         start = time.monotonic()
-        found = desk.collect()
+        found = pending.collect()
         assert time.monotonic() - start < 10 and found.waited >= 0.2
         assert [v.label for v in found.verdicts] == ["undecided"] * 3 + [
             "not_applicable"
@@ -85,9 +85,9 @@ def test_a_judge_that_hangs_costs_the_set_time_and_no_more():
         ]
         assert found.late == 2
         # it still hangs: a second part may try, a third would pile up
-        desk.submit(items(0, 1))
-        desk.submit(items(1, 1))
-        found = desk.collect()
+        pending.submit(items(0, 1))
+        pending.submit(items(1, 1))
+        found = pending.collect()
         assert [v.reason for v in found.verdicts] == [
             "no verdict within 0.2 s",
             "the judge is still busy with earlier items",
@@ -99,20 +99,20 @@ def test_a_judge_that_hangs_costs_the_set_time_and_no_more():
     while any(t.name == "judge" for t in threading.enumerate()):
         assert time.monotonic() < end
         time.sleep(0.01)
-    desk.submit(items(0, 1))  # it has come round
-    assert desk.collect().verdicts[0].label == "consistent"
+    pending.submit(items(0, 1))  # it has come round
+    assert pending.collect().verdicts[0].label == "consistent"
 
 
 def test_what_no_item_could_survive_is_raised():
     def broken(asked):
         raise UserError("https://x: refuses the key in $KEY (status 401)")
 
-    desk = Desk(Judge("b", broken, {}), 5.0)
-    desk.submit(items(0, 1))
+    pending = AsyncJudge(Judge("b", broken, {}), 5.0)
+    pending.submit(items(0, 1))
     with pytest.raises(UserError, match="refuses the key"):
-        desk.collect()
+        pending.collect()
     with pytest.raises(UserError, match="judge seconds: got 0, want more than 0"):
-        Desk(rule.JUDGE, 0.0)
+        AsyncJudge(rule.JUDGE, 0.0)
 
 
 def test_parts_share_an_endpoint_and_slow_items_fail_alone(tmp_path):
@@ -127,11 +127,13 @@ def test_parts_share_an_endpoint_and_slow_items_fail_alone(tmp_path):
         server.slow_seconds = 20.0
         at = Endpoint(server.url, "m", concurrency=4, attempt_seconds=30.0)
         with Client(at, cache=tmp_path / "c") as client:
-            desk = Desk(cascade(rule.JUDGE, chat.make(client, seconds=1.0)), 1.0)
+            pending = AsyncJudge(
+                cascade(rule.JUDGE, chat.make(client, seconds=1.0)), 1.0
+            )
             start = time.monotonic()
             for k in range(0, 30, 10):
-                desk.submit(items(k, 10))
-            found = desk.collect()
+                pending.submit(items(k, 10))
+            found = pending.collect()
             assert time.monotonic() - start < 15
             assert server.most_open <= 4 and found.late == 2
             for k, verdict in enumerate(found.verdicts):
@@ -140,17 +142,17 @@ def test_parts_share_an_endpoint_and_slow_items_fail_alone(tmp_path):
                 else:
                     assert verdict.label == ("consistent", "inconsistent")[k % 2], k
             before = len(server.bodies)
-            desk.submit(items(0, 30))
-            assert desk.collect().late == 0 and len(server.bodies) == before + 2
+            pending.submit(items(0, 30))
+            assert pending.collect().late == 0 and len(server.bodies) == before + 2
 
 
 def test_closing_a_client_ends_what_others_wait_for():
     with serve(kind=lambda b, n: "slow") as server:
         server.slow_seconds = 20.0
         client = Client(Endpoint(server.url, "m"))
-        desk = Desk(chat.make(client), 0.2)
-        desk.submit(items(0, 2))
-        assert desk.collect().late == 2
+        pending = AsyncJudge(chat.make(client), 0.2)
+        pending.submit(items(0, 2))
+        assert pending.collect().late == 2
         client.close()
         end = time.monotonic() + 5
         while any(t.name == "judge" for t in threading.enumerate()):
@@ -160,11 +162,11 @@ def test_closing_a_client_ends_what_others_wait_for():
 
 HANGS = """
 import time
-from vlmrl.judges.desk import Desk
-from vlmrl.judges.judge import Item, Judge
-desk = Desk(Judge("h", lambda items: time.sleep(60), {}), 0.1)
-desk.submit([Item("i", "?", ("a", "b"), "So a.", 0)])
-print(desk.collect().verdicts[0].reason)
+from vlmrl.judges.async_judge import AsyncJudge
+from vlmrl.judges.judge import JudgeItem, Judge
+pending = AsyncJudge(Judge("h", lambda items: time.sleep(60), {}), 0.1)
+pending.submit([JudgeItem("i", "?", ("a", "b"), "So a.", 0)])
+print(pending.collect().verdicts[0].reason)
 """
 
 

@@ -1,14 +1,14 @@
 """A judge at work beside other work, which it can't hold up past a set time.
 
-    desk = Desk(judge, seconds=20.0)
+    pending = AsyncJudge(judge, seconds=20.0)
     for part in parts:
-        desk.submit(items_of(generate(part)))  # judged while the next part is generated
-    found = desk.collect()  # at most 20 s later
+        pending.submit(items_of(generate(part)))  # judged beside the next generate
+    found = pending.collect()  # at most 20 s later
 
 Nothing is lost without a trace: an item without a verdict by then is undecided, with
 its reason. An HTTP judge made with the same `seconds` (`chat.make`) gives up its slow
-items before the desk gives up all of a part, and what comes too late stands in its
-cache all the same.
+items before all of a part is given up, and what comes too late is in its cache all the
+same.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from concurrent.futures import Future
 from typing import NamedTuple
 
 from vlmrl.client import http
-from vlmrl.judges.judge import Item, Judge, Verdict, ask, settled, undecided
+from vlmrl.judges.judge import Judge, JudgeItem, Verdict, ask, settled, undecided
 from vlmrl.types import UserError
 
 _LATE = "no verdict within"
@@ -36,7 +36,7 @@ class Collected(NamedTuple):
     late: int  # items that were undecided for want of time
 
 
-class Desk:
+class AsyncJudge:
     """Takes items in parts, judges each in a thread of its own.
 
     Args:
@@ -53,10 +53,10 @@ class Desk:
         if not seconds > 0:
             raise UserError(f"judge seconds: got {seconds:g}, want more than 0")
         self.judge, self.seconds, self._most = judge, seconds, most
-        self._parts: list[tuple[list[Item], Future]] = []
+        self._parts: list[tuple[list[JudgeItem], Future]] = []
         self._left: list[Future] = []  # not done when they were collected
 
-    def submit(self, items: Sequence[Item]) -> None:
+    def submit(self, items: Sequence[JudgeItem]) -> None:
         """Start judging items; returns at once."""
         items = list(items)
         self._left = [f for f in self._left if not f.done()]
@@ -91,7 +91,7 @@ class Desk:
         return Collected(out, time.monotonic() - began, late)
 
 
-def later(judge: Judge, items: Sequence[Item]) -> Future:
+def later(judge: Judge, items: Sequence[JudgeItem]) -> Future:
     """`ask` in a thread of its own, which holds up neither caller nor exit: a future of
     the verdicts."""
     future: Future = Future()
@@ -106,6 +106,6 @@ def later(judge: Judge, items: Sequence[Item]) -> Future:
     return future
 
 
-def _without(items: Sequence[Item], reason: str, name: str) -> list[Verdict]:
+def _without(items: Sequence[JudgeItem], reason: str, name: str) -> list[Verdict]:
     """Verdicts where no judge spoke: what needs no judge, else undecided."""
     return [settled(item, name) or undecided(reason, name) for item in items]

@@ -14,7 +14,7 @@ from typing import Any
 from vlmrl.types import Example
 
 
-class Away(Sequence):
+class RemoteImages(Sequence):
     """Images that another process reads. Their number is known; who asks for one after
     all, as for a group that took another's place, has them read here, once."""
 
@@ -31,20 +31,20 @@ class Away(Sequence):
         return iter(self._read())
 
 
-def mapped(
+def map_images(
     images: Sequence[bytes], change: Callable[[Sequence[bytes]], Iterable[bytes]]
 ) -> Sequence[bytes]:
     """change(images), of the same number; put off where they are away."""
-    if isinstance(images, Away):
-        return Away(len(images), lambda: tuple(change(images)))
+    if isinstance(images, RemoteImages):
+        return RemoteImages(len(images), lambda: tuple(change(images)))
     return tuple(change(images))
 
 
-def whole(
+def whole_batches(
     stream: Iterator[tuple[int, list[Example]]],
     at: Callable[[int], Example],
     index: int,
-    tell: Callable[[int, Any], list[Any]],
+    exchange: Callable[[int, Any], list[Any]],
 ) -> Iterator[tuple[int, list[Example]]]:
     """Yields (position, a whole batch) from this process's share, `loader.batches`.
 
@@ -52,16 +52,16 @@ def whole(
       stream: the share.
       at: the example at a position of the whole stream.
       index: which run of every batch the share is.
-      tell: what every run says, once each and in their order (`hosts.whole`); all
+      exchange: what every run says, once each and in their order (`hosts.whole`); all
         processes come to it together.
     """
     for position, mine in stream:
-        told = [(e._replace(images=()), len(e.images)) for e in mine]
-        told = [pair for run in tell(index, told) for pair in run]
-        first, own = position - len(told), index * len(mine)
+        rows = [(e._replace(images=()), len(e.images)) for e in mine]
+        rows = [pair for run in exchange(index, rows) for pair in run]
+        first, own = position - len(rows), index * len(mine)
         batch = [
-            e._replace(images=Away(count, lambda p=first + i: at(p).images))
-            for i, (e, count) in enumerate(told)
+            e._replace(images=RemoteImages(count, lambda p=first + i: at(p).images))
+            for i, (e, count) in enumerate(rows)
         ]
         batch[own : own + len(mine)] = mine
         yield position, batch

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from tests import kit
-from vlmrl.data import distort, loader, shares
+from vlmrl.data import distort, distributed, loader
 from vlmrl.prompts import styles
 
 BATCH, STEPS = 4, 3
@@ -43,7 +43,7 @@ def both(count=2):
             source, seed=1, batch=BATCH, process_index=index, process_count=count
         )
         at = loader.stream_of(again, seed=1).__getitem__
-        batches = shares.whole(stream, at, index, tell)
+        batches = distributed.whole_batches(stream, at, index, tell)
         out[index] = list(itertools.islice(batches, STEPS)), source.seen, again.seen
 
     threads = [threading.Thread(target=run, args=(i,)) for i in range(count)]
@@ -68,7 +68,7 @@ def test_every_process_has_the_whole_batch_and_its_own_images():
         assert [position for position, _ in batches] == [p for p, _ in wanted]
         for (_, batch), (_, examples) in zip(batches, wanted, strict=True):
             for i, (e, same) in enumerate(zip(batch, examples, strict=True)):
-                away = isinstance(e.images, shares.Away)
+                away = isinstance(e.images, distributed.RemoteImages)
                 assert away == (i // (BATCH // 2) != index)
                 assert len(e.images) == 1 and e._replace(images=()) == (
                     same._replace(images=())
@@ -91,9 +91,9 @@ def test_what_is_away_is_distorted_as_it_would_be_here():
         reads.append(1)
         return example.images
 
-    away = example._replace(images=shares.Away(1, read))
+    away = example._replace(images=distributed.RemoteImages(1, read))
     here, there = (distort.distort(e, "masked", 3) for e in (example, away))
-    assert not reads and isinstance(there.images, shares.Away)
+    assert not reads and isinstance(there.images, distributed.RemoteImages)
     assert plain(there) == here
     assert there.images[0] == here.images[0] == there.images[-1] and reads == [1]
     with pytest.raises(IndexError):

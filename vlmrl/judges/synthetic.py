@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vlmrl.judges.judge import Item
+from vlmrl.judges.judge import JudgeItem
 
 KINDS = {  # share of each kind, in hundredths
     "plain": 20,
@@ -46,7 +46,7 @@ HELD_OUT = 7101  # seed of traces that no judge was written against or trained o
 class Trace(NamedTuple):
     """An item and what its think concludes."""
 
-    item: Item
+    item: JudgeItem
     conclusion: int  # -1 for nothing
     kind: str
 
@@ -85,7 +85,7 @@ def trace(seed: int, number: int, shares: dict[str, float] = KINDS) -> Trace:
     target = conclusion if conclusion >= 0 else goal
     other = (target + int(rng.integers(1, len(task.options)))) % len(task.options)
     answered = target if rng.random() < 0.5 else other
-    item = Item(f"{seed}-{number}", task.question, task.options, think, answered)
+    item = JudgeItem(f"{seed}-{number}", task.question, task.options, think, answered)
     return Trace(item, conclusion, kind)
 
 
@@ -143,7 +143,7 @@ def _count(rng) -> _Task:
             "The top half is quickly checked.",
             "I must not count anything twice.",
         ),
-        f"Row {_pick(rng, said)} of the picture is mostly sky.",
+        f"VerdictRow {_pick(rng, said)} of the picture is mostly sky.",
     )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vlmrl.judges import agree, constructed, rule
+from vlmrl.judges import agree, rule, synthetic
 from vlmrl.judges.judge import LABELS, ask
 
 N = 2000
@@ -13,12 +13,12 @@ N = 2000
 
 @pytest.fixture(scope="module")
 def written():
-    return constructed.traces(N, seed=0)
+    return synthetic.traces(N, seed=0)
 
 
 def test_every_kind_and_label_is_there_and_ids_are_unique(written):
     kinds = Counter(t.kind for t in written)
-    for kind, share in constructed.KINDS.items():
+    for kind, share in synthetic.KINDS.items():
         assert abs(kinds[kind] - share * N / 100) < 70, kind
     labels = Counter(t.label for t in written)
     assert set(labels) == set(LABELS) and min(labels.values()) > 400
@@ -37,13 +37,13 @@ def test_they_are_sound(written):
 
 
 def test_the_same_seed_writes_the_same_and_a_longer_list_starts_the_same(written):
-    assert constructed.traces(50, seed=0) == written[:50]
-    other = constructed.traces(50, seed=1)
+    assert synthetic.traces(50, seed=0) == written[:50]
+    other = synthetic.traces(50, seed=1)
     assert [t.item.think for t in other] != [t.item.think for t in written[:50]]
 
 
 def test_kinds_can_be_chosen(written):
-    brief = constructed.traces(40, 5, {"brief": 1.0})
+    brief = synthetic.traces(40, 5, {"brief": 1.0})
     assert {t.kind for t in brief} == {"brief"}
     assert all(t.conclusion >= 0 for t in brief)
     words = [len(t.item.think.split()) for t in brief]
@@ -55,13 +55,13 @@ def test_kinds_can_be_chosen(written):
 
 
 def test_the_generator_shares_no_code_with_the_rule_judge():
-    source = Path(constructed.__file__).read_text(encoding="utf-8")
-    assert "cues" not in source and "import rule" not in source
+    source = Path(synthetic.__file__).read_text(encoding="utf-8")
+    assert "patterns" not in source and "import rule" not in source
 
 
 def test_the_rule_judge_is_precise_and_covers():
     """On a seed that it was not written against (that was 0)."""
-    written = constructed.traces(N, constructed.HELD_OUT)
+    written = synthetic.traces(N, synthetic.HELD_OUT)
     verdicts = ask(rule.JUDGE, [t.item for t in written])
     found = agree.against([t.label for t in written], verdicts, draws=200)
     assert found.precision.value >= 0.99 and found.coverage.value >= 0.90
