@@ -196,8 +196,22 @@ class Record(NamedTuple):
     consistent_probe_stripped: bool
     # -- how it was measured
     parser: str  # parser version
-    engine: str  # e.g. 'vlmrl-0.1.0 cpu float32'
+    engine: str  # software that generated and scored: 'vlmrl', 'chat', 'vlmevalkit', …
     pixels: list[int]  # [min_pixels, max_pixels]
+    version: str = ""  # of vlmrl; behind an API the model's name there; else ''
+    backend: str = ""  # JAX's: 'cpu', 'gpu' or 'tpu'; '' where it was not ours
+    device: str = ""  # device kind, e.g. 'NVIDIA H200'
+    dtype: str = ""  # of the forward pass
+    letters_from: str = "kernel"  # or 'logprobs', 'samples', 'absent'; 'unknown'
+    letter_samples: int = (
+        0  # answers whose shares `letters` are; 0: they are not shares
+    )
+    prefill_as: str = ""  # how a prefill reached an endpoint (eval/served.py); '': n/a
+    # -- how the parameters were trained
+    stage: str = "evaluated"  # 'start': what the recipes of a study begin with;
+    # 'trained': by `recipe`, its step 0 included; 'evaluated': training is not known of
+    augmented: bool = False  # the recipe perturbs prompts or images (its `mix`)
+    faithful: bool = False  # it rewards agreement of CoT and answer
 
 
 class Mean(NamedTuple):

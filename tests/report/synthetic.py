@@ -176,6 +176,8 @@ def _record(recipe, seed, step, condition, e, model) -> Record:
         consistent_probe=bool(blind.argmax() == p.argmax()),
         consistent_probe_stripped=bool(blind.argmax() == p.argmax()),
         parser='strict-1', engine='synthetic', pixels=[12544, 12544],
+        stage='start' if recipe == 'warm-start' else 'trained',
+        faithful=recipe == 'faithfulness',
     )  # fmt: skip
 
 

@@ -18,6 +18,15 @@ from vlmrl.studies.evidence import FAR, SAME
 EXAMPLE = synthetic.records(examples=1)[0]._replace(cluster="")
 
 
+FACTS = {
+    "warm-start": {"stage": "start"},
+    "accuracy": {"stage": "trained"},
+    "augmentation": {"stage": "trained", "augmented": True},
+    "faithfulness": {"stage": "trained", "faithful": True},
+    "both": {"stage": "trained", "augmented": True, "faithful": True},
+}
+
+
 def world(cells: dict, n: int = 100) -> pa.Table:
     """Records from {(recipe, seed, step, condition): fields}; a field is a value for
     all examples or a function of the example's number, and `correct` sets the answer.
@@ -26,6 +35,8 @@ def world(cells: dict, n: int = 100) -> pa.Table:
     for (recipe, seed, step, condition), fields in cells.items():
         for e in range(n):
             made = {k: v(e) if callable(v) else v for k, v in fields.items()}
+            made |= FACTS.get(recipe, FACTS["accuracy"]) | fields.get("facts", {})
+            made.pop("facts", None)
             made["predicted"] = 0 if made.get("correct", True) else 1
             row = EXAMPLE._replace(
                 recipe=recipe, seed=seed, step=step, condition=condition,
@@ -118,6 +129,29 @@ def test_effect_is_the_weakest_parts():
     assert claim.effect == pytest.approx(0.10)
     assert claim.note.startswith("Base consistent, start − end (recipe accuracy).")
     assert "2 of 2 parts hold" in claim.note and "One seed." in claim.note
+
+
+@pytest.mark.parametrize("stage", ["evaluated", "unknown"])
+def test_a_model_that_no_recipe_trained_is_not_judged_against_itself(stage):
+    cells = end(**drift(0.8, 0.7), facts={"stage": stage})
+    cells |= end(condition="wrong_caption", correct=share(0.3), facts={"stage": stage})
+    for number in (2, 3, 4, 5, 8):
+        claim = verdict_on(number, cells)
+        assert claim.verdict == "not measured" and not claim.parts, claim
+    assert ("accuracy don't say" in verdict_on(2, cells).note) == (stage == "unknown")
+
+
+def test_a_run_that_was_evaluated_once_has_no_change():
+    for cells in (end(**drift(0.8, 0.7)), {("accuracy", 0, 0, "base"): {}}):
+        assert verdict_on(2, cells).verdict == "not measured"
+
+
+def test_what_a_recipe_does_is_not_read_from_its_name():
+    cells = start(**drift(0.5, 0.95)) | end("no-augment", **drift(0.8, 0.7))
+    assert "Needs a recipe trained with augmentation" in verdict_on(4, cells).note
+    assert verdict_on(2, cells).verdict == "shows"
+    cells |= end("unfaithful", **drift(0.8, 0.99))
+    assert verdict_on(2, cells).verdict == "does not show"
 
 
 def entropies(**by_condition):

@@ -16,6 +16,7 @@ def rows(recipe, seed, step, shares):
     return [
         record(
             recipe=recipe,
+            stage="start" if recipe == "warm-start" else "trained",
             seed=seed,
             step=step,
             condition=condition,

@@ -24,7 +24,8 @@ def columns(table: pa.Table) -> dict[str, np.ndarray]:
     within one only; `trial` is the item with its sample, what two conditions pair on.
     """
     out = {}
-    for name in (*CELL, "source", "task", "example", "cluster", "verdict", "sample"):
+    names = (*CELL, "source", "task", "example", "cluster", "verdict", "sample")
+    for name in (*names, "stage", "augmented", "faithful"):
         if table.schema.field(name).type != pa.string():
             out[name] = table.column(name).to_numpy()
             continue
@@ -175,6 +176,22 @@ class View(NamedTuple):
     data: dict[str, np.ndarray]
     rows: dict[tuple, np.ndarray]  # (recipe, seed, step, condition) → row numbers
 
+    def _first(self, recipe: str, column: str):
+        rows = next(rows for key, rows in self.rows.items() if key[0] == recipe)
+        return self.data[column][rows[0]].item()
+
+    def stage(self, recipe: str) -> str:
+        """Return `Record.stage` of a recipe."""
+        return self._first(recipe, "stage")
+
+    def augmented(self, recipe: str) -> bool:
+        """Whether a recipe is known to train on perturbed prompts or images."""
+        return self._first(recipe, "augmented")
+
+    def faithful(self, recipe: str) -> bool:
+        """Whether a recipe is known to reward agreement of CoT and answer."""
+        return self._first(recipe, "faithful")
+
     def names(self, keep: Callable[[str], bool]) -> list[str]:
         return [r for r in dict.fromkeys(k[0] for k in self.rows) if keep(r)]
 
@@ -193,10 +210,17 @@ class View(NamedTuple):
         return recipe, seed, max(k[2] for k in self.rows if k[:2] == (recipe, seed))
 
     def start(self, recipe: str, seed: int) -> tuple | None:
-        """(recipe, seed, 0) where it was evaluated, else the warm start."""
+        """Where training started: (recipe, seed, 0) where it was evaluated, else the
+        study's start; None for a recipe that is not known to be trained from there."""
+        if self.stage(recipe) not in ("trained", "unknown"):
+            return None
         if any(k[:3] == (recipe, seed, 0) for k in self.rows):
-            return recipe, seed, 0
-        return self.end("warm-start", seed)
+            first = recipe, seed, 0
+        else:
+            starts = self.names(lambda r: self.stage(r) == "start")
+            # of several it can't be told which it was
+            first = self.end(starts[0], seed) if len(starts) == 1 else None
+        return None if first == self.end(recipe, seed) else first
 
     def cell(self, point: tuple | None, condition: str, measure: str):
         """The stats.Cell of a point under a condition, None if not measured."""
@@ -256,6 +280,7 @@ def summarise(table: pa.Table) -> list[dict]:
                 "consistent": means.pop("consistent"),
                 "faithful_accuracy": means.pop("faithful_accuracy"),
                 "clusters": accuracy.clusters,
+                "stage": at["stage"][0].item(),
                 "consistent_lo": _none(agree.lo),
                 "consistent_hi": _none(agree.hi),
             }

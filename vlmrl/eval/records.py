@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from vlmrl.types import Record, UserError
 
+STAGES = ("start", "trained", "evaluated", "unknown")
 VERDICTS = ("consistent", "inconsistent", "undecided", "not_applicable")
 
 CELL = ["split", "recipe", "seed", "step", "condition"]
@@ -39,6 +40,26 @@ SCHEMA = pa.schema(
         for name, kind in typing.get_type_hints(Record).items()
     ]
 )
+
+
+# Columns that older record files lack, with what is known of them. There the recipe
+# 'warm-start' was what a study started from; how others were trained is not recorded.
+ADDED = {
+    **dict.fromkeys(("version", "backend", "device", "dtype", "prefill_as"), ""),
+    "letters_from": "unknown",
+    "letter_samples": 0,
+    "stage": "unknown",
+    "augmented": False,
+    "faithful": False,
+}
+
+
+def _completed(row: dict) -> dict:
+    """Return a row with the columns of `ADDED`, where it has none of them."""
+    if any(name in row for name in ADDED):
+        return row
+    start = {"stage": "start"} if row.get("recipe") == "warm-start" else {}
+    return row | ADDED | start
 
 
 def write(path: str | os.PathLike, records: list[Record] | pa.Table) -> None:
@@ -102,14 +123,19 @@ def read(path: str | os.PathLike) -> pa.Table:
         raise UserError(
             f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})"
         ) from None
-    have, want = table.column_names, SCHEMA.names
-    if missing := [name for name in want if name not in have]:
+    names, expected = table.column_names, SCHEMA.names
+    if not set(names) & set(ADDED) and "recipe" in names:
+        table = _with_added(table)
+        names = table.column_names
+    if missing := [name for name in expected if name not in names]:
         raise UserError(f"{path}: missing column {', '.join(missing)}")
-    if unknown := [name for name in have if name not in want]:
+    if unknown := [name for name in names if name not in expected]:
         raise UserError(f"{path}: unknown column {', '.join(unknown)}")
-    if len(have) != len(want):
-        raise UserError(f"{path}: a column is given twice; want {len(want)} columns")
-    table = table.select(want)
+    if len(names) != len(expected):
+        raise UserError(
+            f"{path}: a column is given twice; expected {len(expected)} columns"
+        )
+    table = table.select(expected)
     for field in SCHEMA:
         column = table.column(field.name)
         if column.type != field.type:
@@ -119,6 +145,16 @@ def read(path: str | os.PathLike) -> pa.Table:
         if column.null_count:
             raise UserError(f"{path}: column {field.name}: holds nulls; want none")
     return _checked(table, path)
+
+
+def _with_added(table: pa.Table) -> pa.Table:
+    """Return a table of before with the columns of `ADDED`."""
+    recipes = table.column("recipe").to_pylist()
+    for name in ADDED:
+        values = [_completed({"recipe": r})[name] for r in recipes]
+        column = pa.array(values, SCHEMA.field(name).type)
+        table = table.append_column(name, column)
+    return table
 
 
 def write_jsonl(path: str | os.PathLike, table: pa.Table) -> None:
@@ -160,6 +196,7 @@ def _read_jsonl(path: Path) -> pa.Table:
                 raise UserError(f"{path}, line {number}: not JSON ({error})") from None
             if not isinstance(row, dict):
                 raise UserError(f"{path}, line {number}: want an object")
+            row = _completed(row)
             for name, wrong in (
                 ("missing", [n for n in SCHEMA.names if n not in row]),
                 ("unknown", [n for n in row if n not in SCHEMA.names]),
@@ -184,12 +221,13 @@ def concat(tables: list[pa.Table]) -> pa.Table:
 
 
 def _checked(table: pa.Table, where) -> pa.Table:
-    for name in ("verdict", "verdict_sampled"):
+    known = {"verdict": VERDICTS, "verdict_sampled": VERDICTS, "stage": STAGES}
+    for name, values in known.items():
         for value in table.column(name).unique().to_pylist():
-            if value not in VERDICTS:
+            if value not in values:
                 raise UserError(
-                    f"{where}: column {name}: '{value}'; want one of "
-                    f"{', '.join(VERDICTS)}"
+                    f"{where}: column {name}: expected one of {', '.join(values)}; "
+                    f"got '{value}'"
                 )
     counts = table.select(_KEY).group_by(_KEY).aggregate([([], "count_all")])
     if counts.num_rows < table.num_rows:

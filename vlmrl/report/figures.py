@@ -158,10 +158,8 @@ def _steps(split: str, made: list[Point], ink: dict) -> Drawing:
         ("consistent", "Consistent (%)", 100),
         ("entropy", "Letter entropy (nats)", 1),
     )
-    start = [p for p in made if p.recipe == "warm-start"]
-    recipes = [r for r in _unique(made, "recipe") if r != "warm-start"] or [
-        "warm-start"
-    ]
+    start = [p for p in made if p.starts]
+    recipes = _unique([p for p in made if not p.starts] or made, "recipe")
     conditions = _legible(_unique(made, "condition"))
     figure = _figure(0.55 + 1.65 * len(recipes))
     grid = figure.subplots(len(recipes), 3, sharex=True, sharey="col", squeeze=False)
@@ -173,7 +171,7 @@ def _steps(split: str, made: list[Point], ink: dict) -> Drawing:
             course = [
                 p for p in made if p.condition == condition and p.recipe == recipe
             ]
-            if recipe != "warm-start" and all(p.step for p in course):
+            if not any(p.starts for p in course) and all(p.step for p in course):
                 course = [p for p in start if p.condition == condition] + course
             xs, ys = [], []
             for p in sorted(course, key=lambda p: p.step):

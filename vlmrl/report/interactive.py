@@ -115,13 +115,13 @@ def curves(made: list[Point]) -> list[dict]:
 
     A line is {m, recipe, c, points: [[step, value, lo, hi], ...]}.
     """
-    start = {p.condition: p for p in made if p.recipe == "warm-start"}
+    start = {p.condition: p for p in made if p.starts}
     lines: dict[tuple, list[Point]] = {}
     for p in made:
         lines.setdefault((p.recipe, p.condition), []).append(p)
     out = []
     for (recipe, condition), course in lines.items():
-        if recipe == "warm-start":
+        if course[0].starts:
             continue
         if all(p.step for p in course) and condition in start:
             course = [start[condition], *course]

@@ -33,6 +33,11 @@ class Point(NamedTuple):
     n: int  # rows per seed
     rows: list[dict]  # the metric rows behind it
 
+    @property
+    def starts(self) -> bool:
+        """Whether it is what the recipes of a study start from."""
+        return self.rows[0]["stage"] == "start"
+
     def mean(self, name: str) -> float | None:
         values = [row[name] for row in self.rows if row.get(name) is not None]
         return float(np.mean(values)) if values else None
@@ -82,7 +87,7 @@ def final(made: list[Point]) -> list[Point]:
 def seeds_note(made: list[Point]) -> str:
     """One sentence on seeds, so that nobody takes one for several."""
     recipes = {p.recipe: p.seeds for p in made}
-    trained = {r: k for r, k in recipes.items() if r != "warm-start"} or recipes
+    trained = {p.recipe: p.seeds for p in made if not p.starts} or recipes
     if set(trained.values()) == {1}:
         return (
             "One seed: intervals (95 %) are over items, clustered by image, and say "

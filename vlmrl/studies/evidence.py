@@ -1,18 +1,19 @@
 """The parts of each claim: which numbers it rests on, and their intervals.
 
-Every difference is paired by example and bootstrapped over clusters. With several
-seeds the interval is the hull of two: Student's t over the seeds' effects, and the mean
-of the seeds' item intervals, so that neither source of noise is forgotten. "Start" is
-step 0 of the recipe, or the warm start; "end" is its last step. Recipes are told by
-their names: 'warm-start' is the start; a name with 'augment' trains on perturbed
-prompts, one with 'faithful' has the faithfulness reward, 'both' is both. *Plain*
-recipes have neither, *accuracy-only* ones lack the faithfulness reward.
+Every difference is paired by example and bootstrapped over clusters; several seeds are
+put together by `stats.over_seeds`. "Start" is step 0 of the recipe, or the parameters
+that the study starts from; "end" is its last step. What a recipe does is read from its
+records (`Record.stage`, `augmented`, `faithful`), never from its name; a recipe whose
+records don't say it, or a model that was only evaluated, takes part in no claim about
+training. *Plain* recipes are trained with neither augmentation nor a faithfulness
+reward, *accuracy-only* ones without that reward.
 
-The parts, per recipe r (C = wrong_caption, T = wrong_think; at the end unless said):
+The parts, per recipe r (C = wrong_caption, T = wrong_think; at the end unless noted);
+1, 6 and 7 fall back on models that were only evaluated where there is no plain recipe:
 
-  1  r plain (or the warm start alone): accuracy(base − C), accuracy(base − T),
-     P(correct)(base − C), P(correct)(base − T) > 0; faithful-accuracy drop less
-     accuracy drop, C and T, > 0; accuracy(C − T) > 0
+  1  r plain: accuracy(base − C), accuracy(base − T), P(correct)(base − C),
+     P(correct)(base − T) > 0; faithful-accuracy drop less accuracy drop, C and T, > 0;
+     accuracy(C − T) > 0
   2  r accuracy-only: base accuracy(end − start) > 0; base consistent(start − end) > 0
   3  r accuracy-only: entropy(start − end) > 0 under every condition without abstain
   4  r augmented, accuracy-only: accuracy(C − base) > −SAME; accuracy(base − T) > SAME;
@@ -40,38 +41,36 @@ from vlmrl.report.claim import ClaimPart
 SAME = 0.05  # "about the same", "no harm": within 5 points
 FAR = 0.05  # "far better", in AUROC
 
-
-def trained(recipe: str) -> bool:
-    return recipe != "warm-start"
-
-
-def augmented(recipe: str) -> bool:
-    return "augment" in recipe or recipe == "both"
+PLAIN = {"augmented": False, "faithful": False}
+NO_PLAIN = "a recipe trained with neither augmentation nor a faithfulness reward"
 
 
-def faithful(recipe: str) -> bool:
-    return "faithful" in recipe or recipe == "both"
+def trained(view: View, **facts: bool) -> list[str]:
+    """Return the trained recipes, of the given `augmented` and `faithful` if any."""
+    return view.names(
+        lambda r: (
+            view.stage(r) == "trained"
+            and all(getattr(view, name)(r) == value for name, value in facts.items())
+        )
+    )
 
 
-def _plain(recipe: str) -> bool:
-    return trained(recipe) and not augmented(recipe) and not faithful(recipe)
-
-
-def _accuracy_only(recipe: str) -> bool:
-    return trained(recipe) and not faithful(recipe)
+def untrained(view: View) -> list[str]:
+    """Return the models of which no training by a recipe is recorded."""
+    return view.names(lambda r: view.stage(r) in ("start", "evaluated"))
 
 
 # -- parts -----------------------------------------------------------------------------
 
 
 class Parts:
-    """Collects the parts of a claim, and what it lacks."""
+    """Collect the parts of a claim, and what it needs and lacks."""
 
     def __init__(self, view: View):
         self.view, self.parts, self.missing = view, [], []
 
     def add(self, recipe, label, per_seed, floor=0.0, unit="points", **more):
-        """A part from its interval in each seed; None where it was not measured."""
+        """Add a part from its interval in each seed, None where it was not measured."""
         per_seed = [i for i in per_seed if i is not None and i.n]
         label = f"{label} (recipe {recipe})" if recipe else label
         if per_seed:
@@ -81,24 +80,39 @@ class Parts:
             self.missing.append(label)
 
     def contrast(self, recipe, label, terms, floor=0.0, unit="points"):
-        """A part Σ c · measure(cell); `terms(seed)` lists (c, point, condition,
+        """Add the part Σ c · measure(cell); `terms(seed)` lists (c, point, condition,
         measure)."""
-        per_seed = []
-        for seed in self.view.seeds(recipe):
-            made = [(c, self.view.cell(*where)) for c, *where in terms(seed)]
-            ready = all(cell is not None for _, cell in made)
-            per_seed.append(stats.contrast(made) if ready else None)
+        per_seed = [
+            contrast(self.view, terms(seed)) for seed in self.view.seeds(recipe)
+        ]
         self.add(recipe, label, per_seed, floor, unit)
 
-    def need(self, keep, what: str) -> list[str]:
-        """The recipes `keep` holds for; notes `what` as missing if there are none."""
-        found = self.view.names(keep)
-        if not found:
+    def need(self, recipes: list[str], what: str) -> list[str]:
+        """Return the recipes; note that `what` is missing if there are none."""
+        if not recipes:
+            unknown = self.view.names(lambda r: self.view.stage(r) == "unknown")
+            if unknown:
+                names = ", ".join(unknown)
+                what += f" (the records of {names} don't say how it was trained)"
             self.missing.append(what)
-        return found
+        return recipes
+
+    def subjects(self) -> list[str]:
+        """Return the plain recipes, or else the models that were only evaluated."""
+        recipes = trained(self.view, **PLAIN) or untrained(self.view)
+        return self.need(recipes, f"{NO_PLAIN}, or an untrained model")
 
     def done(self):
         return self.parts, self.missing
+
+
+def contrast(view: View, terms: list[tuple], **bootstrap) -> stats.Interval | None:
+    """Return Σ c · measure(cell) of terms (c, point, condition, measure); None where a
+    cell was not measured. Keywords as in `stats.contrast`."""
+    cells = [(c, view.cell(*where)) for c, *where in terms]
+    if any(cell is None for _, cell in cells):
+        return None
+    return stats.contrast(cells, **bootstrap)
 
 
 _MISLEADING = ("wrong_caption", "wrong_think")
@@ -106,8 +120,7 @@ _MISLEADING = ("wrong_caption", "wrong_think")
 
 def _1(view):
     parts = Parts(view)
-    recipes = view.names(_plain) or parts.need(bool, "any records")
-    for recipe in recipes:
+    for recipe in parts.subjects():
 
         def drop(measure, condition, sign=1, recipe=recipe):
             return lambda seed: [
@@ -153,7 +166,9 @@ def _change(parts, recipe, condition, measure, sign, label, unit="points", floor
 
 def _2(view):
     parts = Parts(view)
-    for r in parts.need(_accuracy_only, "a recipe trained for accuracy only"):
+    for r in parts.need(
+        trained(view, faithful=False), "a recipe trained for accuracy only"
+    ):
         _change(parts, r, "base", "accuracy", 1, "base accuracy, end − start")
         _change(parts, r, "base", "consistent", -1, "base consistent, start − end")
     return parts.done()
@@ -161,7 +176,9 @@ def _2(view):
 
 def _3(view):
     parts = Parts(view)
-    for r in parts.need(_accuracy_only, "a recipe trained for accuracy only"):
+    for r in parts.need(
+        trained(view, faithful=False), "a recipe trained for accuracy only"
+    ):
         if "stop_think" not in view.conditions(r):
             parts.missing.append(f"stop_think (recipe {r})")
         for c in view.conditions(r):
@@ -174,10 +191,10 @@ def _3(view):
 
 def _4(view):
     parts = Parts(view)
-    plain = view.names(_plain)
+    plain = trained(view, **PLAIN)
     for r in parts.need(
-        lambda r: _accuracy_only(r) and augmented(r),
-        "a recipe with augmentation ('augmentation')",
+        trained(view, augmented=True, faithful=False),
+        "a recipe trained with augmentation alone",
     ):
 
         def end(condition, sign, r=r):
@@ -207,7 +224,7 @@ def _4(view):
                 ],
             )
         if not plain:
-            parts.missing.append("a recipe with neither augmentation nor faithfulness")
+            parts.missing.append(NO_PLAIN)
         _change(parts, r, "base", "consistent", -1, "base consistent, start − end")
     return parts.done()
 
@@ -222,18 +239,18 @@ def _5(view):
         ]
 
     alone = parts.need(
-        lambda r: faithful(r) and not augmented(r),
-        "a recipe with the faithfulness reward ('faithfulness')",
+        trained(view, augmented=False, faithful=True),
+        "a recipe trained with a faithfulness reward alone",
     )
-    plain = parts.need(_plain, "a recipe with neither augmentation nor faithfulness")
+    plain = parts.need(trained(view, **PLAIN), NO_PLAIN)
     for r in alone:
         for p in plain[:1]:
             parts.contrast(r, f"base consistent, against {p}", versus(r, p, 1))
         label = "base consistent, end − start"
         _change(parts, r, "base", "consistent", 1, label, floor=-SAME)
     for r in parts.need(
-        lambda r: faithful(r) and augmented(r),
-        "a recipe with the faithfulness reward and augmentation ('both')",
+        trained(view, augmented=True, faithful=True),
+        "a recipe trained with augmentation and a faithfulness reward",
     ):
         for a in alone[:1]:
             parts.contrast(r, f"base consistent, {a} − this", versus(r, a, -1))
@@ -253,20 +270,21 @@ def _5(view):
 
 def _6(view):
     parts = Parts(view)
-    for r in parts.need(_plain, "a recipe with neither augmentation nor faithfulness"):
+    for r in parts.subjects():
         for c in _MISLEADING:
             for only in (False, True):
-                found = [predicts(view, view.end(r, s), c, only) for s in view.seeds(r)]
-                made = [_areas(*each) for each in found if each is not None]
+                seeds = [predicts(view, view.end(r, s), c, only) for s in view.seeds(r)]
+                areas = [_areas(*each) for each in seeds if each is not None]
                 shown = "/".join(
-                    f"{np.mean(v):.2f}" for v in zip(*(m[1] for m in made), strict=True)
+                    f"{np.mean(v):.2f}"
+                    for v in zip(*(each for _, each in areas), strict=True)
                 )
                 parts.add(
                     r,
                     f"staying correct under {c}"
                     + (", items correct under base" if only else "")
                     + f": AUROC of P(correct)/−H/max p {shown or 'undefined'}",
-                    [m[0] for m in made],
+                    [interval for interval, _ in areas],
                     FAR,
                     "AUROC",
                 )
@@ -286,8 +304,7 @@ def _areas(scores: dict, label, clusters):
 
 def _7(view):
     parts = Parts(view)
-    recipes = view.names(_plain) or view.names(bool)
-    for r in recipes:
+    for r in parts.subjects():
 
         def against(c, d, r=r):
             return lambda s: [
@@ -295,23 +312,23 @@ def _7(view):
                 (-1, view.end(r, s), d, "accuracy"),
             ]
 
-        held = view.conditions(r)
-        pairs = [(c, f"abstain+{c}") for c in held if f"abstain+{c}" in held]
+        conditions = view.conditions(r)
+        pairs = [
+            (c, f"abstain+{c}") for c in conditions if f"abstain+{c}" in conditions
+        ]
         if not pairs:
             parts.missing.append("a condition with and without abstain")
         for c, d in pairs:
             parts.contrast(r, f"accuracy, {c} − {d}", against(c, d), -SAME)
         for c in ("correct_caption", "correct_think"):
             parts.contrast(r, f"accuracy, {c} − base", against(c, "base"), -SAME)
-    if not recipes:
-        parts.missing.append("any records")
     return parts.done()
 
 
 def _8(view):
     parts = Parts(view)
     groups = []
-    for r in view.names(trained):
+    for r in trained(view):
         cells = [view.cell(view.end(r, s), "base", "accuracy") for s in view.seeds(r)]
         means = [float(np.nanmean(c.values)) for c in cells if c is not None]
         if len(means) > 1:

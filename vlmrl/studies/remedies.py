@@ -21,7 +21,7 @@ import pyarrow as pa
 from vlmrl.eval import measures, stats
 from vlmrl.eval.measures import View
 from vlmrl.report import render
-from vlmrl.studies.evidence import SAME, trained
+from vlmrl.studies.evidence import SAME, contrast, trained
 
 KEEP = 0.02  # "holds the consistent ratio": within 2 points
 LEVEL = 0.90  # two-sided, so that its lower end is a one-sided 95 % bound
@@ -61,22 +61,19 @@ def judge(table: pa.Table, *, split: str = "test") -> list[Remedy]:
       table: records of a study, its warm start among them.
     """
     view = measures.view(measures.columns(table), split)
-    return [_remedy(view, recipe) for recipe in view.names(trained)]
+    return [_remedy(view, recipe) for recipe in trained(view)]
 
 
 def _remedy(view: View, recipe: str) -> Remedy:
     seeds = view.seeds(recipe)
 
     def bar(terms, floor: float) -> Bar | None:
-        found = []
-        for seed in seeds:
-            made = [(c, view.cell(*where)) for c, *where in terms(seed)]
-            if any(cell is None for _, cell in made):
-                return None
-            found.append(stats.contrast(made, level=LEVEL))
-        values = [i.value for i in found]
-        bound = float(np.mean([i.lo for i in found]))
-        if len(found) > 1:
+        intervals = [contrast(view, terms(seed), level=LEVEL) for seed in seeds]
+        if any(i is None for i in intervals):
+            return None
+        values = [i.value for i in intervals]
+        bound = float(np.mean([i.lo for i in intervals]))
+        if len(intervals) > 1:
             bound = min(bound, stats.t_interval(values, LEVEL).lo)
         return Bar(float(np.mean(values)), bound, floor)
 
