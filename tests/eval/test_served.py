@@ -33,7 +33,8 @@ def client(server, **fields):
 
 def ask(answer, conditions, count=2, **settings):
     with serve(answer) as server, client(server) as c:
-        found = served.evaluate(c, kit.examples(count), conditions, **settings)
+        how = served.ServedSettings(**settings)
+        found = served.evaluate(c, kit.examples(count), conditions, how)
         return found, [json.loads(b) for b in server.bodies]
 
 
@@ -53,7 +54,8 @@ def test_every_condition_gives_one_record_of_the_usual_kind(tmp_path):
             assert 0 <= start < end <= len(r.prompt)
         if r.condition == "base":
             assert r.predicted == 1 and r.verdict == "consistent" and r.judge == "rule"
-            assert r.engine == "chat m letters=absent prefill=none"
+            assert (r.engine, r.version) == ("chat", "m")
+            assert r.letters_from == "absent" and r.prefill_as == ""
             assert r.format and r.finish == "stop" and not r.truncated
 
 
@@ -80,7 +82,7 @@ def test_a_wrong_think_reaches_the_model_and_the_record_says_how(way):
     else:
         assert last == {"role": "assistant", "content": given}
     assert body.get("continue_final_message", False) == (way == "continue")
-    assert found.engine.endswith(f"prefill={way}")
+    assert found.prefill_as == way
     assert found.completion == rest and found.predicted == 0
     assert found.think == (given + rest).split("</think>")[0].removeprefix("<think>")
     assert found.think_sampled == " No, wait. So the answer is A."
@@ -129,7 +131,7 @@ def test_letters_from_logprobs():
     options = len(found.options)
     assert found.letters == pytest.approx([2 / 3, 1 / 3, *[0] * (options - 2)])
     assert found.option_mass == pytest.approx(0.9)
-    assert found.engine == "chat m letters=logprobs prefill=none"
+    assert found.letters_from == "logprobs"
     wanted = -(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3))
     assert found.entropy == pytest.approx(wanted)
     assert found.p_correct == found.letters[found.answer]
@@ -174,7 +176,7 @@ def test_letters_from_samples_with_their_interval():
     for r in found:
         assert r.letters[:2] == pytest.approx([1 / 3, 2 / 3])
         assert r.option_mass == 0.75
-        assert r.engine == "chat m letters=samples:3 prefill=none"
+        assert (r.letters_from, r.letter_samples) == ("samples", 3)
         low = served.letter_intervals(r)[1]
         assert (low.value, low.n) == (pytest.approx(2 / 3), 3)
         assert low.lo < 0.3 and low.hi > 0.9
@@ -193,26 +195,28 @@ def test_a_failed_call_is_a_record_that_says_so():
 
 def test_a_second_run_sends_nothing_and_a_spent_budget_leaves_no_records(tmp_path):
     usage = {"prompt_tokens": 15_000, "completion_tokens": 50}
+    settings = served.ServedSettings(max_tokens=100, style="tiny")
     with serve(lambda r: body_of(GOOD) | {"usage": usage}) as server:
         e, cache = Endpoint(server.url, "m", concurrency=1), tmp_path / "c"
         with (
             Client(e, cache=cache, budget=Budget(tokens=40_000)) as c,
-            pytest.raises(UserError, match="were not asked for: the budget is spent"),
+            pytest.raises(UserError, match="were not requested: the budget is spent"),
         ):
-            served.evaluate(c, kit.examples(4), ["base"], max_tokens=100, style="tiny")
+            served.evaluate(c, kit.examples(4), ["base"], settings)
         spent = len(server.bodies)
         for _ in range(2):
             with Client(e, cache=cache) as c:
-                found = served.evaluate(
-                    c, kit.examples(4), ["base"], max_tokens=100, style="tiny"
-                )
+                found = served.evaluate(c, kit.examples(4), ["base"], settings)
         assert len(found) == len(server.bodies) == 4 and spent == 2
 
 
 @pytest.mark.parametrize(
     "settings, complaint",
     [
-        ({"prefill": "both"}, "prefill 'both' is none of continue, assistant, user"),
+        (
+            {"prefill": "both"},
+            "prefill: expected one of continue, assistant, user; got 'both'",
+        ),
         ({"samples": 3}, "samples is 3 but temperature is 0"),
         ({"style": "x"}, "unknown prompt style 'x'"),
     ],

@@ -156,7 +156,7 @@ def test_a_served_model_is_evaluated_judged_and_labelled(
     }
     assert all(r["verdict"] == "consistent" for r in again if r["condition"] == "base")
     page = (run / "report.html").read_text()
-    assert "prefill=user" in page and "letters=absent" in page
+    assert "letters from absent, prefill as user" in page
     for folder in (run, judged):
         for path in folder.rglob("*"):
             assert not path.is_file() or CANARY.encode() not in path.read_bytes(), path

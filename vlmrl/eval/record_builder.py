@@ -3,12 +3,29 @@ other tools alike."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from vlmrl.judges import rule
 from vlmrl.prompts import parsing, styles
 from vlmrl.prompts.parsing import Parsed
 from vlmrl.types import Prompt, Record
+
+
+class RunLabels(NamedTuple):
+    """What records say of the parameters and the split they are of."""
+
+    recipe: str = ""
+    seed: int = 0  # of the sampler and, in records, of the training
+    step: int = 0  # optimizer steps behind the parameters
+    split: str = ""
+    stage: str = "evaluated"  # see `types.Record`: how the parameters were trained
+    augmented: bool = False
+    faithful: bool = False
+
+
+UNLABELLED = RunLabels()
 
 
 def build_record(
@@ -28,7 +45,7 @@ def build_record(
       prompt: what the model read; its style names the parser.
       completion: the text after the prefill.
       finish: 'stop', 'length' or 'error: …'.
-      engine: what completed it.
+      engine: the software that completed it.
       parsed: how the whole turn reads; by default as the style's parser reads it.
     """
     e, style = prompt.example, prompt.style
@@ -97,6 +114,7 @@ def unmeasured() -> dict:
     return {
         **dict.fromkeys(missing, np.nan),
         **{name: [] for name in empty},
+        "letters_from": "absent",
         "think_tokens": -1,
         "sighted_every": 0,
         "consistent_probe": False,

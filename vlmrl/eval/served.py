@@ -4,15 +4,18 @@
         records = evaluate(client, examples, ["base", "wrong_think"], style="r1v")
 
 Prompts, conditions, parser and judges are those of every other evaluation. What an
-endpoint can't give is absent, never made up, and `Record.engine` says what was had:
+endpoint can't give is absent, and the record says so. `Record.letters_from`:
 
-  letters=logprobs   from the endpoint's token log-probs at the answer's letter
-                     (its top few alone: `option_mass` is a lower bound)
-  letters=samples:k  the shares of k samples' answers; `letter_intervals` gives Wilson's
-  letters=absent     neither
-  prefill=continue   a prefill was an assistant turn that the endpoint went on with
-  prefill=assistant  it was an assistant turn before the model's own
-  prefill=user       it was quoted in the user turn
+  logprobs   the endpoint's token log-probs at the answer's letter (its top few alone:
+             `option_mass` is a lower bound)
+  samples    the shares of `letter_samples` answers; `letter_intervals` gives Wilson's
+  absent     neither
+
+`Record.prefill_as`, where the condition starts the assistant turn:
+
+  continue   as an assistant turn that the endpoint continues
+  assistant  as an assistant turn before the model's own
+  user       quoted in the user turn
 """
 
 from __future__ import annotations
@@ -22,11 +25,12 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from string import ascii_uppercase as LETTERS
+from typing import NamedTuple
 
 from vlmrl import perturb
 from vlmrl.client.http import SPENT, Call, Client, Reply
 from vlmrl.eval import stats
-from vlmrl.eval.record_builder import build_record
+from vlmrl.eval.record_builder import UNLABELLED, RunLabels, build_record
 from vlmrl.judges import rule
 from vlmrl.judges.judge import Judge, apply_verdicts, ask, readings
 from vlmrl.prompts import styles
@@ -49,73 +53,86 @@ _OPENED = re.compile(rb"<answer>\s*\(?(?=[A-Z])")
 _BARE = re.compile(rb"\s*\(?(?=[A-Z](?![A-Za-z]))")
 
 
+class ServedSettings(NamedTuple):
+    """How a served model is evaluated."""
+
+    style: str = "r1v"  # prompt style
+    prefill: str = "user"  # how a started assistant turn is sent, one of PREFILLS
+    samples: int = 1  # per example and condition; greedy samples are all equal
+    temperature: float = 0.0  # 0 is greedy
+    max_tokens: int = 2048  # of a completion
+    logprobs: bool = False  # ask for token log-probs; some endpoints refuse the request
+    params: dict | None = None  # more of the request; None removes a parameter
+
+
+DEFAULTS = ServedSettings()
+
+
 def evaluate(
     client: Client,
     examples: Sequence[Example],
     conditions: Sequence[str],
+    settings: ServedSettings = DEFAULTS,
     *,
-    style: str = "r1v",
-    prefill: str = "user",
-    samples: int = 1,
-    temperature: float = 0.0,
-    max_tokens: int = 2048,
-    logprobs: bool = False,
-    params: dict | None = None,
     judge: Judge = rule.JUDGE,
-    recipe: str = "",
-    seed: int = 0,
-    split: str = "",
+    labels: RunLabels = UNLABELLED,
     progress: Callable[[int], None] = lambda n: None,
 ) -> list[Record]:
-    """Records in the order example, condition, sample, one each.
-
-    Args:
-      prefill: how an assistant prefill reaches the model, one of PREFILLS.
-      samples: per example and condition; temperature 0 takes 1.
-      logprobs: ask for token log-probs; an endpoint that refuses them refuses the call.
-      params: of the request besides; None takes a parameter of this function away.
+    """Return the records in the order example, condition, sample.
 
     Raises:
       UserError: unknown condition, style or prefill, samples of a greedy evaluation, an
-        image that is not PNG, JPEG, GIF or WebP, the budget is spent (what was replied
-        is kept: run again), or the endpoint can't be used.
+        image that is not PNG, JPEG, GIF or WebP, the budget is spent (replies are in
+        the cache: run again), or the endpoint can't be used.
     """
+    s, samples = settings, settings.samples
     for name in conditions:
         perturb.check(name)
-    if prefill not in PREFILLS:
-        raise UserError(f"prefill '{prefill}' is none of {', '.join(PREFILLS)}")
-    if samples > 1 and temperature == 0:
+    if s.prefill not in PREFILLS:
+        known = ", ".join(PREFILLS)
+        raise UserError(f"prefill: expected one of {known}; got '{s.prefill}'")
+    if samples > 1 and s.temperature == 0:
         raise UserError(
             f"samples is {samples} but temperature is 0: greedy samples are all equal"
         )
-    asked = {"temperature": temperature, "max_tokens": max_tokens}
-    if logprobs:
-        asked |= {"logprobs": True, "top_logprobs": 20}
-    asked = {k: v for k, v in (asked | (params or {})).items() if v is not None}
     changed = [perturb.apply(e, c) for e in examples for c in conditions]
-    written = [turns(e, style, prefill) for e in changed]
+    written = [turns(e, s.style, s.prefill) for e in changed]
     calls = [
-        Call(_sent(messages, e), asked | extra, sample)
+        Call(_sent(messages, e), _request(s) | extra, sample)
         for e, (messages, extra, _) in zip(changed, written, strict=True)
         for sample in range(samples)
     ]
     replies = client.complete(calls, progress=progress)
     if left := sum(r.error == SPENT for r in replies):
         raise UserError(
-            f"{left} of {len(replies)} completions were not asked for: {SPENT}; raise "
-            "it and run again, what was replied is kept"
+            f"{left} of {len(replies)} completions were not requested: {SPENT}; raise "
+            "it and run again, replies are cached"
         )
     records = []
     for i, (e, turn) in enumerate(zip(changed, written, strict=True)):
         mine = replies[i * samples : (i + 1) * samples]
-        rows = [_record(e, turn, style, reply) for reply in mine]
-        records += _with_letters(rows, mine, client.endpoint.model, prefill)
+        rows = [_record(e, turn, s.style, reply) for reply in mine]
+        records += _with_letters(rows, mine)
     records = [
-        r._replace(recipe=recipe, seed=seed, split=split, sample=i % samples)
+        r._replace(
+            **labels._asdict(),
+            version=client.endpoint.model,
+            prefill_as=s.prefill if r.prefill else "",
+            sample=i % samples,
+        )
         for i, r in enumerate(records)
     ]
     items = [item for r in records for item in readings(r)]
     return apply_verdicts(records, ask(judge, items), judge.name)
+
+
+def _request(s: ServedSettings) -> dict:
+    """Return the parameters of a request."""
+    params: dict = {"temperature": s.temperature, "max_tokens": s.max_tokens}
+    if s.logprobs:
+        params |= {"logprobs": True, "top_logprobs": 20}
+    params |= s.params or {}
+    return {k: v for k, v in params.items() if v is not None}
 
 
 # -- what is sent ----------------------------------------------------------------------
@@ -202,46 +219,41 @@ def _record(example: Example, turn, style: str, reply: Reply) -> Record:
         prompt,
         completion(example, reply),
         finish=reply.finish or "stop",
-        engine="",
+        engine="chat",
     )
     return record._replace(finish=f"error: {reply.error}") if reply.error else record
 
 
-def _with_letters(
-    rows: list[Record], replies: Sequence[Reply], model: str, prefill: str
-) -> list[Record]:
-    """The samples of one example and condition, with their letter probabilities."""
+def _with_letters(rows: list[Record], replies: Sequence[Reply]) -> list[Record]:
+    """Return the samples of one example and condition with their letter
+    probabilities."""
     count = len(rows[0].options)
-    found = [
+    read = [
         letter_probabilities(r.logprobs, row.prefill, count)
         for r, row in zip(replies, rows, strict=True)
     ]
-    given = [r.predicted for r in rows if r.predicted >= 0]
-    if all(found):
-        how = "logprobs"
-    elif len(rows) > 1 and given:
-        how = f"samples:{len(given)}"
-        shares = [given.count(c) / len(given) for c in range(count)]
-        found = [(shares, len(given) / len(rows))] * len(rows)
-    else:
-        how = "absent"
-        found = [None] * len(rows)
-    way = prefill if rows[0].prefill else "none"
-    engine = f"chat {model} letters={how} prefill={way}"
-    return [_lettered(row, pair, engine) for row, pair in zip(rows, found, strict=True)]
+    if all(read):
+        return [
+            _lettered(row, *pair, letters_from="logprobs")
+            for row, pair in zip(rows, read, strict=True)
+        ]
+    answered = [r.predicted for r in rows if r.predicted >= 0]
+    if len(rows) == 1 or not answered:
+        return rows
+    k = len(answered)
+    shares, mass = [answered.count(c) / k for c in range(count)], k / len(rows)
+    facts = {"letters_from": "samples", "letter_samples": k}
+    return [_lettered(row, shares, mass, **facts) for row in rows]
 
 
-def _lettered(row: Record, pair, engine: str) -> Record:
-    if pair is None:
-        return row._replace(engine=engine)
-    p, mass = pair
+def _lettered(row: Record, p: list[float], mass: float, **facts) -> Record:
     return row._replace(
-        engine=engine,
         letters=p,
         entropy=-sum(x * math.log(x) for x in p if x > 0),
         p_correct=p[row.answer] if row.answer >= 0 else math.nan,
         p_suggested=p[row.suggested] if row.suggested >= 0 else math.nan,
         option_mass=mass,
+        **facts,
     )
 
 
@@ -299,17 +311,8 @@ def _bytes(token: dict) -> bytes:
     return str(token.get("token", "")).encode("utf-8", "replace")
 
 
-def letters_from(engine: str) -> tuple[str, int]:
-    """How a record's letter probabilities were had: ('logprobs' | 'samples' | 'absent'
-    | 'kernel', the number of answers behind them, 0 where it isn't a sample)."""
-    found = re.search(r"letters=(\w+)(?::(\d+))?", engine)
-    return (found[1], int(found[2] or 0)) if found else ("kernel", 0)
-
-
 def letter_intervals(record: Record) -> list[stats.Interval]:
-    """Wilson's interval of each option's probability, where it is a share of samples;
-    [] where it isn't."""
-    how, k = letters_from(record.engine)
-    if how != "samples":
-        return []
-    return [stats.wilson(round(p * k), k) for p in record.letters]
+    """Return Wilson's interval of each option's probability where it is a share of
+    samples, else []."""
+    k = record.letter_samples
+    return [stats.wilson(round(p * k), k) for p in record.letters] if k else []

@@ -20,7 +20,7 @@ from vlmrl.data import loader
 from vlmrl.engine.generate import Sampling, branch_keys
 from vlmrl.engine.memory import RolloutRequest
 from vlmrl.eval import kernel, records
-from vlmrl.eval.record_builder import build_record
+from vlmrl.eval.record_builder import UNLABELLED, RunLabels, build_record
 from vlmrl.eval.tags import make_tables
 from vlmrl.policy import Policy, Weights
 from vlmrl.prompts import tokens
@@ -46,16 +46,6 @@ class EvalSettings(NamedTuple):
     unroll: bool = False  # layers in a Python loop instead of a scan
 
 
-class RunLabels(NamedTuple):
-    """What records say of the parameters and the split they are of."""
-
-    recipe: str = ""
-    seed: int = 0  # of the sampler and, in records, of the training
-    step: int = 0  # optimizer steps behind the parameters
-    split: str = ""
-
-
-UNLABELLED = RunLabels()
 Advance = Callable[[int], None]  # called with a number of examples as they are done
 
 
@@ -301,9 +291,14 @@ def _record(policy: Policy, prompt: Prompt, rollout: Rollout, scores: Scores, i:
         prompt,
         tokens.decode(policy.processor, rollout.tokens[i][rollout.mask[i]]),
         finish="stop" if rollout.stopped[i] else "length",
-        engine=f"vlmrl-{vlmrl.__version__} {jax.default_backend()} {dtype}",
+        engine="vlmrl",
     )
     return record._replace(
+        version=vlmrl.__version__,
+        backend=jax.default_backend(),
+        device=jax.devices()[0].device_kind,
+        dtype=str(dtype),
+        letters_from="kernel",
         letters=listed(letters),
         entropy=float(scores.entropy[i]),
         p_correct=float(scores.p_correct[i]),

@@ -29,6 +29,7 @@ from vlmrl.rl import check as recipe_check
 from vlmrl.rl import loop, update
 from vlmrl.rl import recipe as recipes
 from vlmrl.rl.recipe import Recipe
+from vlmrl.rl.recipe_facts import recipe_facts
 from vlmrl.run import checkpoint, directory, hosts
 from vlmrl.run.phases import Phases, Stopped
 from vlmrl.run.progress import SILENT, Display
@@ -326,6 +327,7 @@ class Evaluator(NamedTuple):
                 seed=self.seed,
                 step=step,
                 split=self.training.evaluation.split,
+                **recipe_facts(self.training.recipe),
                 progress=lambda n: self.phases("eval"),
             )
             if hosts.first():

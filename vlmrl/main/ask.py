@@ -19,6 +19,7 @@ from collections import Counter
 from vlmrl.client import http
 from vlmrl.data import loader
 from vlmrl.eval import records, served
+from vlmrl.eval.record_builder import RunLabels
 from vlmrl.main import args, endpoint
 from vlmrl.main.progress import bar, show_report
 from vlmrl.report import assemble
@@ -73,6 +74,10 @@ def main(argv):
         loader.examples_of(f.source, f.split, f.size, workdir / "data", f.texts)
     )
     recipe = f.recipe or f.model
+    names = served.ServedSettings._fields
+    settings = served.ServedSettings(
+        **{n: getattr(f, n) for n in names if n != "params"}, params=params
+    )
     total = len(examples) * len(f.conditions) * f.samples
     with (
         http.Client(
@@ -84,28 +89,22 @@ def main(argv):
             client,
             examples,
             f.conditions,
-            style=f.style,
-            prefill=f.prefill,
-            samples=f.samples,
-            temperature=f.temperature,
-            max_tokens=f.max_tokens,
-            logprobs=f.logprobs,
-            params=params,
-            recipe=recipe,
-            split=f.split,
+            settings,
+            labels=RunLabels(recipe, split=f.split),
             progress=advance,
         )
         spent = client.spent
     records.write(workdir / "records.parquet", found)
     assemble.write_images(workdir, examples)
-    had = Counter(r.engine.partition(" letters=")[2] for r in found)
+    sources = Counter((r.letters_from, r.prefill_as or "none") for r in found)
     failed = Counter(r.finish for r in found if r.finish.startswith("error"))
     info = {
         "title": f"{recipe} on {f.source}",
         "Model": f"{f.model}, behind an API",
         "Data": f"{f.source}, {f.split} split, {len(examples)} examples",
         "Letter probabilities, prefill": "; ".join(
-            f"{n} rows: letters={how}" for how, n in had.most_common()
+            f"{n} rows: letters from {letters}, prefill as {prefill}"
+            for (letters, prefill), n in sources.most_common()
         ),
         "Failed": "; ".join(f"{n} {why}" for why, n in failed.items()) or "nothing",
         "Spent": f"{spent.prompt_tokens} + {spent.completion_tokens} tokens, "

@@ -12,11 +12,11 @@ import json
 from vlmrl import policy as policies
 from vlmrl import sharding
 from vlmrl.eval import scoring
+from vlmrl.eval.record_builder import RunLabels
 from vlmrl.loops.evaluate import (
     EvalPart,
     EvalSettings,
     Evaluator,
-    RunLabels,
     load_examples,
     write_records,
 )

@@ -26,13 +26,13 @@ from vlmrl.client import http
 from vlmrl.data import distort, loader, texts
 from vlmrl.data.sets import SETS
 from vlmrl.eval import records, served
+from vlmrl.eval.record_builder import RunLabels
 from vlmrl.loops import seeds
 from vlmrl.loops.evaluate import (
     OPTIONS,
     EvalPart,
     EvalSettings,
     Evaluator,
-    RunLabels,
     load_examples,
     write_records,
 )
@@ -459,12 +459,13 @@ def _ask(job: Job, c: dict, workdir: Path, display: Display) -> None:
             client,
             examples,
             about["conditions"],
-            style=about["style"],
-            prefill=about["prefill"],
-            temperature=about["temperature"],
-            max_tokens=about["max_tokens"],
-            recipe=about["recipe"],
-            split=about["split"],
+            served.ServedSettings(
+                style=about["style"],
+                prefill=about["prefill"],
+                temperature=about["temperature"],
+                max_tokens=about["max_tokens"],
+            ),
+            labels=RunLabels(about["recipe"], split=about["split"]),
             progress=advance,
         )
     records.write(job.folder / f"{job.stem}.parquet", found)

@@ -16,15 +16,16 @@ import jax
 from vlmrl import policy as policies
 from vlmrl.data import loader
 from vlmrl.eval import records
+from vlmrl.eval.record_builder import RunLabels
 from vlmrl.loops import grpo
 from vlmrl.loops.evaluate import (
     EvalPart,
     EvalSettings,
     Evaluator,
-    RunLabels,
     write_records,
 )
 from vlmrl.report import assemble, claim, render
+from vlmrl.rl.recipe_facts import recipe_facts
 from vlmrl.run import directory
 from vlmrl.run.progress import SILENT, Display
 from vlmrl.studies import claims, remedies
@@ -77,7 +78,7 @@ def run(
     assemble.write_images(workdir, sets[c["split"]])
     files = []
 
-    def evaluate(params, recipe, seed, step):
+    def evaluate(params, recipe, seed, step, **facts):
         for split, examples in sets.items():
             path = workdir / "records" / f"{recipe}-seed-{seed}-{split}.parquet"
             files.append(path)
@@ -85,17 +86,18 @@ def run(
                 continue
             n = perturbed[split]
             parts = [EvalPart(every, examples[:n]), EvalPart(base, examples[n:])]
-            labels = RunLabels(recipe, seed, step, split)
+            labels = RunLabels(recipe, seed, step, split, **facts)
             with display.bar(f"evaluate {recipe}, {split}", len(examples)) as advance:
                 write_records(path, parts, params, labels, advance)
 
     display.say("1. The warm start, under every condition")
-    evaluate(policy.params, "warm-start", 0, 0)
+    evaluate(policy.params, "warm-start", 0, 0, stage="start")
     for number, given in enumerate(recipes.values(), 2):
         settings = {name: v for name, v in given.items() if name not in OWN}
         seeds = settings.pop("seeds")
         training = grpo.from_config(settings)
         name, steps = training.name, training.steps
+        facts = recipe_facts(training.recipe)
         display.say(f"{number}. GRPO, recipe '{name}'")
         for seed in seeds:
             own = jax.tree.map(lambda x: x.copy(), policy.params)
@@ -107,7 +109,7 @@ def run(
                 display=display,
             )
             files.extend(during)
-            evaluate(params, name, seed, steps)
+            evaluate(params, name, seed, steps, **facts)
     table = records.concat([records.read(f) for f in files])
     records.write(workdir / "records.parquet", table)
     minutes = (time.monotonic() - began) / 60
