@@ -142,7 +142,7 @@ def test_shapes_lie_like_the_arrays_of_a_run():
     assert batch.group.prefix.ids.shape == (8, 96)
     assert batch.group.branches.ids.shape == (16, 16)
     embed = math.prod(here.model.table["text.embed"].shape) * 4
-    assert programs.held(state.params["text.embed"]) == embed / 8
+    assert programs.device_bytes(state.params["text.embed"]) == embed / 8
     kept = programs.cache(here, mesh, groups=8, length=16, rows=16)
     c = here.model.config.text
     assert kept == (8 * 96 + 16 * 16) / 4 * 2 * c.layers * c.kv_heads * c.head_dim * 2
@@ -153,8 +153,8 @@ def test_what_a_run_holds_throughout():
     what samples, a copy in bfloat16 whole over fsdp."""
     mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)
     here = job(compute=jnp.dtype("bfloat16"))
-    once = programs.held(programs.params(here, mesh, here.dtype))
-    moments = programs.held(programs.step(here, mesh).args[0].opt_state)
+    once = programs.device_bytes(programs.params(here, mesh, here.dtype))
+    moments = programs.device_bytes(programs.step(here, mesh).args[0].opt_state)
     assert moments == pytest.approx(2 * once, rel=1e-3)
     alone = here._replace(loss={**here.loss, "kl_weight": 0.0})
     referring = here._replace(loss={**here.loss, "kl_weight": 0.1})
@@ -165,7 +165,7 @@ def test_what_a_run_holds_throughout():
     shapes = programs.params(here, mesh, here.dtype)
     _, copy = programs.sampling(here, mesh, shapes)
     assert copy == pytest.approx(4 * once / 2, rel=0.05)
-    lone = here._replace(gather=False)
+    lone = here._replace(gather_params=False)
     assert programs.sampling(lone, mesh, shapes)[1] == pytest.approx(once / 2, rel=0.05)
     plain = lone._replace(compute=None)
     assert programs.sampling(plain, mesh, shapes)[1] == 0
@@ -199,7 +199,11 @@ def test_the_papers_recipe_is_planned_as_it_trains():
     config = args.load_config("configs/paper/recipe.py:name=iii").to_dict()
     here = estimate.read_job(config)
     assert (here.dtype, here.compute) == (jnp.float32, jnp.bfloat16)
-    assert here.remat == "nothing_saveable" and here.wide and here.gather
+    assert (
+        here.remat == "nothing_saveable"
+        and here.float32_residual
+        and here.gather_params
+    )
     place = chips.Topology("v5e", "", [jax.devices()[0]] * 64, "")
     sizes = dict(estimate.make_mesh(here, place, config["mesh"]).shape)
     assert sizes == {"data": 1, "fsdp": 64, "tensor": 1}
@@ -235,7 +239,7 @@ def test_a_tpus_programs_are_compiled_anew_and_others_kept(tmp_path):
     before = {name: getattr(jax.config, name) for name in cache}
 
     def compiled(compiler, number):
-        with estimate.kept_by(chips.Topology("v5e", "2x2", [], compiler)):
+        with estimate.without_libtpu_cache(chips.Topology("v5e", "2x2", [], compiler)):
             jax.jit(lambda x: jnp.sin(x) + number).lower(1.0).compile()
         return len([p for p in tmp_path.iterdir() if p.name.endswith("-cache")])
 

@@ -56,9 +56,11 @@ def main(argv):
     mesh = estimate.make_mesh(job, place, other.mesh or c.get("mesh"))
     began = time.monotonic()
     costs = []
-    made = estimate.wanted(job, mesh, other.only, **estimate.options_of(place, mesh))
+    planned = estimate.programs_of(
+        job, mesh, other.only, **estimate.options_of(place, mesh)
+    )
     for (program, groups), (counted, _) in zip(
-        made, estimate.wanted(job, mesh, other.only), strict=True
+        planned, estimate.programs_of(job, mesh, other.only), strict=True
     ):
         print(f"compiling {program.name} ...", flush=True)
         costs.append(estimate.cost(job, mesh, place, program, groups, counted))

@@ -1,7 +1,7 @@
-"""Chips and topologies that a run can be planned for, without having one.
+"""Chips and topologies that a run can be planned for.
 
-Figures of the data sheets: dense bfloat16 FLOP/s, memory and its bandwidth, and what a
-chip can send to its neighbours per second over all of its links.
+Data sheet figures: dense bfloat16 FLOP/s, bytes of memory and its bandwidth, and the
+bandwidth of all links to neighbouring chips together.
   TPU   https://cloud.google.com/tpu/docs/v5e, v5p and v6e
   GPU   https://www.nvidia.com/en-us/data-center/h100, h200 and a100
 """
@@ -37,11 +37,11 @@ CHIPS = {
     "a100": Chip(312e12, 80 * GB, 2039 * GB, 300 * GB, "gpu", ""),
     "h100": Chip(989e12, 80 * GB, 3350 * GB, 450 * GB, "gpu", ""),
     "h200": Chip(989e12, 141 * GB, 4800 * GB, 450 * GB, "gpu", ""),
-    # A CPU core of this machine, so that a plan can be held against a run; figures as
-    # measured here for XLA on CPUs, no network.
+    # A CPU core, to compare a plan with a run; figures measured for XLA on CPUs,
+    # without a network.
     "host": Chip(60e9, 4 * GB, 10 * GB, 5 * GB, "cpu", ""),
 }
-# Slices that are sold, smallest first.
+# Slices on offer, smallest first.
 SLICES = {
     "v5e": ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
     "v6e": ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
@@ -52,7 +52,7 @@ SLICES = {
 
 
 class Topology(NamedTuple):
-    """`kind:slice` with its devices; `compiler` is what compiles for them."""
+    """A slice of a kind of chip, with its devices and what compiles for them."""
 
     kind: str
     slice: str
@@ -65,11 +65,11 @@ class Topology(NamedTuple):
 
 
 def parse(text: str) -> tuple[str, str, int]:
-    """('v5e', '8x8', 64) of 'v5e:8x8'; UserError if there is no such thing."""
+    """Return ('v5e', '8x8', 64) of 'v5e:8x8'; UserError if it names none."""
     kind, _, slice_ = text.partition(":")
     if kind not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", slice_):
         raise UserError(
-            f"--topology is '{text}', want a chip and a slice, as v5e:8x8, v5p:4x4x4 "
+            f"--topology is '{text}', expected a chip and a slice, as v5e:8x8, v5p:4x4x4 "
             f"or h200:8; chips: {', '.join(CHIPS)}"
         )
     sides = [int(s) for s in slice_.split("x")]
@@ -80,26 +80,26 @@ def parse(text: str) -> tuple[str, str, int]:
 
 
 def find(text: str) -> Topology:
-    """The topology of that name, with devices to compile for: a TPU's own compiler
-    where libtpu is installed, CPU devices otherwise. Must come before JAX is used."""
+    """Return the topology of that name with devices to compile for: libtpu's where it is
+    installed, else CPU devices. Must be called before JAX is initialised."""
     kind, slice_, count = parse(text)
     if CHIPS[kind].platform == "tpu" and find_spec("libtpu"):
         # libtpu would ask the cloud's metadata server what it runs on.
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
         os.environ["TPU_ACCELERATOR_TYPE"] = f"{CHIPS[kind].name}-{count}"
         os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
-        # Nothing runs, so that plans may be made side by side.
+        # Nothing runs, so several processes may load libtpu.
         os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
         from jax.experimental import topologies
 
         try:
-            found = topologies.get_topology_desc(
+            description = topologies.get_topology_desc(
                 platform="tpu", topology_name=f"{kind}:{slice_}"
             )
         except (RuntimeError, ValueError, NotImplementedError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"--topology {text}: no such slice ({reason})") from error
-        return Topology(kind, slice_, list(found.devices), "libtpu")
+        return Topology(kind, slice_, list(description.devices), "libtpu")
     devices = jax.devices("cpu")
     if len(devices) < count:
         raise UserError(
@@ -110,7 +110,7 @@ def find(text: str) -> Topology:
 
 
 def force_devices(text: str) -> None:
-    """As many CPU devices as a topology has, if JAX has not looked for any yet."""
+    """Force as many CPU devices as a topology has, if JAX is not initialised yet."""
     count = parse(text)[2]
     flag = "--xla_force_host_platform_device_count"
     before = os.environ.get("XLA_FLAGS", "")
@@ -125,5 +125,5 @@ def _no_compiler(kind: str) -> str:
 
 
 def smaller(kind: str) -> list[tuple[str, int]]:
-    """Slices of a kind of chip with their number of chips, smallest first."""
+    """Return (slice, number of chips) of a kind of chip, smallest first."""
     return [(s, math.prod(int(x) for x in s.split("x"))) for s in SLICES[kind]]

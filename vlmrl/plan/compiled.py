@@ -88,34 +88,34 @@ def collectives(text: str) -> list[Collective]:
     """
     bodies = _computations(text)
     runs = _runs(bodies)
-    found: dict = {}
+    by_key: dict = {}
     for name, lines in bodies.items():
         for line in lines:
             match = re.search(rf"= (.+?) ({'|'.join(_KINDS)})(-start)?\(", line)
             if not match or not runs.get(name):
                 continue
             kind, groups, size = match[2], *_groups(line)
-            held = _bytes(match[1], largest=bool(match[3]))
+            local_bytes = _bytes(match[1], largest=bool(match[3]))
             if size < 2:
                 continue
-            whole = held * size if kind == "reduce-scatter" else held
+            whole = local_bytes * size if kind == "reduce-scatter" else local_bytes
             share = 1 if kind == "collective-permute" else (size - 1) / size
             sent = whole * share * (2 if kind == "all-reduce" else 1) * runs[name]
             one = Collective(kind, size, runs[name], sent, groups)
             # An asynchronous one is written down where it starts, goes on and ends.
             channel = re.search(r"channel_id=(\d+)", line)
             key = channel[1] if channel else (name, line)
-            if key not in found or found[key].bytes < sent:
-                found[key] = one
-    return list(found.values())
+            if key not in by_key or by_key[key].bytes < sent:
+                by_key[key] = one
+    return list(by_key.values())
 
 
-def by_axis(found: list[Collective], mesh) -> dict[str, float]:
+def by_axis(collectives: list[Collective], mesh) -> dict[str, float]:
     """Bytes sent per device by mesh axis ('fsdp', 'data+fsdp', …)."""
     numbers = np.arange(mesh.devices.size).reshape(mesh.devices.shape)
     names = [n for n in mesh.axis_names if mesh.shape[n] > 1]
     out: dict[str, float] = {}
-    for one in found:
+    for one in collectives:
         label = f"groups of {one.devices}"
         for axes in _subsets(names):
             if math.prod(mesh.shape[a] for a in axes) != one.devices:
@@ -167,13 +167,13 @@ def _runs(bodies: dict[str, list[str]]) -> dict[str, int]:
                 visit(loop[2], times * count)
                 visit(loop[1], times * count)
                 continue
-            for found in re.finditer(
+            for match in re.finditer(
                 r"(?:calls|to_apply|branch_computations|true_computation|"
                 r"false_computation|called_computations)="
                 r"\{?([^,}\s]+(?:, ?%[^,}\s]+)*)",
                 line,
             ):
-                for called in re.findall(r"[\w.\-]+", found[1]):
+                for called in re.findall(r"[\w.\-]+", match[1]):
                     visit(called, times)
 
     visit(next((n for n, b in bodies.items() if b is bodies.get("ENTRY")), ""), 1)

@@ -16,7 +16,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from vlmrl import sharding
 from vlmrl.engine import attention
 from vlmrl.plan import chips, compiled, programs
-from vlmrl.plan.programs import Job, Program
+from vlmrl.plan.programs import PlannedJob, Program
 from vlmrl.types import UserError
 
 GIB = 2**30
@@ -25,20 +25,20 @@ SAMPLING = ("rollout", "evaluation")  # programs
 
 
 class Cost(NamedTuple):
-    """One program on one device, bytes and FLOPs; times in seconds, at best."""
+    """The cost of one program on one device: bytes, FLOPs, lower bounds of seconds."""
 
     name: str
-    held: dict[str, float]  # arguments by part
-    host: float  # of the host's memory, for a device
+    arguments: dict[str, float]  # bytes by part
+    host: float  # bytes in the host's memory, per device
     temporary: float
     cache: float  # of `temporary`: keys and values
-    copy: float  # of `temporary`: weights rounded and gathered to sample
-    beside: float  # of what a run holds besides: optimizer, start of a KL term
-    total: float  # at its peak; 0: the compiler does not say
-    refused: str  # why the compiler refused it, '' if it did not
+    copy: float  # of `temporary`: weights cast and gathered for sampling
+    resident: float  # bytes allocated beside the program: optimizer, reference
+    total: float  # peak bytes; 0: the compiler reports none
+    refused: str  # the compiler's reason if it failed, else ''
     flops: float
-    memory: float  # bytes read and written, at least
-    sent: dict[str, float]  # by mesh axis
+    memory: float  # lower bound of bytes read and written
+    sent: dict[str, float]  # bytes by mesh axis
     compute_s: float
     memory_s: float
     network_s: float
@@ -54,8 +54,8 @@ class Cost(NamedTuple):
         return max(*times, ("network", self.network_s), key=lambda x: x[1])[0]
 
 
-def read_job(c: dict) -> Job:
-    """The Job of a config: fields of a recipe, and what only large models need
+def read_job(c: dict) -> PlannedJob:
+    """Return the job of a config: fields of a recipe, and those of large models
     (`buckets`, `dtype`, `compute`, `remat`, `wide`), which recipes may leave out."""
     if c.get("algorithm", "grpo") == "sft":
         raise UserError("config.algorithm is 'sft'; plan is for RL runs")
@@ -66,9 +66,9 @@ def read_job(c: dict) -> Job:
         "images": _largest(buckets.get("images"), 1 if "vision_config" in raw else 0),
         "windows": _largest(buckets.get("windows"), 4),
     }
-    held = c["eval"]
-    texts = held.get("texts") or _largest(buckets.get("branch"), 76)
-    return Job(
+    held_out = c["eval"]
+    texts = held_out.get("texts") or _largest(buckets.get("branch"), 76)
+    return PlannedJob(
         model=model,
         raw=raw,
         prompts=c["prompts"],
@@ -79,14 +79,14 @@ def read_job(c: dict) -> Job:
         dtype=jnp.dtype(c.get("dtype", "float32")),
         compute=jnp.dtype(c["compute"]) if c.get("compute") else None,
         remat=c.get("remat") or None,
-        wide=c.get("wide", True),
+        float32_residual=c.get("wide", True),
         loss={k: v for k, v in c["loss"].items() if v is not None},
         optimizer=c["optimizer"],
-        conditions=len(held["conditions"]),
-        eval_batch=held.get("batch", min(16, held["size"])),
-        eval_tokens=held["max_tokens"],
+        conditions=len(held_out["conditions"]),
+        eval_batch=held_out.get("batch", min(16, held_out["size"])),
+        eval_tokens=held_out["max_tokens"],
         eval_texts=texts,
-        gather=c.get("gather", True),
+        gather_params=c.get("gather", True),
     )
 
 
@@ -94,25 +94,25 @@ def _largest(value, default: int) -> int:
     return default if not value else max(value) if hasattr(value, "__len__") else value
 
 
-def make_mesh(job: Job, place: chips.Topology, wanted: Any):
-    """The mesh asked for ('fsdp=16,tensor=4' or a dict), or one that suits the model:
+def make_mesh(job: PlannedJob, place: chips.Topology, requested: Any):
+    """Return the requested mesh ('fsdp=16,tensor=4' or a dict), or one for the model:
     tensor-parallel over the key-value heads where there are eight devices or more, the
-    rest shares parameters and optimizer."""
+    other devices on the fsdp axis."""
     count = len(place.devices)
-    if isinstance(wanted, str) and wanted:
-        pairs = [part.split("=") for part in wanted.split(",")]
+    if isinstance(requested, str) and requested:
+        pairs = [part.split("=") for part in requested.split(",")]
         if any(len(p) != 2 or not re.fullmatch(r"-?\d+", p[1]) for p in pairs):
-            raise UserError(f"--mesh is '{wanted}', want it as fsdp=16,tensor=4")
-        wanted = {name: int(size) for name, size in pairs}
-        if unknown := set(wanted) - set(sharding.AXES):
+            raise UserError(f"--mesh is '{requested}', expected e.g. fsdp=16,tensor=4")
+        requested = {name: int(size) for name, size in pairs}
+        if unknown := set(requested) - set(sharding.AXES):
             raise UserError(f"--mesh: no axis {', '.join(unknown)}; {sharding.AXES}")
-        wanted = {"data": 1, **wanted} if "fsdp" in wanted else wanted
-    if not wanted:
-        wanted = automatic(job, count)
-    return sharding.make_mesh(**wanted, devices=place.devices)
+        requested = {"data": 1, **requested} if "fsdp" in requested else requested
+    if not requested:
+        requested = automatic(job, count)
+    return sharding.make_mesh(**requested, devices=place.devices)
 
 
-def automatic(job: Job, count: int) -> dict[str, int]:
+def automatic(job: PlannedJob, count: int) -> dict[str, int]:
     heads, tensor = job.model.config.text.kv_heads, 1
     while count >= 8 and heads % (2 * tensor) == 0 and count % (2 * tensor) == 0:
         tensor *= 2
@@ -122,42 +122,44 @@ def automatic(job: Job, count: int) -> dict[str, int]:
 
 
 def options_of(place: chips.Topology, mesh) -> dict:
-    """The attention that a run takes there; without its compiler, XLA's."""
+    """Return the attention back end of a run there; without libtpu, XLA's."""
     if place.compiler == "libtpu":
         return {"attend": attention.choose("splash", mesh)}
     return {}
 
 
-def wanted(job: Job, mesh, only: list[str], **options) -> list[tuple[Program, int]]:
-    """(program, its groups) of a job; options as `score` takes them."""
+def programs_of(
+    job: PlannedJob, mesh, only: list[str], **options
+) -> list[tuple[Program, int]]:
+    """Return (program, its number of groups) of a job; options as `score`'s."""
     shards = sharding.batch_shards(mesh)
     if job.prompts % (shards * job.microbatches):
         raise UserError(
-            f"config.prompts is {job.prompts}, want a multiple of the {shards} parts "
+            f"config.prompts is {job.prompts}, expected a multiple of the {shards} parts "
             f"that the mesh cuts a batch into × {job.microbatches} microbatches"
         )
     job = job._replace(eval_batch=job.eval_batch + -job.eval_batch % shards)
-    made = {
+    known = {
         "rollout": (programs.rollout, job.prompts),
         "update": (programs.step, job.prompts),
         "evaluation": (programs.evaluation, job.eval_batch),
     }
     if job.loss.get("kl_weight"):
-        made["reference"] = (programs.reference, job.prompts)
-    if unknown := set(only) - set(made):
-        raise UserError(f"--only: no program {', '.join(unknown)}; {', '.join(made)}")
+        known["reference"] = (programs.reference, job.prompts)
+    if unknown := set(only) - set(known):
+        raise UserError(f"--only: no program {', '.join(unknown)}; {', '.join(known)}")
     return [
         (f(job, mesh, **options), n)
-        for name, (f, n) in made.items()
+        for name, (f, n) in known.items()
         if name in only or not only
     ]
 
 
 def cost(
-    job: Job, mesh, place, program: Program, groups: int, counted: Program
+    job: PlannedJob, mesh, place, program: Program, groups: int, counted: Program
 ) -> Cost:
-    """Compiles a program and reads its costs. `counted` is the same with XLA's
-    attention: how often a kernel runs is not in its jaxpr."""
+    """Compile a program and read its costs. `counted` is the same program with XLA's
+    attention, since a jaxpr doesn't tell how often a kernel runs."""
     count, began = mesh.devices.size, time.monotonic()
     flops = compiled.flops(counted.function, *counted.args, trips=program.trips)
     function = jax.jit(
@@ -165,50 +167,50 @@ def cost(
     )
     refused, text, temporary, total = "", "", 0.0, 0.0
     try:
-        with kept_by(place):
-            made = function.lower(*program.args).compile()
+        with without_libtpu_cache(place):
+            executable = function.lower(*program.args).compile()
     except jax.errors.JaxRuntimeError as error:
-        refused = why(str(error))
+        refused = refusal(str(error))
     else:
-        text = made.as_text()
-        sizes = made.memory_analysis()
+        text = executable.as_text()
+        sizes = executable.memory_analysis()
         temporary = float(sizes.temp_size_in_bytes)
         total = (
             sizes.argument_size_in_bytes + sizes.output_size_in_bytes + temporary
             - sizes.alias_size_in_bytes
         )  # fmt: skip
     compile_s = time.monotonic() - began
-    held, host = {}, programs.held(program.args, on_host=True)
+    arguments, host = {}, programs.device_bytes(program.args, on_host=True)
     for part, arg in zip(program.parts, program.args, strict=True):
         if part == "state":
-            held["parameters"] = programs.held(arg.params)
-            held["optimizer"] = programs.held(arg.opt_state)
+            arguments["parameters"] = programs.device_bytes(arg.params)
+            arguments["optimizer"] = programs.device_bytes(arg.opt_state)
         else:
-            held[part] = held.get(part, 0.0) + programs.held(arg)
-    kept = cache_of(job, mesh, program, groups)
+            arguments[part] = arguments.get(part, 0.0) + programs.device_bytes(arg)
+    cache = cache_of(job, mesh, program, groups)
     copy = 0.0
     if program.name in SAMPLING:
         _, copy = programs.sampling(job, mesh, program.args[0])
-    beside = programs.resident(job, mesh)
-    beside -= held.get("parameters", 0) + held.get("optimizer", 0)
+    resident = programs.resident(job, mesh)
+    resident -= arguments.get("parameters", 0) + arguments.get("optimizer", 0)
     sent = compiled.by_axis(compiled.collectives(text), mesh)
-    moved = traffic(job, mesh, program, held, kept)
+    moved = traffic(job, mesh, program, arguments, cache)
     chip = place.chip
     return Cost(
-        program.name, held, host, temporary, kept, copy, beside, total, refused,
+        program.name, arguments, host, temporary, cache, copy, resident, total, refused,
         flops / count, moved, sent, flops / count / chip.flops, moved / chip.bandwidth,
         sum(sent.values()) / chip.network, compile_s,
     )  # fmt: skip
 
 
 @contextlib.contextmanager
-def kept_by(place):
-    """JAX's compilation cache as it is, but off for libtpu: a TPU's program cannot be
-    read back where no TPU is, and is compiled anew."""
+def without_libtpu_cache(place):
+    """Disable JAX's compilation cache for libtpu: without a TPU, its programs can be
+    written but not read back."""
     before = jax.config.jax_enable_compilation_cache
     if place.compiler == "libtpu":
         jax.config.update("jax_enable_compilation_cache", False)
-        compilation_cache.reset_cache()  # looked at once in a process
+        compilation_cache.reset_cache()  # JAX reads the setting once per process
     try:
         yield
     finally:
@@ -216,7 +218,7 @@ def kept_by(place):
         compilation_cache.reset_cache()
 
 
-def cache_of(job: Job, mesh, program: Program, groups: int) -> float:
+def cache_of(job: PlannedJob, mesh, program: Program, groups: int) -> float:
     if program.name == "rollout":
         rows = job.prompts * job.group_size
         return programs.cache(
@@ -233,28 +235,30 @@ def cache_of(job: Job, mesh, program: Program, groups: int) -> float:
     return 0.0
 
 
-def traffic(job: Job, mesh, program: Program, held: dict, kept: float) -> float:
-    """Bytes a device reads and writes at least: gathered weights once per pass over
-    them, the cache once per token, optimizer and parameters once each way."""
+def traffic(
+    job: PlannedJob, mesh, program: Program, arguments: dict, cache: float
+) -> float:
+    """Return the least bytes that a device reads and writes: gathered weights once per
+    pass, the cache once per token, optimizer and parameters once each way."""
     kind = job.compute or job.dtype
     weights = job.model.size * kind.itemsize / mesh.shape["tensor"]
     if program.name == "update":
-        own = 2 * (2 * held["parameters"] + held["optimizer"])
+        own = 2 * (2 * arguments["parameters"] + arguments["optimizer"])
         return own + 3 * weights * job.microbatches
     if program.name == "reference":
         return weights
-    return program.trips * (weights + kept / 2)
+    return program.trips * (weights + cache / 2)
 
 
-def why(message: str) -> str:
-    """The line of a compiler's refusal that says how much was needed."""
-    found = re.search(r"Used ([\d.]+\w+) of ([\d.]+\w+) hbm", message)
-    if found:
-        return f"needs {found[1]} of the {found[2]} that a program may use"
+def refusal(message: str) -> str:
+    """Return the memory figures of a compiler's error, or its first 200 characters."""
+    match = re.search(r"Used ([\d.]+\w+) of ([\d.]+\w+) hbm", message)
+    if match:
+        return f"needs {match[1]} of the {match[2]} that a program may use"
     return " ".join(message.split())[:200]
 
 
-def table(c, job: Job, mesh, place, costs: list[Cost], efficiency: float) -> str:
+def table(c, job: PlannedJob, mesh, place, costs: list[Cost], efficiency: float) -> str:
     chip = place.chip
     sizes = ", ".join(f"{a}={mesh.shape[a]}" for a in mesh.axis_names)
     lines = [
@@ -275,14 +279,14 @@ def table(c, job: Job, mesh, place, costs: list[Cost], efficiency: float) -> str
         lines.append(label.ljust(14) + "".join(f"{cell(x):>14}" for x in costs))
 
     for part in ("parameters", "optimizer", "batch"):
-        row(part, lambda x, part=part: _gib(x.held.get(part, 0)))
+        row(part, lambda x, part=part: _gib(x.arguments.get(part, 0)))
     if any(x.host for x in costs):
         row("on the host", lambda x: _gib(x.host))
     row("cache", lambda x: _gib(x.cache))
     row("copied", lambda x: _gib(x.copy))
     row("other", lambda x: "–" if x.refused else _gib(rest(x)))
-    row("beside it", lambda x: _gib(x.beside))
-    row("peak", lambda x: "refused" if x.refused else _gib(x.total + x.beside))
+    row("beside it", lambda x: _gib(x.resident))
+    row("peak", lambda x: "refused" if x.refused else _gib(x.total + x.resident))
     row("fits", lambda x: "yes" if fits(x, chip) else "NO")
     row("TFLOP", lambda x: f"{x.flops / 1e12:.4g}")
     row("GB moved ≥", lambda x: f"{x.memory / 1e9:.4g}")
@@ -295,7 +299,11 @@ def table(c, job: Job, mesh, place, costs: list[Cost], efficiency: float) -> str
     row("bound", lambda x: x.bound)
     row("compiling s", lambda x: f"{x.compile_s:.0f}")
     lines += [f"{x.name}: {x.refused}" for x in costs if x.refused]
-    lines += ["", *run_of(c, job, mesh, costs, efficiency), suggest(mesh, place, costs)]
+    lines += [
+        "",
+        *run_lines(c, job, mesh, costs, efficiency),
+        suggest(mesh, place, costs),
+    ]
     if place.compiler != "libtpu" and chip.platform != "cpu":
         lines.append("Temporary memory is that of XLA's CPU compiler; a GPU's differs.")
     return "\n".join(lines)
@@ -306,21 +314,23 @@ def rest(x: Cost) -> float:
 
 
 def fits(x: Cost, chip: chips.Chip) -> bool:
-    """A program's peak within the chip; what the CPU compiler leaves unsaid is taken as
-    what is known to be held."""
+    """Return whether a program's peak fits the chip; where the CPU compiler reports no
+    peak, arguments and cache stand for it."""
     if x.refused:
         return False
-    known = max(x.total, sum(x.held.values()) + x.cache)
-    return known + x.beside <= chip.memory
+    known = max(x.total, sum(x.arguments.values()) + x.cache)
+    return known + x.resident <= chip.memory
 
 
-def run_of(c, job: Job, mesh, costs: list[Cost], efficiency: float) -> list[str]:
-    """Lines on the time of a step, of the evaluations and of the run."""
-    found = {x.name: x for x in costs}
-    if not {"rollout", "update"} <= found.keys():
+def run_lines(
+    c, job: PlannedJob, mesh, costs: list[Cost], efficiency: float
+) -> list[str]:
+    """Return lines about the time of a step, of the evaluations and of the run."""
+    by_name = {x.name: x for x in costs}
+    if not {"rollout", "update"} <= by_name.keys():
         return []
-    names = [n for n in ("rollout", "reference", "update") if n in found]
-    step = sum(found[n].best for n in names)
+    names = [n for n in ("rollout", "reference", "update") if n in by_name]
+    step = sum(by_name[n].best for n in names)
     rows = job.prompts * job.group_size
     tokens = rows * job.max_tokens + job.prompts * job.buckets["prefix"]
     chips_ = mesh.devices.size
@@ -331,9 +341,9 @@ def run_of(c, job: Job, mesh, costs: list[Cost], efficiency: float) -> list[str]
     ]
     steps = c.get("steps", 0)
     total = steps * step
-    if "evaluation" in found and c["eval"]["every"]:
+    if "evaluation" in by_name and c["eval"]["every"]:
         passes = -(-c["eval"]["size"] // job.eval_batch)
-        once = passes * found["evaluation"].best
+        once = passes * by_name["evaluation"].best
         times = -(-steps // c["eval"]["every"])
         total += times * once
         lines.append(
@@ -349,17 +359,17 @@ def run_of(c, job: Job, mesh, costs: list[Cost], efficiency: float) -> list[str]
 
 
 def suggest(mesh, place, costs: list[Cost]) -> str:
-    """The smallest slice that would hold the programs: what is sharded grows as chips
-    get fewer; temporaries stay, because microbatches keep a device's rows."""
+    """Name the smallest slice that would hold the programs: sharded arrays grow as
+    chips get fewer; temporaries stay, since microbatches fix the rows per device."""
     count, chip = mesh.devices.size, place.chip
     known = [x for x in costs if not x.refused]
     if len(known) < len(costs):
         return f"{place.kind}:{place.slice} does not hold it: take more chips or memory"
     for slice_, n in chips.smaller(place.kind):
         need = max(
-            (x.held.get("parameters", 0) + x.held.get("optimizer", 0) + x.beside)
+            (x.arguments.get("parameters", 0) + x.arguments.get("optimizer", 0) + x.resident)
             * count / n
-            + max(x.total, x.cache) - sum(x.held.values()) + x.held.get("batch", 0)
+            + max(x.total, x.cache) - sum(x.arguments.values()) + x.arguments.get("batch", 0)
             for x in known
         )  # fmt: skip
         if need <= chip.memory:

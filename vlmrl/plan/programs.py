@@ -1,5 +1,5 @@
-"""The programs of a training run as shapes: rollout, update and evaluation, with where
-every array lies, and no array made. What `vlmrl plan` compiles.
+"""Describe the programs of a training run by shapes and shardings, without arrays:
+rollout, update, reference pass and evaluation. `vlmrl plan` compiles them.
 """
 
 from __future__ import annotations
@@ -19,20 +19,19 @@ from vlmrl.engine.prefix_cache import prefill
 from vlmrl.engine.score import completions, score
 from vlmrl.eval import kernel
 from vlmrl.eval.tags import Letters, Tag, TagTables
+from vlmrl.loops.evaluate import OPTIONS
 from vlmrl.models import registry
 from vlmrl.models.api import Model
 from vlmrl.policy import gathered, rounded
 from vlmrl.rl import losses, update
 from vlmrl.types import Group, Rollout, Tokens, UserError, Vision
 
-C = 6  # options of an item, an added one included
-
 
 class Program(NamedTuple):
     """A jittable function with the shapes it is called with.
 
-    `parts` names the arguments whose bytes are told apart; `donated` are given up;
-    `trips` is the number of tokens a sampling loop makes at most.
+    `parts` labels each argument for the table of memory; `donated` are the indices of
+    donated arguments; `trips` is the most iterations of the sampling loop.
     """
 
     name: str
@@ -44,8 +43,8 @@ class Program(NamedTuple):
     out: Any = None  # shardings
 
 
-class Job(NamedTuple):
-    """What a plan must know of a run; fields as in the config files."""
+class PlannedJob(NamedTuple):
+    """The settings of a run that decide its programs; fields as in the config files."""
 
     model: Model
     raw: dict  # its config.json
@@ -57,18 +56,18 @@ class Job(NamedTuple):
     dtype: Any  # of the parameters that are trained
     compute: Any  # of activations, and of weights as they are read; None: as `dtype`
     remat: str | None
-    wide: bool  # the sum over layers in float32 when scoring
+    float32_residual: bool  # the sum over layers in float32 when scoring
     loss: dict
     optimizer: dict
     conditions: int
     eval_batch: int
     eval_tokens: int
     eval_texts: int  # tokens of a condition's text
-    gather: bool = True  # weights over fsdp before sampling
+    gather_params: bool = True  # weights over fsdp before sampling
 
 
 def read_model(name: str) -> tuple[Model, dict]:
-    """(Model, config.json) of a directory or of a model whose shapes are known."""
+    """Return (Model, config.json) of a directory, or of a published model by name."""
     known = registry.published()
     if name in known:
         return registry.build_model(known[name], name), known[name]
@@ -77,7 +76,7 @@ def read_model(name: str) -> tuple[Model, dict]:
 
 
 def shapes(mesh, tree, axis=0):
-    """Arrays of a batch as shapes that lie on the mesh."""
+    """Return the shapes of a batch's arrays with their shardings on the mesh."""
 
     def one(path, x):
         names = [getattr(k, "name", "") for k in path]
@@ -88,33 +87,35 @@ def shapes(mesh, tree, axis=0):
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
-def params(job: Job, mesh, dtype) -> dict:
-    places = sharding.param_shardings(mesh, job.model.table)
+def params(job: PlannedJob, mesh, dtype) -> dict:
+    shardings = sharding.param_shardings(mesh, job.model.table)
     return {
-        name: jax.ShapeDtypeStruct(p.shape, dtype, sharding=places[name])
+        name: jax.ShapeDtypeStruct(p.shape, dtype, sharding=shardings[name])
         for name, p in job.model.table.items()
     }
 
 
 def state(
-    job: Job, mesh, tx, freeze: tuple[str, ...] = (), offload: bool = False
+    job: PlannedJob, mesh, tx, freeze: tuple[str, ...] = (), offload: bool = False
 ) -> update.TrainState:
-    """The training state: parameters, the live ones' moments, the step."""
-    held = params(job, mesh, job.dtype)
-    places = {n: p.sharding for n, p in held.items()}
-    moments = jax.eval_shape(tx.init, update.live_of(held, freeze))
-    places = sharding.like_params(mesh, moments, places)
+    """Return the training state: parameters, moments of the trained ones, the step."""
+    train_state = params(job, mesh, job.dtype)
+    shardings = {n: p.sharding for n, p in train_state.items()}
+    moments = jax.eval_shape(tx.init, update.live_of(train_state, freeze))
+    shardings = sharding.like_params(mesh, moments, shardings)
     if offload:
-        places = sharding.on_host(places, moments)
+        shardings = sharding.on_host(shardings, moments)
     moments = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), moments, places
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        moments,
+        shardings,
     )
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicate(mesh))
-    return update.TrainState(held, moments, step)
+    return update.TrainState(train_state, moments, step)
 
 
-def group(job: Job, mesh, n: int, *, texts: int = 0, length: int = 0) -> Group:
-    """N prefixes with their images, and `texts` branches of `length` behind each."""
+def group(job: PlannedJob, mesh, n: int, *, texts: int = 0, length: int = 0) -> Group:
+    """Return N prefixes with images, each followed by `texts` branches of `length`."""
     f32, i32 = jnp.float32, jnp.int32
     shape = jax.ShapeDtypeStruct
 
@@ -147,8 +148,8 @@ def group(job: Job, mesh, n: int, *, texts: int = 0, length: int = 0) -> Group:
             shape((n, images, merged), i32),
         )
     branches = tokens(n * texts, length) if texts else None
-    made = Group(tokens(n, job.buckets["prefix"]), vision, branches)
-    return shapes(mesh, made)
+    group_shapes = Group(tokens(n, job.buckets["prefix"]), vision, branches)
+    return shapes(mesh, group_shapes)
 
 
 def rollout_shapes(rows: int, length: int) -> Rollout:
@@ -161,7 +162,7 @@ def rollout_shapes(rows: int, length: int) -> Rollout:
     )
 
 
-def stops(job: Job, mesh) -> Stops:
+def stops(job: PlannedJob, mesh) -> Stops:
     vocab = job.model.table["text.embed"].shape[0]
     states = len("</answer>")
 
@@ -174,8 +175,8 @@ def stops(job: Job, mesh) -> Stops:
     )
 
 
-def tables(job: Job, mesh) -> TagTables:
-    """Tables of a tokenizer such as Qwen's; small beside everything else."""
+def tables(job: PlannedJob, mesh) -> TagTables:
+    """Return tag tables of a tokenizer such as Qwen's; small beside everything else."""
     vocab = job.model.table["text.embed"].shape[0]
     place = sharding.replicate(mesh)
 
@@ -191,7 +192,7 @@ def tables(job: Job, mesh) -> TagTables:
         )
 
     i32 = jnp.int32
-    letters = Letters(shape(i32, C, 1), shape(i32, 2), shape(i32, C, 2))
+    letters = Letters(shape(i32, OPTIONS, 1), shape(i32, 2), shape(i32, OPTIONS, 2))
     return TagTables(
         stops=stops(job, mesh),
         think=tag("<think>"),
@@ -211,25 +212,25 @@ def keys(mesh, rows: int):
     return shapes(mesh, jax.ShapeDtypeStruct((rows, 2), jnp.uint32))
 
 
-def sampling(job: Job, mesh, params):
-    """(read, copy): the parameters within a run's sampling programs, as a function of
-    `params`, and the bytes of one device that they take beside those."""
-    gather = job.gather and mesh.shape["fsdp"] > 1
-    lie = {name: x.sharding for name, x in params.items()}
-    places = sharding.gathered(lie) if gather else lie
+def sampling(job: PlannedJob, mesh, params):
+    """Return (read, copy): a function from stored parameters to those that sampling
+    programs compute with, and the bytes per device of that copy."""
+    gather_params = job.gather_params and mesh.shape["fsdp"] > 1
+    stored = {name: x.sharding for name, x in params.items()}
+    shardings = sharding.gathered(stored) if gather_params else stored
 
     def read(params):
-        if not gather:
+        if not gather_params:
             return rounded(params, job.compute, job.model.table)
-        return gathered(params, job.compute, job.model.table, lie)
+        return gathered(params, job.compute, job.model.table, stored)
 
-    copied = gather or job.compute not in (None, job.dtype)
+    copied = gather_params or job.compute not in (None, job.dtype)
     shapes = jax.eval_shape(lambda p: rounded(p, job.compute, job.model.table), params)
-    return read, sharding.bytes_each(shapes, places) if copied else 0
+    return read, sharding.bytes_each(shapes, shardings) if copied else 0
 
 
-def rollout(job: Job, mesh, **options) -> Program:
-    """Prefixes read once, G completions of each sampled to their full length."""
+def rollout(job: PlannedJob, mesh, **options) -> Program:
+    """Prefill each prompt once and sample G completions to their full length."""
     weights = params(job, mesh, job.dtype)
     read, _ = sampling(job, mesh, weights)
 
@@ -254,8 +255,8 @@ def rollout(job: Job, mesh, **options) -> Program:
     )  # fmt: skip
 
 
-def learning(job: Job, mesh):
-    """(optimizer, frozen prefixes, state as shapes) of a job."""
+def learning(job: PlannedJob, mesh):
+    """Return (optimizer, frozen prefixes, training state as shapes) of a job."""
     opts = dict(job.optimizer)
     rate = update.schedule(
         peak=opts.pop("peak"),
@@ -270,24 +271,24 @@ def learning(job: Job, mesh):
     return tx, freeze, state(job, mesh, tx, freeze, offload)
 
 
-def resident(job: Job, mesh) -> float:
-    """Bytes that a run holds on one device throughout: the training state, and the
-    start that a KL term refers to."""
+def resident(job: PlannedJob, mesh) -> float:
+    """Return the bytes per device that stay allocated throughout a run: the training
+    state and, with a KL term, the reference parameters."""
     _, _, own = learning(job, mesh)
     start = params(job, mesh, job.compute or job.dtype)
-    return held(own) + (held(start) if job.loss.get("kl_weight") else 0)
+    return device_bytes(own) + (device_bytes(start) if job.loss.get("kl_weight") else 0)
 
 
-def step(job: Job, mesh, **options) -> Program:
-    """One update on a batch of rollouts at their full length."""
-    tx, freeze, held = learning(job, mesh)
+def step(job: PlannedJob, mesh, **options) -> Program:
+    """Update on a batch of rollouts at their full length."""
+    tx, freeze, train_state = learning(job, mesh)
 
     def objective(logp, entropy, mask, extra):
         return losses.policy_objective(logp, entropy, mask, extra, **job.loss)
 
     function = update.make_update(
         job.model, tx, objective, microbatches=job.microbatches, freeze=freeze,
-        dtype=job.compute, remat=job.remat, float32_residual=job.wide,
+        dtype=job.compute, remat=job.remat, float32_residual=job.float32_residual,
         mesh=mesh, **options,
     )  # fmt: skip
     rows = job.prompts * job.group_size
@@ -300,21 +301,24 @@ def step(job: Job, mesh, **options) -> Program:
     if job.loss.get("kl_weight"):
         extra["ref_logprobs"] = drawn.logprobs
     batch = shapes(mesh, update.Batch(grown, extra))
-    places = jax.tree.map(lambda x: x.sharding, held)
+    shardings = jax.tree.map(lambda x: x.sharding, train_state)
     return Program(
-        "update", update.fetching(function, held), (held, batch), ("state", "batch"),
+        "update",
+        update.fetching(function, train_state),
+        (train_state, batch),
+        ("state", "batch"),
         donated=(0,),
-        out=(places, None),
-    )  # fmt: skip
+        out=(shardings, None),
+    )
 
 
-def reference(job: Job, mesh, **options) -> Program:
-    """Log-probs of the starting model, for the KL term."""
+def reference(job: PlannedJob, mesh, **options) -> Program:
+    """Score completions under the reference parameters, for the KL term."""
 
     def of(params, group):
         return score(
             job.model, params, group, dtype=job.compute, remat=job.remat,
-            float32_residual=job.wide, mesh=mesh, **options,
+            float32_residual=job.float32_residual, mesh=mesh, **options,
         )[0]  # fmt: skip
 
     rows = job.prompts * job.group_size
@@ -324,8 +328,8 @@ def reference(job: Job, mesh, **options) -> Program:
     return Program("reference", of, args, ("parameters", "batch"))
 
 
-def evaluation(job: Job, mesh, **options) -> Program:
-    """One pass of the one-pass kernel: a batch of examples under every condition."""
+def evaluation(job: PlannedJob, mesh, **options) -> Program:
+    """Evaluate a batch of examples under every condition in one pass."""
     n, v = job.eval_batch, job.conditions
     i32 = jnp.int32
     rows = n * v
@@ -344,7 +348,7 @@ def evaluation(job: Job, mesh, **options) -> Program:
     shape = jax.ShapeDtypeStruct
     facts = kernel.Rows(
         shape((rows,), i32),
-        shape((rows, C), bool),
+        shape((rows, OPTIONS), bool),
         *(shape((rows,), i32) for _ in range(3)),
     )
     sightless = job._replace(buckets={**job.buckets, "images": 0})
@@ -363,12 +367,12 @@ def evaluation(job: Job, mesh, **options) -> Program:
 
 
 def drawing(options: dict) -> dict:
-    """What sampling takes of the options of reading."""
+    """Return the prefill options that sampling takes, too."""
     return {k: v for k, v in options.items() if k not in ("dtype", "attend")}
 
 
-def held(tree, on_host: bool = False) -> float:
-    """Bytes that the arrays of a tree take on one device, or of its host's memory."""
+def device_bytes(tree, on_host: bool = False) -> float:
+    """Return the bytes of a tree's arrays on one device, or in its host's memory."""
     total = 0.0
     for x in jax.tree.leaves(tree):
         if sharding.is_on_host(x) != on_host:
@@ -378,9 +382,11 @@ def held(tree, on_host: bool = False) -> float:
     return total
 
 
-def cache(job: Job, mesh, *, groups: int, length: int, rows: int, segments=()) -> float:
-    """Bytes of keys and values on one device: prefixes, `segments` of (rows, tokens),
-    and `rows` rows of `length` sampled tokens."""
+def cache(
+    job: PlannedJob, mesh, *, groups: int, length: int, rows: int, segments=()
+) -> float:
+    """Return the bytes per device of keys and values: prefixes, `segments` of
+    (rows, tokens), and `rows` rows of `length` sampled tokens."""
     c = job.model.config.text
     width = 2 * c.layers * c.kv_heads * c.head_dim
     shards = sharding.batch_shards(mesh)
