@@ -69,8 +69,8 @@ def parse(text: str) -> tuple[str, str, int]:
     kind, _, slice_ = text.partition(":")
     if kind not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", slice_):
         raise UserError(
-            f"--topology is '{text}', expected a chip and a slice, as v5e:8x8, v5p:4x4x4 "
-            f"or h200:8; chips: {', '.join(CHIPS)}"
+            f"--topology is '{text}', expected a chip and a slice, as v5e:8x8, "
+            f"v5p:4x4x4 or h200:8; chips: {', '.join(CHIPS)}"
         )
     sides = [int(s) for s in slice_.split("x")]
     if CHIPS[kind].platform == "tpu" and len(sides) != len(SLICES[kind][0].split("x")):
@@ -80,8 +80,8 @@ def parse(text: str) -> tuple[str, str, int]:
 
 
 def find(text: str) -> Topology:
-    """Return the topology of that name with devices to compile for: libtpu's where it is
-    installed, else CPU devices. Must be called before JAX is initialised."""
+    """Return the topology of that name with devices to compile for: libtpu's where it
+    is installed, else CPU devices. Must be called before JAX is initialised."""
     kind, slice_, count = parse(text)
     if CHIPS[kind].platform == "tpu" and find_spec("libtpu"):
         # libtpu would ask the cloud's metadata server what it runs on.

@@ -135,8 +135,8 @@ def programs_of(
     shards = sharding.batch_shards(mesh)
     if job.prompts % (shards * job.microbatches):
         raise UserError(
-            f"config.prompts is {job.prompts}, expected a multiple of the {shards} parts "
-            f"that the mesh cuts a batch into × {job.microbatches} microbatches"
+            f"config.prompts is {job.prompts}, expected a multiple of {shards} batch "
+            f"shards × {job.microbatches} microbatches"
         )
     job = job._replace(eval_batch=job.eval_batch + -job.eval_batch % shards)
     known = {
@@ -367,17 +367,24 @@ def suggest(mesh, place, costs: list[Cost]) -> str:
         return f"{place.kind}:{place.slice} does not hold it: take more chips or memory"
     for slice_, n in chips.smaller(place.kind):
         need = max(
-            (x.arguments.get("parameters", 0) + x.arguments.get("optimizer", 0) + x.resident)
-            * count / n
-            + max(x.total, x.cache) - sum(x.arguments.values()) + x.arguments.get("batch", 0)
+            _sharded(x) * count / n
+            + max(x.total, x.cache)
+            - sum(x.arguments.values())
+            + x.arguments.get("batch", 0)
             for x in known
-        )  # fmt: skip
+        )
         if need <= chip.memory:
             return (
                 f"smallest slice of {place.kind} that holds it, rows per chip as here: "
                 f"{place.kind}:{slice_} (estimated, {_gib(need)} GiB per chip)"
             )
     return f"no listed slice of {place.kind} holds it"
+
+
+def _sharded(x: Cost) -> float:
+    """Return the bytes per device that shrink with more devices."""
+    sizes = x.arguments
+    return sizes.get("parameters", 0) + sizes.get("optimizer", 0) + x.resident
 
 
 def write(path: Path, text: str, costs: list[Cost]) -> None:
