@@ -77,17 +77,17 @@ class Case(NamedTuple):
 
 def cases(s) -> list[Case]:
     if s.tiny:
-        found = {"toy": TINY.sizes.sees}
+        configs = {"toy": TINY.sizes.sees}
     else:
         known = registry.published()
         if missing := [n for n in s.models if n not in known]:
             names = ", ".join(known)
             raise UserError(f"--models: no shape of '{missing[0]}'; known: {names}")
-        found = {name: known[name] for name in s.models}
+        configs = {name: known[name] for name in s.models}
     shape = TINY if s.tiny else FULL
     return [
         Case(name.rpartition("/")[2], raw, registry.build_model(raw, name), shape)
-        for name, raw in found.items()
+        for name, raw in configs.items()
     ]
 
 
@@ -158,16 +158,16 @@ def decoding(model: Model, rows: int, each: int, prefix: int, own: float) -> Ste
     t = getattr(model.config, "text", model.config)
     weights = matrices(model, "text.layers.") + t.vocab * t.width
     token = 2 * t.layers * t.kv_heads * t.head_dim
-    held = token * (rows / each * prefix + rows * own)
+    cached = token * (rows / each * prefix + rows * own)
     mix = 4 * t.layers * t.heads * t.head_dim * rows * (prefix + own)
-    return Step(2 * (weights + held), 2 * weights * rows + mix)
+    return Step(2 * (weights + cached), 2 * weights * rows + mix)
 
 
 def sheet() -> tuple[str, chips.Chip | None]:
     """(name of the device, its data sheet if we have one)."""
     kind = jax.devices()[0].device_kind
-    found = [c for n, c in chips.CHIPS.items() if n in kind.lower() and n != "host"]
-    return kind, found[0] if found else None
+    matching = [c for n, c in chips.CHIPS.items() if n in kind.lower() and n != "host"]
+    return kind, matching[0] if matching else None
 
 
 # -- suites ----------------------------------------------------------------------------
@@ -219,9 +219,11 @@ def beside_transformers(s, case: Case, params) -> list[dict]:
     inputs["ids"] = np.tile(row.ids, (count, 1))
     name = "transformers_generate"
     where = "cpu" if jax.default_backend() == "cpu" else "cuda"
-    wanted = {name: dict(new=new, samples=shape.each, device=where, dtype="bfloat16")}
-    with timing.beside(case.raw, case.model, None, inputs, wanted) as others:
-        found, _ = timing.compared(others, lambda: ours(params), s.rounds, {
+    settings_of = {
+        name: dict(new=new, samples=shape.each, device=where, dtype="bfloat16")
+    }
+    with timing.beside(case.raw, case.model, None, inputs, settings_of) as others:
+        results, _ = timing.compared(others, lambda: ours(params), s.rounds, {
             name: dict(
                 name=f"decode/{case.name}/transformers", bar=5.0, tokens=rows * new,
                 definition=f"seconds of transformers' generate / of vlmrl: {count} "
@@ -229,7 +231,7 @@ def beside_transformers(s, case: Case, params) -> list[dict]:
                 f"samples of {new} tokens each, bfloat16, reading included",
             )
         })  # fmt: skip
-    return found
+    return results
 
 
 def trained(case: Case):
@@ -285,15 +287,15 @@ def updated(s, case: Case, able: timing.Machine) -> list[dict]:
         middle = statistics.median(seconds[1:])
         work = forward(case.model, group)
         rate, peak = 3 * sum(work) / middle, able.flops
-        told = f"{rate / peak:.1%} of {peak / 1e12:.0f} as measured"
+        shares = f"{rate / peak:.1%} of {peak / 1e12:.0f} as measured"
         if chip is not None:
             peak = chip.flops
-            told += f", {rate / peak:.1%} of {peak / 1e12:.0f} by the data sheet"
+            shares += f", {rate / peak:.1%} of {peak / 1e12:.0f} by the data sheet"
         out.append(
             result(
                 f"update/{case.name}/{name}", rate / peak,
                 f"MFU of an update step on {kind}: {rate / 1e12:.1f} TFLOP/s ("
-                f"{told}); {3 * work.text / 1e12:.1f} TFLOP of the language model "
+                f"{shares}); {3 * work.text / 1e12:.1f} TFLOP of the language model "
                 f"and {3 * work.vision / 1e12:.1f} of the tower; {shape.groups} "
                 f"prompts of {prompt} tokens, {shape.each} completions of "
                 f"{shape.length}, prefix once; {words}",
@@ -323,9 +325,9 @@ def phased(s, case: Case) -> dict:
     seconds: dict[str, list[float]] = {}
 
     def phase(name, run, *given):
-        took, found = timed(run, *given)
+        took, output = timed(run, *given)
         seconds.setdefault(name, []).append(took)
-        return found
+        return output
 
     for _ in range(1 + s.rounds):
         low = phase("sync", cast, state.params)
@@ -336,8 +338,8 @@ def phased(s, case: Case) -> dict:
         batch.extra["old_logprobs"] = rollout.logprobs
         state, _ = phase("update", learn, state, batch)
         lengths = np.asarray(rollout.mask.sum(-1))
-    kept = {name: found[1:] for name, found in seconds.items()}
-    middle = {name: statistics.median(x) for name, x in kept.items()}
+    by_phase = {name: turns[1:] for name, turns in seconds.items()}
+    middle = {name: statistics.median(x) for name, x in by_phase.items()}
     whole, (kind, _) = sum(middle.values()), sheet()
     scaled = whole * STEP_PROMPTS / shape.prompts / STEP_CHIPS
     return result(
@@ -350,7 +352,7 @@ def phased(s, case: Case) -> dict:
         + f"; lengths forced to a log-normal of median {shape.median}, spread "
         f"0.6, cut at {shape.longest} (mean {lengths.mean():.0f} as drawn); "
         f"no reward, nothing sent between chips; {words}",
-        seconds=kept,
+        seconds=by_phase,
     )  # fmt: skip
 
 

@@ -33,8 +33,8 @@ PROBE = """<script>{
 def suite(s) -> list[dict]:
     """The report of `sizes.records` records of the tiny model on scenes."""
     examples = scenes.suite("test", SCENES)
-    found = evaluate(policy.load("tiny"), examples, CONDITIONS, max_tokens=48)
-    rows = repeated(found, s.sizes.records)
+    measured = evaluate(policy.load("tiny"), examples, CONDITIONS, max_tokens=48)
+    rows = repeated(measured, s.sizes.records)
     image_of = {e.id: e.images[0] for e in examples}
     images = {r.example: image_of[r.example.split("~")[0]] for r in rows}
     with tempfile.TemporaryDirectory(prefix="vlmrl-bench-") as place:
@@ -43,8 +43,8 @@ def suite(s) -> list[dict]:
         table = records.read(file)
         begin = time.perf_counter()
         metrics = measures.summarise(table)
-        made = tables.build(table, metrics)
-        report = html.Page(table, metrics, made, {"title": "bench"})
+        built = tables.build(table, metrics)
+        report = html.Page(table, metrics, built, {"title": "bench"})
         page = html.write_report(place, report, images)
         written, size = time.perf_counter() - begin, page.stat().st_size
         try:
@@ -62,14 +62,14 @@ def suite(s) -> list[dict]:
     ]  # fmt: skip
 
 
-def repeated(found: list[Record], count: int) -> list[Record]:
+def repeated(records: list[Record], count: int) -> list[Record]:
     """`count` records: the same again under other names of examples."""
     return [
         r._replace(
             example=f"{r.example}~{copy}", cluster=f"{r.cluster}~{copy}", recipe="tiny"
         )
-        for copy in range(-(-count // len(found)))
-        for r in found
+        for copy in range(-(-count // len(records)))
+        for r in records
     ][:count]
 
 
@@ -88,7 +88,7 @@ def first_view(page: Path) -> float:
             f"--user-data-dir={profile}", "--dump-dom", probed.as_uri(),
         ]  # fmt: skip
         done = subprocess.run(words, capture_output=True, text=True)
-    told = re.search(r'<output id="first-view">(.*?)</output>', done.stdout)
-    if told is None or told[1] == "not ready":
+    match = re.search(r'<output id="first-view">(.*?)</output>', done.stdout)
+    if match is None or match[1] == "not ready":
         raise UserError("chromium showed a page whose scripts had not ended")
-    return float(told[1]) / 1e3
+    return float(match[1]) / 1e3

@@ -109,13 +109,13 @@ def evaluation(s: Settings) -> list[dict]:
         token = reading / (shared + v * own)
         c = (least - reading) / (v * new) / token if new else 0.0
         bound = v * (shared + own + c * new) / (shared + v * (own + c * new))
-        found = ratio(seconds, "loop", "one pass")
+        speedup = ratio(seconds, "loop", "one pass")
         out.append(
             result(
-                f"eval/{new}", found,
+                f"eval/{new}", speedup,
                 f"seconds of {v} conditions one after the other / in one pass, {new} "
                 f"new tokens each; bound (10(P+cT))/(P₀+10(q+cT)) = {bound:.2f} with "
-                f"c = {c:.2f}, reached to {found / bound:.0%}",
+                f"c = {c:.2f}, reached to {speedup / bound:.0%}",
                 bar=max(0.8 * bound, 4.0 if new == 0 else 0.0), seconds=seconds,
                 bound=bound, c=c,
             )
@@ -130,8 +130,8 @@ def slots(s: Settings) -> list[dict]:
     each, count = sizes.branches, sizes.slots
     hazard = workloads.hazards(sizes.median, 1.0, sizes.longest)
     stops = workloads.lasting(workloads.vocabulary_of(model), hazard)
-    how = model, group, each, stops, sizes.longest
-    filled, plain = workloads.slotted(*how, count), workloads.batched(*how)
+    arguments = model, group, each, stops, sizes.longest
+    filled, plain = workloads.slotted(*arguments, count), workloads.batched(*arguments)
     rollout, use = jax.device_get(filled(params))
     rows = jax.device_get(plain(params, count))
     lengths = rollout.mask.sum(-1)
@@ -142,7 +142,7 @@ def slots(s: Settings) -> list[dict]:
         {"slots": lambda: filled(params), "batches": lambda: plain(params, count)},
         s.rounds,
     )
-    told = (
+    workload = (
         f"{len(lengths)} samples, log-normal lengths of median {sizes.median} and one "
         f"natural logarithm of spread, cut at {sizes.longest} (median "
         f"{np.median(lengths):.0f}, mean {lengths.mean():.1f}, longest {lengths.max()} "
@@ -151,7 +151,7 @@ def slots(s: Settings) -> list[dict]:
     return [
         result(
             "slots/kept", float(use.tokens) / (float(use.steps) * count),
-            f"share of slot-steps that write a token which is kept: {told}; batches of "
+            f"share of slot-steps that write a token which is kept: {workload}; batches of "
             f"{wide} rows, each to its longest, keep {lengths.sum() / idle:.0%}; "
             f"{alike:.0%} of the samples have the same length in both",
             unit="share", bar=0.85,
@@ -159,7 +159,7 @@ def slots(s: Settings) -> list[dict]:
         result(
             "slots/time", ratio(seconds, "batches", "slots"),
             f"seconds of batches of {wide} rows / of the slots, float32, "
-            f"{model.size / 1e6:.0f} M parameters: {told}",
+            f"{model.size / 1e6:.0f} M parameters: {workload}",
             seconds=seconds,
         ),
     ]  # fmt: skip
@@ -172,9 +172,9 @@ def rollout(s: Settings) -> list[dict]:
     group = workloads.prompted(sizes)
     ours = workloads.sampler(model, group, sizes.branches, new)
     name = "transformers_generate"
-    wanted = {name: dict(new=new, samples=sizes.branches)}
+    settings_of = {name: dict(new=new, samples=sizes.branches)}
     with timing.beside(
-        sizes.sees, model, params, workloads.seen(row), wanted
+        sizes.sees, model, params, workloads.seen(row), settings_of
     ) as others:
         results, _ = timing.compared(others, lambda: ours(params), s.rounds, {
             name: dict(
@@ -197,8 +197,8 @@ def training(s: Settings) -> list[dict]:
     ids = np.concatenate([np.tile(row.ids, (count, 1)), group.branches.ids], axis=1)
     inputs = workloads.seen(row, count) | dict(ids=ids)
     name = "transformers_step"
-    wanted = {name: dict(new=sizes.length)}
-    with timing.beside(sizes.sees, model, params, inputs, wanted) as others:
+    settings_of = {name: dict(new=sizes.length)}
+    with timing.beside(sizes.sees, model, params, inputs, settings_of) as others:
         results, _ = timing.compared(others, lambda: ours(params), s.rounds, {
             name: dict(
                 name="training",
@@ -225,14 +225,16 @@ def text(s: Settings) -> list[dict]:
         "vllm_generate": ("text/vllm", "vLLM's CPU build", None),
         "tunix_generate": ("text/tunix", "tunix's sampler", None),
     }
-    wanted = {name: dict(new=new) for name in peers}
-    with timing.beside(sizes.reads, model, params, dict(ids=ids), wanted) as others:
+    settings_of = {name: dict(new=new) for name in peers}
+    with timing.beside(
+        sizes.reads, model, params, dict(ids=ids), settings_of
+    ) as others:
         results, seconds = timing.compared(others, lambda: ours(params), s.rounds, {
             name: dict(
                 name=short, bar=bar, tokens=len(ids) * new,
-                definition=f"seconds of {said} / of vlmrl: {work}",
+                definition=f"seconds of {label} / of vlmrl: {work}",
             )
-            for name, (short, said, bar) in peers.items()
+            for name, (short, label, bar) in peers.items()
         })  # fmt: skip
     able = timing.machine(jnp.float32, small=s.tiny)
     whole = statistics.median(seconds["vlmrl"])
@@ -262,8 +264,10 @@ def grpo(s: Settings) -> list[dict]:
     def whole():
         ours()  # what it returns is a reward
 
-    wanted = {"trl_step": dict(new=new, samples=sizes.branches)}
-    with timing.beside(sizes.learns, model, params, dict(ids=ids), wanted) as others:
+    settings_of = {"trl_step": dict(new=new, samples=sizes.branches)}
+    with timing.beside(
+        sizes.learns, model, params, dict(ids=ids), settings_of
+    ) as others:
         results, _ = timing.compared(others, whole, s.rounds, {
             "trl_step": dict(
                 name="grpo",
@@ -346,7 +350,7 @@ def _cpu() -> str:
     return names[0] if names else platform.machine()
 
 
-def told(r: dict) -> str:
+def line(r: dict) -> str:
     """Lines on a result: value, bar, definition, seconds of each side."""
     lines = [f"{r['name']:22} {_judged(r)}", f"    {r['definition']}"]
     for side, seconds in (r["seconds"] or {}).items():
@@ -377,11 +381,11 @@ def newest(place: Path, machine: dict) -> tuple[Path, dict] | None:
 
 def _read(file: Path) -> dict:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        found["date"], found["machine"]["class"], found["results"]
+        results = json.loads(file.read_text(encoding="utf-8"))
+        results["date"], results["machine"]["class"], results["results"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: is no result of `vlmrl bench`: {error}") from error
-    return found
+    return results
 
 
 def regressions(before: dict, now: dict) -> list[str]:
@@ -398,11 +402,11 @@ def regressions(before: dict, now: dict) -> list[str]:
     return out
 
 
-def save(found: dict, directory: Path) -> Path:
+def save(results: dict, directory: Path) -> Path:
     """Writes bench-DATE-CLASS.json."""
     directory.mkdir(parents=True, exist_ok=True)
-    stamp = found["date"].replace(":", "").partition("+")[0]
-    path = directory / f"bench-{stamp}-{found['machine']['class']}.json"
+    stamp = results["date"].replace(":", "").partition("+")[0]
+    path = directory / f"bench-{stamp}-{results['machine']['class']}.json"
     beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    beside.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return beside.rename(path)

@@ -1,5 +1,5 @@
-"""What `vlmrl bench` measures with: sides that take turns, peers in processes of their
-own, what this machine can do, and the record of a result."""
+"""Time alternatives in turns, run peers in processes of their own, measure this
+machine's ceilings, and record results."""
 
 from __future__ import annotations
 
@@ -38,46 +38,46 @@ def result(
     seconds: dict | None = None,
     **more,
 ) -> dict:
-    """One number. `bar` is what it should reach, at most where `less` is better; a
-    value of None was not measured, and the definition says why."""
+    """Return the record of one number. `bar` is its target, an upper bound where `less`
+    is better; a value of None was not measured, and the definition says why."""
     return dict(name=name, value=value, unit=unit, bar=bar, less=less,
                 definition=definition, seconds=seconds, **more)  # fmt: skip
 
 
 def interleave(sides: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every side, in turn, `rounds` times, after a run of each to warm up.
-    A side that returns a float says its own time (a peer, in its own process)."""
+    """Return the seconds of every side, run in turns `rounds` times after a warm-up. A
+    side that returns a float reports its own time (a peer in its own process)."""
     out = {name: [] for name in sides}
     for turn in range(-1, rounds):
         for name, run in sides.items():
-            spent, found = timed(run)
-            peer = isinstance(found, float)
+            spent, output = timed(run)
+            peer = isinstance(output, float)
             if peer:
                 time.sleep(REST)
             if turn >= 0:
-                out[name].append(found if peer else spent)
+                out[name].append(output if peer else spent)
     return out
 
 
 def timed(run: Callable, *given):
-    """(seconds, what run(*given) gives, computed)."""
+    """Return (seconds, the ready output) of run(*given)."""
     begin = time.perf_counter()
-    found = jax.block_until_ready(run(*given))
-    return time.perf_counter() - begin, found
+    output = jax.block_until_ready(run(*given))
+    return time.perf_counter() - begin, output
 
 
 def ratio(seconds: dict[str, list[float]], other: str, this: str) -> float:
-    """Median over rounds of other / this: how many times faster this is."""
+    """Return the median over rounds of other / this, the speed-up of this."""
     pairs = zip(seconds[other], seconds[this], strict=True)
     return statistics.median(a / b for a, b in pairs)
 
 
 def measured(run: Callable, rounds: int) -> float:
-    """Median seconds of a side by itself."""
+    """Return the median seconds of a side by itself."""
     return statistics.median(interleave({"it": run}, rounds)["it"])
 
 
-# -- what the machine can do -----------------------------------------------------------
+# -- the machine's ceilings ------------------------------------------------------------
 
 
 class Machine(NamedTuple):
@@ -88,8 +88,8 @@ class Machine(NamedTuple):
 
 
 def machine(dtype, *, small: bool = False) -> Machine:
-    """Reads (or copies, where that moves more) an array far larger than any cache, and
-    multiplies square matrices of random numbers; the best of seven."""
+    """Measure the bandwidth of reading (or copying, if faster) an array far larger than
+    any cache, and the FLOP/s of multiplying random square matrices; best of seven."""
     gpu = jax.default_backend() != "cpu"
     size = 2**22 if small else 2**32 if gpu else 2**29
     side = 256 if small else 8192 if gpu else 2048
@@ -116,7 +116,7 @@ class Peer(NamedTuple):
 
 @contextlib.contextmanager
 def peer(name, config, model, params, inputs, **settings):
-    """A peer at work in a process of its own, as a Peer.
+    """Start a peer in a process of its own and yield it as a Peer.
 
     Args:
       name: of its script in third_party/peers, which says what it is given.
@@ -140,8 +140,8 @@ def peer(name, config, model, params, inputs, **settings):
         ]
         for flag, value in settings.items():
             words += [f"--{flag}", str(value)]
-        said = Path(place) / "stderr"
-        with said.open("wb") as errors:
+        log = Path(place) / "stderr"
+        with log.open("wb") as errors:
             process = subprocess.Popen(
                 words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
                 text=True,
@@ -151,8 +151,8 @@ def peer(name, config, model, params, inputs, **settings):
             for line in process.stdout:
                 if line.startswith("{"):  # what else is printed is the peer's chatter
                     return json.loads(line)
-            lines = said.read_text(errors="replace").strip().splitlines()
-            why = lines[-1].strip() if lines else "it said nothing"
+            lines = log.read_text(errors="replace").strip().splitlines()
+            why = lines[-1].strip() if lines else "no output"
             raise UserError(f"peer {name}: exit status {process.wait()}: {why[:300]}")
 
         def once() -> float:
@@ -173,22 +173,22 @@ class Beside(NamedTuple):
 
 
 @contextlib.contextmanager
-def beside(config, model, params, inputs, wanted: dict[str, dict]):
-    """Several peers on the same model and inputs: script name → its settings. One that
-    can't run is told in `absent`, not passed over."""
+def beside(config, model, params, inputs, settings_of: dict[str, dict]):
+    """Yield several peers on the same model and inputs; `settings_of` maps a script's
+    name to its settings. Those that can't run are listed in `absent`."""
     with contextlib.ExitStack() as stack:
-        found = Beside({}, {}, {})
-        for name, settings in wanted.items():
+        ready = Beside({}, {}, {})
+        for name, settings in settings_of.items():
             try:
                 one = stack.enter_context(
                     peer(name, config, model, params, inputs, **settings)
                 )
             except UserError as error:
-                found.absent[name] = str(error)
+                ready.absent[name] = str(error)
                 continue
-            found.sides[name] = one.once
-            found.versions.update(one.versions)
-        yield found
+            ready.sides[name] = one.once
+            ready.versions.update(one.versions)
+        yield ready
 
 
 def compared(
@@ -197,20 +197,22 @@ def compared(
     rounds: int,
     results: dict[str, dict],
 ) -> tuple[list[dict], dict]:
-    """(a result for every peer: its seconds / ours, from one interleaved run; seconds).
+    """Return (a result per peer: its seconds / ours from one interleaved run, seconds).
 
     Args:
       results: script name → arguments of `result` but for the value.
     """
     seconds = interleave({"vlmrl": ours, **beside.sides}, rounds)
     out = []
-    for name, how in results.items():
-        how = dict(how)
+    for name, arguments in results.items():
+        arguments = dict(arguments)
         if name in beside.absent:
-            how["definition"] = beside.absent[name]
-            out.append(result(value=None, **how))
+            arguments["definition"] = beside.absent[name]
+            out.append(result(value=None, **arguments))
             continue
         both = {n: seconds[n] for n in ("vlmrl", name)}
         value = ratio(seconds, name, "vlmrl")
-        out.append(result(value=value, seconds=both, versions=beside.versions, **how))
+        out.append(
+            result(value=value, seconds=both, versions=beside.versions, **arguments)
+        )
     return out, seconds

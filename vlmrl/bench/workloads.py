@@ -107,7 +107,7 @@ def decoder(vocabulary=32768, width=768, layers=14, heads=12, kv_heads=4, mlp=23
 
 
 class Sizes(NamedTuple):
-    """Shapes of the work, in tokens unless said."""
+    """Shapes of the work, in tokens unless stated."""
 
     sees: dict = vlm()  # config.json of the model that sees
     reads: dict = decoder()  # of the text decoder
@@ -383,10 +383,10 @@ def improved(model: Model, params, group: Group, each: int, length: int):
         nonlocal state
         rollout, grown = draw(state.params, group, keys)
         rewards = np.mean(np.asarray(rollout.tokens) % 2 == 0, -1).reshape(count, each)
-        found = advantages.grpo(rewards, np.ones_like(rewards, bool))
+        values = advantages.grpo(rewards, np.ones_like(rewards, bool))
         extra = {
             "old_logprobs": rollout.logprobs,
-            "advantages": np.asarray(found, np.float32).reshape(-1),
+            "advantages": np.asarray(values, np.float32).reshape(-1),
         }
         state, _ = jax.block_until_ready(learn(state, update.Batch(grown, extra)))
         return rewards.mean()
@@ -467,7 +467,7 @@ def _shapes(model: Model):
 
 
 class Counts(NamedTuple):
-    """What is computed and held, together and apart."""
+    """FLOPs and bytes, (as a group, as rows)."""
 
     step: tuple[float, float]  # FLOPs of a policy-gradient step
     evaluation: tuple[float, float]  # FLOPs of reading the conditions
@@ -494,14 +494,14 @@ def counts(sizes: Sizes) -> Counts:
     def reading(params, group):
         return prefill(model, params, group, unroll=True, attend=whole)
 
-    def held(group):
-        link = jax.eval_shape(reading, params, group).segments[0]
-        return sum(x.size * x.dtype.itemsize for x in (link.k, link.v))
+    def cache_bytes(group):
+        segment = jax.eval_shape(reading, params, group).segments[0]
+        return sum(x.size * x.dtype.itemsize for x in (segment.k, segment.v))
 
     one, many = scored(sizes), scored(sizes, sizes.branches)
     together, apart = asked(sizes), asked(sizes, together=False)
     return Counts(
         (flops(step, one), flops(step, many)),
         (flops(reading, together), flops(reading, apart)),
-        (held(one), held(many)),
+        (cache_bytes(one), cache_bytes(many)),
     )

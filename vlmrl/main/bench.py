@@ -79,15 +79,16 @@ def main(argv):
     for name in other.args or default:
         print(f"{name} ...", file=sys.stderr, flush=True)
         done = suites.SUITES[name](settings)
-        print(*map(suites.told, done), sep="\n", flush=True)  # whatever comes after
+        print(*map(suites.line, done), sep="\n", flush=True)  # whatever comes after
         results += done
-    found = suites.describe(results, tiny=other.tiny)
-    print(f"{found['date']}  {found['machine']['class']}  {found['machine']['cpu']}")
+    report = suites.describe(results, tiny=other.tiny)
+    machine = report["machine"]
+    print(f"{report['date']}  {machine['class']}  {machine['cpu']}")
     worse = []
-    previous = suites.newest(Path(other.against or other.out or "."), found["machine"])
+    previous = suites.newest(Path(other.against or other.out or "."), machine)
     if previous is not None:
-        worse = suites.regressions(previous[1], found)
+        worse = suites.regressions(previous[1], report)
         print(f"against {previous[0].name}: {'; '.join(worse) or 'no regression'}")
     if other.out:
-        print(f"written: {suites.save(found, Path(other.out))}")
+        print(f"written: {suites.save(report, Path(other.out))}")
     return 1 if worse or any(r["value"] is None for r in results) else 0

@@ -170,13 +170,13 @@ def _pretokenizer():
 def words(texts: Iterable[str], pretokenizer) -> set[str]:
     """Distinct words in byte-level characters, with their leading space if they have
     one but without a leading mark (`<think` and `>The` count as `think`, `The`)."""
-    found: set[str] = set()
+    seen: set[str] = set()
     for text in set(texts):
         for piece, _ in pretokenizer.pre_tokenize_str(text):
             bare = piece if piece[0] == "Ġ" else piece.lstrip("<>(\"'")
             if bare.lstrip("Ġ").isalpha() and "Ċ" not in bare:
-                found.add(bare)
-    return found
+                seen.add(bare)
+    return seen
 
 
 def merges(stages: Iterable[Iterable[str]], limit: int) -> list[tuple[str, str]]:
