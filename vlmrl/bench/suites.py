@@ -151,8 +151,8 @@ def slots(s: Settings) -> list[dict]:
     return [
         result(
             "slots/kept", float(use.tokens) / (float(use.steps) * count),
-            f"share of slot-steps that write a token which is kept: {workload}; batches of "
-            f"{wide} rows, each to its longest, keep {lengths.sum() / idle:.0%}; "
+            f"share of slot-steps whose token is part of a sample: {workload}; of "
+            f"batches of {wide} rows, each to its longest, {lengths.sum() / idle:.0%}; "
             f"{alike:.0%} of the samples have the same length in both",
             unit="share", bar=0.85,
         ),
