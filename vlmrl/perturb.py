@@ -67,14 +67,14 @@ def statement(example: Example, option: int) -> str:
     """
     text = _option(example, option)
     if example.statements:
-        said = _entry(example, "statements", option)
+        sentence = _entry(example, "statements", option)
     elif text.strip().endswith(".") and len(text.split()) >= 3:
-        said = text
+        sentence = text
     else:
         question = example.question.strip()
-        said = f'The answer to the question "{question}" is {text.strip()}'
-    said = said.strip().rstrip(".").rstrip()
-    return said[:1].upper() + said[1:]
+        sentence = f'The answer to the question "{question}" is {text.strip()}'
+    sentence = sentence.strip().rstrip(".").rstrip()
+    return sentence[:1].upper() + sentence[1:]
 
 
 def think(example: Example, option: int) -> str:

@@ -407,7 +407,7 @@ def test_failures_are_asked_again_on_request(tmp_path):
 
 CHILD = """
 import sys
-from tests.judges.test_http import FAST, items
+from tests.client.test_http import FAST, items
 from vlmrl.judges import chat
 from vlmrl.client.http import Client, Endpoint
 from vlmrl.judges.judge import ask

@@ -42,7 +42,7 @@ def test_cut_off_anywhere_and_started_again_it_writes_the_same(
     root, tmp_path, monkeypatch
 ):
     whole, report = build.build(SMALL, "test", root, tmp_path / "whole")
-    assert (report.rows, report.kept, len(report.refused)) == (23, 19, 4)
+    assert (report.rows, report.examples, len(report.refused)) == (23, 19, 4)
     wanted = files(whole)
     assert len(list(whole.glob("*.array_record*"))) == 6
     assert [e.id for e in loader.load(whole, "test")][:4] == ["0", "1", "2", "4"]

@@ -84,7 +84,7 @@ def test_little_is_needed(tmp_path):
 def test_rows_that_cannot_be_meant_are_refused(tmp_path, change, why):
     fine = {**FULL, "id": "fine"}
     _, report = built(write(tmp_path, [fine, {**FULL, **change}]), tmp_path)
-    assert report.kept == 1 and why in report.refused[0]["why"]
+    assert report.examples == 1 and why in report.refused[0]["why"]
 
 
 def test_a_vlmevalkit_table(tmp_path):

@@ -43,7 +43,9 @@ def test_rows_are_kept_repaired_or_refused_with_their_reason(name, split, built)
     for found, wanted in zip(report.refused, reasons, strict=True):
         assert wanted in found["why"]
         assert "row" in found["where"] and "." in found["where"]
-    assert report.kept == len(examples) and sum(report.rules.values()) == len(examples)
+    assert report.examples == len(examples) and sum(report.rules.values()) == len(
+        examples
+    )
 
 
 @pytest.mark.parametrize("name, split", CASES)

@@ -105,7 +105,7 @@ def measure(root: Path) -> dict:
     clock = time.perf_counter(), time.process_time()
     where, report = build.build(SETS["sat"], "train", root, root / "out")
     found["prepare"] = _since(clock)
-    found["decoded"], found["examples"] = len(decoded), report.kept
+    found["decoded"], found["examples"] = len(decoded), report.examples
     source = loader.load(where, "train")
     clock = time.perf_counter(), time.process_time()
     read = 0

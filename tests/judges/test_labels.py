@@ -70,7 +70,7 @@ def test_the_truth_is_what_most_annotators_say(tmp_path):
         file.write(json.dumps(drawn[0] | {"annotator": "dan"}) + "\n\n")  # not yet
     found = labels.read(tmp_path / "l.jsonl")
     assert [one.item.id for one in found] == ["base/0", "base/1", "base/2"]
-    assert found[0].said == {"ann": 1, "bob": 1, "cyd": 1}
+    assert found[0].votes == {"ann": 1, "bob": 1, "cyd": 1}
     assert [one.conclusion for one in found] == [1, -1, None]  # the last: no majority
     # answered A, B, A: what a judge should say
     made = verdicts.of_labels(found)

@@ -100,7 +100,7 @@ class ReplyCache:
         os.close(self._file)
         self._file = None
 
-    def kept(self, key: str) -> dict | None:
+    def get(self, key: str) -> dict | None:
         """The final reply of a key, None if it is to be asked."""
         reply = self._replies.get(key)
         if reply is None or (self._again and reply["error"]):
@@ -136,7 +136,7 @@ class ReplyCache:
             cost=s.cost + self._budget.price(used),
         )
 
-    def keep(self, key: str, reply: dict) -> None:
+    def put(self, key: str, reply: dict) -> None:
         """Store a final reply, on disk before it returns."""
         if key in self._replies and not self._replies[key]["error"]:
             return

@@ -263,14 +263,14 @@ class Client:
         counts: dict[str, int] = {}
         for key in keys:
             counts[key] = counts.get(key, 0) + 1
-        found: dict[str, Reply] = {}
+        replies: dict[str, Reply] = {}
         waiting: dict[str, Call] = {}
         for key, call in dict(zip(keys, calls, strict=True)).items():
-            kept = self._cache.kept(key)
-            if kept is None:
+            cached = self._cache.get(key)
+            if cached is None:
                 waiting[key] = call
             else:
-                found[key] = Reply(**kept)
+                replies[key] = Reply(**cached)
                 progress(counts[key])
         if waiting:
             limits = httpx2.Limits(max_connections=self.endpoint.concurrency)
@@ -284,18 +284,18 @@ class Client:
                 # a proxy of the environment has no business between two local ports
                 trust_env=not is_loopback(urlsplit(self.endpoint.url).hostname),
             ) as http:
-                await self._work(http, waiting, found, counts, seconds, progress)
+                await self._work(http, waiting, replies, counts, seconds, progress)
         late = Reply("", f"{LATE} {seconds:g} s", final=False)
-        return [found.get(key, late) for key in keys]
+        return [replies.get(key, late) for key in keys]
 
-    async def _work(self, http, waiting, found, counts, seconds, progress) -> None:
+    async def _work(self, http, waiting, replies, counts, seconds, progress) -> None:
         """Workers that each take the next call; the first error of any ends all."""
         queue = iter(waiting.items())
 
         async def worker():
             for key, call in queue:
                 reply = await self._call(http, key, call)
-                found[key] = reply
+                replies[key] = reply
                 progress(counts[key])
 
         try:
@@ -316,12 +316,12 @@ class Client:
                 await asyncio.sleep(pause + random.uniform(0, e.backoff_seconds))
             if not cache.reserve(bound):
                 return Reply("", SPENT, final=False, attempts=attempt)
-            used, reply = bound, None  # what a request took is unknown until it is told
+            used, reply = bound, None  # an interrupted request counts in full
             try:
-                reply, told = await self._attempt(http, call)
-                used = told or bound
-            except _Failed as found:
-                failed = found
+                reply, usage = await self._attempt(http, call)
+                used = usage or bound
+            except _Failed as failure:
+                failed = failure
                 used = (0, 0) if failed.free else bound
             finally:
                 cache.settle(bound, used)
@@ -339,7 +339,7 @@ class Client:
                 raise UserError(f"{e.url}: cannot connect; is the server running?")
             reply = Reply("", f"{failed.why} (attempt {attempt})", final=True)
         reply = reply._replace(attempts=attempt)
-        cache.keep(key, reply._asdict())
+        cache.put(key, reply._asdict())
         return reply
 
     async def _attempt(self, http, call: Call) -> tuple[Reply, tuple[int, int] | None]:
@@ -456,10 +456,10 @@ def _scrubber(key: str) -> Callable[[bytes], bytes]:
         return lambda data: data
     # as it is, and as JSON may write it
     forms = {key, json.dumps(key)[1:-1], key.replace("/", "\\/")}
-    found = [form.encode() for form in forms]
+    encoded = [form.encode() for form in forms]
 
     def scrub(data: bytes) -> bytes:
-        for form in found:
+        for form in encoded:
             data = data.replace(form, b"[key]")
         return data
 
@@ -482,8 +482,8 @@ def _retry_after(value: str) -> float:
 def _message(data: bytes) -> str:
     """The error message of a body, short and on one line."""
     try:
-        found = json.loads(data)
-        error = found.get("error", found.get("detail", found))
+        body = json.loads(data)
+        error = body.get("error", body.get("detail", body))
         text = error.get("message", error) if isinstance(error, dict) else error
     except (ValueError, AttributeError):
         text = data.decode("utf-8", "replace")
@@ -519,10 +519,10 @@ def _reply(data: bytes) -> tuple[Reply, tuple[int, int] | None]:
 
 
 def _list(outer, name: str) -> list[dict]:
-    found: Iterable = outer.get(name) if isinstance(outer, dict) else None
-    if not isinstance(found, list):
+    items: Iterable = outer.get(name) if isinstance(outer, dict) else None
+    if not isinstance(items, list):
         return []
-    return [t for t in found if isinstance(t, dict)]
+    return [t for t in items if isinstance(t, dict)]
 
 
 def _usage(body: dict) -> tuple[int, int] | None:

@@ -37,11 +37,11 @@ AHEAD = 8  # rows read ahead per thread
 _WRITER = "group_size:1,uncompressed"
 
 
-class Report(NamedTuple):
+class BuildReport(NamedTuple):
     """What became of the rows of one split."""
 
     rows: int
-    kept: int  # examples; a row may hold several
+    examples: int  # a row may hold several; 'kept' in report.json
     repaired: list[dict]  # {"id", "where", "why"}
     refused: list[dict]  # {"where", "why"}
     rules: dict[str, int]  # statement rule → examples; 'fallback' among them
@@ -50,9 +50,9 @@ class Report(NamedTuple):
     def line(self) -> str:
         fell = self.rules.get("fallback", 0)
         return (
-            f"{self.rows} rows: {self.kept} examples kept, {len(self.repaired)} of them"
-            f" repaired, {len(self.refused)} rows refused; statements by template"
-            f" {self.kept - fell}, by fallback {fell}"
+            f"{self.rows} rows: {self.examples} examples kept, {len(self.repaired)} of"
+            f" them repaired, {len(self.refused)} rows refused; statements by template"
+            f" {self.examples - fell}, by fallback {fell}"
         )
 
 
@@ -68,7 +68,7 @@ def build(
     *,
     seed: int = 0,
     progress: Callable[[int], None] = lambda n: None,
-) -> tuple[Path, Report]:
+) -> tuple[Path, BuildReport]:
     """Writes a split and returns its directory and report; what is there stays.
 
     Args:
@@ -118,20 +118,21 @@ def build(
     return final, report(final)
 
 
-def report(directory: Path) -> Report:
+def report(directory: Path) -> BuildReport:
     """The report of a finished build."""
-    return Report(**json.loads((Path(directory) / "report.json").read_text()))
+    fields = json.loads((Path(directory) / "report.json").read_text())
+    return BuildReport(examples=fields.pop("kept"), **fields)
 
 
 def _beside(bench: Set, root: Path) -> list:
     """[number, hash] of what rows may point at: with more of it, fewer are refused."""
-    held = sorted(
+    files = sorted(
         [str(path.relative_to(root)), path.stat().st_size]
         for pattern in bench.beside
         for path in root.glob(pattern)
         if path.is_file() and path.suffix not in (".jsonl", ".partial")
     )
-    return [len(held), hashlib.sha256(json.dumps(held).encode()).hexdigest()[:16]]
+    return [len(files), hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]]
 
 
 def _claim(work: Path, made_of: dict) -> None:
@@ -177,16 +178,16 @@ def _write_shards(bench, split, root, files, work, seed, progress, pool) -> None
             done = work / f"shard-{number:05d}.json"
             rows = itertools.islice(stream, ROWS)
             if done.is_file():
-                held = json.loads(done.read_text())
-                seen.update(held["ids"])
+                counts = json.loads(done.read_text())
+                seen.update(counts["ids"])
                 progress(sum(1 for _ in rows))
-                if held["rows"] < ROWS:
+                if counts["rows"] < ROWS:
                     return
                 continue
-            made = _ahead(threads, rows, lambda row: _made(bench, *row, pool))
-            held = _shard(work / f"shard-{number:05d}", made, seen, progress)
-            _write(done, json.dumps(held))
-            if held["rows"] < ROWS:
+            converted = _ahead(threads, rows, lambda row: _convert(bench, *row, pool))
+            counts = _shard(work / f"shard-{number:05d}", converted, seen, progress)
+            _write(done, json.dumps(counts))
+            if counts["rows"] < ROWS:
                 return
 
 
@@ -202,8 +203,8 @@ def _pool(bench: Set, files: list[Path]) -> tuple[str, ...]:
     """What other rows answer, for wrong answers of the same kind."""
     if not bench.pool:
         return ()
-    found = {str(row.get(bench.pool)) for path in files for row in reading.rows(path)}
-    return tuple(sorted(t for t in found if not reading.missing(t)))
+    texts = {str(row.get(bench.pool)) for path in files for row in reading.rows(path)}
+    return tuple(sorted(t for t in texts if not reading.missing(t)))
 
 
 def _ahead(threads, rows: Iterable, make: Callable) -> Iterator:
@@ -217,7 +218,7 @@ def _ahead(threads, rows: Iterable, make: Callable) -> Iterator:
         yield waiting.popleft().result()
 
 
-def _made(bench, row, place, pool):
+def _convert(bench, row, place, pool):
     """(where, [(id, repairs, rule, record)]) or (where, why it is refused)."""
     where = f"{place.file} row {place.row}"
     try:
@@ -231,37 +232,36 @@ def _made(bench, row, place, pool):
         return where, str(reason)
 
 
-def _shard(path: Path, made: Iterable, seen, progress) -> dict[str, Any]:
-    held: dict[str, Any] = dict(
-        rows=0, kept=0, bytes=0, ids=[], repaired=[], refused=[], rules={}
-    )
+def _shard(path: Path, converted: Iterable, seen, progress) -> dict[str, Any]:
+    counts: dict[str, Any] = {"rows": 0, "kept": 0, "bytes": 0, "rules": {}}
+    counts |= {"ids": [], "repaired": [], "refused": []}
     part = path.with_name(path.name + ".partial")
     writer = array_record_module.ArrayRecordWriter(os.fspath(part), _WRITER)
     try:
-        for where, found in made:
-            held["rows"] += 1
+        for where, result in converted:
+            counts["rows"] += 1
             progress(1)
-            if isinstance(found, str):
-                held["refused"].append({"where": where, "why": found})
+            if isinstance(result, str):
+                counts["refused"].append({"where": where, "why": result})
                 continue
-            if again := [id for id, *_ in found if id in seen]:
+            if again := [id for id, *_ in result if id in seen]:
                 why = f"the id {again[0]} occurs twice"
-                held["refused"].append({"where": where, "why": why})
+                counts["refused"].append({"where": where, "why": why})
                 continue
-            for id, repairs, rule, record in found:
+            for id, repairs, rule, record in result:
                 seen.add(id)
-                held["ids"].append(id)
-                held["kept"] += 1
-                held["bytes"] += len(record)
-                held["rules"][rule] = held["rules"].get(rule, 0) + 1
+                counts["ids"].append(id)
+                counts["kept"] += 1
+                counts["bytes"] += len(record)
+                counts["rules"][rule] = counts["rules"].get(rule, 0) + 1
                 writer.write(record)
                 if repairs:
                     why = "; ".join(repairs)
-                    held["repaired"].append({"id": id, "where": where, "why": why})
+                    counts["repaired"].append({"id": id, "where": where, "why": why})
     finally:
         writer.close()
     os.replace(part, path)
-    return held
+    return counts
 
 
 def _finish(bench, split, work) -> None:
@@ -270,15 +270,15 @@ def _finish(bench, split, work) -> None:
     rules = collections.Counter()
     for part in parts:
         rules.update(part["rules"])
-    held = dict(
+    report = BuildReport(
         rows=sum(p["rows"] for p in parts),
-        kept=sum(p["kept"] for p in parts),
+        examples=sum(p["kept"] for p in parts),
         repaired=[r for p in parts for r in p["repaired"]],
         refused=[r for p in parts for r in p["refused"]],
         rules=dict(sorted(rules.items())),
     )
-    if not held["kept"]:
-        first = held["refused"][0] if held["refused"] else None
+    if not report.examples:
+        first = next(iter(report.refused), None)
         why = f"the first, {first['where']}: {first['why']}" if first else "it is empty"
         shutil.rmtree(work)
         raise UserError(f"{bench.name}, split {split}: none of its rows is kept; {why}")
@@ -314,7 +314,8 @@ def _finish(bench, split, work) -> None:
     )
     info.set_splits(tfds.core.splits.SplitDict([split_info]))
     info.write_to_directory(work)
-    _write(work / "report.json", json.dumps(held, indent=1) + "\n")
+    fields = {"kept" if k == "examples" else k: v for k, v in report._asdict().items()}
+    _write(work / "report.json", json.dumps(fields, indent=1) + "\n")
 
 
 def tfds_name(name: str) -> str:
@@ -344,9 +345,9 @@ def example_of(
     if item.open and len(options) == 1:
         options += distractors.wrong(right, place.seed, source, item.id, pool=pool)
     group = item.group or item.id
-    said, rule = item.statements, "own"
-    if not said:
-        said, rule = statements.states(item.question, options)
+    sentences, rule = item.statements, "own"
+    if not sentences:
+        sentences, rule = statements.states(item.question, options)
     meta = {
         "group": group,
         "row": place.row,
@@ -370,7 +371,7 @@ def example_of(
         source=source,
         task=item.task,
         cluster=item.cluster or hashlib.sha256(first).hexdigest()[:16],
-        statements=said,
+        statements=sentences,
         thinks=item.thinks,
         trace=item.trace,
         meta=json.dumps(meta),

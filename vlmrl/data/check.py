@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from string import ascii_uppercase as LETTERS
 from typing import NamedTuple
 
-from vlmrl.data.build import Report
+from vlmrl.data.build import BuildReport
 from vlmrl.data.reading import normal
 from vlmrl.types import Example
 
@@ -22,7 +22,7 @@ class Findings(NamedTuple):
     images: int  # distinct first images
     duplicates: list[tuple[str, str]]  # (earlier id, id): same image and question
     twins: list[str]  # ids with two options of the same text
-    report: Report
+    report: BuildReport
 
     @property
     def ok(self) -> bool:
@@ -30,7 +30,9 @@ class Findings(NamedTuple):
         return counted and not self.out_of_range and not self.report.refused
 
 
-def check(known: int | None, examples: Iterable[Example], report: Report) -> Findings:
+def check(
+    known: int | None, examples: Iterable[Example], report: BuildReport
+) -> Findings:
     """Findings of a split, in one pass; `known` is its published number of examples."""
     letters, tasks = collections.Counter(), collections.Counter()
     wrong, twins, duplicates, seen, pictures = [], [], [], {}, set()
@@ -66,31 +68,31 @@ def check(known: int | None, examples: Iterable[Example], report: Report) -> Fin
     )
 
 
-def summary(name: str, split: str, found: Findings, most: int = 20) -> str:
+def summary(name: str, split: str, f: Findings, most: int = 20) -> str:
     """The findings as text; lists are cut after `most` lines, and say so."""
-    if found.known is None:
+    if f.known is None:
         count = "no published count to compare with"
-    elif found.known == found.examples:
+    elif f.known == f.examples:
         count = "as published"
     else:
-        count = f"published are {found.known}"
-    lines = [f"{name} {split}: {found.examples} examples ({count})"]
-    lines.append(f"  {found.report.line}")
-    lines.append(f"  {found.images} distinct images")
-    if found.letters:
-        whole = sum(found.letters.values())
-        shares = [f"{k} {v} ({v / whole:.0%})" for k, v in found.letters.items()]
+        count = f"published are {f.known}"
+    lines = [f"{name} {split}: {f.examples} examples ({count})"]
+    lines.append(f"  {f.report.line}")
+    lines.append(f"  {f.images} distinct images")
+    if f.letters:
+        whole = sum(f.letters.values())
+        shares = [f"{k} {v} ({v / whole:.0%})" for k, v in f.letters.items()]
         lines.append(f"  right letters: {', '.join(shares)}")
-    lines.append("  statement rules: " + _counts(found.report.rules))
-    lines.append("  tasks: " + _counts(found.tasks))
+    lines.append("  statement rules: " + _counts(f.report.rules))
+    lines.append("  tasks: " + _counts(f.tasks))
     lists = {
-        "answers out of range": found.out_of_range,
-        "options that repeat": found.twins,
+        "answers out of range": f.out_of_range,
+        "options that repeat": f.twins,
         "same image, question and answer": [
-            f"{b} repeats {a}" for a, b in found.duplicates
+            f"{b} repeats {a}" for a, b in f.duplicates
         ],
-        "repaired": [f"{r['id']} ({r['where']}): {r['why']}" for r in _repaired(found)],
-        "refused": [f"{r['where']}: {r['why']}" for r in found.report.refused],
+        "repaired": [f"{r['id']} ({r['where']}): {r['why']}" for r in _repaired(f)],
+        "refused": [f"{r['where']}: {r['why']}" for r in f.report.refused],
     }
     for title, entries in lists.items():
         if entries:
@@ -101,8 +103,8 @@ def summary(name: str, split: str, found: Findings, most: int = 20) -> str:
     return "\n".join(lines)
 
 
-def _repaired(found: Findings) -> list[dict]:
-    return found.report.repaired
+def _repaired(f: Findings) -> list[dict]:
+    return f.report.repaired
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -47,9 +47,9 @@ def wrong(
       *words: what the draw depends on: seed, set, id.
       pool: answers of other rows, in any order.
     """
-    found = _candidates(answer, pool)
+    candidates = _candidates(answer, pool)
     keep, seen = [], {normal(answer)}
-    for text in sorted(found, key=lambda t: (draw("wrong", *words, t), t)):
+    for text in sorted(candidates, key=lambda t: (draw("wrong", *words, t), t)):
         if normal(text) not in seen and len(keep) < n:
             seen.add(normal(text))
             keep.append(text)
@@ -57,19 +57,19 @@ def wrong(
 
 
 def _candidates(answer: str, pool: Sequence[str]) -> list[str]:
-    said = normal(answer)
+    plain = normal(answer)
     for kind in WORDS:
-        if said in kind:
-            return [_as(answer, w) for w in kind if {w, said} != {"gray", "grey"}]
+        if plain in kind:
+            return [_as(answer, w) for w in kind if {w, plain} != {"gray", "grey"}]
     if box := _BOX.fullmatch(answer):
         return _boxes([float(v) for v in box.groups()])
-    if re.fullmatch(r"-?\d+", said):
-        low = int(said) if said.startswith("-") else 0
-        near = [int(said) + d for d in (-3, -2, -1, 1, 2, 3)]
+    if re.fullmatch(r"-?\d+", plain):
+        low = int(plain) if plain.startswith("-") else 0
+        near = [int(plain) + d for d in (-3, -2, -1, 1, 2, 3)]
         return [str(v) for v in near if v >= min(low - 3, 0) and (v >= 0 or low < 0)]
     if numbers := list(_NUMBER.finditer(answer)):
         return [t for m in numbers for t in _near(answer, m)]
-    kind = len(said.split())
+    kind = len(plain.split())
     same = [p for p in pool if not _NUMBER.search(p) and abs(len(p.split()) - kind) < 2]
     known = {w for words in WORDS for w in words}
     return [p for p in same if normal(p) not in known]

@@ -188,9 +188,9 @@ def _kinds(ood: bool, rng: np.random.Generator) -> list[tuple[str, str]]:
         shapes = [shapes[i] for i in rng.permutation(len(shapes))[:2]]
     pairs = [(c, s) for c in colours for s in shapes if (c, s) not in HELD_OUT]
     number = int(rng.integers(6, 8) if ood else rng.integers(2, 6))
-    held = (number + 1) // 2 if ood else 0
-    return [HELD_OUT[i] for i in rng.permutation(len(HELD_OUT))[:held]] + [
-        pairs[i] for i in rng.permutation(len(pairs))[: number - held]
+    rare = (number + 1) // 2 if ood else 0
+    return [HELD_OUT[i] for i in rng.permutation(len(HELD_OUT))[:rare]] + [
+        pairs[i] for i in rng.permutation(len(pairs))[: number - rare]
     ]
 
 

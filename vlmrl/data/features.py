@@ -66,14 +66,14 @@ FEATURES = tfds.features.FeaturesDict(
 
 def example(record: bytes) -> Example:
     """The Example of a record that TFDS stores (`serialised`)."""
-    held = tf_example_pb2.Example.FromString(record).features.feature
-    return Example(**{field: kind.read(held[field]) for field, kind in FIELDS.items()})
+    raw = tf_example_pb2.Example.FromString(record).features.feature
+    return Example(**{field: kind.read(raw[field]) for field, kind in FIELDS.items()})
 
 
 def serialised(example: Example) -> bytes:
     """The record TFDS stores: what `FEATURES` would write, field by field."""
     record = tf_example_pb2.Example()
-    held = record.features.feature
+    raw = record.features.feature
     for field, kind in FIELDS.items():
-        kind.write(held[field], getattr(example, field))
+        kind.write(raw[field], getattr(example, field))
     return record.SerializeToString(deterministic=True)

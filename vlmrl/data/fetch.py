@@ -49,8 +49,8 @@ class Pin(NamedTuple):
 def pins(path: Path) -> dict[str, Pin]:
     """The pins of a file like third_party/datasets.json."""
     try:
-        held = json.loads(path.read_text())
-        return {name: Pin(**fields) for name, fields in held.items()}
+        entries = json.loads(path.read_text())
+        return {name: Pin(**fields) for name, fields in entries.items()}
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path}: not a file of pinned data sets: {error}") from error
 
@@ -123,29 +123,29 @@ def settled(pin: Pin, root: Path, commit: Callable[[str, str], str]) -> Pin:
     on with the files it began with, and says which they are."""
     if re.fullmatch("[0-9a-f]{40}", pin.revision):
         return pin
-    kept = root / "revision.json"
+    path = root / "revision.json"
     asked = {"repo": pin.repo, "revision": pin.revision}
-    held = json.loads(kept.read_text()) if kept.is_file() else {}
-    if asked.items() <= held.items():
-        return pin._replace(revision=held["commit"])
-    found = commit(pin.repo, pin.revision)
+    stored = json.loads(path.read_text()) if path.is_file() else {}
+    if asked.items() <= stored.items():
+        return pin._replace(revision=stored["commit"])
+    sha = commit(pin.repo, pin.revision)
     root.mkdir(parents=True, exist_ok=True)
-    _keep(kept, json.dumps(asked | {"commit": found}).encode())
-    return pin._replace(revision=found)
+    _keep(path, json.dumps(asked | {"commit": sha}).encode())
+    return pin._replace(revision=sha)
 
 
 def wanted_files(bench: Set, splits: Sequence[str], there: Sequence[str]) -> list[str]:
     """Of the files there: for each split those of its first pattern with any."""
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for split in splits:
         for pattern in bench.files[split]:
             if some := [n for n in there if _matches(n, pattern)]:
-                found |= dict.fromkeys(sorted(some))
+                names |= dict.fromkeys(sorted(some))
                 break
-    if found:
+    if names:
         for pattern in bench.beside:
-            found |= dict.fromkeys(sorted(n for n in there if _matches(n, pattern)))
-    return list(found)
+            names |= dict.fromkeys(sorted(n for n in there if _matches(n, pattern)))
+    return list(names)
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -247,14 +247,14 @@ def images(
     folder.mkdir(parents=True, exist_ok=True)
     _sweep(folder, "*.partial")
     manifest = folder / "manifest.jsonl"
-    told: dict[str, dict] = {}
+    entries: dict[str, dict] = {}
     if manifest.is_file():
         for line in manifest.read_text().splitlines():
             try:
                 entry = json.loads(line)
             except ValueError:  # the line it was cut off in
                 continue
-            told[entry["sha256"]] = entry
+            entries[entry["sha256"]] = entry
     pairs = {sha.lower(): url for url, sha in wanted}
     locks: dict[str, threading.Semaphore] = defaultdict(
         lambda: threading.Semaphore(PER_HOST)
@@ -265,8 +265,8 @@ def images(
     def one(sha: str, url: str) -> dict:
         if (folder / sha).is_file():
             return dict(sha256=sha, url=url, status="ok", why="")
-        if told.get(sha, {}).get("status") in ("changed", "dead"):
-            return told[sha]
+        if entries.get(sha, {}).get("status") in ("changed", "dead"):
+            return entries[sha]
         with locks[urllib.parse.urlsplit(url).netloc]:
             status, why = _image(url, sha, folder)
         return dict(sha256=sha, url=url, status=status, why=why)
@@ -276,19 +276,19 @@ def images(
         try:
             for done in as_completed(work):
                 entry = done.result()
-                if told.get(entry["sha256"]) != entry:
-                    told[entry["sha256"]] = entry
+                if entries.get(entry["sha256"]) != entry:
+                    entries[entry["sha256"]] = entry
                     file.write(json.dumps(entry) + "\n")
                     file.flush()
                 progress(1)
         except BaseException:
             threads.shutdown(cancel_futures=True)
             raise
-    lines = [json.dumps(told[sha]) + "\n" for sha in sorted(told)]
+    lines = [json.dumps(entries[sha]) + "\n" for sha in sorted(entries)]
     _keep(manifest, "".join(lines).encode())
     counts: dict[str, int] = {}
     for sha in pairs:
-        counts[told[sha]["status"]] = counts.get(told[sha]["status"], 0) + 1
+        counts[entries[sha]["status"]] = counts.get(entries[sha]["status"], 0) + 1
     return counts
 
 
@@ -300,8 +300,8 @@ def _image(url: str, sha: str, folder: Path) -> tuple[str, str]:
         return ("dead" if gone else "failed"), f"HTTP {error.code}"
     except (OSError, http.client.HTTPException, ValueError) as error:
         return "failed", " ".join(str(error).split())
-    if (found := hashlib.sha256(data).hexdigest()) != sha:
-        return "changed", f"sha256 is {found}"
+    if (actual := hashlib.sha256(data).hexdigest()) != sha:
+        return "changed", f"sha256 is {actual}"
     _keep(folder / sha, data)
     return "ok", ""
 
@@ -316,10 +316,10 @@ def check_sums(pin: Pin, files: Iterable[Path]) -> int:
         wanted = pin.md5.get(path.name)
         if wanted:
             with open(path, "rb") as file:
-                found = hashlib.file_digest(file, "md5").hexdigest()
-            if found != wanted:
+                actual = hashlib.file_digest(file, "md5").hexdigest()
+            if actual != wanted:
                 raise UserError(
-                    f"{path}: md5 is {found}, {wanted} is published; remove it and"
+                    f"{path}: md5 is {actual}, {wanted} is published; remove it and"
                     " prepare again"
                 )
             checked += 1

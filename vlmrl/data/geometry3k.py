@@ -22,17 +22,17 @@ from vlmrl.data.reading import (
 
 def items(row: dict, place: Place) -> list[SetItem]:
     question = text(row, "problem").replace("<image>", "").strip()
-    said = text(row, "answer")
+    raw = text(row, "answer")
     repairs: tuple[str, ...] = ()
     choices = row.get("choices") or ()
     if choices:
         texts = options(choices)
-        answer = index_of(said, texts)
+        answer = index_of(raw, texts)
         named = row.get("ground_truth")
         if not missing(named) and letter(named, len(texts)) != answer:
             repairs = (f"ground_truth {named} contradicts the answer: its text counts",)
     else:
-        texts, answer = (said,), 0
+        texts, answer = (raw,), 0
     number = row.get("id")
     return [
         SetItem(

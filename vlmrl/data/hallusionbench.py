@@ -25,9 +25,9 @@ def items(row: dict, place: Place) -> list[SetItem]:
     kind, part = text(row, "category"), text(row, "subcategory")
     if kind not in ("VD", "VS") or part not in SUBCATEGORIES:
         raise Refused(f"category {kind}/{part} is unknown")
-    said = text(row, "gt_answer", "answer").casefold()
-    if said not in ("0", "1", "no", "yes"):
-        raise Refused(f"answer {said!r} is not 0 or 1")
+    raw = text(row, "gt_answer", "answer").casefold()
+    if raw not in ("0", "1", "no", "yes"):
+        raise Refused(f"answer {raw!r} is not 0 or 1")
     places = [text(row, f"{x}_id") for x in ("set", "figure", "question")]
     sighted = text(row, "visual_input", needed=False) != "0"
     cell = row.get("image", row.get("filename"))
@@ -41,7 +41,7 @@ def items(row: dict, place: Place) -> list[SetItem]:
             images=pictures(cell, place=place) if sighted else (),
             question=text(row, "question"),
             options=("Yes", "No"),
-            answer=int(said in ("0", "no")),
+            answer=int(raw in ("0", "no")),
             task=f"{kind}/{part}",
             group="_".join([kind, part, places[0], places[2]]),
             cluster="_".join([kind, part, places[0]]),

@@ -168,19 +168,23 @@ def examples_of(
     runs/data/data; under its name there may be a published set or one of your own.
     `texts_file` holds texts that take the place of the examples' own (`texts.py`).
     """
-    found = _examples(source, split, n, data_dir)
-    return texts.WithTexts(found, texts.read(Path(texts_file))) if texts_file else found
+    examples = _examples(source, split, n, data_dir)
+    return (
+        texts.WithTexts(examples, texts.read(Path(texts_file)))
+        if texts_file
+        else examples
+    )
 
 
 def _examples(source, split, n, data_dir) -> Sequence[Example]:
     if source in SOURCES:
         return load(prepare(source, {split: n}, data_dir), split)
-    found = load(where(source, split, data_dir), split)
-    if not 0 <= n <= len(found):
+    stored = load(where(source, split, data_dir), split)
+    if not 0 <= n <= len(stored):
         raise UserError(
-            f"data source {source}: split {split} has {len(found)} examples, not {n}"
+            f"data source {source}: split {split} has {len(stored)} examples, not {n}"
         )
-    return found if n == 0 else FirstN(found, n)
+    return stored if n == 0 else FirstN(stored, n)
 
 
 def names_of(source: str) -> list[str]:
@@ -213,8 +217,8 @@ def mixture(
 def where(source: str, split: str, data_dir: str | os.PathLike) -> Path:
     """The directory of a prepared split. Raises UserError where there is none."""
     for root in _roots(data_dir):
-        if (found := build.directory(root, source, split)).exists():
-            return found
+        if (path := build.directory(root, source, split)).exists():
+            return path
     raise UserError(
         f"data source {source!r} is not one of {', '.join(SOURCES)}, and no prepared"
         f" {source}/{split} lies under {data_dir}, ${ROOT_VARIABLE} or {ROOT}: run"

@@ -24,12 +24,12 @@ from vlmrl.data.reading import (
 def items(row: dict, place: Place) -> list[SetItem]:
     facts = row.get("metadata") or {}
     kind = text(row, "question_type")
-    said = text(row, "answer")
+    raw = text(row, "answer")
     if kind == "multi_choice":
         texts = options(row.get("choices") or ())
-        answer = index_of(said, texts)
+        answer = index_of(raw, texts)
     elif kind == "free_form":
-        texts, answer = (canonical(said, row),), 0
+        texts, answer = (canonical(raw, row),), 0
     else:
         raise Refused(f"question_type {kind!r} is not multi_choice or free_form")
     return [
@@ -54,16 +54,16 @@ def items(row: dict, place: Place) -> list[SetItem]:
     ]
 
 
-def canonical(said: str, row: dict) -> str:
+def canonical(raw: str, row: dict) -> str:
     kind, precision = text(row, "answer_type"), row.get("precision")
     try:
         if kind == "integer":
-            return str(int(float(said)))
+            return str(int(float(raw)))
         if kind == "float":
-            return f"{float(said):.{0 if missing(precision) else int(precision)}f}"
+            return f"{float(raw):.{0 if missing(precision) else int(precision)}f}"
     except ValueError:
-        raise Refused(f"answer {said!r} is not a number, answer_type {kind}") from None
-    return said
+        raise Refused(f"answer {raw!r} is not a number, answer_type {kind}") from None
+    return raw
 
 
 SET = Set(

@@ -48,10 +48,10 @@ def offered(row: dict) -> tuple[str, ...]:
             raise Refused("its options are not a list") from None
     texts = []
     for i, cell in enumerate(listed or ()):
-        found = _OPTION.fullmatch(str(cell).strip())
-        if not found or ord(found[1]) - ord("A") != i:
+        match = _OPTION.fullmatch(str(cell).strip())
+        if not match or ord(match[1]) - ord("A") != i:
             raise Refused(f"option {cell!r} does not begin with ({chr(65 + i)})")
-        texts.append(found[2])
+        texts.append(match[2])
     return options(texts)
 
 

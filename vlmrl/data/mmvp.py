@@ -22,16 +22,16 @@ def items(row: dict, place: Place) -> list[SetItem]:
     names = ("0", "1", "2", "3")
     if not published:
         names = ("Index", "Question", "Options", "Correct Answer")
-    number, question, both, said = (text(row, name) for name in names)
+    number, question, both, raw = (text(row, name) for name in names)
     if not number.isdecimal() or not 1 <= int(number) <= 300:
         raise Refused(f"index {number!r} is not a number from 1 to 300")
-    found = _TWO.fullmatch(both)
-    if not found:
+    match = _TWO.fullmatch(both)
+    if not match:
         raise Refused(f"options {both!r} are not '(a) … (b) …'")
-    texts = (found[1].rstrip(" ,;"), found[2].strip())
+    texts = (match[1].rstrip(" ,;"), match[2].strip())
     if not all(texts):
         raise Refused("one of its options is missing")
-    answer, repairs = letter(said, 2), ()
+    answer, repairs = letter(raw, 2), ()
     if published and int(number) in SWAPPED:
         answer, repairs = 1 - answer, ("answer swapped back",)
     if published:

@@ -85,14 +85,14 @@ def _own(row: dict, place: Place) -> SetItem:
     shown = row.get("options")
     if shown is not None and not isinstance(shown, list | tuple):
         raise Refused("options are not a list")
-    said = row.get("answer")
+    raw = row.get("answer")
     if shown:
         texts = options(shown)
-        answer = _index(said, texts)
-    elif missing(said):
+        answer = _index(raw, texts)
+    elif missing(raw):
         raise Refused("answer is missing")
     else:
-        texts, answer = (str(said).strip(),), 0
+        texts, answer = (str(raw).strip(),), 0
     lists = {}
     for name in ("statements", "thinks"):
         lists[name] = tuple(row.get(name) or ())
@@ -124,32 +124,36 @@ def _own(row: dict, place: Place) -> SetItem:
     )
 
 
-def _index(said, texts: tuple[str, ...]) -> int:
-    if isinstance(said, int) and not isinstance(said, bool):
-        if not 0 <= said < len(texts):
-            raise Refused(f"answer {said} is not an index of its {len(texts)} options")
-        return said
-    if isinstance(said, str) and said.strip() not in texts and len(said.strip()) == 1:
-        return letter(said, len(texts))
-    if missing(said):
+def _index(raw, texts: tuple[str, ...]) -> int:
+    if isinstance(raw, int) and not isinstance(raw, bool):
+        if not 0 <= raw < len(texts):
+            raise Refused(f"answer {raw} is not an index of its {len(texts)} options")
+        return raw
+    if isinstance(raw, str) and raw.strip() not in texts and len(raw.strip()) == 1:
+        return letter(raw, len(texts))
+    if missing(raw):
         raise Refused("answer is missing")
-    return index_of(str(said).strip(), texts)
+    return index_of(str(raw).strip(), texts)
 
 
 def _tsv(row: dict, place: Place) -> SetItem:
     letters = [name for name in LETTERS if name in row]
-    said = text(row, "answer")
+    raw = text(row, "answer")
     hint = text(row, "hint", needed=False)
     level = text(row, "l2-category", "L2-category", needed=False)
     category = text(row, "category", needed=False)
     repairs: tuple[str, ...] = ()
     if letters and not all(missing(row[name]) for name in letters):
         texts, repairs = columns(row, letters)
-        answer, is_open = letter(said, len(texts)), False
-    elif said.casefold() in ("yes", "no"):
-        texts, answer, is_open = ("Yes", "No"), int(said.casefold() == "no"), False
+        answer, is_open = letter(raw, len(texts)), False
+    elif raw.casefold() in ("yes", "no"):
+        texts, answer, is_open = (
+            ("Yes", "No"),
+            int(raw.casefold() == "no"),
+            False,
+        )
     else:
-        texts, answer, is_open = (said,), 0, True
+        texts, answer, is_open = (raw,), 0, True
     used = {"index", "question", "hint", "answer", "image", "category", *letters}
     rest = {k: v for k, v in row.items() if k not in used and not missing(v)}
     return SetItem(

@@ -23,8 +23,8 @@ def items(row: dict, place: Place) -> list[SetItem]:
     if not (len(sha) == 64 and path.is_file()):
         raise Refused(f"its image images/{sha} is not there")
     data = path.read_bytes()
-    if (found := hashlib.sha256(data).hexdigest()) != sha:
-        raise Refused(f"its image has sha256 {found[:12]}…, {sha[:12]}… is named")
+    if (actual := hashlib.sha256(data).hexdigest()) != sha:
+        raise Refused(f"its image has sha256 {actual[:12]}…, {sha[:12]}… is named")
     points = row.get("points") or {}
     pointed = len(points.get("x") or ())
     if pointed and pointed != count:

@@ -12,9 +12,9 @@ TASKS = ("random", "popular", "adversarial")
 
 
 def items(row: dict, place: Place) -> list[SetItem]:
-    said = text(row, "label", "answer").casefold()
-    if said not in ("yes", "no"):
-        raise Refused(f"answer {said!r} is not yes or no")
+    raw = text(row, "label", "answer").casefold()
+    if raw not in ("yes", "no"):
+        raise Refused(f"answer {raw!r} is not yes or no")
     named = text(row, "category", needed=False) or place.file
     categories = [c for c in TASKS if c in named.lower()]
     if not categories:
@@ -30,7 +30,7 @@ def items(row: dict, place: Place) -> list[SetItem]:
             images=images,
             question=text(row, "question", "text"),
             options=("Yes", "No"),
-            answer=int(said == "no"),
+            answer=int(raw == "no"),
             task=category,
             cluster=source,
         )

@@ -126,7 +126,7 @@ def _images(name: str, files: Sequence[Path], pin: fetch.Pin, root: Path, bar) -
 
 def stored(
     name: str, wanted: Sequence[str], data_dir: str | Path
-) -> Iterator[tuple[str, Sequence[Example], build.Report]]:
+) -> Iterator[tuple[str, Sequence[Example], build.BuildReport]]:
     """Yield (split, examples, build report) of the wanted splits; () is all of them.
 
     Raises:

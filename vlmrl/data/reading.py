@@ -81,8 +81,8 @@ class Set(NamedTuple):
 def find(bench: Set, split: str, root: Path) -> list[Path]:
     """The files of a split below `root`, in order of name; [] if there are none."""
     for pattern in bench.files[split]:
-        if found := sorted(p for p in root.glob(pattern) if p.is_file()):
-            return found
+        if files := sorted(p for p in root.glob(pattern) if p.is_file()):
+            return files
     return []
 
 
@@ -133,29 +133,29 @@ def tsv(path: Path) -> Iterator[dict[str, Any]]:
     wanted: set[str] = set()
     for row in _table(path, "\t"):
         wanted.update(c for c in _cells(row.get("image")) if len(c) <= 64)
-    held: dict[str, list[tuple[int, int] | str]] = {}
+    spooled: dict[str, list[tuple[int, int] | str]] = {}
     with tempfile.TemporaryFile() as spool:
         if wanted:
             for row in _table(path, "\t"):
                 if (index := (row.get("index") or "").strip()) not in wanted:
                     continue
-                held[index] = []
+                spooled[index] = []
                 for cell in _cells(row.get("image")):
                     where: tuple[int, int] | str = cell
                     if len(cell) > 64:
                         where = (spool.tell(), len(cell))
                         spool.write(cell.encode())
-                    held[index].append(where)
+                    spooled[index].append(where)
 
         def resolve(cell: str, seen: tuple[str, ...] = ()) -> list[str]:
             if len(cell) > 64:
                 return [cell]
-            if cell not in held:
+            if cell not in spooled:
                 raise Refused(f"its image is that of row {cell}, which is not there")
             if cell in seen:
                 raise Refused(f"its image is that of row {cell}, which points back")
             out = []
-            for at in held[cell]:
+            for at in spooled[cell]:
                 if isinstance(at, str):
                     out += resolve(at, (*seen, cell))
                 else:
@@ -246,26 +246,26 @@ def text(row: Mapping[str, Any], *names: str, needed: bool = True) -> str:
 
 def options(cells: Sequence[Any]) -> tuple[str, ...]:
     """Option texts; cells missing at the end are no options. At least two are left."""
-    kept = list(cells)
-    while kept and missing(kept[-1]):
-        kept.pop()
-    for i, cell in enumerate(kept):
+    texts = list(cells)
+    while texts and missing(texts[-1]):
+        texts.pop()
+    for i, cell in enumerate(texts):
         if missing(cell):
-            last = LETTERS[len(kept) - 1]
+            last = LETTERS[len(texts) - 1]
             raise Refused(f"option {LETTERS[i]} is missing, {last} is not")
-    if len(kept) < 2:
-        raise Refused(f"it has {len(kept)} options, at least 2 are needed")
-    if len(kept) > len(LETTERS):
-        raise Refused(f"it has {len(kept)} options, at most {len(LETTERS)} are named")
-    return tuple(str(c).strip() for c in kept)
+    if len(texts) < 2:
+        raise Refused(f"it has {len(texts)} options, at least 2 are needed")
+    if len(texts) > len(LETTERS):
+        raise Refused(f"it has {len(texts)} options, at most {len(LETTERS)} are named")
+    return tuple(str(c).strip() for c in texts)
 
 
 def columns(row: Mapping[str, Any], names: Sequence[str] = LETTERS):
     """(options, repairs) of a row with one column per letter."""
     there = [row.get(name) for name in names if name in row]
-    found = options(there)
+    texts = options(there)
     said_nan = [c for c in there if isinstance(c, str) and c.strip().lower() == "nan"]
-    return found, ("option cells 'nan' read as missing",) if said_nan else ()
+    return texts, ("option cells 'nan' read as missing",) if said_nan else ()
 
 
 _LETTER = re.compile(r"\(?\s*([A-Za-z])\s*[).:]?")
@@ -275,12 +275,12 @@ def letter(value: Any, count: int) -> int:
     """Index that `C`, `(C)`, `c.` names, of `count` options."""
     if missing(value):
         raise Refused("answer is missing (hidden test answers are)")
-    found = _LETTER.fullmatch(str(value).strip())
-    if not found:
+    match = _LETTER.fullmatch(str(value).strip())
+    if not match:
         raise Refused(f"answer {str(value)!r} is not a letter")
-    index = LETTERS.index(found[1].upper())
+    index = LETTERS.index(match[1].upper())
     if index >= count:
-        raise Refused(f"answer {found[1].upper()} is not one of its {count} options")
+        raise Refused(f"answer {match[1].upper()} is not one of its {count} options")
     return index
 
 
@@ -332,10 +332,10 @@ def pictures(*cells: Any, place: Place) -> tuple[bytes, ...]:
 
 def one(*cells: Any, place: Place) -> tuple[bytes, ...]:
     """`pictures`, at least one of them."""
-    found = pictures(*cells, place=place)
-    if not found:
+    files = pictures(*cells, place=place)
+    if not files:
         raise Refused("it has no image")
-    return found
+    return files
 
 
 def decoded(cell: str) -> bytes:

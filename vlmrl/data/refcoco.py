@@ -24,8 +24,8 @@ def items(row: dict, place: Place) -> list[SetItem]:
     expressions = row.get("answer") or ()
     if isinstance(expressions, str):
         expressions = [expressions]
-    said = [" ".join(str(e).split()) for e in expressions if not missing(e)]
-    if not said:
+    phrases = [" ".join(str(e).split()) for e in expressions if not missing(e)]
+    if not phrases:
         raise Refused("it has no referring expression")
     number, file = text(row, "question_id"), text(row, "file_name", needed=False)
     images = one(row.get("image"), place=place)
@@ -41,7 +41,7 @@ def items(row: dict, place: Place) -> list[SetItem]:
             cluster=file.rsplit("_", 1)[0],
             meta={"expression": expression},
         )
-        for i, expression in enumerate(said)
+        for i, expression in enumerate(phrases)
     ]
 
 

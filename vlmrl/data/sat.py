@@ -36,10 +36,10 @@ _SLIP = re.compile(r"\s*\bin the first frame\b")  # the authors call it a small 
 
 
 def items(row: dict, place: Place) -> list[SetItem]:
-    said = list(row.get("answers") or ())
+    answers = list(row.get("answers") or ())
     right = text(row, "correct_answer")
-    cleaned = [_SLIP.sub("", a) if isinstance(a, str) else a for a in said]
-    repairs = ("'in the first frame' taken out of an answer",) * (cleaned != said)
+    cleaned = [_SLIP.sub("", a) if isinstance(a, str) else a for a in answers]
+    repairs = ("'in the first frame' taken out of an answer",) * (cleaned != answers)
     texts = options(cleaned)
     if len({normal(t) for t in texts}) < len(texts):
         raise Refused("its answers repeat one another")
@@ -67,18 +67,18 @@ def items(row: dict, place: Place) -> list[SetItem]:
 
 def kind(question: str) -> str:
     """The authors' rule by wording; later rules win."""
-    low, found = question.lower(), "other"
+    low, task = question.lower(), "other"
     if "how did the camera" in low or "is the camera moving" in low:
-        found = "action_sequence"
+        task = "action_sequence"
     if "need to go" in low:
-        found = "goal_aim"
+        task = "goal_aim"
     if "any of the objects in the initial" in low:
-        found = "obj_movement"
+        task = "obj_movement"
     if "if i" in low:
-        found = "action_consequence"
+        task = "action_consequence"
     if "if i move to the" in low or "for someone at the" in low:
-        found = "perspective"
-    return found
+        task = "perspective"
+    return task
 
 
 _TEST = ("data/test-*.parquet", "SAT_test.parquet")

@@ -139,7 +139,7 @@ def count(scene: Scene, rng: np.random.Generator) -> Example | None:
         one, many = f"{word} shape".strip(), f"{word} shapes".strip()
     width = int(rng.integers(3, 6))  # consecutive numbers, the answer anywhere in them
     low = int(rng.integers(max(1, number - width + 1), number + 1))
-    found = sorted(kinds[word], key=lambda o: (o.row, o.column))
+    same = sorted(kinds[word], key=lambda o: (o.row, o.column))
     return _example(
         scene,
         rng,
@@ -150,7 +150,7 @@ def count(scene: Scene, rng: np.random.Generator) -> Example | None:
         state=lambda option: (
             f"there is one {one}" if option == "one" else f"there are {option} {many}"
         ),
-        steps=[f"{NUMBERS[i]} is in {row(o)} {column(o)}" for i, o in enumerate(found)],
+        steps=[f"{NUMBERS[i]} is in {row(o)} {column(o)}" for i, o in enumerate(same)],
     )
 
 
@@ -336,13 +336,13 @@ def question(split: str, index: int, task: str) -> Example | None:
 def suite(split: str, n: int) -> list[Example]:
     """`n` stored questions, one per scene, tasks in turn. A scene that does not allow
     the task at hand is passed over; a longer suite begins with the shorter one."""
-    found: list[Example] = []
+    examples: list[Example] = []
     index = 0
-    while len(found) < n:
-        example = question(split, index, tuple(TASKS)[len(found) % len(TASKS)])
-        found += [example] if example else []
+    while len(examples) < n:
+        example = question(split, index, tuple(TASKS)[len(examples) % len(TASKS)])
+        examples += [example] if example else []
         index += 1
-    return found
+    return examples
 
 
 # Shares of scenes that allow a task: depth 0.53, multihop 0.84, relation 0.88, size

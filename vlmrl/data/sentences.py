@@ -123,26 +123,26 @@ def _subject(rest: str) -> tuple[str, str] | None:
     """(subject, predicate) of what follows a form of `be`; None if not to be told."""
     if compared := _m(r"(.*?\S) ((?:\w+er|more|less) than .+)", rest):
         return compared[1], compared[2]
-    for found in re.finditer(rf"(?<=\s){_PREDICATE}\b", rest, re.I):
-        subject = rest[: found.start()].strip()
+    for match in re.finditer(rf"(?<=\s){_PREDICATE}\b", rest, re.I):
+        subject = rest[: match.start()].strip()
         words = subject.split()
-        if found[0].lower() in _NOUNS or not words:
+        if match[0].lower() in _NOUNS or not words:
             continue
         articles = ("the", "a", "an", "this", "these", "those", "his", "her", "their")
         if words[-1] in (*articles, "of", "its", "and", "or", "than", "in"):
             continue
         named = words[0][:1].isdigit() or re.fullmatch(r"[A-Z]\w*", words[0])
         if (
-            found[0].lower() in ("of", "the", "a", "an")
+            match[0].lower() in ("of", "the", "a", "an")
             and len(words) < 2
             and not named
         ):
             continue
-        if _COLOURS.match(rest, found.start()):
+        if _COLOURS.match(rest, match.start()):
             continue
-        if found[0].lower() == "of" or _IN_VIEW.match(rest, found.start()):
+        if match[0].lower() == "of" or _IN_VIEW.match(rest, match.start()):
             continue
-        return subject, rest[found.start() :]
+        return subject, rest[match.start() :]
     return None
 
 
@@ -328,12 +328,12 @@ def _one_that(core, option):
     m = _m(rf"which (?:one )?of {some}(?: (.+?))? ({_third_any()}|is|was) (.+)", core)
     if not m:
         return ""
-    noun, told = m[1] or "", f"that {m[2]} {m[3]} is {_definite(option)}"
+    noun, clause = m[1] or "", f"that {m[2]} {m[3]} is {_definite(option)}"
     if not noun or " or " in noun:
-        return f"The one {told}"
+        return f"The one {clause}"
     if re.search(r"\b(?:two|three|four)\b", noun):
-        return f"Of the {noun}, the one {told}"
-    return f"The {_singular(noun)} {told}"
+        return f"Of the {noun}, the one {clause}"
+    return f"The {_singular(noun)} {clause}"
 
 
 def _singular(noun: str) -> str:
@@ -348,31 +348,31 @@ def _which(core, option, options):
     be = "are" if aux in ("are", "were", "have") and not noun.endswith("ss") else "is"
     head = noun.split()[-1].lower()
     plain = head in _ATTRIBUTES or head in option.lower().split()
-    said = option if plain else _definite(option)
+    named = option if plain else _definite(option)
     if rest.lower() in ("this", "it", "that", "these", "those"):
-        return f"The {noun} in the image {be} {said}"
+        return f"The {noun} in the image {be} {named}"
     if who := _m(r"(i|we|you|they|he|she|it|one) (\S.*)", rest):
         return f"The {noun} that {who[1]} {aux} {who[2]} {be} {option}"
     if aux in ("has", "have", "had"):
-        return f"The {noun} that {aux} {rest} {be} {said}"
+        return f"The {noun} that {aux} {rest} {be} {named}"
     if rest.startswith("there"):
         return f"The {noun}{rest[5:]} {be} {option}"
     if stranded := _m(r"(.+) (in|on|at|from|of|to|for|with|near)", rest):
         return f"The {noun} that {stranded[1]} {aux} {stranded[2]} {be} {option}"
     if not re.match(rf"(?-i:{_DET}) ", rest) and not re.match(r"(?i)it\b", rest):
-        return f"The {noun} that {aux} {rest} {be} {said}"
+        return f"The {noun} that {aux} {rest} {be} {named}"
     if re.match(
         r"(?:the|a|an) (?:most|least|same|\w+est|only|best|first|last)\b", rest
     ):
-        return f"The {noun} that {aux} {rest} {be} {said}"
+        return f"The {noun} that {aux} {rest} {be} {named}"
     if parts := _acting(rest):
-        return f"The {noun} that {parts[0]} {aux} {parts[1]} is {said}"
+        return f"The {noun} that {parts[0]} {aux} {parts[1]} is {named}"
     if aux in ("is", "are", "was", "were") and (
         head in _ATTRIBUTES or noun.split()[0].lower() in _ATTRIBUTES
     ):
         return f"The {noun} of {rest} is {option}"
     if aux in ("is", "are", "was", "were") and not _subject(rest):
-        return f"The {noun} that {aux} {rest} {be} {said}"
+        return f"The {noun} that {aux} {rest} {be} {named}"
     return ""
 
 
@@ -382,8 +382,8 @@ def _which_does(core: str, option: str) -> str:
     if m:
         verb = {"does": _third(m[4]), "do": m[4]}.get(m[2].lower(), f"did {m[4]}")
         return f"The {m[1]} that {m[3]} {verb}{m[5]} is {option}"
-    how = r"(?:(?:more|most|best) )?(?:\w+ly )?"
-    verb = rf"({how}(?:{_third_any()}))"
+    adverb = r"(?:(?:more|most|best) )?(?:\w+ly )?"
+    verb = rf"({adverb}(?:{_third_any()}))"
     m = _m(rf"(?:which|what) (\w+(?: [\w'’-]+){{0,5}}?) {verb}\b(.*)", core)
     return f"The {m[1]} that {m[2]}{m[3]} is {_definite(option)}" if m else ""
 
@@ -395,13 +395,13 @@ def _third_any() -> str:
 
 def _acting(rest: str) -> tuple[str, str] | None:
     """(subject, gerund …) of `the man holding`."""
-    for found in re.finditer(r"(?<=\s)\w+ing\b.*", rest):
-        subject = rest[: found.start()].strip()
-        gerund = found[0].split()[0].lower()
+    for match in re.finditer(r"(?<=\s)\w+ing\b.*", rest):
+        subject = rest[: match.start()].strip()
+        gerund = match[0].split()[0].lower()
         if gerund in _NOUNS or re.fullmatch(r"(?i)the|an?|this|that|these", subject):
             continue
         if subject:
-            return subject, found[0]
+            return subject, match[0]
     return None
 
 
@@ -466,7 +466,7 @@ def _who(core, option, options):
     return f"The person who {m[1].lower()} {m[2]} is {_definite(option)}"
 
 
-def _how(core, option, options):
+def _how_is(core, option, options):
     if m := _m(r"how did (.+?) (likely )?(?:move|rotate|change)\b(.*)", core):
         past = r"(?:moved|rotated|turned|stayed|did|went|was|shifted|panned|tilted)\b"
         if re.match(past, option):
@@ -526,10 +526,10 @@ ORDER = re.compile(
 
 
 def _order(core, option, options):
-    found = ORDER.match(core)
-    if not found or found[0].lower() == "what is":
+    match = ORDER.match(core)
+    if not match or match[0].lower() == "what is":
         return ""
-    what = core[found.end() :].strip()
+    what = core[match.end() :].strip()
     what, _, after = what.partition(" if ")
     after = f" if {after}" if after else ""
     what = re.split(r"(?i)[,.;] (?:round|write|to the nearest|leave)", what)[0]
@@ -575,6 +575,6 @@ RULES: dict[str, Callable[[str, str, Sequence[str]], str]] = {
     "what_does": _what_does,
     "which": _which,
     "who": _who,
-    "how": _how,
+    "how": _how_is,
     "order": _order,
 }

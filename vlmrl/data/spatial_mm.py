@@ -64,15 +64,15 @@ def items(row: dict, place: Place) -> list[SetItem]:
     ]
 
 
-def asked(said: str) -> tuple[str, tuple[str, ...]]:
+def asked(text_: str) -> tuple[str, tuple[str, ...]]:
     """(question, options) of lines `question`, `A. …`, `B. …`."""
-    lines = said.splitlines()
-    found = [_OPTION.fullmatch(line) for line in lines]
-    first = next((i for i, m in enumerate(found) if m and m[1] == "A"), None)
+    lines = text_.splitlines()
+    matches = [_OPTION.fullmatch(line) for line in lines]
+    first = next((i for i, m in enumerate(matches) if m and m[1] == "A"), None)
     if first is None or not "\n".join(lines[:first]).strip():
         raise Refused("its question holds no lines 'A. …', 'B. …'")
     texts = []
-    for line, m in zip(lines[first:], found[first:], strict=True):
+    for line, m in zip(lines[first:], matches[first:], strict=True):
         if m and m[1] == LETTERS[len(texts)]:
             texts.append(m[2])
         elif line.strip():
@@ -80,18 +80,18 @@ def asked(said: str) -> tuple[str, tuple[str, ...]]:
     return "\n".join(lines[:first]).strip(), options(texts)
 
 
-def answered(said: str, texts: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
+def answered(raw: str, texts: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
     """(answer, repairs) of `B. right`."""
-    found = _OPTION.fullmatch(said)
-    if not found:
-        return index_of(said, texts), ()
-    index, rest = LETTERS.index(found[1]), found[2]
+    match = _OPTION.fullmatch(raw)
+    if not match:
+        return index_of(raw, texts), ()
+    index, rest = LETTERS.index(match[1]), match[2]
     if index < len(texts) and normal(texts[index]) == normal(rest):
         return index, ()
     if not rest.strip():
-        raise Refused(f"answer {said!r} has no text")
+        raise Refused(f"answer {raw!r} has no text")
     right = index_of(rest, texts)
-    return right, (f"answer {said!r} contradicts its letter: its text counts",)
+    return right, (f"answer {raw!r} contradicts its letter: its text counts",)
 
 
 def perspective(question: str) -> str:

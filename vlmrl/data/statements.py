@@ -31,9 +31,9 @@ def state(question: str, options: Sequence[str], option: int) -> tuple[str, str]
     asides: list[str] = []
     asked, *rest = (_hidden(t, asides) for t in (question, *options))
     before, core = _core(asked, rest)
-    said = _inside(_hidden(words, asides), asked)
+    phrase = _inside(_hidden(words, asides), asked)
     for name, rule in RULES.items():
-        if text := rule(core, said, rest):
+        if text := rule(core, phrase, rest):
             text = before + (_small(text) if before else text)
             return _capital(_shown(" ".join(text.split()), asides)), name
     quoted = " ".join(question.split())
@@ -42,10 +42,10 @@ def state(question: str, options: Sequence[str], option: int) -> tuple[str, str]
 
 def states(question: str, options: Sequence[str]) -> tuple[tuple[str, ...], str]:
     """A sentence per option, and the rule ('fallback' if any fell back)."""
-    found = [state(question, options, i) for i in range(len(options))]
-    rules = {rule for _, rule in found}
-    rule = "fallback" if "fallback" in rules else found[0][1] if found else ""
-    return tuple(text for text, _ in found), rule
+    pairs = [state(question, options, i) for i in range(len(options))]
+    rules = {rule for _, rule in pairs}
+    rule = "fallback" if "fallback" in rules else pairs[0][1] if pairs else ""
+    return tuple(text for text, _ in pairs), rule
 
 
 def leaks(sentence: str, question: str, right: str, wrong: str) -> bool:
@@ -53,8 +53,8 @@ def leaks(sentence: str, question: str, right: str, wrong: str) -> bool:
     question nor the wrong option's own text does."""
 
     def has(text: str) -> bool:
-        found = re.escape(" ".join(right.casefold().split()).rstrip("."))
-        return bool(re.search(rf"(?<!\w){found}(?!\w)", text.casefold()))
+        pattern = re.escape(" ".join(right.casefold().split()).rstrip("."))
+        return bool(re.search(rf"(?<!\w){pattern}(?!\w)", text.casefold()))
 
     return has(sentence) and not has(question) and not has(wrong)
 
@@ -69,10 +69,10 @@ def _hidden(text: str, asides: list[str]) -> str:
     """The text with `(marked A)` and the like as one character each, at the word that
     it is said of, so that no rule finds a form inside."""
 
-    def hide(found: re.Match) -> str:
-        if found[1] not in asides:
-            asides.append(found[1])
-        return chr(_FIRST + asides.index(found[1]))
+    def hide(match: re.Match) -> str:
+        if match[1] not in asides:
+            asides.append(match[1])
+        return chr(_FIRST + asides.index(match[1]))
 
     return _ASIDE.sub(hide, text)
 
@@ -97,8 +97,8 @@ def _core(question: str, options: Sequence[str]) -> tuple[str, str]:
     """(leading clause to keep, the question proper without its mark)."""
     text = " ".join(question.split())
     text = re.sub(r"(?i)\b(what|where|who|which|how)['’]s\b", r"\1 is", text)
-    while found := _DROPPED.match(text):
-        text = text[found.end() :]
+    while match := _DROPPED.match(text):
+        text = text[match.end() :]
     sentences = re.split(r"(?<=[.!?])\s+(?=[A-Z])", text)
     asked = [s for s in sentences if s.endswith("?")]
     orders = [s for s in sentences if ORDER.match(s)]
@@ -106,9 +106,9 @@ def _core(question: str, options: Sequence[str]) -> tuple[str, str]:
         return "", ""
     text = (asked or orders or sentences)[-1]
     before = ""
-    while found := _CLAUSE.match(text):
-        before += _small(found[1]) + ", " if before else found[1] + ", "
-        text = text[found.end() :]
+    while match := _CLAUSE.match(text):
+        before += _small(match[1]) + ", " if before else match[1] + ", "
+        text = text[match.end() :]
     text = text.rstrip("?:. ").strip()
     text = re.sub(r"\s*\((?:A|a)\).*$", "", text)
     text = re.sub(r"(?i)^(?:so|and|then|please tell me|can you tell)[,]? ", "", text)

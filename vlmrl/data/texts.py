@@ -54,68 +54,70 @@ def write(path: Path, entries: Iterable[Mapping]) -> None:
 
 def read(path: Path) -> dict[tuple[str, str], dict]:
     """(source, id) → entry. Raises UserError naming the line that is wrong."""
-    found: dict[tuple[str, str], dict] = {}
+    entries: dict[tuple[str, str], dict] = {}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise UserError(f"{path}: no such file of texts") from error
     for number, line in enumerate(lines, 1):
         try:
-            held = json.loads(line)
-            place = (held["source"], held["id"])
-            fields = held["key"], held["statements"], held["suggested"]
+            entry = json.loads(line)
+            place = (entry["source"], entry["id"])
+            fields = entry["key"], entry["statements"], entry["suggested"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}, line {number}: not an entry: {error}") from error
-        if not isinstance(fields[1], list) or place in found:
-            why = "given twice" if place in found else "its statements are no list"
+        if not isinstance(fields[1], list) or place in entries:
+            why = "given twice" if place in entries else "its statements are no list"
             raise UserError(f"{path}, line {number}: {'/'.join(place)}: {why}")
-        found[place] = held
-    return found
+        entries[place] = entry
+    return entries
 
 
 def apply(
-    examples: Iterable[Example], found: Mapping[tuple[str, str], dict]
+    examples: Iterable[Example], entries: Mapping[tuple[str, str], dict]
 ) -> Iterator[Example]:
     """The examples with the file's texts and suggestions in place of their own.
 
     Raises UserError where an example has no entry or one about other words.
     """
     for e in examples:
-        held = found.get((e.source, e.id))
-        if held is None:
+        entry = entries.get((e.source, e.id))
+        if entry is None:
             raise UserError(f"texts: no entry of {e.source}/{e.id}")
-        if held["key"] != key(e):
+        if entry["key"] != key(e):
             raise UserError(
                 f"texts: {e.source}/{e.id}: written for another question or options"
             )
-        said = tuple(held["statements"])
-        thinks = tuple(held.get("thinks") or ())
-        for name, listed in (("statements", said), ("thinks", thinks)):
+        statements = tuple(entry["statements"])
+        thinks = tuple(entry.get("thinks") or ())
+        for name, listed in (("statements", statements), ("thinks", thinks)):
             if listed and len(listed) != len(e.options):
                 raise UserError(
                     f"texts: {e.source}/{e.id}: {len(listed)} {name} for"
                     f" {len(e.options)} options"
                 )
-        if not -1 <= held["suggested"] < len(e.options) or (
-            held["suggested"] == e.answer
+        if not -1 <= entry["suggested"] < len(e.options) or (
+            entry["suggested"] == e.answer
         ):
             raise UserError(
-                f"texts: {e.source}/{e.id}: suggests option {held['suggested']}"
+                f"texts: {e.source}/{e.id}: suggests option {entry['suggested']}"
             )
-        yield e._replace(statements=said, thinks=thinks, suggested=held["suggested"])
+        yield e._replace(
+            statements=statements, thinks=thinks, suggested=entry["suggested"]
+        )
 
 
 class WithTexts(Sequence):
     """Examples by index, with the texts of a file (`read`) in place of their own."""
 
-    def __init__(self, examples: Sequence[Example], found: Mapping):
-        self._examples, self._found = examples, found
+    def __init__(self, examples: Sequence[Example], entries: Mapping):
+        self._examples, self._entries = examples, entries
 
     def __len__(self) -> int:
         return len(self._examples)
 
     def __getitem__(self, index: int) -> Example:
-        return next(apply([self._examples[index]], self._found))
+        return next(apply([self._examples[index]], self._entries))
 
 
 def rewrite(
@@ -143,16 +145,16 @@ def rewrite(
     Returns: how many sentences fell back, of those asked for now.
     """
     unfinished = path.with_name(path.name + ".unfinished")
-    held = read(path) if path.is_file() else {}
+    entries_by_id = read(path) if path.is_file() else {}
     if unfinished.is_file():
         for line in unfinished.read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(ValueError):  # the line it was cut off in
                 known = json.loads(line)
-                held[known["source"], known["id"]] = known
+                entries_by_id[known["source"], known["id"]] = known
     mark = hashlib.sha256(ASK.encode()).hexdigest()[:16]
 
     def known(e: Example) -> dict | None:
-        old = held.get((e.source, e.id)) or {}
+        old = entries_by_id.get((e.source, e.id)) or {}
         same = (old.get("key"), old.get("by"), old.get("prompt_hash"))
         return old if same == (key(e), by, mark) else None
 
@@ -167,16 +169,16 @@ def rewrite(
             ]
             replies = iter(ask(prompts) if prompts else [])
             for e in new:
-                said = []
+                sentences = []
                 for i, option in enumerate(e.options):
                     reply = next(replies).strip().strip('"')
                     right = e.options[e.answer]
-                    told = i != e.answer and leaks(reply, e.question, right, option)
-                    bad = not reply or "\n" in reply or told
+                    leaked = i != e.answer and leaks(reply, e.question, right, option)
+                    bad = not reply or "\n" in reply or leaked
                     fell += bad
-                    said.append(e.statements[i] if bad else reply)
-                line = entry(e._replace(statements=tuple(said)), by, mark)
-                held[e.source, e.id] = line
+                    sentences.append(e.statements[i] if bad else reply)
+                line = entry(e._replace(statements=tuple(sentences)), by, mark)
+                entries_by_id[e.source, e.id] = line
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
             entries += [known(e) for e in some]

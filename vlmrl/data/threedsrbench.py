@@ -19,8 +19,8 @@ _QID = re.compile(r"([^-]{8})(-flip)?(-\d+)?")
 
 def items(row: dict, place: Place) -> list[SetItem]:
     qid = text(row, "qid", "index")
-    found = _QID.fullmatch(qid)
-    if not found:
+    match = _QID.fullmatch(qid)
+    if not match:
         raise Refused(f"qid {qid!r} is not 8 characters, then -flip or -N")
     category = text(row, "category")
     kind = next((t for t in TYPES if category.startswith(t)), None)
@@ -36,8 +36,8 @@ def items(row: dict, place: Place) -> list[SetItem]:
             options=options,
             answer=letter(row.get("answer"), len(options)),
             task=f"{kind}/{category}",
-            group=found[1] + (found[2] or ""),
-            cluster=url.rsplit("/", 1)[-1] or found[1],
+            group=match[1] + (match[2] or ""),
+            cluster=url.rsplit("/", 1)[-1] or match[1],
             meta={"image_url": url},
             repairs=repairs,
         )

@@ -19,10 +19,10 @@ UNSURE = "I'm not sure"
 
 def describe(scene: Scene) -> str:
     """Every object in reading order, then which of an overlapping pair is in front."""
-    found = sorted(scene.objects, key=lambda o: (o.row, o.column))
+    objects = sorted(scene.objects, key=lambda o: (o.row, o.column))
     lines = [
         f"a {o.size} {o.colour} {o.shape} is in {scenes.row(o)} {scenes.column(o)}"
-        for o in found
+        for o in objects
     ]
     if scene.overlap:
         far, near = (scene.objects[i] for i in scene.overlap)
@@ -43,11 +43,11 @@ def located(scene: scenes.Scene, rng: np.random.Generator) -> tuple[Example, str
     for i in rng.permutation(len(scene.objects)):
         o = scene.objects[i]
         row, column = scenes.row(o), scenes.column(o)
-        said = rng.choice(
+        fact = rng.choice(
             [f"in {row} {column}", f"in {row}", f"in {column}", o.size],
             p=[0.4, 0.15, 0.15, 0.3],
         )
-        lines.append(f"{scenes.name(o)} is {said}")
+        lines.append(f"{scenes.name(o)} is {fact}")
     if scene.overlap:
         far, near = (scene.objects[i] for i in scene.overlap)
         lines.append(f"{scenes.name(near)} is in front of {scenes.name(far)}")
@@ -83,8 +83,8 @@ def listed(scene: Scene, rng: np.random.Generator) -> tuple[Example, str]:
     words = [WORDS[i] for i in rng.permutation(len(WORDS))[: rng.integers(3, 6)]]
     example = scenes.picture(scene, "list", "Name every letter.")
     asked = rng.integers(len(words), size=6)
-    said = ",".join(f" {words[i]} {chr(ord('A') + i)}" for i in asked)
-    return example._replace(options=tuple(words)), "So" + said
+    text = ",".join(f" {words[i]} {chr(ord('A') + i)}" for i in asked)
+    return example._replace(options=tuple(words)), "So" + text
 
 
 def _sentences(text: str) -> list[str]:

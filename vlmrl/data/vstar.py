@@ -49,14 +49,14 @@ def items(row: dict, place: Place) -> list[SetItem]:
     ]
 
 
-def asked(said: str) -> tuple[str, tuple[str, ...]]:
+def asked(text_: str) -> tuple[str, tuple[str, ...]]:
     """(question, options) of lines `question`, `(A) …`, `(B) …`, the suffix."""
     question, texts = [], []
-    for line in said.splitlines():
+    for line in text_.splitlines():
         line = line.strip()
-        found = _OPTION.fullmatch(line)
-        if found and found[1] == LETTERS[len(texts)]:
-            texts.append(found[2])
+        match = _OPTION.fullmatch(line)
+        if match and match[1] == LETTERS[len(texts)]:
+            texts.append(match[2])
         elif not texts:
             question.append(line)
         elif line and not line.startswith(_SUFFIX):

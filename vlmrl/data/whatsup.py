@@ -26,14 +26,14 @@ def items(row: dict, place: Place) -> list[SetItem]:
     if kind in PREPOSITIONS:
         name = str(row.get("image_path") or "")
         captions = row.get("caption_options")
-        found = _NAME.fullmatch(name.rsplit("/", 1)[-1])
-        if not found or found[2] not in PREPOSITIONS[kind]:
+        match = _NAME.fullmatch(name.rsplit("/", 1)[-1])
+        if not match or match[2] not in PREPOSITIONS[kind]:
             raise Refused(
                 f"image_path {name!r} is not OBJECT_RELATION_OBJECT, the relation one"
                 f" of {', '.join(PREPOSITIONS[kind])}"
             )
-        relation = found[2]
-        scene = f"{kind}/{found[1]}_{found[3]}"
+        relation = match[2]
+        scene = f"{kind}/{match[1]}_{match[3]}"
         id, group, cluster = f"{scene}/{relation}", scene, scene
         image = beside(name.removeprefix("data/"), place, "data")
     else:

@@ -217,16 +217,16 @@ def differences(ratings: Ratings, truth: np.ndarray | None = None) -> list[dict]
                 stats.Cell(ids[here], values[here, k], ratings.clusters[here])
                 for k in (i, j)
             ]
-            found = stats.paired_test(*cells)
+            test = stats.paired_test(*cells)
             rows.append(
                 {
                     "raters": [ratings.raters[i], ratings.raters[j]],
                     "condition": condition,
                     "measure": name,
-                    "n": found.difference.n,
-                    "difference": found.difference,
-                    "p": found.p,
-                    "method": found.method,
+                    "n": test.difference.n,
+                    "difference": test.difference,
+                    "p": test.p,
+                    "method": test.method,
                 }
             )
     adjusted = stats.holm([row["p"] for row in rows])
@@ -266,26 +266,26 @@ def against(
         raise ValueError(f"against: {len(truth)} labels, {len(verdicts)} verdicts")
     if not truth:
         raise UserError("labels: there are none; want one labelled item at least")
-    true, said = codes(truth), codes([v.label for v in verdicts])
+    true, given = codes(truth), codes([v.label for v in verdicts])
     units = np.arange(len(true)) if clusters is None else np.asarray(clusters)
-    right, open_ = true == said, LABELS.index("undecided")
+    right, open_ = true == given, LABELS.index("undecided")
 
     def share(values, where):
         return stats.proportion(np.where(where, values, np.nan), units)
 
     sure = np.array([v.confidence for v in verdicts], float)
-    told = ~np.isnan(sure)
-    brier = np.mean((sure[told] - right[told]) ** 2) if told.any() else np.nan
+    rated = ~np.isnan(sure)
+    brier = np.mean((sure[rated] - right[rated]) ** 2) if rated.any() else np.nan
     return Quality(
         n=len(true),
-        precision=share(right, said != open_),
-        coverage=share(said != open_, true != open_),
+        precision=share(right, given != open_),
+        coverage=share(given != open_, true != open_),
         accuracy=share(right, np.ones(len(true), bool)),
         recall={n: share(right, true == k) for k, n in enumerate(LABELS)},
-        kappa=interval(cohen, np.stack([true, said], 1), units, **bootstrap),
+        kappa=interval(cohen, np.stack([true, given], 1), units, **bootstrap),
         brier=float(brier),
-        calibration=_calibration(sure[told], right[told]),
-        confusion=confusion(true, said),
+        calibration=_calibration(sure[rated], right[rated]),
+        confusion=confusion(true, given),
     )
 
 

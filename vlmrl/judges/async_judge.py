@@ -81,12 +81,12 @@ class AsyncJudge:
         for items, future in parts:
             left = self.seconds + _GRACE - (time.monotonic() - began)
             try:
-                found = future.result(max(left, 0.0))
+                verdicts = future.result(max(left, 0.0))
             except TimeoutError:
                 self._left.append(future)
                 why = f"{_LATE} {self.seconds:g} s"
-                found = _without(items, why, self.judge.name)
-            out += found
+                verdicts = _without(items, why, self.judge.name)
+            out += verdicts
         late = sum(v.reason.startswith((_LATE, _BUSY, http.LATE)) for v in out)
         return Collected(out, time.monotonic() - began, late)
 

@@ -73,11 +73,11 @@ def make(
 
 
 def _repair(prompt: JudgePrompt, call: Call, reply: Reply, fault: Unreadable) -> Call:
-    said = [
+    turns = [
         {"role": "assistant", "content": reply.text[:2000]},
         {"role": "user", "content": fill(prompt.parts["repair"], fault=str(fault))},
     ]
-    return call._replace(messages=[*call.messages, *said])
+    return call._replace(messages=[*call.messages, *turns])
 
 
 def _read(reply: Reply, item: JudgeItem, name: str) -> Verdict | Unreadable:
@@ -102,7 +102,7 @@ def read(text: str, item: JudgeItem, name: str) -> Verdict:
     text = (text[thought.end() :] if thought else text).strip()
     fenced = _FENCED.fullmatch(text)
     try:
-        found = json.loads(
+        reply = json.loads(
             fenced[1] if fenced else text,
             object_pairs_hook=_once,
             parse_constant=_no_constant,
@@ -112,9 +112,9 @@ def read(text: str, item: JudgeItem, name: str) -> Verdict:
     except (ValueError, RecursionError):
         raise Unreadable("it is not one JSON object") from None
     keys = {"conclusion", "verdict", "confidence"}
-    if not isinstance(found, dict) or set(found) != keys:
+    if not isinstance(reply, dict) or set(reply) != keys:
         raise Unreadable(f"its keys are not {', '.join(sorted(keys))}")
-    label, letter, sure = (found[k] for k in ("verdict", "conclusion", "confidence"))
+    label, letter, sure = (reply[k] for k in ("verdict", "conclusion", "confidence"))
     if label not in LABELS:
         raise Unreadable(f"verdict is not one of {', '.join(LABELS)}")
     if (
@@ -141,10 +141,10 @@ def read(text: str, item: JudgeItem, name: str) -> Verdict:
 
 
 def _once(pairs):
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    reply = dict(pairs)
+    if len(reply) < len(pairs):
         raise Unreadable("a key is given twice")
-    return found
+    return reply
 
 
 def _no_constant(name):

@@ -76,12 +76,14 @@ def ask(judge: Judge, items: Sequence[JudgeItem]) -> list[Verdict]:
     for item, known in zip(items, without, strict=True):
         if known is None:
             asked.setdefault(item._replace(id=""), item)
-    found = judge.judge(list(asked.values())) if asked else []
-    if len(found) != len(asked):
-        raise ValueError(f"judge {judge.name}: {len(found)} verdicts of {len(asked)}")
-    said = dict(zip(asked, found, strict=True))
+    verdicts = judge.judge(list(asked.values())) if asked else []
+    if len(verdicts) != len(asked):
+        raise ValueError(
+            f"judge {judge.name}: {len(verdicts)} verdicts of {len(asked)}"
+        )
+    by_item = dict(zip(asked, verdicts, strict=True))
     return [
-        known or said[item._replace(id="")]
+        known or by_item[item._replace(id="")]
         for item, known in zip(items, without, strict=True)
     ]
 
@@ -105,8 +107,8 @@ def cascade(first: Judge, second: Judge) -> Judge:
     def judge(items: Sequence[JudgeItem]) -> list[Verdict]:
         out = ask(first, items)
         rest = [k for k, v in enumerate(out) if v.label == "undecided"]
-        found = ask(second, [items[k] for k in rest])
-        for k, verdict in zip(rest, found, strict=True):
+        verdicts = ask(second, [items[k] for k in rest])
+        for k, verdict in zip(rest, verdicts, strict=True):
             out[k] = verdict
         return out
 

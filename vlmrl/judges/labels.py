@@ -35,13 +35,13 @@ class Labelled(NamedTuple):
     item: JudgeItem
     condition: str
     cluster: str
-    said: dict[str, int]  # annotator → option, -1 for nothing
+    votes: dict[str, int]  # annotator → option, -1 for nothing
 
     @property
     def conclusion(self) -> int | None:
         """What more than half of the annotators say; None where they differ."""
-        option, votes = Counter(self.said.values()).most_common(1)[0]
-        return option if 2 * votes > len(self.said) else None
+        option, votes = Counter(self.votes.values()).most_common(1)[0]
+        return option if 2 * votes > len(self.votes) else None
 
 
 def label(conclusion: int, item: JudgeItem) -> str:
@@ -127,28 +127,28 @@ def read(path: str | os.PathLike) -> list[Labelled]:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot read labels: {error}") from None
-    found: dict[str, Labelled] = {}
+    items: dict[str, Labelled] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         one = _parse(line, f"{path}: row {number}")
         if one is None:
             continue
-        old = found.setdefault(one.item.id, one)
-        if old._replace(said={}) != one._replace(said={}):
+        old = items.setdefault(one.item.id, one)
+        if old._replace(votes={}) != one._replace(votes={}):
             raise UserError(
                 f"{path}: row {number}: {one.item.id} is another item in an earlier row"
             )
         if old is not one:
-            (who,) = one.said
-            if who in old.said:
+            (who,) = one.votes
+            if who in old.votes:
                 raise UserError(
                     f"{path}: row {number}: '{who}' labels {one.item.id} twice"
                 )
-            old.said.update(one.said)
-    if not found:
+            old.votes.update(one.votes)
+    if not items:
         raise UserError(f"{path}: nothing is labelled; fill in 'conclusion'")
-    return list(found.values())
+    return list(items.values())
 
 
 def _parse(line: str, where: str) -> Labelled | None:
@@ -166,12 +166,12 @@ def _parse(line: str, where: str) -> Labelled | None:
             raise UserError(f"{where}: {name} must be a text, not {value!r}")
     if letters != list(LETTERS[: len(letters)]) or answer not in letters:
         raise UserError(f"{where}: options must be A, B, … and answer one of them")
-    said = texts["conclusion"].strip()
-    if not said:
+    letter = texts["conclusion"].strip()
+    if not letter:
         return None
-    if said != "none" and said not in letters:
+    if letter != "none" and letter not in letters:
         raise UserError(
-            f"{where}: conclusion '{said}'; want none or one of {', '.join(letters)}"
+            f"{where}: conclusion '{letter}'; want none or one of {', '.join(letters)}"
         )
     item = JudgeItem(
         texts["id"],
@@ -180,6 +180,6 @@ def _parse(line: str, where: str) -> Labelled | None:
         texts["think"],
         letters.index(answer),
     )
-    option = -1 if said == "none" else letters.index(said)
+    option = -1 if letter == "none" else letters.index(letter)
     who = texts["annotator"].strip() or "nameless"
     return Labelled(item, texts["condition"], texts["cluster"], {who: option})

@@ -89,8 +89,8 @@ def make(
             each = batch // shards
             groups = [padded[i : i + each] for i in range(0, batch, each)]
             group = tokens.group(groups, policy.processor.facts, buckets)
-            found = np.asarray(run(policy.params, policy.put(group)))[: len(part)]
-            for k, pair in zip(part, found, strict=True):
+            logprobs = np.asarray(run(policy.params, policy.put(group)))[: len(part)]
+            for k, pair in zip(part, logprobs, strict=True):
                 out[k] = _verdict(items[k], pair, sure, mass, name)
             progress(len(part))
         return out
@@ -111,7 +111,7 @@ def verdict_ids(processor: tokens.Processor) -> tuple[Array, Array]:
       UserError: the tokenizer writes one of them in pieces only.
     """
     texts = [b.decode("utf-8", "replace") for b in processor.token_bytes]
-    found = []
+    by_word = []
     for word in _WORDS:
         ids = [i for i, t in enumerate(texts) if t.strip(" ").lower() == word]
         if not ids:
@@ -119,10 +119,10 @@ def verdict_ids(processor: tokens.Processor) -> tuple[Array, Array]:
             ids = [
                 processor.tokenizer.encode(word.title(), add_special_tokens=False)[0]
             ]
-        found.append(ids)
-    if set(found[0]) & set(found[1]):
+        by_word.append(ids)
+    if set(by_word[0]) & set(by_word[1]):
         raise UserError("judge: this tokenizer can't tell Yes from No by one token")
-    return tuple(jnp.asarray(ids, jnp.int32) for ids in found)
+    return tuple(jnp.asarray(ids, jnp.int32) for ids in by_word)
 
 
 def verdict_logprobs(model, params, group, words) -> jax.Array:

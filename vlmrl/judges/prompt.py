@@ -82,17 +82,17 @@ def messages(prompt: JudgePrompt, item: JudgeItem, form: str) -> list[dict]:
         "reasoning": item.think,
         "answer": LETTERS[item.predicted],
     }
-    said = fill(prompt.parts["item"], item=json.dumps(shown, ensure_ascii=False))
+    text = fill(prompt.parts["item"], item=json.dumps(shown, ensure_ascii=False))
     return [
         {"role": "system", "content": prompt.parts["system"]},
-        {"role": "user", "content": f"{said}\n\n{prompt.parts[form]}"},
+        {"role": "user", "content": f"{text}\n\n{prompt.parts[form]}"},
     ]
 
 
 def short(prompt: JudgePrompt, item: JudgeItem) -> list[dict]:
     """The same in few words, for a tiny model trained to read them."""
     lines = [f"{k}. {v}" for k, v in zip(LETTERS, item.options, strict=False)]
-    said = fill(
+    text = fill(
         prompt.parts["short"],
         question=item.question,
         options="\n".join(lines),
@@ -100,4 +100,4 @@ def short(prompt: JudgePrompt, item: JudgeItem) -> list[dict]:
         answer=LETTERS[item.predicted],
         text=item.options[item.predicted],
     )
-    return [{"role": "user", "content": said}]
+    return [{"role": "user", "content": text}]

@@ -180,7 +180,7 @@ def _mark_texts(text: str, texts: list[str]) -> str:
     """Marks on option texts; single letters are left to `_letters`."""
     folded = [t.casefold() for t in texts]
 
-    def found(match: re.Match) -> str:
+    def mark(match: re.Match) -> str:
         key = " ".join(match[0].casefold().split())
         same = [i for i, t in enumerate(folded) if t == key]
         return _mark("t", same[0]) if len(same) == 1 else _mark("x")
@@ -189,7 +189,7 @@ def _mark_texts(text: str, texts: list[str]) -> str:
     if not words:
         return text
     pattern = "|".join(map(_pattern, sorted(words, key=len, reverse=True)))
-    return re.sub(pattern, found, text, flags=re.I)
+    return re.sub(pattern, mark, text, flags=re.I)
 
 
 def _pattern(text: str) -> str:
@@ -209,7 +209,7 @@ def _pattern(text: str) -> str:
 def _letters(text: str, texts: list[str]) -> str:
     """Marks on option letters; "A" and "I" only where they can't be words."""
 
-    def found(match: re.Match) -> str:
+    def mark(match: re.Match) -> str:
         letter = match[1] or match[2]
         named = {i for i, t in enumerate(texts) if t == letter}
         if LETTERS.index(letter) < len(texts):
@@ -225,7 +225,7 @@ def _letters(text: str, texts: list[str]) -> str:
                 return match[0]
         return _mark("l", named.pop()) if len(named) == 1 else _mark("x")
 
-    return p.BARE_LETTER.sub(found, text)
+    return p.BARE_LETTER.sub(mark, text)
 
 
 def _paired(text: str) -> str:

@@ -129,10 +129,10 @@ def _count(rng) -> _Task:
     values = range(start, start + int(rng.integers(3, 5)))
     digits = rng.random() < 0.6
     options = tuple(str(v) if digits else _COUNTS[v] for v in values)
-    said = tuple(_pick(rng, [str(v), _COUNTS[v]]) for v in values)
+    written = tuple(_pick(rng, [str(v), _COUNTS[v]]) for v in values)
     verbs = ["is" if v == 1 else "are" for v in values]
     named = [what[:-1] if v == 1 else what for v in values]
-    states = zip(verbs, said, named, strict=True)
+    states = zip(verbs, written, named, strict=True)
     return _Task(
         f"How many {what} are in the image?",
         options,
@@ -143,7 +143,7 @@ def _count(rng) -> _Task:
             "The top half is quickly checked.",
             "I must not count anything twice.",
         ),
-        f"VerdictRow {_pick(rng, said)} of the picture is mostly sky.",
+        f"VerdictRow {_pick(rng, written)} of the picture is mostly sky.",
     )
 
 
@@ -364,8 +364,8 @@ def _nothing(rng, task, k):
             "The picture does not show it clearly enough.",
         ],
     )
-    said = [*_looks(rng, task), *([task.trap] if rng.random() < 0.5 else [])]
-    return " ".join([s for s in [*said, end] if s]), -1
+    parts = [*_looks(rng, task), *([task.trap] if rng.random() < 0.5 else [])]
+    return " ".join([s for s in [*parts, end] if s]), -1
 
 
 def _truncated(rng, task, k):
@@ -381,8 +381,8 @@ def _truncated(rng, task, k):
             "I conc",
         ],
     )
-    said = [*_looks(rng, task), task.trap, *_looks(rng, task, 2)]
-    return " ".join([*said, lead]), -1
+    parts = [*_looks(rng, task), task.trap, *_looks(rng, task, 2)]
+    return " ".join([*parts, lead]), -1
 
 
 def _adversarial(rng, task, k):
@@ -401,11 +401,11 @@ def _adversarial(rng, task, k):
             task.trap,
         ],
     )
-    said = [*_looks(rng, task, 2), trick]
+    parts = [*_looks(rng, task, 2), trick]
     if rng.random() < 0.35:
-        return " ".join(said), -1
+        return " ".join(parts), -1
     but = _pick(rng, ["But what I see is different.", "That is not what I see.", ""])
-    return " ".join([s for s in [*said, but, _conclusion(rng, task, k)] if s]), k
+    return " ".join([s for s in [*parts, but, _conclusion(rng, task, k)] if s]), k
 
 
 _WRITERS: dict[str, Callable] = {

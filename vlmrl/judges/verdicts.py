@@ -46,24 +46,24 @@ class VerdictRow(NamedTuple):
 Verdicts = dict[tuple[str, str], tuple[VerdictRow, Verdict]]
 
 
-def of_records(found: Sequence[Record]) -> list[VerdictRow]:
+def of_records(records: Sequence[Record]) -> list[VerdictRow]:
     """Both readings of each record, in order."""
     rows = []
-    for r in found:
+    for r in records:
         cluster = f"{r.source}/{r.cluster}"
         for name, item in zip(READINGS, judge.readings(r), strict=True):
             rows.append(VerdictRow(item, name, r.condition, cluster, None))
     return rows
 
 
-def of_traces(made: Sequence[Trace]) -> list[VerdictRow]:
-    return [VerdictRow(t.item, "whole", t.kind, t.item.id, t.label) for t in made]
+def of_traces(traces: Sequence[Trace]) -> list[VerdictRow]:
+    return [VerdictRow(t.item, "whole", t.kind, t.item.id, t.label) for t in traces]
 
 
-def of_labels(found: Sequence[labels.Labelled]) -> list[VerdictRow]:
+def of_labels(labelled: Sequence[labels.Labelled]) -> list[VerdictRow]:
     """Rows whose truth is what most of the annotators say."""
     rows = []
-    for one in found:
+    for one in labelled:
         settled = one.conclusion
         truth = None if settled is None else labels.label(settled, one.item)
         rows.append(VerdictRow(one.item, "whole", one.condition, one.cluster, truth))
@@ -124,7 +124,7 @@ def read(path: str | os.PathLike) -> dict[str, Verdicts]:
     path = path / NAME if path.is_dir() or not path.suffix else path
     if not path.is_file():
         raise UserError(f"{path.parent}: holds no {NAME}; run vlmrl judge first")
-    found: dict[str, Verdicts] = {}
+    by_judge: dict[str, Verdicts] = {}
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
         try:
             v = json.loads(line)
@@ -134,23 +134,23 @@ def read(path: str | os.PathLike) -> dict[str, Verdicts]:
             )
             sure = math.nan if v["confidence"] is None else float(v["confidence"])
             verdict = Verdict(v["label"], v["conclusion"], sure, v["reason"], v["by"])
-            found.setdefault(v["judge"], {})[row.key] = row, verdict
+            by_judge.setdefault(v["judge"], {})[row.key] = row, verdict
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{path}: row {number} is not a verdict") from None
-    if not found:
+    if not by_judge:
         raise UserError(f"{path}: holds no verdicts")
-    return found
+    return by_judge
 
 
 def people(path: str | os.PathLike) -> dict[str, Verdicts]:
     """annotator → what that person says, of a file of labels."""
-    found: dict[str, Verdicts] = {}
+    by_person: dict[str, Verdicts] = {}
     for one in labels.read(path):
         (row,) = of_labels([one])
-        for who, option in one.said.items():
+        for who, option in one.votes.items():
             verdict = Verdict(labels.label(option, one.item), option, math.nan, "", who)
-            found.setdefault(f"{who} (person)", {})[row.key] = row, verdict
-    return found
+            by_person.setdefault(f"{who} (person)", {})[row.key] = row, verdict
+    return by_person
 
 
 def gather(places: Sequence[str | os.PathLike]) -> dict[str, Verdicts]:
@@ -161,8 +161,8 @@ def gather(places: Sequence[str | os.PathLike]) -> dict[str, Verdicts]:
     raters: dict[str, Verdicts] = {}
     for place in map(Path, places):
         labelled = place.suffix == ".jsonl" and place.name != NAME and place.is_file()
-        for name, said in (people if labelled else read)(place).items():
-            raters[f"{name} ({place})" if name in raters else name] = said
+        for name, rated in (people if labelled else read)(place).items():
+            raters[f"{name} ({place})" if name in raters else name] = rated
     return raters
 
 
@@ -170,14 +170,14 @@ def shared(
     raters: dict[str, Verdicts], readings: Sequence[str]
 ) -> list[tuple[str, str]]:
     """What every rater rated, in the order of the first."""
-    both = set.intersection(*(set(said) for said in raters.values()))
+    both = set.intersection(*(set(rated) for rated in raters.values()))
     first = next(iter(raters.values()))
     return [key for key in first if key in both and key[1] in readings]
 
 
 def truths(raters: dict[str, Verdicts]) -> dict[tuple[str, str], str]:
     """Labels that are known, from whichever rater's file knows them."""
-    rows = [row for said in raters.values() for row, _ in said.values()]
+    rows = [row for rated in raters.values() for row, _ in rated.values()]
     return {row.key: row.truth for row in rows if row.truth}
 
 

@@ -5,7 +5,7 @@ for a model of this project. The endpoint's key is read from the environment var
 that --key_env names. Replies are kept in WORKDIR/replies.jsonl: the same command goes
 on where it was killed, or where its budget ended, and asks nothing twice.
 
---prefill says how a started assistant turn (wrong_think, ...) reaches the model:
+--prefill says source a started assistant turn (wrong_think, ...) reaches the model:
 'continue' and 'assistant' as an assistant turn, for endpoints that allow it; 'user'
 quotes it in the user turn. Records and report say which, and where letter probabilities
 came from: token log-probs (--logprobs), the shares of --samples, or nowhere.
@@ -85,7 +85,7 @@ def main(argv):
         ) as client,
         bar(f"ask {f.model}", total) as advance,
     ):
-        found = served.evaluate(
+        rows = served.evaluate(
             client,
             examples,
             f.conditions,
@@ -94,10 +94,10 @@ def main(argv):
             progress=advance,
         )
         spent = client.spent
-    records.write(workdir / "records.parquet", found)
+    records.write(workdir / "records.parquet", rows)
     assemble.write_images(workdir, examples)
-    sources = Counter((r.letters_from, r.prefill_as or "none") for r in found)
-    failed = Counter(r.finish for r in found if r.finish.startswith("error"))
+    sources = Counter((r.letters_from, r.prefill_as or "none") for r in rows)
+    failed = Counter(r.finish for r in rows if r.finish.startswith("error"))
     info = {
         "title": f"{recipe} on {f.source}",
         "Model": f"{f.model}, behind an API",

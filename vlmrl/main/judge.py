@@ -97,7 +97,7 @@ def vote(workdir: Path, f, *places: str) -> None:
 
 
 def judge_run(workdir: Path, f) -> None:
-    found, rows = load(f)
+    old, rows = load(f)
     options = endpoint.judge_options(f, workdir / "replies.jsonl")
     judges = named.named(f.judge, options, vote=f.vote, field="--judge")
     with judges.client or nullcontext():
@@ -106,17 +106,17 @@ def judge_run(workdir: Path, f) -> None:
             items, part = [r.item for r in rows], max(500, 20 * f.concurrency)
             decided = named.judge_all(judges, items, part, advance)
         about = named.summary(judges, decided)
-    finish(workdir, about, rows, decided, found)
+    finish(workdir, about, rows, decided, old)
 
 
-def finish(workdir: Path, about: dict, rows, decided, found: list[Record]) -> None:
-    """Write verdicts and their summary, and `found` records under the new judge."""
+def finish(workdir: Path, about: dict, rows, decided, old: list[Record]) -> None:
+    """Write verdicts and their summary, and the `old` records under the new judge."""
     name = about["judge"]
     verdicts.write(workdir / verdicts.NAME, rows, decided, name)
     assemble.write_json(workdir / "judge.json", about)
     CONSOLE.print_json(json.dumps(about))
-    if found:
-        rejudged = judge.apply_verdicts(found, decided, name)
+    if old:
+        rejudged = judge.apply_verdicts(old, decided, name)
         records.write(workdir / "records.parquet", rejudged)
         info = {k: str(v) for k, v in about.items() if v and k != "spent"}
         info = {"title": f"Judged by {name}"} | info
@@ -135,14 +135,14 @@ def load(f) -> tuple[list[Record], list[verdicts.VerdictRow]]:
         expected = "a run directory, a label file or synthetic[:COUNT]"
         raise UserError(f"--on: expected {expected}, got '{f.on}'")
     table = assemble.find_records(Path(f.on))
-    found = [Record(**row) for row in table.to_pylist()]
-    return found, verdicts.of_records(found)
+    old = [Record(**row) for row in table.to_pylist()]
+    return old, verdicts.of_records(old)
 
 
 def write_sheet(workdir: Path, f) -> None:
-    found, rows = load(f)
-    if found:  # of a run that was evaluated while it trained, what it ended with
-        rows = verdicts.of_records(labels.last_steps(found))
+    old, rows = load(f)
+    if old:  # of a run that was evaluated while it trained, what it ended with
+        rows = verdicts.of_records(labels.last_steps(old))
     path = workdir / "sheet.jsonl"
     items = [(r.item, r.condition, r.cluster) for r in rows if r.reading == "whole"]
     n = labels.write_sheet(path, items, n=f.count, seed=f.seed)

@@ -103,9 +103,9 @@ def read_option(answer: str, options: tuple[str, ...], form: str = "letter") -> 
     text is itself a letter, `form` 'letter' reads the letter, 'text' the text.
     """
     letter = text = -1
-    if found := _LETTER_FORM.fullmatch(answer.strip()):
-        index = LETTERS.index(found[1] or found[2] or found[3])
-        rest = _normal(found[4])
+    if match := _LETTER_FORM.fullmatch(answer.strip()):
+        index = LETTERS.index(match[1] or match[2] or match[3])
+        rest = _normal(match[4])
         if index < len(options) and rest in ("", _normal(options[index])):
             letter = index
     same = [i for i, o in enumerate(options) if _normal(o) == _normal(answer)]
@@ -125,14 +125,14 @@ def read(text: str, example: Example, name: str) -> Parsed:
     The rules of other tools read what follows the think, if there is one, and know no
     answer tags: `answer` is then that text and `strict` is False.
     """
-    how = styles.style(name)
-    form = "text" if example.open else how.form
+    rules = styles.style(name)
+    form = "text" if example.open else rules.form
     parsed = parse(text, example.options, form)
-    if how.parser == PARSER:
+    if rules.parser == PARSER:
         return parsed
-    said = text.rpartition("</think>")[2].strip()
-    option = PARSERS[how.parser](said, example.options)
-    return Parsed(parsed.think, said, option, False, parsed.closed)
+    reply = text.rpartition("</think>")[2].strip()
+    option = PARSERS[rules.parser](reply, example.options)
+    return Parsed(parsed.think, reply, option, False, parsed.closed)
 
 
 _REFUSALS = (
@@ -144,47 +144,47 @@ _REFUSALS = (
 )
 
 
-def _vlmevalkit(said: str, options: tuple[str, ...]) -> int:
+def _vlmevalkit(reply: str, options: tuple[str, ...]) -> int:
     """The only option letter among its words, if among the last four; else the
     only option whose text it contains, unless it is twice as long as all together."""
-    if any(refusal in said for refusal in _REFUSALS):
+    if any(refusal in reply for refusal in _REFUSALS):
         return -1
-    words = re.sub(r"[.()\[\],:;!*#{}]", " ", said).split()
+    words = re.sub(r"[.()\[\],:;!*#{}]", " ", reply).split()
     named = [i for i, letter in enumerate(LETTERS[: len(options)]) if letter in words]
     if len(named) == 1 and words.index(LETTERS[named[0]]) > len(words) - 5:
         return named[0]
-    if len(said) > 2 * sum(map(len, options)):
+    if len(reply) > 2 * sum(map(len, options)):
         return -1
-    held = [i for i, o in enumerate(options) if o.lower() in said.lower()]
-    return held[0] if len(held) == 1 else -1
+    contained = [i for i, o in enumerate(options) if o.lower() in reply.lower()]
+    return contained[0] if len(contained) == 1 else -1
 
 
-def _yes_no(said: str, options: tuple[str, ...]) -> int:
+def _yes_no(reply: str, options: tuple[str, ...]) -> int:
     """yes and no as words, one of them only."""
-    words = re.sub(r"[^\w\s]", " ", said.lower()).split()
+    words = re.sub(r"[^\w\s]", " ", reply.lower()).split()
     if ("yes" in words) == ("no" in words):
         return -1
     return _exact("yes" if "yes" in words else "no", options)
 
 
-def _exact(said: str, options: tuple[str, ...]) -> int:
+def _exact(reply: str, options: tuple[str, ...]) -> int:
     lowered = [o.lower().strip() for o in options]
     return (
-        lowered.index(said.lower().strip()) if said.lower().strip() in lowered else -1
+        lowered.index(reply.lower().strip()) if reply.lower().strip() in lowered else -1
     )
 
 
-def _first_letter(said: str, options: tuple[str, ...]) -> int:
+def _first_letter(reply: str, options: tuple[str, ...]) -> int:
     """A letter of either case that opens the answer, brackets aside, whatever follows:
     `Because` is B."""
-    found = re.match(r"[(\s]*([A-Za-z])", said)
-    return _within(found[1], options) if found else -1
+    match = re.match(r"[(\s]*([A-Za-z])", reply)
+    return _within(match[1], options) if match else -1
 
 
-def _vstar(said: str, options: tuple[str, ...]) -> int:
+def _vstar(reply: str, options: tuple[str, ...]) -> int:
     """In this order: an opening letter A to D, one after `answer` (is), in brackets,
     before a full stop or bracket, alone between blanks, or the only such letter."""
-    said = said.upper()
+    reply = reply.upper()
     patterns = (
         r"^([A-D])",
         r"(?:ANSWER|CHOICE|OPTION)(?:\s+IS)?[\s:]+([A-D])",
@@ -193,46 +193,46 @@ def _vstar(said: str, options: tuple[str, ...]) -> int:
         r"(?:^|\s)([A-D])(?:\s|$)",
     )
     for pattern in patterns:
-        if found := re.search(pattern, said):
-            return _within(found[1], options)
-    letters = re.findall(r"[A-D]", said)
+        if match := re.search(pattern, reply):
+            return _within(match[1], options)
+    letters = re.findall(r"[A-D]", reply)
     return _within(letters[0], options) if len(letters) == 1 else -1
 
 
-def _by(said: str, options: tuple[str, ...], patterns: Sequence[str], flags=0) -> int:
+def _by(reply: str, options: tuple[str, ...], patterns: Sequence[str], flags=0) -> int:
     """The letter that the first pattern found names."""
-    found = (re.search(pattern, said, flags) for pattern in patterns)
-    return next((_within(f[1], options) for f in found if f), -1)
+    matches = (re.search(pattern, reply, flags) for pattern in patterns)
+    return next((_within(f[1], options) for f in matches if f), -1)
 
 
-def _3dsrbench(said: str, options: tuple[str, ...]) -> int:
+def _3dsrbench(reply: str, options: tuple[str, ...]) -> int:
     """In this order: an opening capital A to D, one after `answer` (is), in brackets,
     before a full stop, or as a word."""
     after = [
         rf"{who}nswer(?: is)?[:\s]+([A-D])" for who in ("[Aa]", "[Tt]he a", "[Mm]y a")
     ]
     rest = (r"\(([A-D])\)", r"([A-D])\.", r"\b([A-D])\b")
-    return _by(said, options, (r"^([A-D])(?:[.\s)]|$)", *after, *rest))
+    return _by(reply, options, (r"^([A-D])(?:[.\s)]|$)", *after, *rest))
 
 
-def _mmvp(said: str, options: tuple[str, ...]) -> int:
+def _mmvp(reply: str, options: tuple[str, ...]) -> int:
     """In this order, A or B of either case: opening, after `answer is`, after `option`,
     before a blank or the end, or as the first letter of a word that opens."""
     opening = r"^\s*\(?([AB])(?:\)?\.?\s*$|\)?[.\s])"
     after = (r"answer\s+is\s+\(?([AB])", r"option\s+\(?([AB])")
     rest = (r"([AB])\)?(?:\s|$)", r"^([AB])")
-    return _by(said, options, (opening, *after, *rest), re.I)
+    return _by(reply, options, (opening, *after, *rest), re.I)
 
 
-def _first_word(said: str, options: tuple[str, ...]) -> int:
+def _first_word(reply: str, options: tuple[str, ...]) -> int:
     """The first word, punctuation aside, if it is a letter of either case."""
-    word = re.sub(r"[^\w\s]", "", said).strip().partition(" ")[0]
+    word = re.sub(r"[^\w\s]", "", reply).strip().partition(" ")[0]
     return _within(word, options) if re.fullmatch("[A-Za-z]", word) else -1
 
 
-def _first_number(said: str, options: tuple[str, ...]) -> int:
-    found = re.search(r"\d+", said)
-    return _exact(str(int(found[0])), options) if found else -1
+def _first_number(reply: str, options: tuple[str, ...]) -> int:
+    match = re.search(r"\d+", reply)
+    return _exact(str(int(match[0])), options) if match else -1
 
 
 def _within(letter: str, options: tuple[str, ...]) -> int:
@@ -242,7 +242,7 @@ def _within(letter: str, options: tuple[str, ...]) -> int:
 
 # Answer, options → index or -1, as the named tool reads it.
 PARSERS: dict[str, Callable[[str, tuple[str, ...]], int]] = {
-    PARSER: lambda said, options: parse(said, options).option,
+    PARSER: lambda reply, options: parse(reply, options).option,
     "vlmevalkit-1": _vlmevalkit,
     "vlmevalkit-yes-no-1": _yes_no,
     "lmms-first-letter-1": _first_letter,

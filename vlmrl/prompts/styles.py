@@ -96,12 +96,12 @@ STYLES: dict[str, Style] = {
 _SINGLE = "\nAnswer the question using a single word or phrase."
 
 
-def _peer(suffix: str, parser: str, **how: str) -> Style:
+def _peer(suffix: str, parser: str, **fields: str) -> Style:
     """A style of another tool, which asks for the answer alone in every case; where it
     lists options, a question without them ends as such questions do in both tools."""
-    free = _SINGLE if how.get("option", "listed") else suffix
+    free = _SINGLE if fields.get("option", "listed") else suffix
     both = dict(think=suffix, direct=suffix, open=free, open_direct=free)
-    return Style(system="", parser=parser, **both, **how)
+    return Style(system="", parser=parser, **both, **fields)
 
 
 _NOTE = (
@@ -295,10 +295,10 @@ def build(
       UserError: unknown style, control token in the example, more options than
         letters, or a template that does not keep the user text as it is.
     """
-    how = style(name)
-    chat = messages(example, how)
+    form = style(name)
+    chat = messages(example, form)
     rendered = render(chat)
-    user, spans = _user(example, how)
+    user, spans = _user(example, form)
     start = rendered.rfind(user)
     if start < 0:
         raise UserError(f"example {example.id!r}: the chat template changes its text")
@@ -334,8 +334,8 @@ def _refuse_control(example: Example) -> None:
         "prefill": example.prefill,
     }
     for field, text in fields.items():
-        if found := _CONTROL.search(text):
+        if match := _CONTROL.search(text):
             raise UserError(
                 f"example {example.id!r}: {field} holds the control token"
-                f" {found[0]!a}; remove it from the data"
+                f" {match[0]!a}; remove it from the data"
             )
