@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module may import modules of earlier rows and those of its own part.
 ORDER = [
     ["vlmrl", "vlmrl.types", "vlmrl.shipped"],
+    ["vlmrl.files"],
     ["vlmrl.sharding", "vlmrl.metrics"],
     [
         "vlmrl.data",

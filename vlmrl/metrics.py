@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vlmrl.files import atomic_write, json_lines
 from vlmrl.types import Array, Mean, UserError
 
 
@@ -167,10 +168,7 @@ def read(path: str | Path) -> list[dict]:
 def _truncate(path: Path, restored: int | None) -> None:
     """Leaves only rows up to step `restored`; the file is replaced as a whole."""
     rows = read(path) if restored is not None and path.exists() else []
-    kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= restored]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, path)
+    atomic_write(path, json_lines(row for row in rows if row["step"] <= restored))
 
 
 def _finite(value):

@@ -21,6 +21,7 @@ from vlmrl.bench import device, page, timing, workloads
 from vlmrl.bench.timing import interleave, ratio, result
 from vlmrl.bench.workloads import Sizes
 from vlmrl.data import scenes
+from vlmrl.files import write_json
 from vlmrl.types import UserError
 
 WORSE = 0.05  # share of a value that makes a regression
@@ -407,6 +408,5 @@ def save(results: dict, directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     stamp = results["date"].replace(":", "").partition("+")[0]
     path = directory / f"bench-{stamp}-{results['machine']['class']}.json"
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    return beside.rename(path)
+    write_json(path, results)
+    return path

@@ -9,6 +9,7 @@ anywhere goes on after its last whole shard, to the same files.
 from __future__ import annotations
 
 import collections
+import contextlib
 import hashlib
 import itertools
 import json
@@ -26,6 +27,7 @@ from array_record.python import array_record_module
 from vlmrl.data import distractors, images, reading, statements
 from vlmrl.data.features import FEATURES, serialised
 from vlmrl.data.reading import Place, Refused, Set, SetItem, draw, normal
+from vlmrl.files import atomic_path, atomic_write, write_json
 from vlmrl.types import Example, UserError
 
 VERSION = "1.1.0"  # of what readers make of the same files; raise it with any change
@@ -143,15 +145,9 @@ def _claim(work: Path, made_of: dict) -> None:
         shutil.rmtree(work)  # another attempt, of other files
     try:
         work.mkdir(parents=True, exist_ok=True)
-        _write(stamp, text)
+        atomic_write(stamp, text)
     except OSError as error:
         raise UserError(f"{work.parent}: not writable: {error.strerror}") from error
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".partial")
-    part.write_text(text)
-    os.replace(part, path)
 
 
 # -- shards ----------------------------------------------------------------------------
@@ -186,7 +182,7 @@ def _write_shards(bench, split, root, files, work, seed, progress, pool) -> None
                 continue
             converted = _ahead(threads, rows, lambda row: _convert(bench, *row, pool))
             counts = _shard(work / f"shard-{number:05d}", converted, seen, progress)
-            _write(done, json.dumps(counts))
+            atomic_write(done, json.dumps(counts))
             if counts["rows"] < ROWS:
                 return
 
@@ -235,9 +231,12 @@ def _convert(bench, row, place, pool):
 def _shard(path: Path, converted: Iterable, seen, progress) -> dict[str, Any]:
     counts: dict[str, Any] = {"rows": 0, "kept": 0, "bytes": 0, "rules": {}}
     counts |= {"ids": [], "repaired": [], "refused": []}
-    part = path.with_name(path.name + ".partial")
-    writer = array_record_module.ArrayRecordWriter(os.fspath(part), _WRITER)
-    try:
+
+    def opened(partial: Path):
+        writer = array_record_module.ArrayRecordWriter(os.fspath(partial), _WRITER)
+        return contextlib.closing(writer)
+
+    with atomic_path(path) as partial, opened(partial) as writer:
         for where, result in converted:
             counts["rows"] += 1
             progress(1)
@@ -258,9 +257,6 @@ def _shard(path: Path, converted: Iterable, seen, progress) -> dict[str, Any]:
                 if repairs:
                     why = "; ".join(repairs)
                     counts["repaired"].append({"id": id, "where": where, "why": why})
-    finally:
-        writer.close()
-    os.replace(part, path)
     return counts
 
 
@@ -315,7 +311,7 @@ def _finish(bench, split, work) -> None:
     info.set_splits(tfds.core.splits.SplitDict([split_info]))
     info.write_to_directory(work)
     fields = {"kept" if k == "examples" else k: v for k, v in report._asdict().items()}
-    _write(work / "report.json", json.dumps(fields, indent=1) + "\n")
+    write_json(work / "report.json", fields)
 
 
 def tfds_name(name: str) -> str:

@@ -10,7 +10,6 @@ import fnmatch
 import hashlib
 import http.client
 import json
-import os
 import re
 import threading
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vlmrl.data.reading import Set
+from vlmrl.files import atomic_write
 from vlmrl.types import UserError
 
 AGENT = "vlmrl (research on vision-language models)"
@@ -130,7 +130,7 @@ def settled(pin: Pin, root: Path, commit: Callable[[str, str], str]) -> Pin:
         return pin._replace(revision=stored["commit"])
     sha = commit(pin.repo, pin.revision)
     root.mkdir(parents=True, exist_ok=True)
-    _keep(path, json.dumps(asked | {"commit": sha}).encode())
+    atomic_write(path, json.dumps(asked | {"commit": sha}).encode())
     return pin._replace(revision=sha)
 
 
@@ -186,12 +186,12 @@ def from_urls(
         path = root / name
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            _sweep(path.parent, f"{path.name}.*.partial")
+            _sweep(path.parent, f".{path.name}.*.partial")
             try:
                 data = get(url)
             except (OSError, http.client.HTTPException) as error:
                 raise UserError(f"{url}: not to be had ({error})") from error
-            _keep(path, data)
+            atomic_write(path, data)
         progress(name)
 
 
@@ -215,12 +215,6 @@ def get(url: str) -> bytes:
         if number + 1 < TRIES:
             time.sleep(WAIT * 2**number)
     raise last
-
-
-def _keep(path: Path, data: bytes) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    part.write_bytes(data)
-    os.replace(part, path)
 
 
 def _sweep(folder: Path, pattern: str) -> None:
@@ -285,7 +279,7 @@ def images(
             threads.shutdown(cancel_futures=True)
             raise
     lines = [json.dumps(entries[sha]) + "\n" for sha in sorted(entries)]
-    _keep(manifest, "".join(lines).encode())
+    atomic_write(manifest, "".join(lines).encode())
     counts: dict[str, int] = {}
     for sha in pairs:
         counts[entries[sha]["status"]] = counts.get(entries[sha]["status"], 0) + 1
@@ -302,7 +296,7 @@ def _image(url: str, sha: str, folder: Path) -> tuple[str, str]:
         return "failed", " ".join(str(error).split())
     if (actual := hashlib.sha256(data).hexdigest()) != sha:
         return "changed", f"sha256 is {actual}"
-    _keep(folder / sha, data)
+    atomic_write(folder / sha, data)
     return "ok", ""
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
 from vlmrl.data.statements import leaks
+from vlmrl.files import atomic_write, json_lines
 from vlmrl.types import Example, UserError
 
 ASK = (
@@ -45,11 +45,7 @@ def entry(example: Example, by: str = "template", prompt_hash: str = "") -> dict
 
 
 def write(path: Path, entries: Iterable[Mapping]) -> None:
-    part = path.with_name(path.name + ".partial")
-    with open(part, "w", encoding="utf-8") as file:
-        for line in entries:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    os.replace(part, path)
+    atomic_write(path, json_lines(entries))
 
 
 def read(path: Path) -> dict[tuple[str, str], dict]:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlmrl.files import atomic_write, json_lines
 from vlmrl.types import Record, UserError
 
 STAGES = ("start", "trained", "evaluated", "unknown")
@@ -70,16 +71,12 @@ def write(path: str | os.PathLike, records: list[Record] | pa.Table) -> None:
     """
     path = Path(path)
     table = records if isinstance(records, pa.Table) else _table(path, records)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        pq.write_table(table, temporary, compression="zstd")
-        os.replace(temporary, path)
+        atomic_write(path, lambda p: pq.write_table(table, p, compression="zstd"))
     except OSError as error:
         raise UserError(
             f"{path}: cannot write records: {error.strerror or error}"
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _table(path: Path, records: list[Record]) -> pa.Table:
@@ -161,19 +158,14 @@ def write_jsonl(path: str | os.PathLike, table: pa.Table) -> None:
     """The same records as JSON, one object per line, keys in `SCHEMA` order; NaN is
     null. `read` takes it back."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    batches = table.to_batches(max_chunksize=1000)
+    rows = (_finite(row) for batch in batches for row in batch.to_pylist())
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            for batch in table.to_batches(max_chunksize=1000):
-                for row in batch.to_pylist():
-                    file.write(json.dumps(_finite(row), ensure_ascii=False) + "\n")
-        os.replace(temporary, path)
+        atomic_write(path, json_lines(rows))
     except OSError as error:
         raise UserError(
             f"{path}: cannot write records: {error.strerror or error}"
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _finite(value):

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vlmrl.files import atomic_write, json_lines
 from vlmrl.judges.judge import JudgeItem
 from vlmrl.types import Record, UserError
 
@@ -94,10 +95,7 @@ def write_sheet(
         for queue in queues.values():
             if queue and len(chosen) < n:
                 chosen.append(queue.pop())
-    lines = [json.dumps(_row(*row), ensure_ascii=False) + "\n" for row in chosen]
-    part = path.with_name(path.name + ".partial")
-    part.write_text("".join(lines), encoding="utf-8")
-    os.replace(part, path)
+    atomic_write(path, json_lines(_row(*row) for row in chosen))
     return len(chosen)
 
 

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from vlmrl.files import atomic_write, json_lines
 from vlmrl.judges import judge, labels, synthetic
 from vlmrl.judges.judge import JudgeItem, Verdict
 from vlmrl.judges.synthetic import Trace
@@ -91,25 +92,23 @@ def write(
     name: str,
 ) -> None:
     """The file, whole or not at all; `name` is the judge that was asked."""
-    path = Path(path)
-    part = path.with_name(path.name + ".partial")
-    with open(part, "w", encoding="utf-8") as file:
-        for row, v in zip(rows, verdicts, strict=True):
-            line = {
-                "id": row.key[0],
-                "reading": row.reading,
-                "condition": row.condition,
-                "cluster": row.cluster,
-                "truth": row.truth,
-                "judge": name,
-                "by": v.judge,
-                "label": v.label,
-                "conclusion": v.conclusion,
-                "confidence": None if math.isnan(v.confidence) else v.confidence,
-                "reason": v.reason,
-            }
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    os.replace(part, path)
+    lines = (
+        {
+            "id": row.key[0],
+            "reading": row.reading,
+            "condition": row.condition,
+            "cluster": row.cluster,
+            "truth": row.truth,
+            "judge": name,
+            "by": v.judge,
+            "label": v.label,
+            "conclusion": v.conclusion,
+            "confidence": None if math.isnan(v.confidence) else v.confidence,
+            "reason": v.reason,
+        }
+        for row, v in zip(rows, verdicts, strict=True)
+    )
+    atomic_write(path, json_lines(lines))
 
 
 def read(path: str | os.PathLike) -> dict[str, Verdicts]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 
 from vlmrl.eval import records
 from vlmrl.eval.course import course
+from vlmrl.files import atomic_write, json_lines
 from vlmrl.rl import rollout_log
 from vlmrl.run import hosts
 
@@ -20,9 +19,7 @@ def course_of(workdir: Path, kept: Path, step: int) -> None:
     first = records.read(files[steps[0]])
     rows = [{"step": steps[0], **course(first)}]
     rows += [{"step": s, **course(records.read(files[s]), first)} for s in steps[1:]]
-    part = workdir / "course.jsonl.partial"
-    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    os.replace(part, workdir / "course.jsonl")
+    atomic_write(workdir / "course.jsonl", json_lines(rows))
 
 
 def rollouts_of(workdir: Path, samples, advantages, *, step, lag, seed) -> None:

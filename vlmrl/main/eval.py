@@ -7,12 +7,11 @@ Each example is read once for all its conditions. Writes WORKDIR/records.parquet
 
 from __future__ import annotations
 
-import json
-
 from vlmrl import policy as policies
 from vlmrl import sharding
 from vlmrl.eval import scoring
 from vlmrl.eval.record_builder import RunLabels
+from vlmrl.files import write_json
 from vlmrl.loops.evaluate import (
     EvalPart,
     EvalSettings,
@@ -67,7 +66,7 @@ def main(argv):
     if not hosts.first():
         return
     scores = scoring.by_condition(c["source"], rows)
-    (workdir / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+    write_json(workdir / "scores.json", scores)
     assemble.write_images(workdir, examples)
     info = {
         "title": f"{c['recipe']} on {c['source']}",

@@ -15,6 +15,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from vlmrl import sharding
 from vlmrl.engine import attention
+from vlmrl.files import atomic_write
 from vlmrl.plan import chips, compiled, programs
 from vlmrl.plan.programs import PlannedJob, Program
 from vlmrl.types import UserError
@@ -394,9 +395,7 @@ def write(path: Path, text: str, costs: list[Cost]) -> None:
         (path, text),
         (path.with_suffix(".json"), json.dumps(numbers, indent=1) + "\n"),
     ):
-        beside = target.with_name(target.name + ".partial")
-        beside.write_text(content)
-        beside.replace(target)
+        atomic_write(target, content)
 
 
 def _gib(size: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vlmrl import perturb
 from vlmrl.data import images
+from vlmrl.files import atomic_write
 from vlmrl.prompts import styles
 from vlmrl.types import Example, Prompt, UserError
 
@@ -82,9 +82,7 @@ def contact_sheet(examples: Sequence[Example]) -> bytes:
 
 
 def write_contact_sheet(path: Path, examples: Sequence[Example]) -> None:
-    part = path.with_name(path.name + ".partial")
-    part.write_bytes(contact_sheet(examples))
-    os.replace(part, path)
+    atomic_write(path, contact_sheet(examples))
 
 
 def _fitted(picture: Image.Image) -> Image.Image:

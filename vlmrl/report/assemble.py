@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlmrl.eval import measures, records
+from vlmrl.files import atomic_write, write_json
 from vlmrl.report import claim, figures, html, render, tables
 from vlmrl.types import Example, UserError
 
@@ -60,9 +59,7 @@ def write_images(workdir: Path, examples: Sequence[Example]) -> None:
     held = read_images(workdir)
     held.update({f"{e.source}/{e.id}": e.images[0] for e in examples if e.images})
     table = pa.table({"example": list(held), "image": list(held.values())})
-    part = path.with_name(path.name + ".partial")
-    pq.write_table(table, part)
-    os.replace(part, path)
+    atomic_write(path, lambda partial: pq.write_table(table, partial))
 
 
 def read_images(workdir: Path) -> dict[str, bytes]:
@@ -98,9 +95,3 @@ def build(
     made = [*own, *(one for one in made if one.name not in names)]
     page = html.Page(table, rows, made, info, claims)
     return Report(made[0], html.write_report(workdir, page, images), claims)
-
-
-def write_json(path: Path, data) -> None:
-    part = path.with_name(path.name + ".partial")
-    part.write_text(json.dumps(data, indent=1) + "\n")
-    os.replace(part, path)

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from vlmrl.files import atomic_write
 from vlmrl.report.tables import Point, final, points, seeds_note
 from vlmrl.types import UserError
 
@@ -346,9 +347,7 @@ def write(folder: str | os.PathLike, drawings: list[Drawing]) -> list[Path]:
         for drawing in drawings:
             for ending, render in _WRITERS.items():
                 path = folder / f"{drawing.name}.{ending}"
-                temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-                temporary.write_bytes(render(drawing.figure))
-                os.replace(temporary, path)
+                atomic_write(path, render(drawing.figure))
                 paths.append(path)
     except OSError as error:
         raise UserError(f"{folder}: cannot write figures: {error.strerror}") from None

@@ -26,6 +26,7 @@ import pyarrow as pa
 from PIL import Image
 
 from vlmrl.eval import measures, records
+from vlmrl.files import atomic_write
 from vlmrl.report import claim as claim_
 from vlmrl.report import figures, interactive, render, tables
 from vlmrl.types import UserError
@@ -64,13 +65,11 @@ def write_report(
       UserError: no records, or a directory that can't be written.
     """
     path = Path(run_dir) / "report.html"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     found = browser(page.table, images)
     beside = sum(map(len, found.images)) > INSIDE
     try:
         sources = _beside(path.parent / FOLDER, found.images) if beside else None
-        temporary.write_text(render_page(page, found, sources), encoding="utf-8")
-        os.replace(temporary, path)
+        atomic_write(path, render_page(page, found, sources))
     except OSError as error:
         raise UserError(f"{path}: cannot write the report: {error.strerror}") from None
     return path
@@ -83,9 +82,7 @@ def _beside(folder: Path, images: list[bytes]) -> list[str]:
     for image in images:
         names.append(f"{hashlib.sha256(image).hexdigest()[:24]}.{_kind(image)}")
         if not (folder / names[-1]).is_file():
-            part = folder / f".{names[-1]}.{os.getpid()}.tmp"
-            part.write_bytes(image)
-            os.replace(part, folder / names[-1])
+            atomic_write(folder / names[-1], image)
     return [f"{folder.name}/{name}" for name in names]
 
 

@@ -28,6 +28,7 @@ import numpy as np
 from rich.console import Group
 from rich.text import Text
 
+from vlmrl.files import atomic_write
 from vlmrl.types import UserError
 
 DASH = "–"
@@ -261,9 +262,7 @@ def write(folder: str | os.PathLike, tables: list[Table]) -> list[Path]:
         for table in tables:
             for ending, render in _WRITERS.items():
                 path = folder / f"{table.name}.{ending}"
-                temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-                temporary.write_text(render(table), encoding="utf-8")
-                os.replace(temporary, path)
+                atomic_write(path, render(table))
                 paths.append(path)
     except OSError as error:
         raise UserError(f"{folder}: cannot write tables: {error.strerror}") from None

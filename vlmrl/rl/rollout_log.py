@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlmrl.files import atomic_write
 from vlmrl.rl.rollouts import Sample
 from vlmrl.types import UserError
 
@@ -49,16 +49,11 @@ def write(
             zip(samples, np.asarray(advantages).reshape(-1), strict=True)
         )
     ]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    table = pa.Table.from_pylist(rows, SCHEMA)
     try:
-        pq.write_table(
-            pa.Table.from_pylist(rows, SCHEMA), temporary, compression="zstd"
-        )
-        os.replace(temporary, path)
+        atomic_write(path, lambda p: pq.write_table(table, p, compression="zstd"))
     except OSError as error:
         raise UserError(f"{path}: cannot write rollouts: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 _TERM = pa.struct([("name", pa.string()), ("value", pa.float64())])

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 
 import vlmrl
+from vlmrl.files import atomic_write, write_json
 from vlmrl.run import hosts
 from vlmrl.types import UserError
 
@@ -38,7 +39,7 @@ def describe_run(workdir: Path, config: dict) -> None:
             f"{workdir}: holds a run of another config (it differs in "
             f"{', '.join(names)}); give another --workdir"
         )
-    path.write_text(text)
+    atomic_write(path, text)
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
     environment = {
         "vlmrl": vlmrl.__version__,
@@ -49,7 +50,7 @@ def describe_run(workdir: Path, config: dict) -> None:
         "packages": {p: version(p) for p in packages},
         "revision": _revision(),
     }
-    (workdir / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
+    write_json(workdir / "environment.json", environment)
 
 
 def _results(workdir: Path) -> bool:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import jax
 
+from vlmrl.files import atomic_write
 from vlmrl.run import hosts
 
 PHASES = ("start", "data", "rollout", "reward", "score", "update", "eval",
@@ -201,8 +202,7 @@ class Watchdog:
         with contextlib.suppress(OSError):  # a full disk is for the run to find out
             self._folder.mkdir(parents=True, exist_ok=True)
             path = self._folder / f"host-{self._index}.json"
-            path.with_suffix(".tmp").write_text(json.dumps(beat) + "\n")
-            path.with_suffix(".tmp").replace(path)
+            atomic_write(path, json.dumps(beat) + "\n")
 
     def _end(self) -> None:
         faulthandler.dump_traceback(all_threads=True)

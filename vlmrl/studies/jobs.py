@@ -27,6 +27,7 @@ from vlmrl.data import distort, loader, texts
 from vlmrl.data.sets import SETS
 from vlmrl.eval import records, served
 from vlmrl.eval.record_builder import RunLabels
+from vlmrl.files import atomic_write, json_lines
 from vlmrl.loops import seeds
 from vlmrl.loops.evaluate import (
     OPTIONS,
@@ -421,28 +422,27 @@ def release(path: Path, examples: Sequence[Example], conditions: Sequence[str]) 
     """Writes what conditions make of examples, one line of JSON per example: the
     statements by option (`data.texts`) and, by condition, caption, prefill and added
     option. Whoever has the benchmark has the perturbed benchmark with it."""
-    part = path.with_name(path.name + ".partial")
-    with open(part, "w", encoding="utf-8") as file:
-        for example in examples:
-            changed = {}
-            for name in conditions:
-                e = perturb.apply(example, name)
-                changed[name] = {
-                    "caption": e.caption,
-                    "prefill": e.prefill,
-                    "direct": e.direct,
-                    "options": list(e.options) if e.abstain >= 0 else None,
-                }
-            line = {
-                "source": example.source,
-                "example": example.id,
-                "answer": example.answer,
-                "suggested": example.suggested,
-                "conditions": changed,
-                "texts": texts.entry(example),
-            }
-            file.write(json.dumps(line, ensure_ascii=False, default=list) + "\n")
-    os.replace(part, path)
+
+    def changes(e: Example) -> dict:
+        return {
+            "caption": e.caption,
+            "prefill": e.prefill,
+            "direct": e.direct,
+            "options": list(e.options) if e.abstain >= 0 else None,
+        }
+
+    lines = (
+        {
+            "source": e.source,
+            "example": e.id,
+            "answer": e.answer,
+            "suggested": e.suggested,
+            "conditions": {n: changes(perturb.apply(e, n)) for n in conditions},
+            "texts": texts.entry(e),
+        }
+        for e in examples
+    )
+    atomic_write(path, json_lines(lines))
 
 
 def _ask(job: Job, c: dict, workdir: Path, display: Display) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from vlmrl import perturb
 from vlmrl.data import scenes, traces
+from vlmrl.files import atomic_write
 from vlmrl.judges import synthetic
 from vlmrl.models import registry, weights
 from vlmrl.models.api import Model
@@ -318,19 +319,13 @@ def _write_all(directory: str | Path, config, tokenizer: dict, template: str) ->
         _write(directory / "tokenizer.json", tokenizer)
         _write(directory / "tokenizer_config.json", settings)
         _write(directory / "generation_config.json", generation)
-        _replace(directory / "chat_template.jinja", template)
+        atomic_write(directory / "chat_template.jinja", template)
     except OSError as e:
         raise UserError(f"--workdir {directory}: cannot be written ({e})") from e
 
 
 def _write(path: Path, data: dict) -> None:
-    _replace(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(text)
-    draft.replace(path)
+    atomic_write(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
 
 def start(model: Model, key) -> dict[str, jax.Array]:
