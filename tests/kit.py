@@ -139,7 +139,7 @@ def ordinary(group: Group) -> Group:
         rows.append(
             tokens.Encoded(
                 np.concatenate([t.ids[i][m] for t, i, m in keep]),
-                np.concatenate([t.positions[:, i][:, m] for t, i, m in keep], axis=1),
+                np.concatenate([t.positions[i][:, m] for t, i, m in keep], axis=1),
                 np.concatenate([t.image[i][m] for t, i, m in keep]),
                 (),
                 "",
@@ -154,13 +154,13 @@ def padded(rows, width: int) -> Tokens:
     """Token rows (`Encoded`) in one array, valid tokens first."""
     out = Tokens(
         np.zeros((len(rows), width), np.int32),
-        np.zeros((3, len(rows), width), np.int32),
+        np.zeros((len(rows), 3, width), np.int32),
         np.zeros((len(rows), width), bool),
         np.full((len(rows), width), -1, np.int32),
     )
     for i, row in enumerate(rows):
         n = len(row.ids)
-        out.ids[i, :n], out.positions[:, i, :n] = row.ids, row.positions
+        out.ids[i, :n], out.positions[i, :, :n] = row.ids, row.positions
         out.mask[i, :n], out.image[i, :n] = True, row.image
     return out
 
@@ -191,12 +191,12 @@ def scripted(table) -> tuple[Model, dict, PrefixCache]:
     count, width, vocab = table.shape
 
     def embed(params, tokens, features=None, dtype=None):
-        return params["table"][tokens.positions[0]]
+        return params["table"][tokens.positions[:, 0]]
 
     def layers(params, levels, cached, attend, **options):
         def segment(level):
             nothing = jnp.zeros((1, *level.mask.shape, 1, 1), jnp.float32)
-            return CacheSegment(nothing, nothing, level.mask, level.positions[0])
+            return CacheSegment(nothing, nothing, level.mask, level.positions[:, 0])
 
         return tuple(v.x for v in levels), tuple(map(segment, levels))
 

@@ -132,9 +132,10 @@ def bytes_each(tree, places) -> int:
     return sum(jax.tree.leaves(jax.tree.map(one, tree, places)))
 
 
-def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Leading axes of a batch: groups, or groups × branches."""
-    return NamedSharding(mesh, PartitionSpec(*[None] * axis, RULES["batch"]))
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of a batch: its first axis, groups or groups × branches, over
+    the data axes."""
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
 def replicate(mesh: Mesh) -> NamedSharding:
@@ -161,38 +162,34 @@ def over_tensor(mesh: Mesh | None, tree, split: bool):
     return jax.tree.map(place, tree)
 
 
-def shard_batch(mesh: Mesh, tree, batch_axis=None):
-    """Put host arrays on the mesh, split along axis 0; `int32[3, B, S]` position arrays
-    (the only ones whose batch axis is second) are told by `batch_axis(path) -> int`.
+def shard_batch(mesh: Mesh, tree):
+    """Put host arrays on the mesh, split along axis 0.
 
-    Every process gives the whole batch and keeps its rows; what lies on the mesh of
-    several processes already stays as it is.
+    Every process gives the whole batch and keeps its rows; arrays that several
+    processes hold already stay as they are.
     """
-    axis = batch_axis or (lambda path: 1 if _is_mrope(path) else 0)
+    sharding = batch_sharding(mesh)
 
-    def put(path, x):
-        place = batch_sharding(mesh, axis(path))
+    def put(x):
         if jax.process_count() == 1:
-            return jax.device_put(x, place)
+            return jax.device_put(x, sharding)
         if isinstance(x, jax.Array) and not x.is_fully_addressable:
             return x
         x = np.asarray(x)
-        return jax.make_array_from_callback(x.shape, place, x.__getitem__)
+        return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
 
-    return jax.tree_util.tree_map_with_path(put, tree)
+    return jax.tree.map(put, tree)
 
 
 def join_batch(mesh: Mesh, tree):
-    """The same from arrays that hold this process's rows only (`part`); the whole batch
-    has them in the order of the parts."""
+    """Put arrays that hold only this process's rows (`part`) on the mesh; the whole
+    batch has them in the order of the parts."""
     if jax.process_count() == 1:
         return shard_batch(mesh, tree)
-
-    def put(path, x):
-        place = batch_sharding(mesh, 1 if _is_mrope(path) else 0)
-        return jax.make_array_from_process_local_data(place, np.asarray(x))
-
-    return jax.tree_util.tree_map_with_path(put, tree)
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree
+    )
 
 
 def fetch(tree):
@@ -245,12 +242,6 @@ def rows(tree):
         return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
 
     return jax.tree.map(get, tree)
-
-
-def _is_mrope(path) -> bool:
-    # Tokens.positions is int32[3, B, S]; Vision.positions starts with the batch axis.
-    names = [getattr(k, "name", "") for k in path]
-    return names[-1:] == ["positions"] and "vision" not in names
 
 
 def _size(mesh: Mesh, names) -> int:

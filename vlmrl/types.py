@@ -91,7 +91,7 @@ class Tokens(NamedTuple):
     """
 
     ids: Array  # int32[B, S]
-    positions: Array  # int32[3, B, S]: M-RoPE (time, height, width)
+    positions: Array  # int32[B, 3, S]: M-RoPE (time, height, width)
     mask: Array  # bool[B, S]: True on valid tokens, which come first in the row
     image: Array  # int32[B, S]: row of the group's merged image tokens, -1 for text
 

@@ -421,9 +421,7 @@ def test_samples_do_not_depend_on_their_batch():
 def test_toy_samples_do_not_depend_on_their_order():
     """The same with attention and images in it, at equal shapes: equal ids."""
     made = group_of("images")
-    flipped = jax.tree.map(lambda x: x[::-1], (made.prefix, made.vision))
-    positions = made.prefix.positions[:, ::-1]
-    swapped = Group(flipped[0]._replace(positions=positions), flipped[1], None)
+    swapped = jax.tree.map(lambda x: x[::-1], made)
     keys = branch_keys(0, "rollout", 0, ["b", "a"], KEYS)
     found = sample(kit.params(), swapped, keys, stops_of_toy(ENDS), Sampling(0.7))[0]
     first = sampled("images", 0.7)[0]

@@ -195,16 +195,16 @@ def test_longer_caches_are_ordinary_rows_too(dtype):
 
     def rows(own):  # [condition row → its text behind]
         count = len(own) // 6
-        twice = jax.tree.map(lambda x: np.repeat(x, count, axis=x.ndim - 2), first)
+        twice = jax.tree.map(lambda x: np.repeat(x, count, axis=0), first)
         found = []
         for i, ids in enumerate(own):
             keep = twice.mask[i]
-            start = twice.positions[:, i].max() + 1
+            start = twice.positions[i].max() + 1
             ahead = np.tile(start + np.arange(len(ids)), (3, 1))
             found.append(
                 tokens.Encoded(
                     np.concatenate([twice.ids[i][keep], ids]),
-                    np.concatenate([twice.positions[:, i][:, keep], ahead], axis=1),
+                    np.concatenate([twice.positions[i][:, keep], ahead], axis=1),
                     np.concatenate([twice.image[i][keep], np.full(len(ids), -1)]),
                     (),
                     "",
@@ -232,7 +232,7 @@ def test_longer_caches_are_ordinary_rows_too(dtype):
         want = wanted[0][i, a : a + n]
         np.testing.assert_allclose(found[0][i, :n], want, **limits)
         np.testing.assert_allclose(found[2][i], want[-1], **limits)
-    tops = np.repeat(first.positions.max((0, 2)), 4) + 1
+    tops = np.repeat(first.positions.max((1, 2)), 4) + 1
     np.testing.assert_array_equal(found[3], tops + cut + probe[1].sum(-1))
     for i in range(24):
         a, n = starts[i // 2] + cut[i], probe[1][i].sum()
@@ -264,7 +264,7 @@ def abstract(branches: int):
 
     def text(rows, length):
         ints = like((rows, length), np.int32)
-        positions = like((3, rows, length), np.int32)
+        positions = like((rows, 3, length), np.int32)
         return tokens.Tokens(ints, positions, like((rows, length), bool), ints)
 
     shape = (N, 1, WINDOWS, PATCHES)

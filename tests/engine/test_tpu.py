@@ -37,11 +37,10 @@ like = jax.ShapeDtypeStruct
 params = {n: like(p.shape, jnp.bfloat16, sharding=places[n])
           for n, p in jax.eval_shape(model.init, jax.random.key(0)).items()}
 
-def place(path, x):
-    axis = int("positions" in str(path[-1]) and "vision" not in str(path[0]))
-    return like(x.shape, x.dtype, sharding=sharding.batch_sharding(mesh, axis))
+def place(x):
+    return like(x.shape, x.dtype, sharding=sharding.batch_sharding(mesh))
 
-group = jax.tree_util.tree_map_with_path(place, workloads.scored(sizes, 2))
+group = jax.tree.map(place, workloads.scored(sizes, 2))
 attend = attention.choose("splash", mesh)
 
 def loss(params, group):

@@ -138,7 +138,7 @@ def test_shapes_lie_like_the_arrays_of_a_run():
         owner = [k.key for k in path if getattr(k, "key", None) in state.params]
         spec = state.params[owner[0]].sharding.spec if owner else PartitionSpec()
         assert leaf.sharding.spec == spec
-    assert batch.group.prefix.positions.sharding.spec[1] == ("data", "fsdp")
+    assert batch.group.prefix.positions.sharding.spec[0] == ("data", "fsdp")
     assert batch.group.prefix.ids.shape == (8, 96)
     assert batch.group.branches.ids.shape == (16, 16)
     embed = math.prod(here.model.table["text.embed"].shape) * 4

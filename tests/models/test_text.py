@@ -209,7 +209,7 @@ def test_a_rope_that_would_change_beyond_the_trained_length_is_refused_there():
 
     def run(params, length, then):
         def level(n):
-            positions = jnp.broadcast_to(jnp.arange(n), (3, 1, n))
+            positions = jnp.broadcast_to(jnp.arange(n), (1, 3, n))
             mask = jnp.ones((1, n), bool)
             return NewTokens(jnp.zeros((1, n, RAW["hidden_size"])), positions, mask)
 

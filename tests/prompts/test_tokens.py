@@ -358,7 +358,7 @@ def test_groups_rebuild_their_rows(batch):
             head, tail = g.prefix.mask[n], g.branches.mask[b]
             got = [*g.prefix.ids[n][head], *g.branches.ids[b][tail]]
             assert got == ids and tail[0]
-            got = [*g.prefix.positions[0, n][head], *g.branches.positions[0, b][tail]]
+            got = [*g.prefix.positions[n, 0][head], *g.branches.positions[b, 0][tail]]
             assert got == list(range(len(ids)))
             assert (np.diff(head.astype(int)) <= 0).all()
 
@@ -395,7 +395,7 @@ def test_captions_share_the_prefix_up_to_the_image(processor):
     g = tokens.group([rows], processor.facts, BUCKETS)
     assert g.prefix.mask.sum() == 3 + 1 + 16 + 1  # words, tag, image, tag
     np.testing.assert_array_equal(
-        g.branches.positions[:, 0, 0], g.prefix.positions.max() + 1
+        g.branches.positions[0, :, 0], g.prefix.positions.max() + 1
     )
     early = tokens.encode(processor, (f"So it{SHOT} red?", shot))
     g = tokens.group([[rows[0], early]], processor.facts, BUCKETS)
@@ -440,10 +440,10 @@ def test_completions_are_branches_after_the_prompt(processor):
         np.testing.assert_array_equal(alone.branches.ids[k][mask[k]], want)
         np.testing.assert_array_equal(both.branches.ids[k][learn[k]], want)
         np.testing.assert_array_equal(
-            both.branches.positions[:, k, learn[k]],
-            alone.branches.positions[:, k, mask[k]],
+            both.branches.positions[k][:, learn[k]],
+            alone.branches.positions[k][:, mask[k]],
         )
-        assert alone.branches.positions[0, k, 0] == prompts[k].positions.max() + 1
+        assert alone.branches.positions[k, 0, 0] == prompts[k].positions.max() + 1
         extra = both.branches.mask[k] & ~learn[k]
         assert extra.sum() == len(prompts[k].ids) - 18
     with pytest.raises(UserError, match="completion holds an image"):

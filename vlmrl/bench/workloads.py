@@ -24,7 +24,7 @@ from vlmrl.models import hf, registry
 from vlmrl.models.api import Model
 from vlmrl.prompts import tokens
 from vlmrl.rl import advantages, losses, update
-from vlmrl.types import Group, Rollout, Tokens
+from vlmrl.types import Group, Rollout
 
 IMAGE, VIDEO, START, END = 4090, 4091, 4092, 4093  # ids of the image token and its tags
 
@@ -328,11 +328,7 @@ def batched(model: Model, group: Group, each: int, stops: Stops, length: int):
 
 def part(group: Group, start: int, size: int) -> Group:
     """Groups start … start + size of one without images or branches."""
-    cut = slice(start, start + size)
-    t = group.prefix
-    return Group(
-        Tokens(t.ids[cut], t.positions[:, cut], t.mask[cut], t.image[cut]), None, None
-    )
+    return jax.tree.map(lambda x: x[start : start + size], group)
 
 
 def slotted(

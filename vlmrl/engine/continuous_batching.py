@@ -31,7 +31,7 @@ from vlmrl.engine.generate import Sampling, Stops, empty_rollout, sample_tokens
 from vlmrl.engine.logprobs import entropy, logits
 from vlmrl.engine.prefix_cache import PrefixCache, extend
 from vlmrl.models.api import CacheSegment, Model
-from vlmrl.types import Array, Group, Rollout, Tokens
+from vlmrl.types import Array, Group, Rollout
 
 
 class PrefixSource(NamedTuple):
@@ -109,14 +109,7 @@ def from_group(group: Group, read: Callable) -> PrefixSource:
 
     def load(index):
         cut = functools.partial(_group_rows, index=index, groups=groups)
-
-        def tokens(t):
-            return t and Tokens(
-                cut(t.ids), cut(t.positions, 1), cut(t.mask), cut(t.image)
-            )
-
-        vision = jax.tree.map(cut, group.vision)
-        return read(Group(tokens(group.prefix), vision, tokens(group.branches)))
+        return read(jax.tree.map(cut, group))
 
     return PrefixSource(groups, load)
 

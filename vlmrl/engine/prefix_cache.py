@@ -34,14 +34,15 @@ def last_valid(x, mask):
 
 def next_position(tokens: Tokens) -> jax.Array:
     """Return 1 + the maximum valid position over the three axes, int32[B]."""
-    top = jnp.where(tokens.mask, tokens.positions.max(0), -1)
+    top = jnp.where(tokens.mask, tokens.positions.max(1), -1)
     return top.max(-1) + 1
 
 
 def text_tokens(ids, mask, start) -> Tokens:
     """Return tokens of plain text whose first token has position `start`, int32[B]."""
-    steps = start[:, None] + jnp.arange(ids.shape[1], dtype=jnp.int32)
-    positions = jnp.broadcast_to(steps, (3, *ids.shape))
+    rows, length = ids.shape
+    steps = start[:, None] + jnp.arange(length, dtype=jnp.int32)
+    positions = jnp.broadcast_to(steps[:, None], (rows, 3, length))
     return Tokens(ids, positions, mask, jnp.full_like(ids, -1))
 
 

@@ -68,7 +68,7 @@ class NewTokens(NamedTuple):
     """Rows of tokens to compute, branches of the segments before them."""
 
     x: Array  # dtype[B, T, D]: embedded, as `Model.embed` gives it
-    positions: Array  # int32[3, B, T]
+    positions: Array  # int32[B, 3, T]: M-RoPE (time, height, width)
     mask: Array  # bool[B, T]
     limits: tuple[Array | None, ...] = ()  # per earlier segment (cached, then new):
     # int32[B], attend to its first tokens only; None or missing: to all valid ones

@@ -393,7 +393,7 @@ def layers(
     turns = c.rope[:3]
     ropes = [fn.rope(v.positions, *turns, dtype) for v in new_tokens]
     sizes = [size or FAR for size in c.windows]
-    positions = [s.positions for s in cached] + [v.positions[0] for v in new_tokens]
+    positions = [s.positions for s in cached] + [v.positions[:, 0] for v in new_tokens]
     # J features per token, added after the first J layers: [B, T, J, D]
     deep = [
         v.x[..., c.width :].reshape(*v.mask.shape, v.x.shape[-1] // c.width - 1, -1)
@@ -454,7 +454,7 @@ def layers(
     )
     hidden = tuple(fn.rms_norm(x, w["text.norm"], c.eps).astype(dtype) for x in xs)
     computed = tuple(
-        CacheSegment(k, v, new.mask, new.positions[0])
+        CacheSegment(k, v, new.mask, new.positions[:, 0])
         for (k, v), new in zip(made, new_tokens, strict=True)
     )
     return hidden, computed

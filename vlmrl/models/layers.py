@@ -42,14 +42,14 @@ def rope(positions, frequencies, axes, scale: float, dtype):
     and multimodal at images (https://arxiv.org/abs/2409.12191).
 
     Args:
-      positions: int32[3, B, T].
+      positions: int32[B, 3, T].
       frequencies, axes: H / 2 numbers each; scale multiplies cosine and sine.
     Returns:
       (cos, sin), each dtype[B, T, H / 2].
     """
     kind = jnp.promote_types(dtype, jnp.float32)
-    at = jnp.moveaxis(jnp.asarray(positions)[jnp.asarray(axes)], 0, -1).astype(kind)
-    angle = at * jnp.asarray(frequencies, kind)
+    at = jnp.asarray(positions)[:, jnp.asarray(axes)]  # [B, H / 2, T]
+    angle = jnp.moveaxis(at, 1, -1).astype(kind) * jnp.asarray(frequencies, kind)
     cos, sin = jnp.cos(angle) * scale, jnp.sin(angle) * scale
     return cos.astype(dtype), sin.astype(dtype)
 

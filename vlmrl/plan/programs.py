@@ -75,16 +75,12 @@ def read_model(name: str) -> tuple[Model, dict]:
     return registry.read_model(path), json.loads((path / "config.json").read_text())
 
 
-def shapes(mesh, tree, axis=0):
-    """Return the shapes of a batch's arrays with their shardings on the mesh."""
-
-    def one(path, x):
-        names = [getattr(k, "name", "") for k in path]
-        second = names[-1:] == ["positions"] and "vision" not in names
-        place = sharding.batch_sharding(mesh, 1 if second else axis)
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
-
-    return jax.tree_util.tree_map_with_path(one, tree)
+def shapes(mesh, tree):
+    """Return arrays of a batch as shapes with their shardings."""
+    placed = sharding.batch_sharding(mesh)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), tree
+    )
 
 
 def params(job: PlannedJob, mesh, dtype) -> dict:
@@ -122,7 +118,7 @@ def group(job: PlannedJob, mesh, n: int, *, texts: int = 0, length: int = 0) -> 
     def tokens(rows, width):
         return Tokens(
             shape((rows, width), i32),
-            shape((3, rows, width), i32),
+            shape((rows, 3, width), i32),
             shape((rows, width), bool),
             shape((rows, width), i32),
         )

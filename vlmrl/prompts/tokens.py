@@ -411,14 +411,14 @@ def _tokens(
     b = len(slices)
     out = Tokens(
         ids=np.zeros((b, size), np.int32),
-        positions=np.zeros((3, b, size), np.int32),
+        positions=np.zeros((b, 3, size), np.int32),
         mask=np.zeros((b, size), bool),
         image=np.full((b, size), -1, np.int32),
     )
     for i, (row, start, stop) in enumerate(slices):
         n = stop - start
         out.ids[i, :n] = row.ids[start:stop]
-        out.positions[:, i, :n] = row.positions[:, start:stop]
+        out.positions[i, :, :n] = row.positions[:, start:stop]
         out.mask[i, :n] = True
         out.image[i, :n] = _local(row, start, stop, merged)
     return out

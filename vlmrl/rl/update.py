@@ -263,28 +263,13 @@ def split(batch: Batch, parts: int) -> Batch:
     in a row, has its share of every part and sends nothing."""
     groups = batch.group.prefix.ids.shape[0]
 
-    def cut(x, axis=0):
-        before, after = x.shape[:axis], x.shape[axis + 1 :]
-        each = x.shape[axis] // groups  # rows of a group
-        x = x.reshape(*before, groups // parts, parts, each, *after)
-        x = jnp.moveaxis(x, axis + 1, 0)
-        return x.reshape(parts, *before, groups // parts * each, *after)
+    def split_rows(x):
+        each = x.shape[0] // groups  # rows of a group
+        x = x.reshape(groups // parts, parts, each, *x.shape[1:])
+        x = jnp.moveaxis(x, 1, 0)
+        return x.reshape(parts, groups // parts * each, *x.shape[3:])
 
-    def tokens(t):
-        return t and t._replace(
-            ids=cut(t.ids),
-            positions=cut(t.positions, 1),
-            mask=cut(t.mask),
-            image=cut(t.image),
-        )
-
-    def whole(g):
-        return g and Group(
-            tokens(g.prefix), jax.tree.map(cut, g.vision), tokens(g.branches)
-        )
-
-    extra = jax.tree.map(cut, batch.extra)
-    return Batch(whole(batch.group), extra, whole(batch.second))
+    return jax.tree.map(split_rows, batch)
 
 
 def init_state(
