@@ -39,7 +39,7 @@ def main(directory, port, process, config):
     mine = whole[4 * here : 4 * here + 4]
     joined = sharding.join_batch(mesh, {"x": mine})
     for tree in (placed, joined):
-        np.testing.assert_array_equal(sharding.rows(tree)["x"], mine)
+        np.testing.assert_array_equal(sharding.local_rows(tree)["x"], mine)
         np.testing.assert_array_equal(sharding.fetch(tree)["x"], whole)
 
     distributed_batches(mesh, here)

@@ -19,10 +19,10 @@ def test_static_lengths_and_pixels_are_a_configs():
 @pytest.mark.parametrize(
     "options, why",
     [
-        ({"buckets": {"prefix": (0, 64)}}, "sizes must be 1 or more"),
-        ({"pixels": (3136,)}, "want the least and the most"),
-        ({"dtype": "float8"}, "dtype is 'float8', want float32, bfloat16 or ''"),
-        ({"compute": "int8"}, "compute is 'int8', want float32, bfloat16 or ''"),
+        ({"buckets": {"prefix": (0, 64)}}, "expected sizes of 1 or more"),
+        ({"pixels": (3136,)}, r"expected \(min, max\)"),
+        ({"dtype": "float8"}, "dtype: expected float32, bfloat16 or '', got 'float8'"),
+        ({"compute": "int8"}, "compute: expected float32, bfloat16 or '', got 'int8'"),
         ({"quantize": "int3"}, "'int3' is not supported; supported: int8"),
     ],
 )
@@ -45,7 +45,7 @@ def test_number_formats(dtype, compute, held, read):
     """Of the parameters held, and of those that are read; norms are not rounded."""
     found = policy.load(dtype=dtype, compute=compute)
     assert {p.dtype.name for p in found.params.values()} == {held}
-    seen = {n: p.dtype.name for n, p in found.read(found.params).items()}
+    seen = {n: p.dtype.name for n, p in found.cast(found.params).items()}
     assert {kind for n, kind in seen.items() if "norm" not in n} == {read}
     assert {kind for n, kind in seen.items() if "norm" in n} == {held}
 

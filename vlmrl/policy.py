@@ -1,4 +1,5 @@
-"""A model with its weights and its way with text: what is sampled from and scored."""
+"""A policy: model, parameters, tokenizer, prompt style and mesh; what `vlmrl.load`
+returns, and what is sampled from and scored."""
 
 from __future__ import annotations
 
@@ -37,83 +38,92 @@ class Policy(NamedTuple):
 
     @property
     def attend(self):
-        """Attention as this policy's mesh wants it."""
+        """The attention back end for this policy's mesh."""
         return attention.choose("auto", self.mesh)
 
-    def read(self, params):
-        """Within jit: the parameters in the dtype of activations."""
-        return rounded(params, self.compute, self.model.table)
+    def cast(self, params):
+        """Within jit: return the parameters in the dtype of activations."""
+        return cast_params(params, self.compute, self.model.table)
+
+    def sampling_params(self, gather_params: bool) -> SamplingParams:
+        """Return what reads parameters in programs that sample."""
+        return SamplingParams(self.model, self.mesh, self.compute, gather_params)
 
     def write(self, examples: Sequence[Example]) -> list[Prompt]:
-        """Prompts of examples, in this policy's style."""
+        """Return the prompts of examples in this policy's style."""
         render = self.processor.render
         return [styles.build(e, self.style, render) for e in examples]
 
     def put(self, tree):
-        """Host arrays of a whole batch on the mesh, groups split along its axes."""
+        """Put host arrays of a whole batch on the mesh, split over the data axes."""
         return sharding.shard_batch(self.mesh, tree)
 
     def own(self, x):
-        """This process's part of something with a row per group or per branch."""
+        """Return this process's part of something with a row per group or branch."""
         index, count = sharding.part(self.mesh)
         size = len(x) // count
         return x[index * size : (index + 1) * size]
 
     def group(self, rows: Sequence[Sequence[tokens.Encoded]]) -> Group:
-        """`tokens.group` at sizes that all processes agree on."""
+        """Apply `tokens.group` at sizes that all processes agree on."""
         buckets, facts = self.buckets, self.processor.facts
         if jax.process_count() > 1:
             buckets = buckets.least(hosts.most(tokens.needs(rows, facts)))
         return tokens.group(rows, facts, buckets)
 
 
-def rounded(params, dtype, table):
-    """Parameters as the update rounds them where it reads them, which leaves some as
-    they are (`Param.float32`); None: all as they are."""
+def cast_params(params, dtype, table):
+    """Cast parameters to the dtype of activations as the update does where it reads
+    them: rows with `Param.float32` stay as they are; None casts nothing."""
     if dtype is None:
         return params
     return {n: w if table[n].float32 else w.astype(dtype) for n, w in params.items()}
 
 
-def gathered(params, dtype, table, lie):
-    """Within jit: rounded first, then gathered over fsdp; `lie` are their places, so
-    that no more travels than what is read."""
-    params = jax.lax.with_sharding_constraint(rounded(params, dtype, table), lie)
-    return jax.lax.with_sharding_constraint(params, sharding.gathered(lie))
+class SamplingParams:
+    """Parameters as the programs that sample or evaluate read them: cast once to the
+    dtype of activations and, with `gather_params`, gathered over fsdp once, at the
+    program's start. Otherwise every token would gather every layer.
 
+    Call `prepare` or `check_memory` with the stored parameters first, then the object
+    itself within jit. Both take arrays or, to plan, shapes with shardings.
+    """
 
-class Weights:
-    """The parameters of a policy as it samples: called within jit they are read in the
-    dtype of activations and, with `gather`, what is split over fsdp is gathered once,
-    before the first token, else for every token anew. `check_memory` comes first."""
+    def __init__(self, model: Model, mesh, compute, gather_params: bool):
+        self._model, self._mesh, self._compute = model, mesh, compute
+        self._gather = gather_params and mesh.shape["fsdp"] > 1
+        self._shardings: Any = None  # of the stored parameters
 
-    def __init__(self, policy: Policy, gather: bool):
-        self._policy = policy
-        self._gather = gather and policy.mesh.shape["fsdp"] > 1
-        self._lie: Any = None
-        self._unchecked = True
+    def prepare(self, params) -> int:
+        """Take the parameters' shardings; return the bytes per device of the copy."""
+        self._shardings = jax.tree.map(lambda x: x.sharding, params)
+        if not self._gather and self._compute is None:
+            return 0
+        shardings = self._shardings
+        if self._gather:
+            shardings = sharding.gathered_shardings(shardings)
+        return sharding.bytes_per_device(jax.eval_shape(self._cast, params), shardings)
 
     def __call__(self, params):
+        """Within jit: cast first, so that no more is sent than is read, then gather."""
+        params = self._cast(params)
         if not self._gather:
-            return self._policy.read(params)
-        policy = self._policy
-        return gathered(params, policy.compute, policy.model.table, self._lie)
+            return params
+        constrain = jax.lax.with_sharding_constraint
+        params = constrain(params, self._shardings)
+        return constrain(params, sharding.gathered_shardings(self._shardings))
 
     def check_memory(self, field: str, params, request: memory.RolloutRequest):
-        """Before the first call, whose shapes all others have: `memory.check` of what
-        memory can't hold, copies of the weights included."""
-        if not self._unchecked:
+        """Check before the first call that a rollout fits beside the copy of the
+        parameters (`memory.check`); later calls have the same shapes."""
+        if self._shardings is not None:
             return
-        self._unchecked = False
-        policy = self._policy
-        lie = self._lie = jax.tree.map(lambda x: x.sharding, params)
-        lie = sharding.gathered(lie) if self._gather else lie
-        copied = self._gather or policy.compute is not None
-        read = jax.eval_shape(policy.read, params)
-        memory.check(
-            field, policy.model, read, request, mesh=policy.mesh,
-            copy=sharding.bytes_each(read, lie) if copied else 0,
-        )  # fmt: skip
+        copy = self.prepare(params)
+        cast = jax.eval_shape(self._cast, params)
+        memory.check(field, self._model, cast, request, mesh=self._mesh, copy=copy)
+
+    def _cast(self, params):
+        return cast_params(params, self._compute, self._model.table)
 
 
 def load(
@@ -133,11 +143,11 @@ def load(
       name: 'tiny', a directory in Hugging Face format, a hub id, or a run.
       style: prompt style; by default 'tiny' for the tiny tokenizer, else 'r1v'.
       dtype: of the parameters, 'float32' or 'bfloat16'; '' as they are stored.
-      compute: of activations, and of the parameters as they are read; '' as `dtype`.
-        Training in bfloat16 holds float32 and computes in bfloat16.
+      compute: of activations, and of the parameters where they are read; '' as `dtype`.
+        Training in bfloat16 stores float32 and computes in bfloat16.
       buckets: static lengths; of a mapping, empty entries stand for the tiny model's.
       pixels: (min, max) pixels of an image, instead of the checkpoint's own.
-      quantize: 'int8' holds the linear layers in 8 bits, to be read or adapted only;
+      quantize: 'int8' stores the linear layers in 8 bits, to be read or adapted only;
         '' for none.
     Raises:
       UserError: no such model, or sizes that make no sense.
@@ -146,12 +156,15 @@ def load(
         given = {k: tuple(sorted(v)) for k, v in buckets.items() if v}
         buckets = BUCKETS._replace(**given)
     if min(n for sizes in buckets for n in sizes) < 1:
-        raise UserError(f"buckets: sizes must be 1 or more: {buckets._asdict()}")
+        raise UserError(
+            f"buckets: expected sizes of 1 or more, got {buckets._asdict()}"
+        )
     if len(pixels or ()) not in (0, 2):
-        raise UserError(f"pixels is {pixels}, want the least and the most of an image")
+        raise UserError(f"pixels: expected (min, max) of an image, got {pixels}")
     for field, kind in (("dtype", dtype), ("compute", compute)):
         if kind not in ("", *DTYPES):
-            raise UserError(f"{field} is '{kind}', want {', '.join(DTYPES)} or ''")
+            known = ", ".join(DTYPES)
+            raise UserError(f"{field}: expected {known} or '', got '{kind}'")
     path = registry.resolve(name)
     mesh = mesh or sharding.make_mesh()
     table = registry.read_model(path).table
@@ -180,9 +193,9 @@ def load(
 
 
 def prefixes(policy: Policy, written: Sequence[Prompt]) -> Group:
-    """Groups whose whole prompt is the prefix, as rollouts start from, for `put`. With
-    several processes each encodes its part, and the whole lies on the mesh already."""
+    """Return groups for `put` whose whole prompt is the prefix, as rollouts need them.
+    With several processes each encodes its part, and the result is on the mesh."""
     many = jax.process_count() > 1
-    mine = policy.own(written) if many else written
-    group = policy.group([[r] for r in tokens.encode_all(policy.processor, mine)])
+    local = policy.own(written) if many else written
+    group = policy.group([[r] for r in tokens.encode_all(policy.processor, local)])
     return sharding.join_batch(policy.mesh, group) if many else group

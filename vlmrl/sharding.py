@@ -1,8 +1,9 @@
-"""Mesh, and the rules from logical to mesh axes: the only file that names the latter.
+"""The mesh and all sharding rules, from logical to mesh axes; no other file names mesh
+axes.
 
 Parameters carry logical axes (`models/api.py: Param.axes`); arrays of a batch are split
-along their leading axis (groups, or groups × branches in group order, so that a group
-never leaves its shard).
+along their first axis (groups, or groups × branches in group order, so that all
+branches of a group are on its shard).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from vlmrl.types import UserError
 
 AXES = ("data", "fsdp", "tensor")
-HOST = "pinned_host"  # JAX's name of the host memory that devices can read
+HOST = "pinned_host"  # JAX's memory kind: host memory that devices can read
 
 # logical axis → mesh axis. Axes that are not named are replicated.
 RULES = {
@@ -28,10 +29,10 @@ RULES = {
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
-    """A mesh (data, fsdp, tensor); one of the sizes may be -1: what is left.
+    """Return a mesh (data, fsdp, tensor); one size may be -1: what is left.
 
     Raises:
-      UserError: the sizes do not multiply to the number of devices.
+      UserError: the sizes don't multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
@@ -40,66 +41,65 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
         sizes[sizes.index(-1)] = len(devices) // max(1, known)
     if min(sizes) < 1 or int(np.prod(sizes)) != len(devices):
         raise UserError(
-            f"mesh: data={data}, fsdp={fsdp}, tensor={tensor} do not multiply to the "
-            f"{len(devices)} devices at hand (one size may be -1)"
+            f"mesh: expected sizes that multiply to {len(devices)} devices (one may be "
+            f"-1), got data={data}, fsdp={fsdp}, tensor={tensor}"
         )
     grid = np.asarray(devices).reshape(sizes)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh):
-    """PartitionSpec of one array; an axis its mesh axes do not divide is replicated."""
+    """Return the PartitionSpec of one array; an axis that its mesh axes don't divide is
+    replicated."""
 
-    def place(name, size):
+    def mesh_axes(name, size):
         rule = RULES.get(name)
         names = (rule,) if isinstance(rule, str) else rule or ()
         return rule if names and size % _size(mesh, names) == 0 else None
 
-    return PartitionSpec(*(place(a, s) for a, s in zip(axes, shape, strict=True)))
+    return PartitionSpec(*(mesh_axes(a, s) for a, s in zip(axes, shape, strict=True)))
 
 
 def param_shardings(mesh: Mesh, table) -> dict[str, NamedSharding]:
-    """name → NamedSharding for a parameter table (name → Param)."""
+    """Return name → NamedSharding for a parameter table (name → Param)."""
     return {
         n: NamedSharding(mesh, spec(p.axes, p.shape, mesh)) for n, p in table.items()
     }
 
 
 def like_params(mesh: Mesh, tree, shardings: dict[str, NamedSharding]):
-    """Shardings of any tree that holds dicts shaped like the parameters (an optimizer
-    state): a leaf below a parameter's name is placed like it, other leaves replicated.
-    """
-    replicated = NamedSharding(mesh, PartitionSpec())
+    """Return shardings of a tree with dicts like the parameters' (an optimizer state):
+    a leaf below a parameter's name is sharded like it, others are replicated."""
+    replicated = replicate(mesh)
 
-    def place(path, leaf):
+    def of_leaf(path, leaf):
         names = [str(getattr(k, "key", "")) for k in path]
-        found = [shardings[n] for n in names if n in shardings]
-        fits = found and len(found[-1].spec) == leaf.ndim
-        return found[-1] if fits else replicated
+        known = [shardings[n] for n in names if n in shardings]
+        return known[-1] if known and len(known[-1].spec) == leaf.ndim else replicated
 
-    return jax.tree_util.tree_map_with_path(place, tree)
+    return jax.tree_util.tree_map_with_path(of_leaf, tree)
 
 
-def on_host(places, tree):
-    """The same shardings in the memory of the devices' hosts; single numbers of `tree`
+def on_host(shardings, tree):
+    """Return the same shardings in the memory of the devices' hosts; scalars of `tree`
     stay on the devices.
 
     Raises:
       UserError: devices that can't read their host's memory.
     """
 
-    def move(place, x):
-        return place.with_memory_kind(HOST) if x.ndim else place
+    def move(sharding, x):
+        return sharding.with_memory_kind(HOST) if x.ndim else sharding
 
-    mesh = jax.tree.leaves(places)[0].mesh
+    mesh = jax.tree.leaves(shardings)[0].mesh
     for device in mesh.local_devices[:1]:
         kinds = [m.kind for m in device.addressable_memories()]
         if HOST not in kinds:
             raise UserError(
-                f"optimizer.offload: {device.device_kind} has no {HOST} memory, only "
-                f"{', '.join(kinds)}; want offload=False"
+                f"optimizer.offload: expected a device with {HOST} memory, got "
+                f"{device.device_kind} with {', '.join(kinds)}; set offload=False"
             )
-    return jax.tree.map(move, places, tree)
+    return jax.tree.map(move, shardings, tree)
 
 
 def is_on_host(x) -> bool:
@@ -107,29 +107,29 @@ def is_on_host(x) -> bool:
 
 
 def to_devices(tree):
-    """Within jit: what lies on the host, brought to the devices."""
+    """Within jit: move arrays in host memory to the devices."""
     return jax.device_put(tree, jax.memory.Space.Device)
 
 
-def gathered(places):
-    """The places with nothing split over fsdp: how weights lie while they sample. One
-    gather before the first token stands for one, or a sum over all devices, in every
-    layer of every token."""
+def gathered_shardings(shardings):
+    """Return the shardings with nothing split over fsdp, as parameters are while they
+    sample: one gather before the first token instead of one, or of a sum over all
+    devices, in every layer of every token."""
 
-    def place(x):
+    def without_fsdp(x):
         names = (n if n != "fsdp" else None for n in x.spec)
         return NamedSharding(x.mesh, PartitionSpec(*names))
 
-    return jax.tree.map(place, places)
+    return jax.tree.map(without_fsdp, shardings)
 
 
-def bytes_each(tree, places) -> int:
-    """Bytes of one device if the tree lay so."""
+def bytes_per_device(tree, shardings) -> int:
+    """Return the bytes of one device for a tree with these shardings."""
 
-    def one(x, place):
-        return int(np.prod(place.shard_shape(x.shape))) * x.dtype.itemsize
+    def of_leaf(x, sharding):
+        return int(np.prod(sharding.shard_shape(x.shape))) * x.dtype.itemsize
 
-    return sum(jax.tree.leaves(jax.tree.map(one, tree, places)))
+    return sum(jax.tree.leaves(jax.tree.map(of_leaf, tree, shardings)))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -143,23 +143,23 @@ def replicate(mesh: Mesh) -> NamedSharding:
 
 
 def batch_shards(mesh: Mesh | None) -> int:
-    """Into how many parts a batch is split: N must be a multiple of it."""
+    """Return how many parts a batch is split into; N must be a multiple of it."""
     return 1 if mesh is None else _size(mesh, RULES["batch"])
 
 
 def over_tensor(mesh: Mesh | None, tree, split: bool):
-    """Within jit: activations [..., D] cut along D over the tensor axis, whose devices
-    hold each the whole otherwise, or whole again; where they divide D."""
+    """Within jit: split activations [..., D] along D over the tensor axis, which
+    replicates them otherwise, or undo it; where the axis divides D."""
     size = 1 if mesh is None else mesh.shape["tensor"]
 
-    def place(x):
+    def constrain(x):
         if size == 1 or x.shape[-1] % size:
             return x
         free = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
         last = PartitionSpec(*free, "tensor" if split else None)
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, last))
 
-    return jax.tree.map(place, tree)
+    return jax.tree.map(constrain, tree)
 
 
 def shard_batch(mesh: Mesh, tree):
@@ -193,7 +193,7 @@ def join_batch(mesh: Mesh, tree):
 
 
 def fetch(tree):
-    """Host copies of batch arrays, whole, on every process."""
+    """Return host copies of whole batch arrays, on every process."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
 
@@ -206,8 +206,8 @@ def fetch(tree):
 
 
 def part(mesh: Mesh) -> tuple[int, int]:
-    """(index, count): which part of a batch this process holds, of how many. Processes
-    whose devices share rows (a tensor axis across hosts) hold the same part.
+    """Return (index, count): which part of a batch is this process's, of how many.
+    Processes whose devices share rows (a tensor axis across hosts) have the same part.
 
     Raises:
       UserError: a process whose rows are no contiguous part of equal size.
@@ -222,16 +222,15 @@ def part(mesh: Mesh) -> tuple[int, int]:
     alike = all(o == owners[mine[0]] for o in (owners[i] for i in mine))
     if mine != list(range(index * size, (index + 1) * size)) or not alike:
         raise UserError(
-            f"mesh {dict(mesh.shape)}: the rows of a batch that process {here} holds "
-            "are not one equal part of it; make data × fsdp a multiple of the "
-            "processes, or tensor a multiple of the devices of a process"
+            "mesh: expected data × fsdp to be a multiple of the processes, or tensor "
+            f"of the devices of a process, got {dict(mesh.shape)}, where process "
+            f"{here} has no contiguous equal part of a batch"
         )
     return index, len(owners) // size
 
 
-def rows(tree):
-    """Host copies of batch arrays (axis 0 split as `batch_sharding`): this process's
-    rows, in order."""
+def local_rows(tree):
+    """Return host copies of this process's rows of batch arrays, in order."""
 
     def get(x):
         if jax.process_count() == 1 or not isinstance(x, jax.Array):
@@ -249,10 +248,10 @@ def _size(mesh: Mesh, names) -> int:
 
 
 def per_group_and_head(mesh: Mesh, function, groups: int, heads: int):
-    """`function(q, keys, values, valid, own)` of `engine/splash.py` on every device's
-    own groups and key-value heads: q [B, T, K, R, H], keys and values [b, S, K, H],
-    valid bool[b, S] per link, own bool[B, T]. An axis that its mesh axes do not divide
-    is computed by all of them."""
+    """Return `function(q, keys, values, valid, own)` of `engine/splash.py` mapped over
+    devices by groups and key-value heads: q [B, T, K, R, H]; per segment, keys and
+    values [b, S, K, H], valid bool[b, S]; own bool[B, T]. Along an axis that its mesh
+    axes don't divide, every device computes all."""
     batch = spec(("batch",), (groups,), mesh)[0]
     head = spec(("kv_heads",), (heads,), mesh)[0]
     row = PartitionSpec(batch)

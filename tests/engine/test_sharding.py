@@ -202,7 +202,7 @@ def test_meshes_that_do_not_fit():
     }
     wrong = [(3, 1, 1), (3, 1, -1), (-1, 1, 0), (-1, 16, 1), (-2, 1, -4), (-1, -1, 8)]
     for sizes in wrong:
-        with pytest.raises(UserError, match="do not multiply to the"):
+        with pytest.raises(UserError, match="expected sizes that multiply to"):
             sharding.make_mesh(*sizes, devices=jax.devices()[:8])
 
 

@@ -163,12 +163,14 @@ def test_what_a_run_holds_throughout():
         1.5 * once + moments, rel=1e-2
     )
     shapes = programs.params(here, mesh, here.dtype)
-    _, copy = programs.sampling(here, mesh, shapes)
+    copy = programs.sampling_params(here, mesh).prepare(shapes)
     assert copy == pytest.approx(4 * once / 2, rel=0.05)
     lone = here._replace(gather_params=False)
-    assert programs.sampling(lone, mesh, shapes)[1] == pytest.approx(once / 2, rel=0.05)
+    assert programs.sampling_params(lone, mesh).prepare(shapes) == pytest.approx(
+        once / 2, rel=0.05
+    )
     plain = lone._replace(compute=None)
-    assert programs.sampling(plain, mesh, shapes)[1] == 0
+    assert programs.sampling_params(plain, mesh).prepare(shapes) == 0
 
 
 @pytest.mark.parametrize(
@@ -221,7 +223,7 @@ def test_the_papers_recipe_is_planned_as_it_trains():
         (["--topology", "h100:16"], "no compiler for it here, and there are 8 CPU"),
         (["--topology", "host:8", "--mesh", "fsdp"], "want it as fsdp=16,tensor=4"),
         (["--topology", "host:8", "--mesh", "rows=8"], "--mesh: no axis rows"),
-        (["--topology", "host:8", "--mesh", "fsdp=3"], "do not multiply to the 8"),
+        (["--topology", "host:8", "--mesh", "fsdp=3"], "multiply to 8 devices"),
         (["--topology", "host:8", "--only", "sleep"], "--only: no program sleep"),
         (
             ["--topology=host:8", "--mesh=fsdp=8", "--config.microbatches=3"],

@@ -490,7 +490,7 @@ def test_lessons_that_are_refused(fields, complaint, refused, tmp_path):
             {"compute": "bfloat16", "lora.rank": 2},
             "config.compute is 'bfloat16' beside an adapter",
         ),
-        ({"compute": "int8"}, "compute is 'int8', want float32, bfloat16 or ''"),
+        ({"compute": "int8"}, "compute: expected float32, bfloat16 or '', got 'int8'"),
         ({"remat": "all"}, "config.remat is 'all', want one of nothing_saveable"),
         ({"reward": "gate"}, "config.reward is 'gate', want one of grpo, gated"),
         ({"advantage": "x"}, "config.advantage is 'x', want one of"),

@@ -257,7 +257,7 @@ def check_bfloat16(peer: Peer):
     # What samples holds rounded parameters, the update rounds them where it reads them.
     read = jax.jit(functools.partial(row_logits, peer.model, dtype=jnp.bfloat16))
     seen = peer.padded, peer.packed
-    held = policy.rounded(peer.params, jnp.bfloat16, peer.model.table)
+    held = policy.cast_params(peer.params, jnp.bfloat16, peer.model.table)
     jax.tree.map(
         np.testing.assert_array_equal, read(held, *seen), read(peer.params, *seen)
     )

@@ -69,7 +69,7 @@ def make(
 
     @jax.jit
     def run(params, group):
-        return verdict_logprobs(policy.model, policy.read(params), group, words)
+        return verdict_logprobs(policy.model, policy.cast(params), group, words)
 
     def judge(items: Sequence[JudgeItem]) -> list[Verdict]:
         rows = [

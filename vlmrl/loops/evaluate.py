@@ -22,7 +22,7 @@ from vlmrl.engine.memory import RolloutRequest
 from vlmrl.eval import kernel, records
 from vlmrl.eval.record_builder import UNLABELLED, RunLabels, build_record
 from vlmrl.eval.tags import make_tables
-from vlmrl.policy import Policy, Weights
+from vlmrl.policy import Policy
 from vlmrl.prompts import tokens
 from vlmrl.run import hosts
 from vlmrl.types import Example, Prompt, Record, Rollout, Scores, UserError
@@ -42,7 +42,7 @@ class EvalSettings(NamedTuple):
     options: int = OPTIONS  # of an item at most, an added one included
     slots: int = 0  # samples decoded side by side, each in the place of one that has
     # ended: for completions of very unlike lengths, on one data shard; 0: all of a pass
-    gather: bool = True  # weights over fsdp once per pass; see `policy.Weights`
+    gather: bool = True  # weights over fsdp once per pass; see `policy.SamplingParams`
     unroll: bool = False  # layers in a Python loop instead of a scan
 
 
@@ -87,7 +87,7 @@ class Evaluator:
             )
         self._policy, self._conditions = policy, list(conditions)
         self._settings = s._replace(batch=s.batch + -s.batch % shards)
-        self._weights = Weights(policy, s.gather)
+        self._weights = policy.sampling_params(s.gather)
         self._kernel = self._jit_kernel()
 
     def __call__(
@@ -150,7 +150,7 @@ class Evaluator:
         request = RolloutRequest(inputs[0], 2 * len(keys), s.max_tokens)
         self._weights.check_memory("batch", params, request)
         placed = sharding.join_batch(policy.mesh, (*inputs, keys))
-        rollout, scores = sharding.rows(self._kernel(params, *placed))
+        rollout, scores = sharding.local_rows(self._kernel(params, *placed))
         real = min(max(0, len(part) - index * own), own)
         return [
             _record(policy, prompts[i // s.samples], rollout, scores, i)._replace(

@@ -191,7 +191,7 @@ def cost(
     cache = cache_of(job, mesh, program, groups)
     copy = 0.0
     if program.name in SAMPLING:
-        _, copy = programs.sampling(job, mesh, program.args[0])
+        copy = programs.sampling_params(job, mesh).prepare(program.args[0])
     resident = programs.resident(job, mesh)
     resident -= arguments.get("parameters", 0) + arguments.get("optimizer", 0)
     sent = compiled.by_axis(compiled.collectives(text), mesh)

@@ -22,7 +22,7 @@ from vlmrl.eval.tags import Letters, Tag, TagTables
 from vlmrl.loops.evaluate import OPTIONS
 from vlmrl.models import registry
 from vlmrl.models.api import Model
-from vlmrl.policy import gathered, rounded
+from vlmrl.policy import SamplingParams
 from vlmrl.rl import losses, update
 from vlmrl.types import Group, Rollout, Tokens, UserError, Vision
 
@@ -208,27 +208,17 @@ def keys(mesh, rows: int):
     return shapes(mesh, jax.ShapeDtypeStruct((rows, 2), jnp.uint32))
 
 
-def sampling(job: PlannedJob, mesh, params):
-    """Return (read, copy): a function from stored parameters to those that sampling
-    programs compute with, and the bytes per device of that copy."""
-    gather_params = job.gather_params and mesh.shape["fsdp"] > 1
-    stored = {name: x.sharding for name, x in params.items()}
-    shardings = sharding.gathered(stored) if gather_params else stored
-
-    def read(params):
-        if not gather_params:
-            return rounded(params, job.compute, job.model.table)
-        return gathered(params, job.compute, job.model.table, stored)
-
-    copied = gather_params or job.compute not in (None, job.dtype)
-    shapes = jax.eval_shape(lambda p: rounded(p, job.compute, job.model.table), params)
-    return read, sharding.bytes_each(shapes, shardings) if copied else 0
+def sampling_params(job: PlannedJob, mesh) -> SamplingParams:
+    """Return what reads the parameters in a job's sampling programs."""
+    compute = None if job.compute == job.dtype else job.compute
+    return SamplingParams(job.model, mesh, compute, job.gather_params)
 
 
 def rollout(job: PlannedJob, mesh, **options) -> Program:
     """Prefill each prompt once and sample G completions to their full length."""
     weights = params(job, mesh, job.dtype)
-    read, _ = sampling(job, mesh, weights)
+    read = sampling_params(job, mesh)
+    read.prepare(weights)
 
     def sample(params, group, keys, stops):
         params = read(params)
@@ -331,7 +321,8 @@ def evaluation(job: PlannedJob, mesh, **options) -> Program:
     rows = n * v
 
     weights = params(job, mesh, job.dtype)
-    read, _ = sampling(job, mesh, weights)
+    read = sampling_params(job, mesh)
+    read.prepare(weights)
 
     def run(params, group, blind, facts, keys, tables):
         params = read(params)

@@ -79,7 +79,7 @@ def reader(policy: Policy, max_tokens: int) -> Callable:
 
     @jax.jit
     def run(params, group):
-        params = policy.read(params)
+        params = policy.cast(params)
         return letter_probs(policy.model, params, group, jnp.asarray(ids), mask)
 
     def letters(params, readings: Sequence[Sequence[ProbePrompt]]):

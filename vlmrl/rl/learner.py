@@ -48,7 +48,7 @@ def make_learner(context: Context, tx, state: updates.TrainState) -> Learner:
         return score(policy.model, params, group, **options)[0]
 
     def copied(params):
-        return jax.tree.map(jnp.copy, policy.read(params))
+        return jax.tree.map(jnp.copy, policy.cast(params))
 
     # The update takes the memory of its parameters; the reference must outlive it.
     refers = "ref_logprobs" in needs or recipe.kl_reward.weight

@@ -20,7 +20,7 @@ from vlmrl.engine import continuous_batching
 from vlmrl.engine.generate import Sampling, branch_keys, generate
 from vlmrl.engine.memory import RolloutRequest
 from vlmrl.engine.prefix_cache import prefill
-from vlmrl.policy import Policy, Weights, prefixes
+from vlmrl.policy import Policy, prefixes
 from vlmrl.prompts import tokens
 from vlmrl.prompts.processor import Processor
 from vlmrl.rl import augment
@@ -86,7 +86,7 @@ def make_sampler(
     Args:
       slots: completions decoded side by side (`engine.continuous_batching`); a prompt
         is then read when its turn comes. 0: all at once.
-      gather: see `policy.Weights`.
+      gather: see `policy.SamplingParams`.
     Raises:
       UserError: slots on several data shards; when called, too large a request.
     """
@@ -96,7 +96,7 @@ def make_sampler(
             f"config.slots is {slots}: expected one data shard, got {shards}"
         )
     options = dict(max_tokens=max_tokens, sampling=sampling)
-    weights = Weights(policy, gather)
+    weights = policy.sampling_params(gather)
 
     @functools.partial(jax.jit, out_shardings=sharding.batch_sharding(policy.mesh))
     def run(params, group: Group, keys) -> Rollout:
