@@ -1,21 +1,50 @@
-"""The README's Python is run as it stands."""
+"""The README's Python runs as it stands, and its commands parse."""
 
 import re
+import shlex
 from pathlib import Path
 
+import pytest
+
+from vlmrl.main import args, cli, usage
+
 ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def snippets() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+def blocks(language: str) -> list[str]:
+    """Return the code blocks of a language; '' for those without one."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M)
+    return [text for name, text in fenced if name == language]
 
 
-def test_the_python_of_the_readme_runs(capsys):
-    found = snippets()
-    assert found
-    for code in found:
+def commands() -> list[str]:
+    """Return the lines of the README that start a command of vlmrl."""
+    lines = "".join(blocks("")).replace("\\\n", " ").splitlines()
+    lines = [
+        re.sub(r"^launch/\S+ (--processes \d+ |NAME )?", "vlmrl ", x) for x in lines
+    ]
+    rows = [shlex.join(shlex.split(line, comments=True)) for line in lines]
+    return [row for row in rows if re.match("vlmrl (?!test)", row)]
+
+
+def test_the_python_runs(capsys):
+    for code in blocks("python"):
         exec(compile(code, "README.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
-    names = [line.split()[0] for line in lines[-3:]]
-    assert names == ["base", "wrong_caption", "wrong_think"]
-    assert all(0 <= float(line.split()[1]) <= 1 for line in lines[-3:])
+    names = [line.split()[0] for line in lines if line.startswith(("base", "wrong_"))]
+    assert names == ["base", "wrong_caption", "wrong_think"] * 2
+
+
+@pytest.mark.parametrize("line", commands())
+def test_a_command_parses(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name, *words = shlex.split(line)[1:]
+    command = cli.describe(cli.COMMANDS[name])
+    flags = command.flags
+    if "--help" in words:
+        assert "--config.steps" in usage.text(name, command.doc, flags, words)
+        return
+    if "config" in flags and "args" in flags:  # reproduce CONFIG
+        words = [f"--config={w}" if w.startswith("configs/") else w for w in words]
+    args.parse(words, flags)
