@@ -79,4 +79,4 @@ def _read(name: str, text: str, default):
     else:  # str, or None for an optional str
         return text
     kind = type(default).__name__
-    raise ValueError(f"option '{name}' must be of type {kind}, not '{text}'")
+    raise ValueError(f"option '{name}': expected {kind}, got '{text}'")

@@ -141,12 +141,15 @@ def test_a_typo_in_use_is_an_error(run):
             "fields of config.optimizer in x.py: lr, warmup",
         ),
         (["--config.steps.a=3"], "config.steps in x.py has no fields"),
-        (["--config.steps=many"], "--config.steps must be of type int, not 'many'"),
-        (["--config.steps=1.5"], "--config.steps must be of type int, not '1.5'"),
-        (["--config.augment=perhaps"], "augment must be of type bool, not 'perhaps'"),
-        (["--config.conditions=(1, 2)"], "--config.conditions must be a tuple of str"),
+        (["--config.steps=many"], "--config.steps: expected int, got 'many'"),
+        (["--config.steps=1.5"], "--config.steps: expected int, got '1.5'"),
+        (["--config.augment=perhaps"], "augment: expected bool, got 'perhaps'"),
+        (
+            ["--config.conditions=(1, 2)"],
+            "--config.conditions: expected a tuple of str",
+        ),
         (["--config.steps"], "config.steps"),
-        (["--tries=x"], "--tries must be of type int, not 'x'"),
+        (["--tries=x"], "--tries: expected int, got 'x'"),
         (["--trise=3"], "unknown flag --trise (did you mean --tries?)"),
         (["--unheard-of"], "unknown flag --unheard-of; see --help"),
         (["loose"], "unexpected word 'loose'"),
@@ -169,7 +172,7 @@ def test_bad_config_files_are_named(run, tmp_path):
     write("x = 1")
     assert error(run, "--config=y.py") == "y.py: has no function get_config"
     write("def get_config():\n    return {}")
-    assert "returned a dict, not a ConfigDict" in error(run, "--config=y.py")
+    assert "expected a ConfigDict, got a dict" in error(run, "--config=y.py")
     assert "y.py: TypeError" in error(run, "--config=y.py:arg")
     write("\n\ndef get_config(:")
     assert "y.py, line 3: " in error(run, "--config=y.py")
@@ -331,10 +334,10 @@ def test_parse_arg_reads_by_type():
     "text, complaint",
     [
         ("sede=3", "unknown option 'sede' after ':'; options: runlocal, seed, lr"),
-        ("seed=x", "option 'seed' must be of type int, not 'x'"),
-        ("seed=1.5", "option 'seed' must be of type int, not '1.5'"),
-        ("lr=fast", "option 'lr' must be of type float"),
-        ("runlocal=maybe", "option 'runlocal' must be of type bool"),
+        ("seed=x", "option 'seed': expected int, got 'x'"),
+        ("seed=1.5", "option 'seed': expected int, got '1.5'"),
+        ("lr=fast", "option 'lr': expected float"),
+        ("runlocal=maybe", "option 'runlocal': expected bool"),
         ("seed", "option 'seed' needs a value"),
         ("noseed", "option 'seed' needs a value"),
         ("seed=1,seed=2", "option 'seed' is given twice"),

@@ -250,7 +250,7 @@ def test_sizes():
         (["show", "scene"], "data: 'scene' is not one of scenes"),
         (["show", "scenes", "--split=x"], "split 'x' is not one of train, validation"),
         (["show", "scenes", "--n=0"], "--n: expected at least 1, got 0"),
-        (["show", "scenes", "--n=few"], "--n must be of type int, not 'few'"),
+        (["show", "scenes", "--n=few"], "--n: expected int, got 'few'"),
         (["show", "scenes", "--conditions=wrong"], "unknown condition 'wrong'"),
         (
             ["show", "scenes", "--conditions=base", "--style=x"],

@@ -514,8 +514,8 @@ def test_lessons_that_are_refused(fields, complaint, refused, tmp_path):
         ({"eval.size": 0}, "size of validation is 0, needs >= 1"),
         ({"style": "x"}, "unknown prompt style 'x'"),
         ({"stepz": 3}, "unknown config field config.stepz (did you mean steps?)"),
-        ({"steps": "many"}, "--config.steps must be of type int, not 'many'"),
-        ({"optimizer.peak": "fast"}, "--config.optimizer.peak must be of type float"),
+        ({"steps": "many"}, "--config.steps: expected int, got 'many'"),
+        ({"optimizer.peak": "fast"}, "--config.optimizer.peak: expected float"),
     ],
 )
 def test_bad_input_is_refused(fields, complaint, refused, tmp_path):

@@ -1,4 +1,4 @@
-"""The command line of every command: `--config FILE[:ARG]`, `--config.field=value`,
+"""Parse the command line of a command: `--config FILE[:ARG]`, `--config.field=value`,
 `--workdir DIR`, and the command's own flags.
 
 A command declares FLAGS, a literal dict name → (default, help). The type of a flag is
@@ -6,8 +6,8 @@ that of its default (bool, int, float, str, a list of str given as `a,b`); None 
 optional str. Three names are special:
 
   config    a config file; without a default it must be given
-  workdir   a directory, made if missing and tried for writing; without a default it
-            must be given
+  workdir   a directory, created if missing and checked to be writable; without a
+            default it must be given
   args      not a flag: (usage, help) of the words after the flags, if any are taken
 
 The config arrives locked: reading or setting a field that it lacks is an error.
@@ -34,7 +34,7 @@ from vlmrl.types import UserError
 def parse(
     argv: list[str], flags: dict[str, tuple]
 ) -> tuple[ConfigDict | None, Path | None, SimpleNamespace]:
-    """Reads a command line.
+    """Parse a command line.
 
     Args:
       argv: the words after the command's name.
@@ -79,7 +79,7 @@ def parse(
 
 
 def load_config(path_and_arg: str) -> ConfigDict:
-    """The ConfigDict that `get_config` of a config file returns.
+    """Return the ConfigDict that `get_config` of a config file returns.
 
     Args:
       path_and_arg: 'configs/x.py' or 'configs/x.py:arg'; `get_config(arg)` gets what
@@ -109,7 +109,7 @@ def load_config(path_and_arg: str) -> ConfigDict:
             raise UserError(f"{_where(error, path, name)}: {_tell(error)}") from error
     if not isinstance(config, ConfigDict):
         kind = type(config).__name__
-        raise UserError(f"{name}: get_config returned a {kind}, not a ConfigDict")
+        raise UserError(f"{name}: get_config: expected a ConfigDict, got a {kind}")
     return config
 
 
@@ -130,7 +130,11 @@ def check_algorithm(config: ConfigDict, algorithm: str) -> None:
 
 
 def config_file(name: str) -> Path:
-    """The file a config's name means; UserError if there is none."""
+    """Return the file that a config's name stands for.
+
+    Raises:
+      UserError: there is none.
+    """
     path = shipped.locate(name)
     if path.is_file():
         return path.resolve()
@@ -145,19 +149,19 @@ def config_file(name: str) -> Path:
 
 
 def take_config(argv: list[str], default: str | None) -> tuple[list[str], str | None]:
-    """Takes `--config FILE` out of the words: (other words, file)."""
-    rest, found = [], default
+    """Take `--config FILE` out of the words: (other words, file)."""
+    rest, file = [], default
     words = iter(argv)
     for word in words:
         if word in ("--config", "-config"):
-            found = next(words, None)
-            if found is None:
+            file = next(words, None)
+            if file is None:
                 raise UserError("--config: a file must follow, as configs/x.py[:arg]")
         elif re.match(r"--?config=", word):
-            found = word.partition("=")[2]
+            file = word.partition("=")[2]
         else:
             rest.append(word)
-    return rest, found
+    return rest, file
 
 
 # -- pieces ----------------------------------------------------------------------------
@@ -174,9 +178,9 @@ def _define(values, flag: str, default, text: str) -> None:
 
 
 def _overridden(config: ConfigDict, argv: list[str], path: str) -> dict:
-    """Dotted name → present value of the fields that the words override; UserError for
-    a field that the config lacks."""
-    found = {}
+    """Return dotted name → present value of the fields that the words override;
+    UserError for a field that the config lacks."""
+    present = {}
     for word in argv:
         match = re.match(r"--?(?:no)?config\.([^=]*)", word)
         if not match:
@@ -193,8 +197,8 @@ def _overridden(config: ConfigDict, argv: list[str], path: str) -> dict:
                 name = ".".join([*done, part])
                 raise UserError(f"unknown config field {name}{hint}; {there}")
             value, done = value[part], [*done, part]
-        found[".".join(done)] = value
-    return found
+        present[".".join(done)] = value
+    return present
 
 
 def _explain(error: Exception, flags: dict[str, tuple], before: dict) -> str:
@@ -206,13 +210,13 @@ def _explain(error: Exception, flags: dict[str, tuple], before: dict) -> str:
     match = re.match(r"flag --([^=\s]+)=(.*?): ", str(error))
     values = {**{f: default for f, (default, _) in flags.items()}, **before}
     if match and match[1] in values:
-        wanted = type(values[match[1]]).__name__
-        return f"--{match[1]} must be of type {wanted}, not '{match[2]}'"
+        kind = type(values[match[1]]).__name__
+        return f"--{match[1]}: expected {kind}, got '{match[2]}'"
     return str(error)
 
 
 def _check_elements(field: str, before, config: ConfigDict) -> None:
-    """A tuple keeps the type of its elements, which the parser does not look at."""
+    """Check the types of a tuple's elements, which the parser ignores."""
     if not isinstance(before, tuple) or len(kinds := {type(x) for x in before}) != 1:
         return
     after = config
@@ -221,8 +225,8 @@ def _check_elements(field: str, before, config: ConfigDict) -> None:
     kind = kinds.pop()
     for x in after:
         if type(x) is not kind and not (kind is float and type(x) is int):
-            wanted = f"a tuple of {kind.__name__}, as {before}"
-            raise UserError(f"--{field} must be {wanted}, not {after}")
+            expected = f"a tuple of {kind.__name__} like {before}"
+            raise UserError(f"--{field}: expected {expected}, got {after}")
 
 
 def _workdir(name: str | None) -> Path:
@@ -240,8 +244,8 @@ def _workdir(name: str | None) -> Path:
 
 @contextlib.contextmanager
 def _importable(path: Path):
-    """While a config runs, `configs.common` and its like can be imported: those of the
-    tree the config file is in, else ours."""
+    """Make `configs.common` and its like importable while a config runs: those of the
+    tree that the config file is in, else ours."""
     tops = [p.parent for p in path.parents if p.name == "configs"]
     before = sys.path[:]
     sys.path[:0] = [str(p) for p in [*tops[-1:], shipped.DIRECTORY]]

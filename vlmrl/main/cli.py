@@ -1,4 +1,4 @@
-"""`vlmrl <command> [flags]`: finds the command's module and runs it.
+"""Run `vlmrl <command> [flags]`: find the command's module and call its main.
 
 A command is a module of this package with
 
@@ -7,13 +7,13 @@ A command is a module of this package with
   FLAGS             name → (default, help), a literal; see `args.parse`
   main(argv)        argv without the command's name; returns None or an exit status
 
-Help is read from the source text, not by importing the module, so that it comes at once
-however much the command imports.
+Help is read from the source text without importing the module, so that it appears at
+once however much the command imports.
 
-Exit status: 0; 2 for bad input, said in one line (`VLMRL_TRACEBACK=1` shows where it
-was raised); 130 after Ctrl-C; 1 for anything unforeseen, with its traceback. Two more
-for launchers, which may give the same command again (`run/phases.py`): 75 stopped on
-request (SIGTERM) with a checkpoint, 70 ended by the watchdog.
+Exit status: 0; 2 for bad input, with one line (`VLMRL_TRACEBACK=1` shows where it was
+raised); 130 after Ctrl-C; 1 for an unexpected error, with its traceback. Two more are
+for launchers, which may repeat the command (`run/phases.py`): 75 stopped on request
+(SIGTERM) after a checkpoint, 70 ended by the watchdog.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ COMMANDS = {
 
 
 class Command(NamedTuple):
-    """What a command's source says about it."""
+    """A command as its source declares it."""
 
     doc: str
     help: str
@@ -59,11 +59,11 @@ class Command(NamedTuple):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command; argv without the program's name. Returns the exit status."""
+    """Run a command; argv without the program's name. Return the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    # Compiled programs are kept between runs, unless the user keeps them elsewhere.
-    kept = os.path.expanduser("~/.cache/vlmrl/jax")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", kept)
+    # Compiled programs are cached between runs; the user may choose the directory.
+    cache = os.path.expanduser("~/.cache/vlmrl/jax")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
     try:
         return _dispatch(argv)
     except UserError as error:
@@ -95,7 +95,7 @@ def _dispatch(argv: list[str]) -> int:
         hint = f" (did you mean '{close[0]}'?)" if close else ""
         kind = "option" if name.startswith("-") else "command"
         raise UserError(f"unknown {kind} '{name}'{hint}; commands: {', '.join(known)}")
-    if usage.wanted(rest):
+    if usage.is_asked(rest):
         command = describe(known[name])
         print(usage.text(name, command.doc, command.flags, rest))
         return 0
@@ -103,21 +103,21 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def available() -> dict[str, str]:
-    """Commands of this installation: name → module."""
+    """Return the commands of this installation: name → module."""
     return {name: module for name, module in COMMANDS.items() if find_spec(module)}
 
 
 def describe(module: str) -> Command:
-    """Reads docstring, HELP and FLAGS from a command's source, without running it."""
+    """Read docstring, HELP and FLAGS from a command's source without running it."""
     with open(find_spec(module).origin, encoding="utf-8") as file:
         tree = ast.parse(file.read())
-    found = {"HELP": "", "FLAGS": {}}
+    literals = {"HELP": "", "FLAGS": {}}
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             name = node.targets[0].id
-            if name in found:
-                found[name] = ast.literal_eval(node.value)
-    return Command(ast.get_docstring(tree) or "", found["HELP"], found["FLAGS"])
+            if name in literals:
+                literals[name] = ast.literal_eval(node.value)
+    return Command(ast.get_docstring(tree) or "", literals["HELP"], literals["FLAGS"])
 
 
 def _overview() -> str:

@@ -1,4 +1,4 @@
-"""Help texts, made from what a command and a config file say about themselves."""
+"""Help texts, from the flags of a command and the comments of a config file."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from vlmrl.main import args
 HELP_WORDS = ("-h", "--help", "-help", "--helpfull")
 
 
-def wanted(argv: list[str]) -> bool:
+def is_asked(argv: list[str]) -> bool:
+    """Whether the words ask for help."""
     return any(word in HELP_WORDS for word in argv)
 
 
 def text(name: str, doc: str, flags: dict[str, tuple], argv: Sequence[str] = ()) -> str:
-    """Help text of a command; with a config in `argv`, its fields too."""
+    """Return the help of a command; with a config in `argv`, of its fields too."""
     words = f" {flags['args'][0]}" if "args" in flags else ""
     lines = [f"usage: vlmrl {name} [flags]{words}", "", doc.strip(), ""]
     rows, must = [], " (must be given)"
@@ -46,7 +47,7 @@ def text(name: str, doc: str, flags: dict[str, tuple], argv: Sequence[str] = ())
 
 
 def config_fields(path_and_arg: str) -> list[tuple[str, str]]:
-    """(`--config.field=value`, comment) of every field of a config, by name. The
+    """Return (`--config.field=value`, comment) of every field of a config. The
     comments are those on or right above the line that sets the field, in the config
     file or in the configs it imports."""
     config = args.load_config(path_and_arg)
@@ -64,7 +65,7 @@ def config_fields(path_and_arg: str) -> list[tuple[str, str]]:
 
 
 def _imported_configs(path: Path) -> list[Path]:
-    """Files of the `configs.*` modules that a config file names in its imports."""
+    """Return the files of the `configs.*` modules that a config file imports."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     names = []
     for node in ast.walk(tree):
@@ -85,8 +86,8 @@ def _flatten(config: ConfigDict, prefix: str = ""):
 
 
 def _comments(source: str) -> dict[str, str]:
-    """Config field → comment, from assignments `c.a.b = …  # comment` and from keywords
-    and keys inside their values."""
+    """Return config field → comment, from assignments `c.a.b = …  # comment` and from
+    the keywords and keys inside their values."""
     lines = source.splitlines()
     by_line = {
         token.start[0]: token.string.lstrip("# ").strip()
@@ -103,7 +104,7 @@ def _comments(source: str) -> dict[str, str]:
             line -= 1
         return " ".join(above)
 
-    found: dict[str, str] = {}
+    comments: dict[str, str] = {}
 
     def inside(node, prefix: str) -> None:
         if isinstance(node, ast.Call):
@@ -122,7 +123,7 @@ def _comments(source: str) -> dict[str, str]:
         nested = isinstance(value, ast.Call | ast.Dict) and last > first
         text = near(first, first if nested else last)
         if text:
-            found.setdefault(field, text)
+            comments.setdefault(field, text)
         inside(value, field + ".")
 
     for node in ast.walk(ast.parse(source)):
@@ -135,11 +136,11 @@ def _comments(source: str) -> dict[str, str]:
                 inside(node.value, "")
         elif isinstance(node, ast.Return):
             inside(node.value, "")
-    return found
+    return comments
 
 
 def _dotted(node) -> str:
-    """'a.b' of the target `c.a.b`; '' for anything else."""
+    """Return 'a.b' of the target `c.a.b`; '' for anything else."""
     parts = []
     while isinstance(node, ast.Attribute):
         parts.insert(0, node.attr)
