@@ -89,12 +89,7 @@ def from_cache(cache: PrefixCache, groups: int) -> PrefixSource:
     """Take prefixes from a cache of N groups."""
 
     def load(index):
-        cut = functools.partial(_group_rows, index=index, groups=groups)
-        segments = tuple(
-            CacheSegment(cut(s.k, 1), cut(s.v, 1), cut(s.mask), cut(s.positions))
-            for s in cache.segments
-        )
-        return PrefixCache(segments, cut(cache.hidden), cut(cache.next))
+        return _map_rows(functools.partial(_group_rows, index, groups), cache)
 
     return PrefixSource(groups, load)
 
@@ -108,13 +103,13 @@ def from_group(group: Group, read: Callable) -> PrefixSource:
     groups = group.prefix.ids.shape[0]
 
     def load(index):
-        cut = functools.partial(_group_rows, index=index, groups=groups)
-        return read(jax.tree.map(cut, group))
+        rows = functools.partial(_group_rows, index, groups, 0)
+        return read(jax.tree.map(rows, group))
 
     return PrefixSource(groups, load)
 
 
-def _group_rows(x, axis=0, *, index, groups: int):
+def _group_rows(index, groups: int, axis: int, x):
     size = x.shape[axis] // groups
     return jax.lax.dynamic_slice_in_dim(jnp.asarray(x), index * size, size, axis)
 
@@ -312,33 +307,27 @@ def _to_bkth(cache: PrefixCache) -> PrefixCache:
     return cache._replace(segments=tuple(map(decode.to_bkth, cache.segments)))
 
 
+def _map_rows(function, cache: PrefixCache, *others) -> PrefixCache:
+    """Map function(axis of rows, array, ...) over the arrays of caches."""
+    segments = tuple(CacheSegment(1, 1, 0, 0) for _ in cache.segments)
+    return jax.tree.map(function, PrefixCache(segments, 0, 0), cache, *others)
+
+
 def _merge_groups(cache: PrefixCache) -> PrefixCache:
     """Merge the leading axis of prefix slots into the axis of rows."""
 
-    def merge(x, axis=0):
+    def merge(axis, x):
         x = jnp.moveaxis(x, 0, axis)
         return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
-    segments = tuple(
-        CacheSegment(merge(s.k, 1), merge(s.v, 1), merge(s.mask), merge(s.positions))
-        for s in cache.segments
-    )
-    return PrefixCache(segments, merge(cache.hidden), merge(cache.next))
+    return _map_rows(merge, cache)
 
 
 def _put_group(cache: PrefixCache, group: PrefixCache, at) -> PrefixCache:
     """Write the cache of one group to prefix slot `at`."""
-    group = _to_bkth(group)
 
-    def put(x, new, axis=0):
+    def put(axis, x, new):
         start = at * new.shape[axis]
         return jax.lax.dynamic_update_slice_in_dim(x, new, start, axis)
 
-    segments = tuple(
-        CacheSegment(put(s.k, o.k, 1), put(s.v, o.v, 1), put(s.mask, o.mask),
-                     put(s.positions, o.positions))
-        for s, o in zip(cache.segments, group.segments, strict=True)
-    )  # fmt: skip
-    return PrefixCache(
-        segments, put(cache.hidden, group.hidden), put(cache.next, group.next)
-    )
+    return _map_rows(put, cache, _to_bkth(group))
