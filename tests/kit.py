@@ -76,7 +76,7 @@ def encoded(example, condition: str = "base") -> tokens.Encoded:
 def group(n: int = 2, conditions=("base",), buckets=BUCKETS):
     """A group of n scenes, each under the conditions."""
     rows = [[encoded(e, c) for c in conditions] for e in examples(n)]
-    return tokens.group(rows, processor().facts, buckets)
+    return tokens.group(rows, processor().geometry, buckets)
 
 
 def to64(tree):

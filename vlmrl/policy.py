@@ -66,10 +66,10 @@ class Policy(NamedTuple):
 
     def group(self, rows: Sequence[Sequence[tokens.Encoded]]) -> Group:
         """Apply `tokens.group` at sizes that all processes agree on."""
-        buckets, facts = self.buckets, self.processor.facts
+        buckets, geometry = self.buckets, self.processor.geometry
         if jax.process_count() > 1:
-            buckets = buckets.least(hosts.most(tokens.needs(rows, facts)))
-        return tokens.group(rows, facts, buckets)
+            buckets = buckets.at_least(hosts.most(tokens.needs(rows, geometry)))
+        return tokens.group(rows, geometry, buckets)
 
 
 def cast_params(params, dtype, table):

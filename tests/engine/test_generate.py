@@ -66,7 +66,7 @@ def group_of(kind: str) -> Group:
     rows = [
         [kit.tokens.encode(kit.processor(), (e.question, ()))] for e in kit.examples()
     ]
-    texts = kit.tokens.group(rows[:2], kit.processor().facts, kit.BUCKETS)
+    texts = kit.tokens.group(rows[:2], kit.processor().geometry, kit.BUCKETS)
     return texts._replace(vision=made.vision)
 
 

@@ -44,7 +44,7 @@ def group(kind: str) -> Group:
         texts = [f"<|im_start|>{s}<|im_end|>\n{image}{e.question}" for s in systems]
         images = e.images if image else ()
         rows.append([tokens.encode(kit.processor(), (t, images)) for t in texts])
-    made = tokens.group(rows, kit.processor().facts, BUCKETS)
+    made = tokens.group(rows, kit.processor().geometry, BUCKETS)
     return made if image else made._replace(vision=group("images").vision)
 
 

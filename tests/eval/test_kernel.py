@@ -407,10 +407,10 @@ def batch_of(examples, conditions) -> Batch:
         np.array([e.ids[-1] for e in encoded], np.int32),
     )
     return Batch(
-        tokens.group(rows, processor.facts, kit.BUCKETS),
+        tokens.group(rows, processor.geometry, kit.BUCKETS),
         tokens.group(
             [blinds[i : i + v] for i in range(0, len(blinds), v)],
-            processor.facts,
+            processor.geometry,
             kit.BUCKETS,
         ),
         facts,

@@ -43,7 +43,7 @@ def test_it_reads_the_two_words_off_the_logits(policy, judge):
     for item, verdict in list(zip(todo, found, strict=True))[:4]:
         row = tokens.encode(policy.processor, (write(item), ()))
         group = tokens.group(
-            [[row]], policy.processor.facts, tokens.Buckets(prefix=(256,))
+            [[row]], policy.processor.geometry, tokens.Buckets(prefix=(256,))
         )
         cache = prefill(policy.model, policy.params, group)
         p = jax.nn.softmax(cache.hidden[0] @ policy.model.head(policy.params).T)

@@ -48,18 +48,18 @@ class Peer(NamedTuple):
     model: object  # ours
     params: dict
     rows: tuple[tokens.Encoded, ...]  # the first two share images and a prefix
-    facts: tokens.Facts
+    geometry: tokens.Geometry
     see: Callable  # a row's pictures → what transformers' model calls them
 
     @property
     def padded(self) -> Group:
         """Every row whole, each in a group of its own."""
-        return tokens.group([[r] for r in self.rows], self.facts, self.buckets)
+        return tokens.group([[r] for r in self.rows], self.geometry, self.buckets)
 
     @property
     def packed(self) -> Group:
         """What the first two rows share once, and the rest of each."""
-        return tokens.group([self.rows[:2]], self.facts, self.buckets)
+        return tokens.group([self.rows[:2]], self.geometry, self.buckets)
 
     @property
     def buckets(self) -> tokens.Buckets:
@@ -67,7 +67,7 @@ class Peer(NamedTuple):
         images = max(len(r.pictures) for r in self.rows)
         pictures = [p for r in self.rows for p in r.pictures]
         count = max(
-            [len(tokens.windows(p.grid, self.facts).mask) for p in pictures] + [1]
+            [len(tokens.windows(p.grid, self.geometry).mask) for p in pictures] + [1]
         )
         return tokens.Buckets((longest,), (longest,), (max(1, images),), (count + 1,))
 
@@ -80,10 +80,10 @@ def build(module, path, *, patch=14, window=0, grids=(), seed=0) -> Peer:
       grids: patches (rows, columns) of every image of the first two rows; the third row
         has the first of them alone.
     """
-    facts = tokens.Facts(patch, 2, 2, window or 4 * 2 * patch)
+    geometry = tokens.Geometry(patch, 2, 2, window or 4 * 2 * patch)
     rng = np.random.default_rng(seed)
     pictures = tuple(_picture(rng, patch, h, w, i) for i, (h, w) in enumerate(grids))
-    return finish(module, path, rows_of(rng, pictures), facts, see_grids, seed)
+    return finish(module, path, rows_of(rng, pictures), geometry, see_grids, seed)
 
 
 def rows_of(rng, pictures) -> tuple[tokens.Encoded, ...]:
@@ -97,7 +97,7 @@ def rows_of(rng, pictures) -> tuple[tokens.Encoded, ...]:
     )
 
 
-def finish(module, path, rows, facts, see, seed=0) -> Peer:
+def finish(module, path, rows, geometry, see, seed=0) -> Peer:
     """Give a module weights, save it, load it here."""
     import torch
 
@@ -110,7 +110,7 @@ def finish(module, path, rows, facts, see, seed=0) -> Peer:
                 p.normal_(0, p[0].numel() ** -0.5)
             else:  # norms and biases, neither at one nor at zero
                 p.add_(0.2 * torch.randn_like(p))
-    peer = Peer(module, path, None, None, rows, facts, see)
+    peer = Peer(module, path, None, None, rows, geometry, see)
     raw = their_logits(peer, rows[1])
     head = [p for n, p in module.named_parameters() if n.endswith(".norm.weight")]
     with torch.no_grad():
@@ -279,7 +279,7 @@ def check_gradients(peer: Peer, nought: tuple[str, ...] = ()):
         peer.model.hub_name(n): torch.zeros_like(p) if p.grad is None else p.grad
         for n, p in peer.module.named_parameters()
     }
-    group = tokens.group([[row]], peer.facts, peer.buckets)
+    group = tokens.group([[row]], peer.geometry, peer.buckets)
 
     @jax.jit
     def ours(params):
@@ -324,7 +324,7 @@ def check_greedy(peer: Peer, length: int = 64):
     never = jnp.zeros((VOCAB, 1), jnp.int16)
     nothing = jnp.zeros(VOCAB, bool)
     stops = Stops(never, never.astype(jnp.uint8), nothing, nothing)
-    group = tokens.group([[row]], peer.facts, peer.buckets)
+    group = tokens.group([[row]], peer.geometry, peer.buckets)
 
     @jax.jit
     def ours(params, group):

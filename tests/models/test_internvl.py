@@ -90,36 +90,38 @@ def peer(tmp_path_factory):
         from transformers import InternVLForConditionalGeneration
 
         config, (*_, tile, counts) = config_of(name), SETUPS[name]
-        facts = tokens.Facts(PATCH, round(1 / config.downsample_ratio), 1, tile, True)
+        geometry = tokens.Geometry(
+            PATCH, round(1 / config.downsample_ratio), 1, tile, True
+        )
         rng = np.random.default_rng(0)
-        pictures = tuple(picture(rng, n, facts, i) for i, n in enumerate(counts))
+        pictures = tuple(picture(rng, n, geometry, i) for i, n in enumerate(counts))
         rows = tuple(
             r._replace(positions=tokens.mrope([len(r.ids)], []))
             for r in peers.rows_of(rng, pictures)
         )
         module = InternVLForConditionalGeneration(config)
-        see = functools.partial(tiles_of, facts)
+        see = functools.partial(tiles_of, geometry)
         path = tmp_path_factory.mktemp("peer")
         # With this seed the tied head says more than four tokens.
-        return peers.finish(module, path, rows, facts, see, seed=2)
+        return peers.finish(module, path, rows, geometry, see, seed=2)
 
     return make
 
 
-def picture(rng, count, facts, i):
-    side = facts.side * facts.merge
-    patches = rng.normal(size=(count * side**2, 3 * facts.patch**2))
-    merged = count * facts.side**2
+def picture(rng, count, geometry, i):
+    side = geometry.side * geometry.merge
+    patches = rng.normal(size=(count * side**2, 3 * geometry.patch**2))
+    merged = count * geometry.side**2
     grid = (count, side, side)
     return tokens.Picture(patches.astype(np.float32), grid, merged, str(i))
 
 
-def tiles_of(facts, pictures):
+def tiles_of(geometry, pictures):
     """Tiles as transformers takes them: float32[tiles, 3, height, width]."""
-    s, m, p = facts.side, facts.merge, facts.patch
+    s, m, p = geometry.side, geometry.merge, geometry.patch
     patches = np.concatenate([x.patches for x in pictures])
     cells = patches.reshape(-1, s, s, m, m, 3, p, p).transpose(0, 5, 1, 3, 6, 2, 4, 7)
-    return dict(pixel_values=cells.reshape(-1, 3, facts.window, facts.window))
+    return dict(pixel_values=cells.reshape(-1, 3, geometry.window, geometry.window))
 
 
 # -- against transformers --------------------------------------------------------------
@@ -220,8 +222,8 @@ def changed(path, value):
 def test_tiles_of_the_real_model_have_256_tokens():
     model = internvl.model(REAL)
     c = model.config
-    facts = tokens.Facts(c.patch, c.merge, 1, 448, True)
-    w = tokens.windows((13, c.grid, c.grid), facts)
+    geometry = tokens.Geometry(c.patch, c.merge, 1, 448, True)
+    w = tokens.windows((13, c.grid, c.grid), geometry)
     assert w.mask.shape == (13, 1024) and len(w.order) == 13 * 256
 
 
@@ -260,8 +262,8 @@ def test_tiles_do_not_see_each_other():
     model = internvl.model(raw)
     params = model.init(jax.random.key(0))
     rng = np.random.default_rng(0)
-    facts = tokens.Facts(PATCH, MERGE, 1, 16, True)
-    one, other = (picture(rng, n, facts, "x") for n in (1, 2))
+    geometry = tokens.Geometry(PATCH, MERGE, 1, 16, True)
+    one, other = (picture(rng, n, geometry, "x") for n in (1, 2))
     both = one._replace(
         patches=np.concatenate([one.patches, other.patches]), grid=(3, 4, 4), tokens=12
     )
@@ -271,7 +273,7 @@ def test_tiles_do_not_see_each_other():
         image = np.arange(p.tokens, dtype=np.int32)
         flat = tokens.mrope([len(ids)], [])
         rows.append([tokens.Encoded(ids, flat, image, (p,), "row")])
-    group = tokens.group(rows, facts, tokens.Buckets((16,), windows=(4,)))
+    group = tokens.group(rows, geometry, tokens.Buckets((16,), windows=(4,)))
     found = jax.jit(model.encode_image)(params, group.vision)
     np.testing.assert_allclose(found[0, :4], found[1, :4], atol=1e-6)
     assert float(np.abs(found[1, :4] - found[1, 4:8]).max()) > 1e-2

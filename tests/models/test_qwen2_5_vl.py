@@ -218,7 +218,7 @@ def test_the_shipped_model_is_transformers_too():
     )
     assert not any(info.values()), info
     row = kit.encoded(kit.examples()[0], "wrong_caption")
-    group = tokens.group([[row]], kit.processor().facts, kit.BUCKETS)
+    group = tokens.group([[row]], kit.processor().geometry, kit.BUCKETS)
     run = jax.jit(functools.partial(peers.row_logits, model))
     ((found,),) = run(params, group)
     found = np.asarray(found)[0, : len(row.ids)]

@@ -51,7 +51,7 @@ def test_letters_are_those_of_the_whole_text(kind):
     made = [tokens.encode(kit.processor(), t) for t in texts]
     width = -(-max(len(e.ids) for e in made) // 32) * 32
     buckets = kit.BUCKETS._replace(prefix=(width,))
-    group = tokens.group([[e] for e in made], kit.processor().facts, buckets)
+    group = tokens.group([[e] for e in made], kit.processor().geometry, buckets)
 
     @jax.jit
     def plain(params, group):

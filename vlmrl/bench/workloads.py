@@ -160,9 +160,11 @@ def write(directory: Path, config: dict, model: Model, params) -> Path:
 # -- inputs ----------------------------------------------------------------------------
 
 
-def facts(config: dict) -> tokens.Facts:
+def geometry(config: dict) -> tokens.Geometry:
     v = config["vision_config"]
-    return tokens.Facts(v["patch_size"], v["spatial_merge_size"], 2, v["window_size"])
+    return tokens.Geometry(
+        v["patch_size"], v["spatial_merge_size"], 2, v["window_size"]
+    )
 
 
 def prompt(sizes: Sizes, seed: int = 0, own: int = 0):
@@ -194,7 +196,7 @@ def prompted(sizes: Sizes, copies: int = 1) -> Group:
     """The prompt with its image, in `copies` groups."""
     row = prompt(sizes)
     fit = buckets(sizes, len(row.ids))
-    return tokens.group([[row]] * copies, facts(sizes.sees), fit)
+    return tokens.group([[row]] * copies, geometry(sizes.sees), fit)
 
 
 def seen(row: tokens.Encoded, copies: int = 1) -> dict:
@@ -231,8 +233,10 @@ def asked(sizes: Sizes, conditions=None, together: bool = True) -> Group:
     whole = len(rows[0].ids)
     if together:
         fit = buckets(sizes, whole - sizes.own, sizes.own)
-        return tokens.group([rows], facts(sizes.sees), fit)
-    return tokens.group([[r] for r in rows], facts(sizes.sees), buckets(sizes, whole))
+        return tokens.group([rows], geometry(sizes.sees), fit)
+    return tokens.group(
+        [[r] for r in rows], geometry(sizes.sees), buckets(sizes, whole)
+    )
 
 
 def endless(vocabulary: int) -> Stops:
@@ -447,7 +451,9 @@ def texts(rows: int = 16, length: int = 32) -> tuple[Group, np.ndarray]:
                         (), "text")]
         for x in ids
     ]  # fmt: skip
-    group = tokens.group(encoded, tokens.Facts(14, 2, 2, 56), tokens.Buckets((length,)))
+    group = tokens.group(
+        encoded, tokens.Geometry(14, 2, 2, 56), tokens.Buckets((length,))
+    )
     return group, ids
 
 

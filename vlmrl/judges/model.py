@@ -88,7 +88,7 @@ def make(
             padded = [rows[k] for k in part] + [rows[part[-1]]] * (batch - len(part))
             each = batch // shards
             groups = [padded[i : i + each] for i in range(0, batch, each)]
-            group = tokens.group(groups, policy.processor.facts, buckets)
+            group = tokens.group(groups, policy.processor.geometry, buckets)
             logprobs = np.asarray(run(policy.params, policy.put(group)))[: len(part)]
             for k, pair in zip(part, logprobs, strict=True):
                 out[k] = _verdict(items[k], pair, sure, mass, name)

@@ -1,5 +1,5 @@
-"""What a model's directory says about text and images: its tokenizer, the resizing and
-cutting of its images, the tokens it must never write.
+"""Reading a model's directory for text and images: its tokenizer, how images are
+resized and cut, which tokens are never sampled.
 
 The image processors are transformers' own PIL ones, which need no torch. An image
 becomes patches in the order its vision tower reads them: merge units contiguous, in
@@ -24,8 +24,8 @@ from vlmrl.data.images import decode as decode_image
 from vlmrl.prompts.styles import chatml
 from vlmrl.types import UserError
 
-# Special tokens that only a prompt may hold: sampled, they would ask for image
-# features that do not exist. Families that lack one simply do not have it.
+# Special tokens that only a prompt may contain: sampled, they would need image features
+# that don't exist. Not every family has all of them.
 NEVER_SAMPLED = (
     "<|vision_start|>",
     "<|vision_end|>",
@@ -41,9 +41,9 @@ NEVER_SAMPLED = (
 )
 
 
-# What transformers 4.49 left out of the vision_config of a Qwen2.5-VL that it saved,
-# most fine-tuned ones among them: values that were its defaults.
-LEFT_OUT = dict(
+# transformers 4.49 left these defaults out of the vision_config of every Qwen2.5-VL
+# that it saved, among them most fine-tuned ones.
+OMITTED = dict(
     depth=32,
     intermediate_size=3420,
     num_heads=16,
@@ -56,18 +56,17 @@ LEFT_OUT = dict(
 
 
 def vision_of(config: dict) -> dict:
-    """The vision_config of a config.json, whole."""
-    said = config.get("vision_config") or {}
-    known = LEFT_OUT if config.get("model_type") == "qwen2_5_vl" else {}
-    return {**known, **said}
+    """Return the vision_config of a config.json, omitted defaults included."""
+    defaults = OMITTED if config.get("model_type") == "qwen2_5_vl" else {}
+    return {**defaults, **(config.get("vision_config") or {})}
 
 
-class Facts(NamedTuple):
-    """What the host must know of a vision tower (sizes in pixels, merge in patches).
+class Geometry(NamedTuple):
+    """How a vision tower sees an image (`merge` in patches, other sizes in pixels).
 
-    `window` is the side of what is one row of the window axis: an attention window, a
-    tile, or, where all attention is full, any length that cuts images into few sizes.
-    `flat`: image tokens are counted like text, not laid out in height and width.
+    `window` is the side of a row of the window axis: an attention window, a tile, or,
+    under full attention, any length that leads to few numbers of windows.
+    `flat`: positions of image tokens are one-dimensional, like those of text.
     """
 
     patch: int
@@ -86,7 +85,7 @@ class Picture(NamedTuple):
     """One image, resized, normalised and cut.
 
     `patches` float32[t * h * w, patch_dim], merge units contiguous, in raster order;
-    `grid` (t, h, w): t pieces (1, or the tiles and their thumbnail) of h × w patches;
+    `grid` (t, h, w): t tiles (1, or several and a thumbnail) of h × w patches;
     `tokens` merged tokens; `key` names the file's bytes and the pixel limits.
     """
 
@@ -100,7 +99,7 @@ Pixels = tuple[int, int]  # (min, max) pixels an image is resized into
 
 
 class Processor(NamedTuple):
-    """All a model's directory says about text and images, loaded by `load_processor`.
+    """What `load_processor` reads of a model's directory about text and images.
 
     `cut(data, where, pixels)` gives a file's Picture, from a bounded cache by (file,
     pixels); `pixels` defaults to the directory's. `encode` passes the processor's, so
@@ -114,7 +113,7 @@ class Processor(NamedTuple):
 
     tokenizer: Any
     cut: Callable[..., Picture]
-    facts: Facts
+    geometry: Geometry
     pixels: Pixels
     image_id: int  # id of the image placeholder; -1 in a model of text
     end_ids: tuple[int, ...]  # the first is the one that closes an assistant turn
@@ -149,7 +148,7 @@ def load_processor(
     max_pixels: int | None = None,
     cache_bytes: int = 256 * 2**20,
 ) -> Processor:
-    """Reads tokenizer, image settings and vision facts of a Hugging Face directory.
+    """Read tokenizer, image settings and image geometry of a Hugging Face directory.
 
     Args:
       directory: holds config.json, tokenizer.json, tokenizer_config.json, usually
@@ -162,7 +161,7 @@ def load_processor(
     Raises:
       UserError: a file is missing, does not parse or contradicts another.
     """
-    # Else it says that torch is missing, which nothing here needs.
+    # transformers would otherwise warn that torch is missing, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
@@ -175,17 +174,17 @@ def load_processor(
         line = (str(e).strip() or type(e).__name__).splitlines()[0]
         raise UserError(f"{directory}: cannot load the tokenizer: {line}") from e
     try:
-        facts, low, high, slice_image = _tower(config, directory)
+        geometry, low, high, slice_image = _tower(config, directory)
         text = config.get("text_config") or config
         vocab_size = text["vocab_size"]
-        sees = facts is not None
+        sees = geometry is not None
         image_id = config["image_token_id"] if sees else -1
     except KeyError as e:
         raise UserError(f"{directory}/config.json: field {e} is missing") from e
     if len(tokenizer) > vocab_size:
         raise UserError(
-            f"{directory}: tokenizer has {len(tokenizer)} ids but config.json's "
-            f"vocab_size is {vocab_size}; they belong to different models"
+            f"{directory}: expected at most {vocab_size} ids in the tokenizer "
+            f"(vocab_size of config.json), got {len(tokenizer)}; are they of one model?"
         )
     pixels = (
         low if min_pixels is None else min_pixels,
@@ -193,13 +192,13 @@ def load_processor(
     )
     if not 0 <= pixels[0] <= pixels[1]:
         raise UserError(
-            f"{directory}: min_pixels is {pixels[0]} and max_pixels {pixels[1]}; needs "
-            "0 <= min_pixels <= max_pixels"
+            f"{directory}: expected 0 <= min_pixels <= max_pixels, got {pixels[0]} and "
+            f"{pixels[1]}"
         )
     token_bytes = _token_bytes(tokenizer, vocab_size, directory)
     known = tokenizer.get_vocab()
     brackets = ()
-    if sees and facts.flat:
+    if sees and geometry.flat:
         brackets = tuple(known.get(t, -1) for t in ("<img>", "</img>"))
         if -1 in brackets:
             raise UserError(f"{directory}: tokenizer lacks the tokens <img> and </img>")
@@ -213,8 +212,8 @@ def load_processor(
     banned[[*brackets, *([image_id] if sees else [])]] = True
     return Processor(
         tokenizer=tokenizer,
-        cut=_cutter(slice_image, facts, pixels, cache_bytes),
-        facts=facts or Facts(1, 1, 1, 1, flat=True),
+        cut=_cutter(slice_image, geometry, pixels, cache_bytes),
+        geometry=geometry or Geometry(1, 1, 1, 1, flat=True),
         pixels=pixels,
         image_id=image_id,
         end_ids=tuple(dict.fromkeys(e for e in ends if e is not None)),
@@ -231,13 +230,13 @@ def _joined(content: str | list[dict]) -> str:
 def cut_all(
     processor: Processor, files: Iterable[tuple[bytes, str]]
 ) -> dict[bytes, Picture]:
-    """Pictures of image files, by their bytes, cut in a pool of threads.
+    """Return Pictures of image files, by their bytes, cut in a pool of threads.
 
-    Pillow and numpy let go of the interpreter where the time goes. A file that occurs
-    twice is cut once. An error is that of the first bad file, in the order given.
+    Pillow and numpy release the interpreter lock in their slow parts. A file that
+    occurs twice is cut once. The first bad file in the given order raises.
 
     Args:
-      files: (file's bytes, what it is to the reader of an error).
+      files: (file's bytes, its name in errors).
     """
     names: dict[bytes, str] = {}
     for data, where in files:
@@ -256,21 +255,21 @@ def cut_all(
 
 def _read_json(path: Path) -> dict:
     try:
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except OSError as e:
         raise UserError(
-            f"{path}: cannot be read ({e.strerror}); a model directory in Hugging "
-            "Face format is needed"
+            f"{path}: cannot be read ({e.strerror}); expected a model directory in "
+            "Hugging Face format"
         ) from e
     except ValueError as e:
-        raise UserError(f"{path}: is not JSON ({e})") from e
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: must hold a JSON object")
-    return found
+        raise UserError(f"{path}: expected JSON ({e})") from e
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object")
+    return content
 
 
 def _token_bytes(tokenizer, vocab_size: int, where) -> tuple[bytes, ...]:
-    """Decoded bytes of every id of a byte-level BPE vocabulary."""
+    """Return the decoded bytes of every id of a byte-level BPE vocabulary."""
     # Byte-level BPE writes each byte as one printable character: printable Latin-1
     # stands for itself, the rest for code points from 256 on, in order.
     same = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -285,7 +284,7 @@ def _token_bytes(tokenizer, vocab_size: int, where) -> tuple[bytes, ...]:
                 added[i] = bytes(byte_of[c] for c in token)
             except KeyError:
                 raise UserError(
-                    f"{where}: tokenizer is not a byte-level BPE (its token {token!a})"
+                    f"{where}: expected a byte-level BPE, got the token {token!a}"
                 ) from None
     for i, b in added.items():
         out[i] = b
@@ -293,8 +292,7 @@ def _token_bytes(tokenizer, vocab_size: int, where) -> tuple[bytes, ...]:
 
 
 def _tower(config: dict, directory: Path):
-    """(Facts, min pixels, max pixels, cutting function) of a model's images; no Facts
-    if it reads none.
+    """Return (Geometry or None, min pixels, max pixels, cutting function).
 
     The cutting function takes (RGB image, pixels) and returns (patches, grid).
     """
@@ -308,7 +306,7 @@ def _tower(config: dict, directory: Path):
 
 
 def _grid(config: dict, directory: Path):
-    """Qwen's towers: one grid of patches of the image's own shape."""
+    """As `_tower`, for Qwen: one grid of patches in the image's own shape."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
         Qwen2VLImageProcessorPil,
     )
@@ -316,7 +314,7 @@ def _grid(config: dict, directory: Path):
     resizer = _settings(Qwen2VLImageProcessorPil, directory)
     vision = vision_of(config)
     patch, merge = vision["patch_size"], vision["spatial_merge_size"]
-    facts = Facts(
+    geometry = Geometry(
         patch=patch,
         merge=merge,
         temporal=vision["temporal_patch_size"],
@@ -325,11 +323,11 @@ def _grid(config: dict, directory: Path):
     )
     for name in ("patch", "merge", "temporal"):
         field = "temporal_patch_size" if name == "temporal" else f"{name}_size"
-        found, wanted = getattr(resizer, field), getattr(facts, name)
-        if found != wanted:
+        expected, actual = getattr(geometry, name), getattr(resizer, field)
+        if actual != expected:
             raise UserError(
-                f"{directory}/preprocessor_config.json: {field} is {found}; "
-                f"config.json says {wanted}"
+                f"{directory}/preprocessor_config.json: field {field}: expected "
+                f"{expected} as in config.json, got {actual}"
             )
 
     def slice_image(image, pixels):
@@ -338,12 +336,12 @@ def _grid(config: dict, directory: Path):
         return out["pixel_values"], tuple(int(g) for g in out["image_grid_thw"][0])
 
     size = resizer.size
-    return facts, size["shortest_edge"], size["longest_edge"], slice_image
+    return geometry, size["shortest_edge"], size["longest_edge"], slice_image
 
 
 def _tiles(config: dict, directory: Path):
-    """InternVL's: square tiles of one size in the grid nearest to the image's shape,
-    and the whole image once more as the last tile, if there are several."""
+    """As `_tower`, for InternVL: square tiles in the grid nearest to the image's shape,
+    and, if there are several, a thumbnail of the whole image as the last tile."""
     from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
         GotOcr2ImageProcessorPil,
     )
@@ -351,43 +349,45 @@ def _tiles(config: dict, directory: Path):
     resizer = _settings(GotOcr2ImageProcessorPil, directory)
     patch = config["vision_config"]["patch_size"]
     patch = patch if isinstance(patch, int) else patch[0]
-    facts = Facts(
+    geometry = Geometry(
         patch=patch,
         merge=round(1 / config["downsample_ratio"]),
         temporal=1,
         window=resizer.size["height"],
         flat=True,
     )
-    tile, side = facts.window, facts.side
-    if resizer.size["width"] != tile or side * facts.merge * patch != tile:
+    tile, side = geometry.window, geometry.side
+    if resizer.size["width"] != tile or side * geometry.merge * patch != tile:
         raise UserError(
-            f"{directory}/preprocessor_config.json: tiles of {tile} × "
-            f"{resizer.size['width']} pixels; they must be square and of whole merge "
-            f"units of {facts.merge * patch} pixels"
+            f"{directory}/preprocessor_config.json: expected square tiles of whole "
+            f"merge units of {geometry.merge * patch} pixels, got {tile} × "
+            f"{resizer.size['width']}"
         )
 
     def slice_image(image, pixels):
-        most = max(1, pixels[1] // tile**2)
-        least = min(most, max(1, -(-pixels[0] // tile**2)))
+        max_tiles = max(1, pixels[1] // tile**2)
+        min_tiles = min(max_tiles, max(1, -(-pixels[0] // tile**2)))
         out = resizer(
             images=[image],
-            crop_to_patches=True,  # as InternVLProcessor asks for, whatever is stored
-            min_patches=least,
-            max_patches=most,
+            crop_to_patches=True,  # InternVLProcessor sets it, whatever is stored
+            min_patches=min_tiles,
+            max_patches=max_tiles,
             return_tensors="np",
         )["pixel_values"]
         # [t, c, (y a p), (x b q)] → units (t y x) of patches (a b) of (c p q)
         n, c = out.shape[:2]
-        cells = out.reshape(n, c, side, facts.merge, patch, side, facts.merge, patch)
+        cells = out.reshape(
+            n, c, side, geometry.merge, patch, side, geometry.merge, patch
+        )
         patches = cells.transpose(0, 2, 5, 3, 6, 1, 4, 7).reshape(-1, c * patch**2)
-        return patches, (n, side * facts.merge, side * facts.merge)
+        return patches, (n, side * geometry.merge, side * geometry.merge)
 
     low, high = (n * tile**2 for n in (resizer.min_patches, resizer.max_patches))
-    return facts, low, high, slice_image
+    return geometry, low, high, slice_image
 
 
 def _settings(kind, directory: Path):
-    """transformers' image processor of a directory."""
+    """Return transformers' image processor of a directory."""
     try:
         return kind.from_pretrained(str(directory), local_files_only=True)
     except (ValueError, OSError, TypeError) as e:
@@ -395,16 +395,16 @@ def _settings(kind, directory: Path):
         raise UserError(f"{directory}: cannot load the image settings: {line}") from e
 
 
-def _cutter(slice_image, facts: Facts | None, own: Pixels, cache_bytes: int):
-    """`Processor.cut`: the image pipeline behind a bounded cache, least recently used
-    out first, keyed by content and pixel limits."""
+def _cutter(slice_image, geometry: Geometry | None, own: Pixels, cache_bytes: int):
+    """Return `Processor.cut`: the image pipeline behind an LRU cache of `cache_bytes`,
+    keyed by content and pixel limits."""
     cache: OrderedDict[str, Picture] = OrderedDict()
     lock = threading.Lock()
-    held = 0
+    cached = 0
 
     def cut(data: bytes, where: str, pixels: Pixels = own) -> Picture:
-        nonlocal held
-        if facts is None:
+        nonlocal cached
+        if geometry is None:
             raise UserError(f"{where}: this model reads no images")
         key = f"{hashlib.sha256(data).hexdigest()} {pixels[0]} {pixels[1]}"
         with lock:
@@ -418,14 +418,14 @@ def _cutter(slice_image, facts: Facts | None, own: Pixels, cache_bytes: int):
             raise UserError(f"{where}: the image cannot be resized: {e}") from e
         patches = np.ascontiguousarray(patches, np.float32)
         patches.flags.writeable = False
-        picture = Picture(patches, grid, len(patches) // facts.merge**2, key)
+        picture = Picture(patches, grid, len(patches) // geometry.merge**2, key)
         with lock:
             if key in cache:  # another thread was first
                 return cache[key]
             cache[key] = picture
-            held += patches.nbytes
-            while held > cache_bytes and len(cache) > 1:
-                held -= cache.popitem(last=False)[1].patches.nbytes
+            cached += patches.nbytes
+            while cached > cache_bytes and len(cache) > 1:
+                cached -= cache.popitem(last=False)[1].patches.nbytes
         return picture
 
     return cut

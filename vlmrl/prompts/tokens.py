@@ -1,12 +1,12 @@
 """From prompts to groups: everything that happens on the host before the device.
 
 A prompt is tokenised whole, its images are cut into patches, its M-RoPE positions are
-built once (`mrope`) and sliced ever after. `group` then finds what the rows of a group
-share, pads the shared prefix, the branches and the vision windows to a few static
-shapes, and says with masks what is real.
+built once (`mrope`) and sliced afterwards. `group` then finds what the rows of a group
+share and pads the shared prefix, the branches and the vision windows to a few static
+shapes, with masks of what is valid.
 
 Axis letters as in `types.py`; M merged image tokens (one per merge × merge patches).
-All functions are pure numpy. What a model's files say: `prompts/processor.py`.
+All functions are pure numpy. A model's files are read by `prompts/processor.py`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-# A processor belongs to the vocabulary of this module: tokens.load_processor.
+# Callers load a processor as tokens.load_processor.
 from vlmrl.prompts.processor import (
     NEVER_SAMPLED,
-    Facts,
+    Geometry,
     Picture,
     Processor,
     cut_all,
@@ -32,7 +32,7 @@ __all__ = [
     "NEVER_SAMPLED",
     "Buckets",
     "Encoded",
-    "Facts",
+    "Geometry",
     "Picture",
     "Processor",
     "bucket",
@@ -70,18 +70,19 @@ class Buckets(NamedTuple):
     images: tuple[int, ...] = (1,)  # I
     windows: tuple[int, ...] = (1,)  # W, of each image
 
-    def least(self, needs: Sequence[int]) -> Buckets:
-        """Without the sizes below `needs` (prefix, branch, images, windows): several
-        hosts that agreed on the largest need choose the same sizes."""
-        kept = (
-            tuple(s for s in sizes if s >= need) or sizes[-1:]
-            for sizes, need in zip(self, needs, strict=True)
+    def at_least(self, needs: Sequence[int]) -> Buckets:
+        """Return buckets without the sizes below `needs` (prefix, branch, images,
+        windows): hosts that agreed on the largest needs then choose the same sizes."""
+        return Buckets(
+            *(
+                tuple(s for s in sizes if s >= need) or sizes[-1:]
+                for sizes, need in zip(self, needs, strict=True)
+            )
         )
-        return Buckets(*kept)
 
 
 class Windows(NamedTuple):
-    """Where each patch of an image goes when it is cut into windows.
+    """How the patches of an image are arranged in windows.
 
     `index` int32[W, P] patch of the raster order (0 on padding), `mask` bool[W, P]
     (valid patches come first in a window), `positions` int32[W, P, 2] row and column,
@@ -98,7 +99,7 @@ class Windows(NamedTuple):
 
 
 def mrope(texts: Sequence[int], grids: Sequence[tuple[int, int]]) -> np.ndarray:
-    """M-RoPE positions of text runs with images between them: the one builder.
+    """Return M-RoPE positions of text runs with images between them.
 
     Text advances all three axes together. An image starts where the text would go on;
     its time stays there, its height and width run over the merged grid. What follows
@@ -127,7 +128,7 @@ def encode(
     *,
     name: str = "",
 ) -> Encoded:
-    """Tokenises a prompt whole and puts its images in.
+    """Tokenise a prompt and insert its images.
 
     Each image placeholder becomes one token per merged patch of its image, between
     brackets where the family's processor writes them.
@@ -149,9 +150,9 @@ def encode(
 
 
 def encode_all(processor: Processor, prompts: Sequence[Prompt]) -> list[Encoded]:
-    """`encode` of many prompts, their images cut in a pool of threads."""
+    """Encode many prompts, their images cut in a pool of threads."""
     parts = [_parts(p) for p in prompts]
-    # The tokenizer is not for several threads, and it finds missing images first.
+    # The tokenizer is not thread-safe, and its errors (missing images) come first.
     ids = [_ids(processor, text, len(images), name) for text, images, name in parts]
     files = [
         (data, _called(name, i))
@@ -176,13 +177,13 @@ def _called(name: str, i: int) -> str:
 
 
 def _ids(processor: Processor, text: str, images: int, name: str) -> np.ndarray:
-    """int32[S'] ids of a text with one placeholder per image."""
+    """Return int32[S'] ids of a text with one placeholder per image."""
     ids = np.array(processor.tokenizer.encode(text, add_special_tokens=False), np.int32)
     spots = int((ids == processor.image_id).sum())
     if spots != images:
         raise UserError(
-            f"example {name}: prompt text has {spots} image placeholders but "
-            f"there are {images} images; one placeholder per image is needed"
+            f"example {name}: expected one image placeholder per image, got {spots} "
+            f"image placeholders for {images} images"
         )
     return ids
 
@@ -190,8 +191,8 @@ def _ids(processor: Processor, text: str, images: int, name: str) -> np.ndarray:
 def _place(
     processor: Processor, ids: np.ndarray, pictures: tuple[Picture, ...], name: str
 ) -> Encoded:
-    """Puts images where their placeholders are."""
-    facts, brackets = processor.facts, processor.brackets
+    """Replace placeholders by the tokens of their images."""
+    geometry, brackets = processor.geometry, processor.brackets
     spots = np.flatnonzero(ids == processor.image_id)
     texts = np.diff(np.concatenate([[-1], spots, [len(ids)]])) - 1
     counts = np.array([p.tokens for p in pictures], np.int64) + len(brackets)
@@ -206,32 +207,34 @@ def _place(
     here = ids == processor.image_id
     image = np.full(len(ids), -1, np.int32)
     image[here] = np.arange(here.sum())
-    if facts.flat:
+    if geometry.flat:
         positions = mrope([len(ids)], [])
     else:
-        grids = [(p.grid[1] // facts.merge, p.grid[2] // facts.merge) for p in pictures]
+        grids = [
+            (p.grid[1] // geometry.merge, p.grid[2] // geometry.merge) for p in pictures
+        ]
         positions = mrope(texts.tolist(), grids)
     return Encoded(ids, positions, image, pictures, name)
 
 
 def decode(processor: Processor, ids: Sequence[int]) -> str:
-    """Text of token ids, end tokens left out, broken UTF-8 shown as U+FFFD."""
+    """Return the text of token ids without end tokens; U+FFFD for broken UTF-8."""
     parts = (processor.token_bytes[i] for i in ids if i not in processor.end_ids)
     return b"".join(parts).decode("utf-8", errors="replace")
 
 
 @functools.lru_cache(maxsize=512)
-def windows(grid: tuple[int, int, int], facts: Facts) -> Windows:
-    """Cuts a grid of patches into windows: the rows that a vision tower attends within.
+def windows(grid: tuple[int, int, int], geometry: Geometry) -> Windows:
+    """Arrange a grid of patches in windows: rows that a vision tower attends within.
 
     A window holds side × side merge units (fewer at the right and lower edge), a unit
     its merge² patches in a row, so that patches of a unit stay neighbours and W * P
-    patches reshape to W * P / merge² merged tokens. The pieces of a grid (t of them)
-    are cut one by one: a tile as large as a window is one window.
+    patches reshape to W * P / merge² merged tokens. The t tiles of a grid are arranged
+    one by one: a tile as large as a window is one window.
     """
     t, rows, cols = grid
-    side, unit = facts.side, facts.merge**2
-    h, w = rows // facts.merge, cols // facts.merge
+    side, unit = geometry.side, geometry.merge**2
+    h, w = rows // geometry.merge, cols // geometry.merge
     padded = np.full((t, -(-h // side) * side, -(-w // side) * side), -1)
     padded[:, :h, :w] = np.arange(t * h * w).reshape(t, h, w)
     cut = padded.reshape(t, padded.shape[1] // side, side, -1, side)
@@ -242,8 +245,8 @@ def windows(grid: tuple[int, int, int], facts: Facts) -> Windows:
     units0 = np.maximum(units, 0)[:, :, None]
     inside = np.arange(unit)
     index = (units0 * unit + inside).reshape(mask.shape) * mask
-    row = units0 % (h * w) // w * facts.merge + inside // facts.merge
-    col = units0 % w * facts.merge + inside % facts.merge
+    row = units0 % (h * w) // w * geometry.merge + inside // geometry.merge
+    col = units0 % w * geometry.merge + inside % geometry.merge
     positions = np.stack([row, col], -1).reshape(*mask.shape, 2) * mask[..., None]
     flat = units.ravel()
     order = np.empty(t * h * w, np.int32)
@@ -255,20 +258,23 @@ def windows(grid: tuple[int, int, int], facts: Facts) -> Windows:
 
 
 def bucket(length: int, sizes: Sequence[int], what: str) -> int:
-    """The smallest of `sizes` that holds `length`; UserError names `what` otherwise."""
+    """Return the smallest of `sizes` that is at least `length`.
+
+    Raises:
+      UserError: none is; it names `what`.
+    """
     fits = [s for s in sizes if s >= length]
     if not fits:
         raise UserError(
-            f"{what} is {length} but the largest bucket is {max(sizes)}; raise the "
-            "bucket or shorten the prompt (prompts are never cut)"
+            f"{what}: expected at most the largest bucket, {max(sizes)}, got {length}; "
+            "raise the bucket or shorten the prompt (prompts are never truncated)"
         )
     return min(fits)
 
 
 def shared_length(rows: Sequence[Encoded], *, leave: int = 0) -> int:
-    """Length of the longest common run of ids from the start, at most `leave` short
-    of the shortest row, moved back to before any image (with the token that opens it)
-    that it would end in, or right after."""
+    """Return the length of the longest common prefix of ids that leaves `leave` tokens
+    of each row and does not end in an image, in its tags, or right after it."""
     shortest = min(len(r.ids) for r in rows)
     same = np.all([r.ids[:shortest] == rows[0].ids[:shortest] for r in rows], axis=0)
     cut = shortest if same.all() else int(np.argmin(same))
@@ -279,8 +285,10 @@ def shared_length(rows: Sequence[Encoded], *, leave: int = 0) -> int:
     return cut
 
 
-def group(rows: Sequence[Sequence[Encoded]], facts: Facts, buckets: Buckets) -> Group:
-    """Shared prefixes, their branches and their images at static shapes.
+def group(
+    rows: Sequence[Sequence[Encoded]], geometry: Geometry, buckets: Buckets
+) -> Group:
+    """Return shared prefixes, their branches and their images at static shapes.
 
     Args:
       rows: N lists of G rows; the rows of a list hold the same images. With G > 1 the
@@ -298,11 +306,11 @@ def group(rows: Sequence[Sequence[Encoded]], facts: Facts, buckets: Buckets) -> 
     cuts = [
         len(r[0].ids) if single else shared_length(r, leave=1) for r in _checked(rows)
     ]
-    return _assemble(rows, cuts, facts, buckets, branches=not single)
+    return _assemble(rows, cuts, geometry, buckets, branches=not single)
 
 
-def needs(rows: Sequence[Sequence[Encoded]], facts: Facts) -> tuple[int, ...]:
-    """What `group` needs of every axis of `Buckets` for these rows, at least 1."""
+def needs(rows: Sequence[Sequence[Encoded]], geometry: Geometry) -> tuple[int, ...]:
+    """Return the sizes, in order of `Buckets`, that `group` needs for these rows."""
     single = all(len(r) == 1 for r in rows)
     cuts = [
         len(r[0].ids) if single else shared_length(r, leave=1) for r in _checked(rows)
@@ -311,7 +319,7 @@ def needs(rows: Sequence[Sequence[Encoded]], facts: Facts) -> tuple[int, ...]:
         len(e.ids) - c for r, c in zip(rows, cuts, strict=True) for e in r if not single
     ]
     counts = [len(r[0].pictures) for r in rows]
-    cut = [len(windows(p.grid, facts).mask) for r in rows for p in r[0].pictures]
+    cut = [len(windows(p.grid, geometry).mask) for r in rows for p in r[0].pictures]
     return max(cuts), max(tails, default=1), max(1, *counts), max(cut, default=1)
 
 
@@ -320,7 +328,7 @@ def completion_rows(
     rows: Sequence[Sequence[tuple[Encoded, str]]],
     buckets: Buckets,
 ) -> tuple[Group, np.ndarray]:
-    """Groups for supervised training: prompts with the text to learn after them.
+    """Return groups for supervised training: prompts and the texts to learn.
 
     Prompt and completion are tokenised apart and their ids joined: the sampler starts
     at the prompt's token boundary, so a merge across it is a token it can never write.
@@ -333,7 +341,7 @@ def completion_rows(
     full = [[_append(processor, e, text) for e, text in r] for r in rows]
     prompts = [[e for e, _ in r] for r in rows]
     cuts = [shared_length(r) for r in _checked(prompts)]
-    out = _assemble(full, cuts, processor.facts, buckets, branches=True)
+    out = _assemble(full, cuts, processor.geometry, buckets, branches=True)
     mask = np.array(out.branches.mask)
     starts = [len(e.ids) - c for r, c in zip(prompts, cuts, strict=True) for e in r]
     mask &= np.arange(mask.shape[1]) >= np.array(starts)[:, None]
@@ -344,7 +352,9 @@ def _append(processor: Processor, prompt: Encoded, text: str) -> Encoded:
     new = processor.tokenizer.encode(text, add_special_tokens=False)
     new = np.array([*new, processor.end_ids[0]], np.int32)
     if (new == processor.image_id).any():
-        raise UserError(f"example {prompt.name}: completion holds an image placeholder")
+        raise UserError(
+            f"example {prompt.name}: expected a completion without image placeholder"
+        )
     start = prompt.positions.max(initial=-1) + 1
     ahead = np.broadcast_to(start + np.arange(len(new), dtype=np.int32), (3, len(new)))
     return prompt._replace(
@@ -355,30 +365,28 @@ def _append(processor: Processor, prompt: Encoded, text: str) -> Encoded:
 
 
 def _checked(rows: Sequence[Sequence[Encoded]]) -> Sequence[Sequence[Encoded]]:
-    """Refuses groups that cannot be one array; returns `rows`."""
+    """Return `rows`, checked to fit one array."""
     if not rows or not all(rows):
-        raise UserError("group: needs at least one group and one row in each")
+        raise UserError("group: expected at least one group and one row in each")
     for r in rows:
         if len(r) != len(rows[0]):
             raise UserError(
-                f"group of example {r[0].name}: {len(r)} rows but the first group has "
-                f"{len(rows[0])}; all groups of a batch need the same number"
+                f"group of example {r[0].name}: expected {len(rows[0])} rows as in the "
+                f"first group, got {len(r)}"
             )
         images = [p.key for p in r[0].pictures]
         for row in r:
             if [p.key for p in row.pictures] != images:
                 raise UserError(
-                    f"group of example {r[0].name}: row of example {row.name} has "
-                    "other images; rows of a group share their images"
+                    f"group of example {r[0].name}: expected the same images in each "
+                    f"row, got others in that of example {row.name}"
                 )
-            there, made = (
-                int((row.image >= 0).sum()),
-                sum(p.tokens for p in row.pictures),
-            )
-            if there != made:
+            count = int((row.image >= 0).sum())
+            features = sum(p.tokens for p in row.pictures)
+            if count != features:
                 raise UserError(
-                    f"example {row.name}: {there} image tokens but its images make "
-                    f"{made} features; each token needs its own"
+                    f"example {row.name}: expected an image token for each of the "
+                    f"{features} features of its images, got {count}"
                 )
     return rows
 
@@ -386,12 +394,12 @@ def _checked(rows: Sequence[Sequence[Encoded]]) -> Sequence[Sequence[Encoded]]:
 def _assemble(
     rows: Sequence[Sequence[Encoded]],
     cuts: Sequence[int],
-    facts: Facts,
+    geometry: Geometry,
     buckets: Buckets,
     *,
     branches: bool,
 ) -> Group:
-    vision = _vision([r[0] for r in rows], facts, buckets)
+    vision = _vision([r[0] for r in rows], geometry, buckets)
     merged = 0 if vision is None else vision.order.shape[-1]
     cut_rows = list(zip(rows, cuts, strict=True))
     prefix = _tokens([(r[0], 0, c) for r, c in cut_rows], buckets.prefix, merged)
@@ -404,7 +412,7 @@ def _assemble(
 def _tokens(
     slices: Sequence[tuple[Encoded, int, int]], sizes: Sequence[int], merged: int
 ) -> Tokens:
-    """Pads slices [start, stop) of rows to one bucket."""
+    """Pad slices [start, stop) of rows to one bucket."""
     longest, start, stop = max(slices, key=lambda s: s[2] - s[1])
     kind = "prefix" if not start else "branch"
     size = bucket(stop - start, sizes, f"example {longest.name}: {kind} length")
@@ -425,7 +433,7 @@ def _tokens(
 
 
 def _local(row: Encoded, start: int, stop: int, merged: int) -> np.ndarray:
-    """Image indices of a slice with every image padded to `merged` tokens."""
+    """Return the image indices of a slice, every image padded to `merged` tokens."""
     image = row.image[start:stop]
     if not row.pictures:
         return image
@@ -433,12 +441,14 @@ def _local(row: Encoded, start: int, stop: int, merged: int) -> np.ndarray:
     return np.where(image < 0, -1, np.concatenate(moved)[image])
 
 
-def _vision(rows: Sequence[Encoded], facts: Facts, buckets: Buckets) -> Vision | None:
-    """Windows of every image of every group; None if no group has one."""
+def _vision(
+    rows: Sequence[Encoded], geometry: Geometry, buckets: Buckets
+) -> Vision | None:
+    """Return the windows of all images; None if no group has an image."""
     most = max(rows, key=lambda r: len(r.pictures))
     if not most.pictures:
         return None
-    cut = [[windows(p.grid, facts) for p in r.pictures] for r in rows]
+    cut = [[windows(p.grid, geometry) for p in r.pictures] for r in rows]
     images = bucket(
         len(most.pictures), buckets.images, f"example {most.name}: number of images"
     )
@@ -446,13 +456,13 @@ def _vision(rows: Sequence[Encoded], facts: Facts, buckets: Buckets) -> Vision |
         (len(w.mask), r.name) for r, c in zip(rows, cut, strict=True) for w in c
     )
     size = bucket(count, buckets.windows, f"example {name}: windows of an image")
-    patches = facts.side**2 * facts.merge**2
+    patches = geometry.side**2 * geometry.merge**2
     shape = (len(rows), images, size, patches)
     out = Vision(
         patches=np.zeros((*shape, most.pictures[0].patches.shape[1]), np.float32),
         positions=np.zeros((*shape, 2), np.int32),
         mask=np.zeros(shape, bool),
-        order=np.zeros((*shape[:2], size * facts.side**2), np.int32),
+        order=np.zeros((*shape[:2], size * geometry.side**2), np.int32),
     )
     for n, row in enumerate(rows):
         for i, (picture, w) in enumerate(zip(row.pictures, cut[n], strict=True)):
