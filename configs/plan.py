@@ -1,7 +1,7 @@
 """The paper's GRPO job on Qwen2.5-VL, for `vlmrl plan`: 128 prompts × 8 completions,
 prompts of 2,048 tokens with images, responses of 2,048 (arXiv 2602.12506).
 
-Options after ':' — model=7b|3b|72b, runlocal (the tiny model, in small).
+Options after ':' — model=7b|3b|72b, runlocal (the tiny model at toy size).
 """
 
 from ml_collections import ConfigDict
@@ -23,15 +23,19 @@ def get_config(arg=None):
     c.model = "tiny" if small else MODELS[options.model]
     c.steps = 3 if small else 500  # updates
     c.prompts = 8 if small else 128  # groups per step
-    c.group_size = 2 if small else 8
-    c.max_tokens = 16 if small else 2048  # of a completion
-    c.microbatches = 1 if small else 8
     c.mesh = ConfigDict()  # sizes of data, fsdp, tensor; empty: chosen by the model
     c.dtype = "float32"  # of the parameters and the optimizer
     c.compute = "" if small else "bfloat16"  # of activations; '' as `dtype`
-    c.remat = "" if small else "nothing_saveable"
-    c.wide = True  # the sum over layers in float32; False: remat keeps half as much
-    c.gather = True  # weights over fsdp before sampling; False: token by token
+
+    c.sampling = ConfigDict()
+    c.sampling.group_size = 2 if small else 8
+    c.sampling.max_tokens = 16 if small else 2048  # of a completion
+    c.sampling.gather_params = True  # gather over fsdp once; False: in every token
+    c.learner = ConfigDict()
+    c.learner.microbatches = 1 if small else 8
+    c.learner.remat = "" if small else "nothing_saveable"
+    c.learner.float32_residual = True  # False: remat saves half as much
+
     c.buckets = ConfigDict()  # the largest shapes
     c.buckets.prefix = 96 if small else 2048
     c.buckets.images = 1

@@ -335,8 +335,8 @@ FAULTS = (
     Fault(
         "weight decay on norms",
         "vlmrl/rl/update.py",
-        'and "norm" not in n',
-        "",
+        "table[name].decay",
+        "True",
         "tests/rl/test_update.py::test_decay_leaves_out_norms_biases_and_vectors",
     ),
     Fault(

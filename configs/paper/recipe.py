@@ -36,8 +36,8 @@ def get_config(arg=None):
     )
     if small:
         c.steps = c.eval.every = c.save_every = 2
-        c.prompts, c.group_size = 8, 2
-        c.max_tokens = c.eval.max_tokens = 16
+        c.prompts, c.sampling.group_size = 8, 2
+        c.sampling.max_tokens = c.eval.max_tokens = 16
         c.data.size, c.eval.size = 16, 8
         c.eval.conditions = ("base", "abstain+wrong_caption", "wrong_think")
         c.eval.start = True  # what the drift is measured from
@@ -46,12 +46,12 @@ def get_config(arg=None):
     c.style = "r1v"  # choice: the common style
     c.steps = 1200  # the paper: more than 1,000
     c.prompts = 128  # choice, ViGoRL
-    c.group_size = 8
-    c.max_tokens = 2048  # choice, ViGoRL and verl
-    c.microbatches = 8
-    c.unroll = False
+    c.sampling.group_size = 8
+    c.sampling.max_tokens = 2048  # choice, ViGoRL and verl
+    c.learner.microbatches = 8
+    c.learner.unroll = False
+    c.learner.remat = "nothing_saveable"
     c.compute = "bfloat16"  # choice; the parameters that learn are float32
-    c.remat = "nothing_saveable"
     c.mesh.data, c.mesh.fsdp = 1, -1  # parameters and moments take 133 GB in all
     c.loss.kl_weight = 0.01  # choice, ViGoRL
     c.optimizer.peak = 1e-6  # choice, ViGoRL and verl

@@ -8,5 +8,5 @@ def get_config(arg=None):
     c = grpo.recipe(
         arg, name="acre-faithful-augmented", reward="agreement", mix=grpo.MIX
     )
-    c.judge = "shuffle"
+    c.judge.name = "shuffle"
     return c

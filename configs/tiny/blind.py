@@ -9,6 +9,6 @@ def get_config(arg=None):
     c = grpo.recipe(
         arg, name="blind-faithful-augmented", reward="agreement", mix=grpo.MIX
     )
-    c.judge = "blind"
-    c.shaping = {"evidence": 0.1}
+    c.judge.name = "blind"
+    c.reward.shaping = {"evidence": 0.1}
     return c

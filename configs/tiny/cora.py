@@ -6,7 +6,7 @@ from configs.tiny import grpo
 
 def get_config(arg=None):
     c = grpo.recipe(arg, name="cora-faithful-augmented", mix=grpo.MIX)
-    c.advantage = "decoupled"
-    c.weights = (1.0, 0.5)  # α, β
-    c.ramp = max(1, c.steps // 4)
+    c.advantage.name = "decoupled"
+    c.advantage.weights = (1.0, 0.5)  # α, β
+    c.advantage.warmup = max(1, c.steps // 4)
     return c

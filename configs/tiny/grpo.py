@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from configs.common import parse_arg
-from configs.options import switch_off
+from vlmrl.rl import recipe as recipes
 
 # 10 % each, 60 % clean (arXiv 2602.12506).
 MIX = {
@@ -26,7 +26,7 @@ def recipe(arg, *, name: str, reward: str = "grpo", mix: dict | None = None):
     """The config of one recipe."""
     options = parse_arg(arg, seeds=1)
     small = options.runlocal
-    c = ConfigDict()
+    c = ConfigDict(recipes.as_dict())  # every choice of the recipe at its default
     c.algorithm = "grpo"  # run by `vlmrl train`
     c.recipe = name  # its name in records, tables and figures
     c.model = "tiny"  # 'tiny' or a directory in Hugging Face format
@@ -34,8 +34,6 @@ def recipe(arg, *, name: str, reward: str = "grpo", mix: dict | None = None):
     c.quantize = ""  # 'int8': a base in 8 bits, which takes lora.rank and 'quant'
     c.dtype = "float32"  # of the parameters that learn, and their moments
     c.compute = ""  # 'bfloat16': of activations, and weights as they are read
-    c.remat = ""  # 'nothing_saveable': layers are computed again for their gradients
-    c.wide = True  # the sum over layers in float32 while scoring
     c.pixels = ()  # least and most pixels of an image; () as the checkpoint says
     c.buckets = ConfigDict()  # static lengths programs are made for; () as for scenes
     c.buckets.prefix = ()  # tokens of a prompt, (512, 1024)
@@ -45,30 +43,23 @@ def recipe(arg, *, name: str, reward: str = "grpo", mix: dict | None = None):
     c.seeds = tuple(range(options.seeds))  # one run each, under WORKDIR/seed-N
     c.steps = 3 if small else 50  # updates
     c.prompts = 8 if small else 16  # groups per step
-    c.group_size = 8  # completions per prompt (the paper's)
-    c.max_tokens = 72  # of a completion
-    c.temperature = 1.0  # sampled and scored at
-    c.reward = reward  # rl/rewards.py: REWARDS
-    c.advantage = "grpo"  # rl/advantages.py: ADVANTAGES
-    c.mix = dict(mix or {})  # augmentation: share of prompts per condition
-    c.microbatches = 1  # parts of a batch whose gradients are added up
-    c.unroll = True  # layers in a Python loop: 18 % less CPU time than a scan, measured
+    c.sampling.group_size = 8  # completions per prompt (the paper's)
+    c.sampling.max_tokens = 72  # of a completion
+    c.reward.name = reward
+    c.mix = dict(mix or {})
+    c.learner.unroll = True  # layers in a Python loop: measured 18 % less CPU time
 
-    c.loss = ConfigDict()  # rl/losses.py: policy_objective
+    # Arguments of rl/losses/objective.py: policy_objective, and of its surrogate.
     c.loss.clip_low = 0.2
     c.loss.clip_high = 0.2
     c.loss.aggregation = "token"  # 'token', 'sequence' or 'constant'
-    c.loss.kl_weight = 0.0  # KL to the start, per nat
-    c.loss.entropy_weight = 0.0
+    c.loss.kl_weight = 0.0  # KL to the starting policy, per nat
+    c.loss.entropy_weight = 0.0  # bonus per nat
 
-    c.optimizer = ConfigDict()  # AdamW
     c.optimizer.peak = 2.5e-4  # learning rate
     c.optimizer.warmup = 5  # steps
-    c.optimizer.decay = "linear"  # 'constant', 'cosine' or 'linear'
-    c.optimizer.weight_decay = 0.0
-    c.optimizer.clip = 1.0  # global gradient norm
-    c.optimizer.offload = False  # its moments in the hosts' memory
-    c.optimizer.freeze = ("vision.",)  # prefixes of parameters left alone; () none
+    c.optimizer.decay = "linear"
+    c.optimizer.freeze = ("vision.",)
 
     c.data = ConfigDict()
     c.data.source = "scenes"  # or a prepared set, or several: 'sat,geometry3k'
@@ -92,11 +83,19 @@ def recipe(arg, *, name: str, reward: str = "grpo", mix: dict | None = None):
     c.keep = 2  # checkpoints kept
     c.keep_best = ""  # and the best by a column of records: 'correct/base'; '': none
 
+    c.lora = ConfigDict()  # train a low-rank adapter instead of all parameters
+    c.lora.rank = 0  # 0: no adapter
+    c.lora.alpha = 32.0  # its product is scaled by alpha / rank
+    c.lora.targets = ("text.*",)  # patterns of adapted parameters
+    c.save_rollouts = 0  # steps between sample rollouts (rollouts/*.parquet); 0: none
+    c.tensorboard = True  # event files beside metrics.jsonl
+    c.wandb = ""  # Weights & Biases project; '': none
+
     c.mesh = ConfigDict()  # devices: data × fsdp × tensor; one may be −1, what is left
     c.mesh.data = -1  # copies of the parameters
     c.mesh.fsdp = 1  # shares of parameters and optimizer, gathered layer by layer
     c.mesh.tensor = 1  # shares of heads, MLPs and vocabulary
-    return switch_off(c)
+    return c
 
 
 def get_config(arg=None):

@@ -16,7 +16,7 @@ MIX = {
 
 def get_config(arg=None):
     c = grpo.recipe(arg, name="guided-faithful-augmented", reward="gated", mix=MIX)
-    c.guide.share = 0.5
+    c.distillation.share = 0.5
     # Both tuned on validation: what misleads is unlearnt slowly.
     c.optimizer.peak = 4e-4
     if not parse_arg(arg, seeds=1).runlocal:

@@ -7,8 +7,8 @@ from configs.tiny import grpo
 
 def get_config(arg=None):
     c = grpo.recipe(arg, name="lagrange-faithful-augmented", mix=grpo.MIX)
-    c.advantage = "decoupled"
+    c.advantage.name = "decoupled"
     c.constraint.threshold = 0.95
     c.constraint.rate = 0.2
-    c.constraint.most = 4.0
+    c.constraint.max = 4.0
     return c

@@ -15,6 +15,7 @@ from vlmrl.engine import prefix_cache
 from vlmrl.engine.generate import Sampling, branch_keys, generate, make_stops
 from vlmrl.engine.score import completions, score
 from vlmrl.rl import update
+from vlmrl.rl.recipe import OptimizerOptions
 from vlmrl.run import checkpoint
 from vlmrl.types import Mean, Rollout, UserError
 
@@ -149,7 +150,9 @@ def test_a_step_does_not_depend_on_the_mesh(name, how):
 
 def test_moments_lie_like_their_parameters():
     mesh = mesh_of("data 2, fsdp 2, tensor 2")
-    tx = update.optimizer(1e-3, kit.model().table, weight_decay=0.1)
+    tx = update.optimizer(
+        OptimizerOptions(peak=1e-3, weight_decay=0.1), kit.model().table
+    )
     state = update.init_state(placed(mesh), tx, freeze=("vision.",))
     kinds = set()
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state):

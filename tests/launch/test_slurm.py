@@ -53,9 +53,9 @@ PartitionName=high Nodes=ALL PriorityTier=2 PreemptMode=OFF
 FIELDS = {
     "steps": STEPS,
     "prompts": 2,
-    "group_size": 2,
-    "max_tokens": 8,
-    "unroll": False,
+    "sampling.group_size": 2,
+    "sampling.max_tokens": 8,
+    "learner.unroll": False,
     "loss.entropy_weight": 0.01,
     "data.size": 8,
     "eval.size": 4,

@@ -8,8 +8,8 @@ KERNEL = {"max_tokens": 16, "probe_every": 8, "probes": 4, "batch": 8}
 SMALL = {
     "steps": 2,
     "prompts": 8,
-    "group_size": 2,
-    "max_tokens": 16,
+    "sampling.group_size": 2,
+    "sampling.max_tokens": 16,
     "data.size": 16,
     "eval.size": 8,
     "eval.every": 2,

@@ -143,7 +143,7 @@ def test_the_whole_demo_measures_every_condition():
     assert config.size >= 500 and config.split == "test"
     for recipe in config.recipes.values():
         assert recipe.eval.split == "validation" and recipe.data.split == "train"
-        assert recipe.group_size == 8
+        assert recipe.sampling.group_size == 8
 
 
 @pytest.mark.parametrize(
@@ -152,9 +152,12 @@ def test_the_whole_demo_measures_every_condition():
         (["--config.model=/nowhere"], "model '/nowhere': no such directory"),
         (["--config.conditions=('bass',)"], "unknown condition 'bass'; known: base"),
         (["--config.sise=3"], "unknown config field config.sise (did you mean size?)"),
-        (["--config.recipes.faithful.reward=x"], "config.reward is 'x', want one of"),
-        (["--config.recipes.accuracy.group_size=1"], "config.group_size is 1"),
-        (["--config.recipes.accuracy.temperature=0.0"], "config.temperature is 0.0"),
+        (["--config.recipes.faithful.reward.name=x"], "config.reward.name is 'x', exp"),
+        (["--config.recipes.accuracy.sampling.group_size=1"], "group_size is 1, but"),
+        (
+            ["--config.recipes.accuracy.ema=0.5"],
+            "config.recipes.accuracy.learner.ema",
+        ),
         (["--config.recipes.acuracy.steps=1"], "config.recipes.acuracy"),
         (["--config.size=0"], "size of test is 0, needs >= 1"),
         (["--config.split=all"], "split 'all' is not one of train, validation"),

@@ -226,7 +226,7 @@ def test_the_papers_recipe_is_planned_as_it_trains():
         (["--topology", "host:8", "--mesh", "fsdp=3"], "multiply to 8 devices"),
         (["--topology", "host:8", "--only", "sleep"], "--only: no program sleep"),
         (
-            ["--topology=host:8", "--mesh=fsdp=8", "--config.microbatches=3"],
+            ["--topology=host:8", "--mesh=fsdp=8", "--config.learner.microbatches=3"],
             "config.prompts is 8, want a multiple of the 8 parts",
         ),
     ],

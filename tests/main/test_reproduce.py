@@ -428,5 +428,5 @@ def test_a_recipe_of_the_paper_passes_its_check(name):
         config = args.load_config(f"configs/paper/recipe.py:{mode}name={name}")
         settings = config.to_dict()
         grpo.check(settings)
-        assert (settings["reward"] == "gated") == name.endswith("f")
+        assert (settings["reward"]["name"] == "gated") == name.endswith("f")
         assert bool(settings["mix"]) == name.startswith("iii")

@@ -55,9 +55,9 @@ CONFIG = "configs/tiny/both.py:runlocal"
 FIELDS = {
     "steps": STEPS,
     "prompts": PROMPTS,
-    "group_size": 4,
-    "max_tokens": 16,
-    "unroll": False,
+    "sampling.group_size": 4,
+    "sampling.max_tokens": 16,
+    "learner.unroll": False,
     "save_rollouts": 1,
     "save_every": 2,
     "loss.kl_weight": 0.01,
@@ -286,8 +286,10 @@ def test_no_example_is_skipped_or_repeated(runs):
     top, _ = runs
     paths = sorted((top / "stopped" / "seed-0" / "rollouts").glob("*.parquet"))
     ids = [i for p in paths for i in pq.read_table(p)["example"].to_pylist()]
-    assert len(ids) == STEPS * PROMPTS * FIELDS["group_size"]
-    assert Counter(Counter(ids).values()) == {FIELDS["group_size"]: STEPS * PROMPTS}
+    assert len(ids) == STEPS * PROMPTS * FIELDS["sampling.group_size"]
+    assert Counter(Counter(ids).values()) == {
+        FIELDS["sampling.group_size"]: STEPS * PROMPTS
+    }
 
 
 if __name__ == "__main__":

@@ -171,7 +171,7 @@ def test_a_finished_run_is_left_as_it_is(runs, vlmrl):
 @pytest.mark.slow
 def test_a_workdir_keeps_to_its_config(runs, refused):
     workdir = runs["straight"][0]
-    words = overrides(FIELDS | {"steps": 6, "max_tokens": 20})
+    words = overrides(FIELDS | {"steps": 6, "sampling.max_tokens": 20})
     said = refused(*WORDS, *words, "--workdir", workdir)
     assert said == (
         f"{workdir}: holds a run of another config (it differs in max_tokens, steps); "
@@ -188,7 +188,7 @@ def test_every_recipe_is_consistent(name, mode):
     assert settings.pop("algorithm") == "grpo" and config.recipe == name
     settings["prompts"] = 8  # of 8 devices
     grpo.check(settings)
-    assert config.reward == ("gated" if name in ("faithful", "both") else "grpo")
+    assert config.reward.name == ("gated" if name in ("faithful", "both") else "grpo")
     assert bool(config.mix) == (name in ("augmented", "both"))
     assert config.seeds == ((0, 1, 2) if "seeds" in mode else (0,))
 
@@ -283,11 +283,11 @@ def test_a_served_judge_pays_and_stalls_no_step(vlmrl, tmp_path, monkeypatch, ca
     with serve(agrees, some_hang) as server:
         server.slow_seconds = 60.0
         fields = {
-            "judge": "http:m",
-            "judging.url": server.url,
-            "judging.key_env": "JUDGE_KEY",
-            "judging.seconds": 3.0,
-            "max_tokens": 32,
+            "judge.name": "http:m",
+            "judge.url": server.url,
+            "judge.key_env": "JUDGE_KEY",
+            "judge.seconds": 3.0,
+            "sampling.max_tokens": 32,
             "save_rollouts": 1,
             "eval.every": 0,
         }
@@ -323,7 +323,11 @@ def test_a_large_models_way_in_small(vlmrl, tmp_path):
     """Parameters in float32, shared by four devices, and each with another; computed,
     sampled, measured and exported in bfloat16; layers rematerialised."""
     fields = SMALL | {"steps": 1, "eval.every": 1, "save_every": 1}
-    fields |= {"compute": "bfloat16", "remat": "nothing_saveable", "unroll": False}
+    fields |= {
+        "compute": "bfloat16",
+        "learner.remat": "nothing_saveable",
+        "learner.unroll": False,
+    }
     fields |= {"mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 2}
     fields |= {"loss.kl_weight": 0.1, "optimizer.warmup": 0}
     words = ["train", "--config", "configs/tiny/accuracy.py:runlocal"]
@@ -473,17 +477,29 @@ def test_lessons_that_are_refused(fields, complaint, refused, tmp_path):
     "fields, complaint",
     [
         ({"model": "/nowhere"}, "model '/nowhere': no such directory"),
-        ({"group_size": 1}, "config.group_size is 1, but config.advantage='grpo' co"),
-        ({"temperature": 0.0}, "config.temperature is 0.0, but the rollouts of"),
-        ({"judge": "gpt"}, "config.judge is 'gpt', want one of rule, blind, shuffle"),
-        ({"judge": "http:m"}, "config.judge: an http judge needs a url"),
         (
-            {"reward": "gated", "judge": ""},
-            "config.reward='gated' needs a verdict, but",
+            {"sampling.group_size": 1},
+            "is 1, but config.advantage.name='grpo'",
         ),
-        ({"judging.parts": 2}, "want a multiple of the 16 devices in each of 2 parts"),
-        ({"lag": 1, "rounds": 2}, "config.lag=1 draws a step ahead, but config.rounds"),
-        ({"lora.rank": -1}, "config.lora.rank is -1, want 0 or more"),
+        ({"sampling.temperature": 0.0}, "config.sampling.temperature is 0.0, but the"),
+        (
+            {"judge.name": "gpt"},
+            "config.judge.name is 'gpt', expected one of rule",
+        ),
+        ({"judge.name": "http:m"}, "config.judge.name: an http judge needs a url"),
+        (
+            {"reward.name": "gated", "judge.name": ""},
+            "config.reward.name='gated' needs a verdict, but",
+        ),
+        (
+            {"judge.parts": 2},
+            "a multiple of the 16 devices in each of 2 parts",
+        ),
+        (
+            {"sampling.off_policy_steps": 1, "sampling.resampling_rounds": 2},
+            "config.sampling.off_policy_steps=1 samples a step early, but",
+        ),
+        ({"lora.rank": -1}, "config.lora.rank is -1, expected 0 or more"),
         ({"quantize": "int8"}, "config.quantize is 'int8', a base that can't learn, "),
         ({"quantize": "int3", "lora.rank": 2}, "'int3' is not supported; supported:"),
         (
@@ -491,28 +507,36 @@ def test_lessons_that_are_refused(fields, complaint, refused, tmp_path):
             "config.compute is 'bfloat16' beside an adapter",
         ),
         ({"compute": "int8"}, "compute: expected float32, bfloat16 or '', got 'int8'"),
-        ({"remat": "all"}, "config.remat is 'all', want one of nothing_saveable"),
-        ({"reward": "gate"}, "config.reward is 'gate', want one of grpo, gated"),
-        ({"advantage": "x"}, "config.advantage is 'x', want one of"),
+        (
+            {"learner.remat": "all"},
+            "config.learner.remat is 'all', expected one of n",
+        ),
+        ({"reward.name": "gate"}, "config.reward.name is 'gate', expected one of grpo"),
+        ({"advantage.name": "x"}, "config.advantage.name is 'x', expected one of"),
         ({"algorithm": "ppo"}, "config.algorithm is 'ppo', expected 'grpo'"),
         ({"algorithm": "sft"}, "config.algorithm is 'sft', expected 'grpo'; run this"),
         ({"algorithm": "study"}, "with `vlmrl study`"),
         ({"data.source": "x"}, "data source 'x' is not one of scenes, and no prepared"),
         ({"data.source": ""}, "config.data.source is ''"),
-        ({"data.source": "scenes,x"}, "config.eval.source: must be given where config"),
+        ({"data.source": "scenes,x"}, "config.eval.source is '', but config.data.so"),
         ({"eval.split": "train"}, "config.eval.split is 'train', the split that is"),
         ({"eval.conditions": "('bass',)"}, "unknown condition 'bass'; known: base"),
-        ({"optimizer.decay": "x"}, "config.optimizer.decay is 'x', want one of"),
-        ({"prompts": 12}, "config.prompts is 12, want a multiple of the 8 devices"),
-        ({"prompts": 0}, "config.prompts is 0, want a multiple of the 8 devices"),
+        ({"optimizer.decay": "x"}, "config.optimizer.decay is 'x', expected one of"),
+        ({"prompts": 12}, "config.prompts is 12, expected a multiple of the 8 dev"),
+        ({"prompts": 0}, "config.prompts is 0, expected a multiple of the 8 devi"),
         (
-            {"microbatches": 3},
-            "config.prompts is 8, want a multiple of the 3 microbatches",
+            {"learner.microbatches": 3},
+            "config.prompts is 8, expected a multiple of the 3 microbatches",
         ),
         ({"data.size": 4}, "config.data.size is 4, fewer than the 8 prompts of a step"),
         ({"data.split": "all"}, "split 'all' is not one of train, validation"),
         ({"eval.size": 0}, "size of validation is 0, needs >= 1"),
         ({"style": "x"}, "unknown prompt style 'x'"),
+        ({"group_size": 4}, "config.group_size: it is config.sampling.group_size now"),
+        ({"lag": 1}, "config.lag: it is config.sampling.off_policy_steps now"),
+        ({"judging.parts": 2}, "config.judging.parts: it is config.judge.parts now"),
+        ({"constraint.most": 2}, "config.constraint.most: it is config.constraint.max"),
+        ({"reward": "gated"}, "config.reward: it is config.reward.name now"),
         ({"stepz": 3}, "unknown config field config.stepz (did you mean steps?)"),
         ({"steps": "many"}, "--config.steps: expected int, got 'many'"),
         ({"optimizer.peak": "fast"}, "--config.optimizer.peak: expected float"),

@@ -14,6 +14,7 @@ from vlmrl.engine.prefix_cache import embed_group
 from vlmrl.models import lora, peft, quant
 from vlmrl.models.api import linear
 from vlmrl.rl import update
+from vlmrl.rl.recipe import OptimizerOptions
 from vlmrl.types import UserError
 
 EVERY = lora.Adapter(3, 6.0, ("*",))
@@ -126,7 +127,7 @@ def test_only_adapters_learn(adapted):
         assert bool(g.any()) == name.startswith("lora."), name
     frozen = tuple(kit.model().table)
     live, grads = (update.live_of(tree, frozen) for tree in (params, grads))
-    tx = update.optimizer(1e-3, model.table, weight_decay=0.1)
+    tx = update.optimizer(OptimizerOptions(peak=1e-3, weight_decay=0.1), model.table)
     changes, _ = jax.jit(tx.update)(grads, tx.init(live), live)
     assert all(c.any() for c in changes.values())
     assert set(changes) == {n for n in params if n.startswith("lora.")}

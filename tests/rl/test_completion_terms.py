@@ -6,9 +6,7 @@ from tests import kit
 from vlmrl.prompts import parsing, styles
 from vlmrl.rl import completion_terms, recipe
 
-RECIPE = recipe.make(
-    group_size=2, max_tokens=8, reward="grpo", advantage="grpo", mix={}, loss={}
-)
+RECIPE = recipe.make(sampling={"group_size": 2, "max_tokens": 8})
 
 
 def seen(text: str, letters=None, tokens: int = 10) -> completion_terms.TermInputs:

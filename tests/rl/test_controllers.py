@@ -46,7 +46,7 @@ def test_entropy_target_by_hand():
 def test_dual_ascent_by_hand():
     assert float(dual_ascent(0.0, 0.7, 0.9)) == pytest.approx(0.02)
     assert float(dual_ascent(0.01, 1.0, 0.9)) == pytest.approx(0)
-    assert float(dual_ascent(9.99, 0.0, 0.9, most=10)) == 10
+    assert float(dual_ascent(9.99, 0.0, 0.9, max=10)) == 10
     assert float(dual_ascent(1.0, 0.9, 0.9)) == 1
 
 

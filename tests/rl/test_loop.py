@@ -40,13 +40,13 @@ BUCKETS = tokens.Buckets(prefix=(160,), branch=(64,), windows=(4,))
 # A random model never writes the format: what tells its completions apart is measured
 # of a think that the prompt has begun.
 PLAIN = {
-    "group_size": GROUP,
-    "max_tokens": LENGTH,
-    "reward": "grpo",
-    "advantage": "grpo",
+    "sampling.group_size": GROUP,
+    "sampling.max_tokens": LENGTH,
+    "reward.name": "grpo",
+    "advantage.name": "grpo",
     "mix": {"wrong_think": 1.0},
     "loss": {"entropy_weight": 0.01},
-    "shaping": {"repetition": 1.0, "copied": 1.0},
+    "reward.shaping": {"repetition": 1.0, "copied": 1.0},
 }
 
 
@@ -85,9 +85,10 @@ def batches(start: int, prompts: int = PROMPTS):
 def begun(settings, prompts=PROMPTS):
     tx = optax.sgd(RATE)
     params = jax.tree.map(lambda x: x.copy(), policy().params)
-    how = {"freeze": settings.get("freeze", ()), "ema": bool(settings.get("ema"))}
+    made = recipe.make(**settings)
+    how = {"freeze": made.optimizer.freeze, "ema": bool(made.learner.ema)}
     state = update.init_state(params, tx, **how)
-    return tx, loop.begin(state, recipe.make(**settings), prompts=prompts)
+    return tx, loop.begin(state, made, prompts=prompts)
 
 
 def run(settings, steps, carry=None, prompts=PROMPTS, actor=None):
@@ -143,7 +144,7 @@ def test_float32_is_trained_and_bfloat16_computed(plain):
     read, so the first ratio is one and the first KL nothing, to rounding; gradients are
     those of float32 to a few of bfloat16's steps."""
     half = policy()._replace(compute=jnp.dtype("bfloat16"))
-    settings = PLAIN | {"remat": "nothing_saveable"}
+    settings = PLAIN | {"learner.remat": "nothing_saveable"}
     settings["loss"] = PLAIN["loss"] | {"kl_weight": 0.1}
     steps = run(settings, 2, actor=half)
     for step in steps:
@@ -288,22 +289,22 @@ def test_images_are_held_once_per_example_not_once_per_rollout():
 
 
 AHEAD = PLAIN | {
-    "lag": 1,
+    "sampling.off_policy_steps": 1,
     "noise": {"share": 0.5, "sigma": 0.3, "anneal": 4},
     "loss": {"kl_weight": 0.1, "importance": {"level": "token"}, "entropy_weight": 0.1},
-    "kl_target": 1e-4,
-    "entropy_target": 50.0,
-    "ema": 0.5,
-    "freeze": ("vision.",),
+    "adaptive_kl.target": 1e-4,
+    "adaptive_entropy.target": 50.0,
+    "learner.ema": 0.5,
+    "optimizer.freeze": ("vision.",),
     "overlong": {"limit": 6, "buffer": 4, "weight": 0.1},
 }
 JUDGED = PLAIN | {
-    "rounds": 2,
-    "replay_groups": {"capacity": 6},
-    "reward": "agreement",
-    "advantage": "decoupled",
+    "sampling.resampling_rounds": 2,
+    "replay": {"capacity": 6},
+    "reward.name": "agreement",
+    "advantage.name": "decoupled",
     "constraint": {"threshold": 0.9, "rate": 0.5},
-    "judge": "shuffle",
+    "judge.name": "shuffle",
     "ranking": {"by": "p_correct", "weight": 0.2},
 }
 
@@ -402,11 +403,11 @@ def test_guided_completions_go_on_from_what_misleads():
 @pytest.mark.slow
 def test_one_completion_per_prompt_perception_and_a_token_budget():
     settings = PLAIN | {
-        "group_size": 1,
-        "advantage": "reinforce_pp",
-        "kl_reward": {"weight": 0.1, "to_go": True},
+        "sampling.group_size": 1,
+        "advantage.name": "reinforce_pp",
+        "kl_penalty": {"weight": 0.1, "to_go": True},
         "loss": {"perception_weight": 0.02, "surrogate": "clip_cov"},
-        "token_budget": 2 * (160 + LENGTH),
+        "learner.token_budget": 2 * (160 + LENGTH),
     }
     (step,) = run(settings, 1)
     assert step.advantages.shape == (PROMPTS, 1)
@@ -418,7 +419,7 @@ def test_one_completion_per_prompt_perception_and_a_token_budget():
 @pytest.mark.slow
 def test_idle_groups_give_way_to_those_of_the_buffer():
     """What stands in is scored behind its own prompt, with its own advantages."""
-    made = recipe.make(**PLAIN, replay_groups={"capacity": 4, "power": 0.0})
+    made = recipe.make(**PLAIN, replay={"capacity": 4, "power": 0.0})
     context = rollouts.make_context(policy(), made, batches(0), seed=3)
     first, second = sampled(made, 2)
     rollout = jax.device_get(first.rollout)
@@ -477,6 +478,10 @@ def test_draws_are_refilled_with_mixed_groups():
     assert same.positions == got.positions and same.position == 9
 
 
+def judged(judge, **options) -> recipe.Recipe:
+    return recipe.make(**PLAIN, judge={"name": judge, **options})
+
+
 def test_a_judge_of_ones_own_gives_the_verdicts():
     """It is asked once per kind of completion, and never of what the prompt settles."""
     asked = []
@@ -486,7 +491,7 @@ def test_a_judge_of_ones_own_gives_the_verdicts():
         return [judging.Verdict("consistent", 0, 1.0, "", "own") for _ in items]
 
     own = judging.Judge("own", judge, {})
-    made = recipe.make(**PLAIN, judge=own, judging={"seconds": 0.0})
+    made = judged(own, seconds=0.0)
     source = verdict_source.make_source(policy(), made, seed=0)
 
     def said(source):
@@ -499,11 +504,11 @@ def test_a_judge_of_ones_own_gives_the_verdicts():
     parsed = [parsing.parse(t, example(0).options) for t in texts]
     assert said(source) == (["consistent", "undecided"], {})
     assert [i.think for i in asked] == ["So A."]
-    again = made._replace(judging=recipe.Judging(seconds=5.0))
+    again = judged(own, seconds=5.0)
     found, metrics = said(verdict_source.make_source(policy(), again, seed=0))
     assert found == ["consistent", "undecided"] and len(asked) == 2
     assert metrics["judge"]["late"] == (0.0, 2) and metrics["judge"]["waited"].sum < 5
-    nobody = verdict_source.make_source(policy(), made._replace(judge=None), seed=0)
+    nobody = verdict_source.make_source(policy(), judged(None), seed=0)
     assert said(nobody) == ([None, None], {})
 
 
@@ -516,9 +521,7 @@ def test_a_step_waits_for_a_judge_no_longer_than_it_may():
             gate.wait(30)
         return [judging.Verdict("consistent", 0, 1.0, "", "own") for _ in items]
 
-    made = recipe.make(
-        **PLAIN, judge=judging.Judge("own", judge, {}), judging={"seconds": 0.3}
-    )
+    made = judged(judging.Judge("own", judge, {}), seconds=0.3)
     source = verdict_source.make_source(policy(), made, seed=0)
     written = [styles.build(example(0), "tiny")] * 2
     for word in ("slow", "quick"):
@@ -540,9 +543,7 @@ def test_what_no_completion_could_survive_ends_the_run(reason):
             raise UserError("https://x: refuses the key in $KEY (status 401)")
         return [judging.undecided(http.SPENT, "j") for _ in items]
 
-    made = recipe.make(
-        **PLAIN, judge=judging.Judge("j", judge, {}), judging={"seconds": 5.0}
-    )
+    made = judged(judging.Judge("j", judge, {}), seconds=5.0)
     source = verdict_source.make_source(policy(), made, seed=0)
     parsed = parsing.parse("<think>So A.</think><answer>A</answer>", ("a", "b"))
     source.submit([styles.build(example(0), "tiny")], [parsed])
@@ -575,8 +576,7 @@ def test_parts_are_judged_while_the_next_are_sampled(monkeypatch):
 
     drawn = {}
     for parts in (1, 2):
-        how = {"seconds": 10.0, "parts": parts}
-        made = recipe.make(**PLAIN, judge=judging.Judge("own", judge, {}), judging=how)
+        made = judged(judging.Judge("own", judge, {}), seconds=10.0, parts=parts)
         with monkeypatch.context() as patch:
             patch.setattr(rollouts.sharding, "fetch", fetch)
             seen.clear()

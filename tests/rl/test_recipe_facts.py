@@ -6,9 +6,6 @@ from vlmrl.rl import recipe
 from vlmrl.rl.augment import MIX
 from vlmrl.rl.recipe_facts import recipe_facts
 
-PLAIN = {"group_size": 2, "max_tokens": 4, "reward": "grpo", "advantage": "grpo"}
-PLAIN |= {"mix": {}, "loss": {}}
-
 
 @pytest.mark.parametrize(
     "change, facts",
@@ -16,12 +13,12 @@ PLAIN |= {"mix": {}, "loss": {}}
         ({}, {}),
         ({"mix": {"base": 1.0, "noisy": 0.0}}, {}),
         ({"mix": MIX}, {"augmented": True}),
-        ({"reward": "gated"}, {"faithful": True}),
-        ({"advantage": "decoupled"}, {"faithful": True}),
-        ({"reward": "rewards.py:mine"}, {"stage": "unknown"}),
-        ({"reward": lambda *_: None}, {"stage": "unknown"}),
+        ({"reward.name": "gated"}, {"faithful": True}),
+        ({"advantage.name": "decoupled"}, {"faithful": True}),
+        ({"reward.name": "rewards.py:mine"}, {"stage": "unknown"}),
+        ({"reward.name": lambda *_: None}, {"stage": "unknown"}),
     ],
 )
 def test_facts_follow_mix_reward_and_advantage(change, facts):
     plain = {"stage": "trained", "augmented": False, "faithful": False}
-    assert recipe_facts(recipe.make(**PLAIN | change)) == plain | facts
+    assert recipe_facts(recipe.make(**change)) == plain | facts

@@ -25,6 +25,7 @@ from vlmrl.models import registry
 from vlmrl.models.api import Model, linear
 from vlmrl.plan import chips
 from vlmrl.rl import losses, update
+from vlmrl.rl.recipe import OptimizerOptions
 from vlmrl.types import Group, UserError
 
 FLOAT32_BELOW = 5e9  # parameters: larger ones are trained in bfloat16, moments as well
@@ -241,7 +242,7 @@ def trained(case: Case):
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     _, params = workloads.build(case.raw, dtype)
     params = jax.device_put(params, sharding.replicate(mesh))
-    tx = update.optimizer(1e-6, case.model.table, b2=0.999)
+    tx = update.optimizer(OptimizerOptions(b2=0.999), case.model.table)
     state = update.init_state(params, tx)
     learn = update.make_update(
         case.model, tx, losses.policy_objective, dtype=jnp.bfloat16,

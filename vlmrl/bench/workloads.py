@@ -24,6 +24,7 @@ from vlmrl.models import hf, registry
 from vlmrl.models.api import Model
 from vlmrl.prompts import tokens
 from vlmrl.rl import advantages, losses, update
+from vlmrl.rl.recipe import OptimizerOptions
 from vlmrl.types import Group, Rollout
 
 IMAGE, VIDEO, START, END = 4090, 4091, 4092, 4093  # ids of the image token and its tags
@@ -371,7 +372,7 @@ def improved(model: Model, params, group: Group, each: int, length: int):
     params = jax.tree.map(
         lambda x: jax.device_put(x.copy(), sharding.replicate(mesh)), params
     )
-    tx = update.optimizer(1e-6, model.table, b2=0.999)
+    tx = update.optimizer(OptimizerOptions(b2=0.999), model.table)
     state = update.init_state(params, tx)
     learn = update.jit_update(
         update.make_update(model, tx, losses.policy_objective), state

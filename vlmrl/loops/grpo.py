@@ -35,8 +35,6 @@ from vlmrl.run.phases import Phases, Stopped
 from vlmrl.run.progress import SILENT, Display
 from vlmrl.types import Example, Record, UserError
 
-DECAYS = ("constant", "cosine", "linear")
-
 READ = (  # how a model is loaded
     "style",
     "buckets",
@@ -94,7 +92,6 @@ class Training(NamedTuple):
     recipe: Recipe
     steps: int
     prompts: int  # groups per step
-    optimizer: dict  # settings of `update.schedule` and `update.optimizer`
     data: Data
     evaluation: Evaluation
     saving: Saving
@@ -123,15 +120,12 @@ def from_config(settings: dict) -> Training:
     )
     lora = s.pop("lora", None)
     name, steps, prompts = s.pop("recipe"), s.pop("steps"), s.pop("prompts")
-    optimizer = dict(s.pop("optimizer"))
     data, evaluation = Data(**s.pop("data")), Evaluation(**s.pop("eval"))
-    freeze = tuple(optimizer.pop("freeze", ()))
     return Training(
         name,
-        recipes.make(**s, freeze=freeze),
+        recipes.make(**s),
         steps,
         prompts,
-        optimizer,
         data,
         evaluation,
         saving,
@@ -140,22 +134,54 @@ def from_config(settings: dict) -> Training:
     )
 
 
+# Fields of a config that the recipe is not made of.
+RUN_FIELDS = (
+    *("algorithm", "recipe", "model", "mesh", "seeds", "steps", "prompts", *READ),
+    *("data", "eval", "save_every", "save_minutes", "keep", "keep_best"),
+    *("lora", "save_rollouts", "tensorboard", "wandb"),
+)
+
+
 def check(settings: dict) -> None:
     """Refuse a config that contradicts itself before anything is loaded."""
-    for field, value, known in (
-        ("optimizer.decay", settings["optimizer"]["decay"], DECAYS),
+    recipe = recipe_check.check(
+        {name: v for name, v in settings.items() if name not in RUN_FIELDS}
+    )
+    _check_data(settings)
+    _check_model(settings)
+    held_out, best = settings["eval"], settings.get("keep_best", "")
+    for name in held_out["conditions"]:
+        perturb.check(name)
+    column, _, condition = best.partition("/")
+    kinds = {f for f, kind in Record.__annotations__.items() if kind in NUMBERS}
+    if best and (column not in kinds or condition not in held_out["conditions"]):
+        raise UserError(
+            f"config.keep_best is '{best}', expected a number of the records and a "
+            "condition of config.eval.conditions, as correct/base"
+        )
+    devices = jax.device_count() // max(1, settings["mesh"]["tensor"])
+    pieces, prompts = recipe.judge.parts, settings["prompts"]
+    for text, parts in (
+        ("devices", devices),
+        (f"devices in each of {pieces} parts (config.judge.parts)", devices * pieces),
+        ("microbatches (config.learner.microbatches)", recipe.learner.microbatches),
     ):
-        if value not in known:
-            names = ", ".join(known)
-            raise UserError(f"config.{field} is '{value}', want one of {names}")
+        if prompts < 1 or prompts % parts:
+            raise UserError(
+                f"config.prompts is {prompts}, expected a multiple of the {parts} "
+                f"{text}"
+            )
+
+
+def _check_data(settings: dict) -> None:
     data, held_out = settings["data"], settings["eval"]
     names = loader.names_of(data["source"])
     if not names:
-        raise UserError("config.data.source is '', want the name of a data source")
+        raise UserError("config.data.source is '', expected the name of a data source")
     if len(names) > 1 and not held_out["source"]:
         raise UserError(
-            f"config.eval.source: must be given where config.data.source is several, "
-            f"'{data['source']}'"
+            f"config.eval.source is '', but config.data.source is several, "
+            f"'{data['source']}': expected the name of a data source"
         )
     if data["split"] == held_out["split"] and (held_out["source"] or names[0]) in names:
         raise UserError(
@@ -166,46 +192,25 @@ def check(settings: dict) -> None:
             f"config.data.size is {data['size']}, fewer than the "
             f"{settings['prompts']} prompts of a step (config.prompts)"
         )
-    for name in held_out["conditions"]:
-        perturb.check(name)
-    recipe_check.check(settings)
+
+
+def _check_model(settings: dict) -> None:
     rank = settings.get("lora", {}).get("rank", 0)
+    quantize, compute = settings.get("quantize"), settings["compute"]
     if rank < 0:
-        raise UserError(f"config.lora.rank is {rank}, want 0 or more")
-    quantize = settings.get("quantize")
+        raise UserError(f"config.lora.rank is {rank}, expected 0 or more")
     if quantize and not rank:
         raise UserError(
             f"config.quantize is '{quantize}', a base that can't learn, and "
-            "config.lora.rank is 0: want an adapter, or quantize=''"
+            "config.lora.rank is 0: expected an adapter, or quantize=''"
         )
     if quantize:
         quant.check(quantize)
-    if settings["compute"] and rank:
+    if compute and rank:
         raise UserError(
-            f"config.compute is '{settings['compute']}' beside an adapter "
-            "(config.lora.rank), whose base learns nothing: want compute='' and the "
-            "base in config.dtype"
+            f"config.compute is '{compute}' beside an adapter (config.lora.rank): its "
+            "base does not learn, so expected compute='' and the base in config.dtype"
         )
-    best = settings.get("keep_best", "")
-    column, _, condition = best.partition("/")
-    kinds = {f for f, kind in Record.__annotations__.items() if kind in NUMBERS}
-    if best and (column not in kinds or condition not in held_out["conditions"]):
-        raise UserError(
-            f"config.keep_best is '{best}', want a number of the records and a "
-            "condition of config.eval.conditions, as correct/base"
-        )
-    devices = jax.device_count() // max(1, settings["mesh"]["tensor"])
-    pieces = settings.get("judging", {}).get("parts", 1)
-    for what, parts in (
-        ("devices", devices),
-        (f"devices in each of {pieces} parts (config.judging.parts)", devices * pieces),
-        ("microbatches", settings["microbatches"]),
-    ):
-        if settings["prompts"] < 1 or settings["prompts"] % parts:
-            raise UserError(
-                f"config.prompts is {settings['prompts']}, want a multiple of the "
-                f"{parts} {what}"
-            )
 
 
 def load_data(data: Data, held_out: Evaluation, where: Path) -> TrainingData:
@@ -257,19 +262,11 @@ def make_optimizer(
     training: Training, actor: Actor
 ) -> tuple[optax.GradientTransformation, update.TrainState]:
     """Return the optimizer of a run and its state before the first step."""
-    options, freeze = dict(training.optimizer), training.recipe.freeze
-    offload = options.pop("offload", False)
-    rate = update.schedule(
-        peak=options.pop("peak"),
-        warmup=options.pop("warmup"),
-        steps=training.steps,
-        decay=options.pop("decay"),
-    )
-    table = update.live_of(actor.policy.model.table, freeze)
-    tx = update.optimizer(rate, table=table, **options)
-    ema = bool(training.recipe.ema)
+    options, ema = training.recipe.optimizer, bool(training.recipe.learner.ema)
+    table = update.live_of(actor.policy.model.table, options.freeze)
+    tx = update.optimizer(options, table, steps=training.steps)
     state = update.init_state(
-        actor.policy.params, tx, freeze=freeze, ema=ema, offload=offload
+        actor.policy.params, tx, freeze=options.freeze, ema=ema, offload=options.offload
     )
     return tx, state
 
@@ -373,14 +370,17 @@ def run(
         training.evaluation.conditions,
         max_tokens=training.evaluation.max_tokens,
         batch=min(16, len(data.held_out)),
-        gather=training.recipe.gather,
+        gather=training.recipe.sampling.gather_params,
     )
     actor = adapt(policy, training.adapter, seed)
-    judge, client = judge_of(training.recipe, workdir)
-    freeze = (*training.recipe.freeze, *actor.frozen)
-    training = training._replace(
-        recipe=training.recipe._replace(judge=judge, freeze=freeze)
+    recipe = training.recipe
+    judge, client = judge_of(recipe, workdir)
+    freeze = (*recipe.optimizer.freeze, *actor.frozen)
+    recipe = recipe._replace(
+        judge=recipe.judge._replace(name=judge),
+        optimizer=recipe.optimizer._replace(freeze=freeze),
     )
+    training = training._replace(recipe=recipe)
     evaluate = Evaluator(
         training, workdir, seed, measure, data.held_out, actor.plain, phases
     )
@@ -513,14 +513,16 @@ def judge_of(recipe: Recipe, workdir: Path):
     """Return (the recipe's judge, loaded where it is one by name; the client of its
     endpoint, None without one). Replies are cached in workdir/replies.jsonl. Of several
     hosts the first alone asks; the others get a judge that is never asked."""
-    judge, settings = recipe.judge, recipe.judging
+    judge, settings = recipe.judge.name, recipe.judge
     if not judge or not isinstance(judge, str) or judge in recipe_check.JUDGES:
         return judge, None
     endpoint = recipe_check.endpoint(settings)
     if jax.process_count() > 1:
-        if any(k == "model" for k, _ in named.parse(judge, endpoint, "config.judge")):
+        if any(
+            k == "model" for k, _ in named.parse(judge, endpoint, "config.judge.name")
+        ):
             raise UserError(
-                f"config.judge={judge!r}: a model judges in runs of one process; "
+                f"config.judge.name={judge!r}: a model judges in runs of one process; "
                 "serve it, and name http:MODEL"
             )
         if not hosts.first():
@@ -532,7 +534,7 @@ def judge_of(recipe: Recipe, workdir: Path):
         cache=workdir / "replies.jsonl",
         budget=Budget(settings.budget_tokens),
     )
-    loaded = named.named(judge, options, field="config.judge")
+    loaded = named.named(judge, options, field="config.judge.name")
     return loaded.judge, loaded.client
 
 

@@ -22,6 +22,7 @@ from vlmrl.judges import synthetic
 from vlmrl.models import hf, registry, weights
 from vlmrl.prompts import styles, tokens
 from vlmrl.rl import losses, update
+from vlmrl.rl.recipe import OptimizerOptions
 from vlmrl.run import checkpoint
 from vlmrl.tiny import judge_data, make
 from vlmrl.types import UserError
@@ -162,14 +163,8 @@ def run(
             f"config.groups is {groups}, want a multiple of the "
             f"{jax.device_count()} devices"
         )
-    opts = dict(optimizer)
-    rate = update.schedule(
-        peak=opts.pop("peak"),
-        warmup=opts.pop("warmup"),
-        steps=opts.pop("horizon") or steps,
-        decay=opts.pop("decay"),
-    )
-    tx = update.optimizer(rate, table=family.table, **opts)
+    options = OptimizerOptions(**optimizer)
+    tx = update.optimizer(options, family.table, steps=steps)
     mesh = sharding.make_mesh()
     places = sharding.param_shardings(mesh, family.table)
     if registry.has_weights(model):

@@ -28,6 +28,7 @@ from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_flags
 
 from vlmrl import shipped
+from vlmrl.rl.recipe import RENAMED
 from vlmrl.types import UserError
 
 
@@ -185,6 +186,8 @@ def _overridden(config: ConfigDict, argv: list[str], path: str) -> dict:
         match = re.match(r"--?(?:no)?config\.([^=]*)", word)
         if not match:
             continue
+        if new := _renamed(match[1], config):
+            raise UserError(f"config.{match[1]}: it is config.{new} now")
         value, done = config, ["config"]
         for part in match[1].split("."):
             fields = list(value) if isinstance(value, ConfigDict) else []
@@ -199,6 +202,16 @@ def _overridden(config: ConfigDict, argv: list[str], path: str) -> dict:
             value, done = value[part], [*done, part]
         present[".".join(done)] = value
     return present
+
+
+def _renamed(name: str, config: ConfigDict) -> str | None:
+    """Return the present name of a recipe's field that an earlier version named so."""
+    prefix = match[0] if (match := re.match(r"recipes\.[^.]*\.", name)) else ""
+    new = prefix + RENAMED.get(name.removeprefix(prefix), "")
+    value = config
+    for part in new.split("."):
+        value = value.get(part) if isinstance(value, ConfigDict) else None
+    return None if value is None else new
 
 
 def _explain(error: Exception, flags: dict[str, tuple], before: dict) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from vlmrl.main import args
+from vlmrl.rl import recipe
 
 HELP_WORDS = ("-h", "--help", "-help", "--helpfull")
 
@@ -49,10 +50,10 @@ def text(name: str, doc: str, flags: dict[str, tuple], argv: Sequence[str] = ())
 def config_fields(path_and_arg: str) -> list[tuple[str, str]]:
     """Return (`--config.field=value`, comment) of every field of a config. The
     comments are those on or right above the line that sets the field, in the config
-    file or in the configs it imports."""
+    file or in the configs it imports, else those of the recipe's records."""
     config = args.load_config(path_and_arg)
     path = args.config_file(path_and_arg.partition(":")[0])
-    comments: dict[str, str] = {}
+    comments = dict(recipe.comments())
     for file in [*_imported_configs(path), path]:
         comments.update(_comments(file.read_text(encoding="utf-8")))
     return [

@@ -18,6 +18,7 @@ from vlmrl.engine import attention
 from vlmrl.files import atomic_write
 from vlmrl.plan import chips, compiled, programs
 from vlmrl.plan.programs import PlannedJob, Program
+from vlmrl.rl import recipe as recipes
 from vlmrl.types import UserError
 
 GIB = 2**30
@@ -57,7 +58,7 @@ class Cost(NamedTuple):
 
 def read_job(c: dict) -> PlannedJob:
     """Return the job of a config: fields of a recipe, and those of large models
-    (`buckets`, `dtype`, `compute`, `remat`, `wide`), which recipes may leave out."""
+    (`buckets`, `dtype`, `compute`), which configs may leave out."""
     if c.get("algorithm", "grpo") == "sft":
         raise UserError("config.algorithm is 'sft'; plan is for RL runs")
     model, raw = programs.read_model(c["model"])
@@ -67,27 +68,29 @@ def read_job(c: dict) -> PlannedJob:
         "images": _largest(buckets.get("images"), 1 if "vision_config" in raw else 0),
         "windows": _largest(buckets.get("windows"), 4),
     }
+    fields = {k: v for k, v in c.items() if k in recipes.Recipe._fields}
+    recipe = recipes.make(**fields)
     held_out = c["eval"]
     texts = held_out.get("texts") or _largest(buckets.get("branch"), 76)
     return PlannedJob(
         model=model,
         raw=raw,
         prompts=c["prompts"],
-        group_size=c["group_size"],
-        max_tokens=c["max_tokens"],
+        group_size=recipe.sampling.group_size,
+        max_tokens=recipe.sampling.max_tokens,
         buckets=sizes,
-        microbatches=c["microbatches"],
+        microbatches=recipe.learner.microbatches,
         dtype=jnp.dtype(c.get("dtype", "float32")),
         compute=jnp.dtype(c["compute"]) if c.get("compute") else None,
-        remat=c.get("remat") or None,
-        float32_residual=c.get("wide", True),
-        loss={k: v for k, v in c["loss"].items() if v is not None},
-        optimizer=c["optimizer"],
+        remat=recipe.learner.remat or None,
+        float32_residual=recipe.learner.float32_residual,
+        loss={k: v for k, v in recipe.loss.items() if v is not None},
+        optimizer=recipe.optimizer,
         conditions=len(held_out["conditions"]),
         eval_batch=held_out.get("batch", min(16, held_out["size"])),
         eval_tokens=held_out["max_tokens"],
         eval_texts=texts,
-        gather_params=c.get("gather", True),
+        gather_params=recipe.sampling.gather_params,
     )
 
 

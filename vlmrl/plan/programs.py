@@ -24,6 +24,7 @@ from vlmrl.models import registry
 from vlmrl.models.api import Model
 from vlmrl.policy import SamplingParams
 from vlmrl.rl import losses, update
+from vlmrl.rl.recipe import OptimizerOptions
 from vlmrl.types import Group, Rollout, Tokens, UserError, Vision
 
 
@@ -58,7 +59,7 @@ class PlannedJob(NamedTuple):
     remat: str | None
     float32_residual: bool  # the sum over layers in float32 when scoring
     loss: dict
-    optimizer: dict
+    optimizer: OptimizerOptions
     conditions: int
     eval_batch: int
     eval_tokens: int
@@ -243,18 +244,11 @@ def rollout(job: PlannedJob, mesh, **options) -> Program:
 
 def learning(job: PlannedJob, mesh):
     """Return (optimizer, frozen prefixes, training state as shapes) of a job."""
-    opts = dict(job.optimizer)
-    rate = update.schedule(
-        peak=opts.pop("peak"),
-        warmup=opts.pop("warmup"),
-        steps=1000,
-        decay=opts.pop("decay"),
-    )
-    freeze = tuple(opts.pop("freeze", ()))
-    offload = opts.pop("offload", False)
+    options = job.optimizer
+    freeze = tuple(options.freeze)
     table = update.live_of(job.model.table, freeze)
-    tx = update.optimizer(rate, table=table, **opts)
-    return tx, freeze, state(job, mesh, tx, freeze, offload)
+    tx = update.optimizer(options, table, steps=1000)
+    return tx, freeze, state(job, mesh, tx, freeze, options.offload)
 
 
 def resident(job: PlannedJob, mesh) -> float:

@@ -55,13 +55,15 @@ def compute_advantages(
         scores = jnp.asarray(rewards.scores, jnp.float32)
         reward += recipe.ranking.weight * advantages.ranked(scores, jnp.asarray(among))
     mask = jnp.asarray(valid)
-    if recipe.rounds > 1:
+    if recipe.sampling.resampling_rounds > 1:
         mask = advantages.mixed(jnp.asarray(rewards.correct), mask)
-    if recipe.advantage in DECOUPLED:
+    if recipe.advantage.name in DECOUPLED:
         weights = _weights(recipe, coefficients, step)
-        values = _decoupled(reward, rewards.consistent, mask, recipe.advantage, weights)
+        values = _decoupled(
+            reward, rewards.consistent, mask, recipe.advantage.name, weights
+        )
     else:
-        values = ADVANTAGES[recipe.advantage](reward, mask)
+        values = ADVANTAGES[recipe.advantage.name](reward, mask)
     size = jnp.where(mask, jnp.abs(values), 0)
     metrics = {
         "degenerate": advantages.degenerate(reward, jnp.asarray(valid)),
@@ -73,10 +75,10 @@ def compute_advantages(
 
 def _weights(recipe: Recipe, coefficients: dict, step: int) -> tuple[float, float]:
     """Weights of task and consistency at a step."""
-    task, consistency = recipe.weights
+    task, consistency = recipe.advantage.weights
     consistency = coefficients.get("multiplier", consistency)
-    if recipe.ramp:
-        consistency = consistency * min(1.0, step / recipe.ramp)
+    if recipe.advantage.warmup:
+        consistency = consistency * min(1.0, step / recipe.advantage.warmup)
     return task, consistency
 
 

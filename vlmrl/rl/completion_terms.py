@@ -46,8 +46,12 @@ def _p_correct(inputs: TermInputs, recipe: Recipe) -> float:
 
 # By name in `shaping` and `ranking`; those in LETTERED need a probe (`cot_probe`).
 TERMS: dict[str, Callable[[TermInputs, Recipe], float]] = {
-    "evidence": lambda s, r: cot_statistics.evidence_reward(s.think, r.least_evidence),
-    "length": lambda s, r: rewards.length_reward(s.tokens, r.shortest, r.longest),
+    "evidence": lambda s, r: cot_statistics.evidence_reward(
+        s.think, r.reward.min_evidence
+    ),
+    "length": lambda s, r: rewards.length_reward(
+        s.tokens, r.reward.min_length, r.reward.max_length
+    ),
     "repetition": lambda s, r: rewards.repetition_penalty(
         cot_statistics.distinct(s.think)
     ),

@@ -76,11 +76,11 @@ def dual_ascent(
     threshold: float,
     *,
     rate: float = 0.1,
-    most: float = 10.0,
+    max: float = 10.0,
 ) -> Array:
     """Lagrange multiplier of the constraint E[c] ≥ τ.
 
-      λ ← clip(λ + rate · (τ − mean(c)), 0, most)
+      λ ← clip(λ + rate · (τ − mean(c)), 0, max)
 
     While the constraint is violated its price rises; once it holds with room to spare
     the price falls to 0, and the task alone is optimised. The price enters the reward
@@ -94,6 +94,6 @@ def dual_ascent(
         nothing was judged has none: leave λ as it is.
       threshold: τ.
       rate: η, per update.
-      most: cap on λ.
+      max: upper bound of λ.
     """
-    return jnp.clip(multiplier + rate * (threshold - value), 0, most)
+    return jnp.clip(multiplier + rate * (threshold - value), 0, max)

@@ -51,16 +51,16 @@ def make_learner(context: Context, tx, state: updates.TrainState) -> Learner:
         return jax.tree.map(jnp.copy, policy.cast(params))
 
     # The update takes the memory of its parameters; the reference must outlive it.
-    refers = "ref_logprobs" in needs or recipe.kl_reward.weight
+    refers = "ref_logprobs" in needs or recipe.kl_penalty.weight
     step = updates.make_update(
         policy.model,
         tx,
         functools.partial(_objective, recipe.loss),
-        microbatches=recipe.microbatches,
-        token_budget=recipe.token_budget,
-        freeze=recipe.freeze,
-        ema=recipe.ema,
-        unroll=recipe.unroll,
+        microbatches=recipe.learner.microbatches,
+        token_budget=recipe.learner.token_budget,
+        freeze=recipe.optimizer.freeze,
+        ema=recipe.learner.ema,
+        unroll=recipe.learner.unroll,
         **options,
     )
     return Learner(
@@ -76,13 +76,13 @@ def make_learner(context: Context, tx, state: updates.TrainState) -> Learner:
 def score_options(policy: Policy, recipe: Recipe) -> dict:
     """Return the options of `engine.score.score` for a recipe's completions."""
     return {
-        "temperature": recipe.temperature,
+        "temperature": recipe.sampling.temperature,
         "banned": policy.stops.banned,
         "attend": policy.attend,
         "mesh": policy.mesh,
         "dtype": policy.compute,
-        "float32_residual": recipe.wide,
-        "remat": recipe.remat or None,
+        "float32_residual": recipe.learner.float32_residual,
+        "remat": recipe.learner.remat or None,
     }
 
 
@@ -96,7 +96,7 @@ def apply_kl_penalty(learner: Learner, batch: RolloutBatch) -> Rewards:
     """Return the rewards less `kl_reward.weight` · KL to the reference, summed over a
     completion; unchanged where the recipe has no such penalty, or has it token by
     token in the advantage."""
-    penalty, rewards = learner.context.recipe.kl_reward, batch.rewards
+    penalty, rewards = learner.context.recipe.kl_penalty, batch.rewards
     if not penalty.weight or penalty.to_go:
         return rewards
     group = learner.with_branches(batch.group, batch.rollout)
@@ -136,12 +136,12 @@ def _extra(
     """Return the rows that the objective reads, see `losses.policy_objective`."""
     recipe, put = learner.context.recipe, learner.context.policy.put
     batch, advantages, needs = training.batch, training.advantages, learner.needs
-    rollout, penalty = batch.rollout, recipe.kl_reward
+    rollout, penalty = batch.rollout, recipe.kl_penalty
     extra = {
         "old_logprobs": rollout.logprobs,
         "advantages": put(np.asarray(advantages.values).reshape(-1)),
     }
-    if "sampler_logprobs" in needs or recipe.noise.share or recipe.guide.share:
+    if "sampler_logprobs" in needs or recipe.noise.share or recipe.distillation.share:
         # Off-policy rollouts are corrected, and rollouts of another prompt are learned,
         # against the log-probs of the parameters before the update, not the sampler's.
         extra["sampler_logprobs"] = rollout.logprobs
@@ -153,7 +153,7 @@ def _extra(
         extra["advantages"] = losses.to_go(
             extra["advantages"], values, rollout.mask, penalty.weight
         )
-    if recipe.overlong.filter or recipe.rounds > 1:
+    if recipe.overlong.filter or recipe.sampling.resampling_rounds > 1:
         extra["loss_mask"] = put(np.asarray(advantages.loss_mask).reshape(-1))
     if "noise" in needs:
         rng = np.random.default_rng([learner.context.seed, step])
@@ -175,5 +175,5 @@ def _scored(learner: Learner, params, group: Group) -> Array:
 
 
 def _kl(learner: Learner, batch: RolloutBatch, reference: Array) -> Array:
-    estimator, rollout = learner.context.recipe.kl_reward.estimator, batch.rollout
+    estimator, rollout = learner.context.recipe.kl_penalty.estimator, batch.rollout
     return losses.kl(rollout.logprobs, reference, rollout.mask, estimator)

@@ -44,12 +44,12 @@ class TrainStep(NamedTuple):
 
 def begin(state: update.TrainState, recipe: Recipe, *, prompts: int) -> Carry:
     """Return the Carry before the first step, with the shapes of every later one."""
-    size, length = recipe.group_size, recipe.max_tokens
+    size, length = recipe.sampling.group_size, recipe.sampling.max_tokens
     pending = buffer = None
-    if recipe.lag:
+    if recipe.sampling.off_policy_steps:
         pending = replay.zeros((prompts * size,), length)
-    if recipe.replay_groups.capacity:
-        buffer = replay.empty(recipe.replay_groups.capacity, size, length)
+    if recipe.replay.capacity:
+        buffer = replay.empty(recipe.replay.capacity, size, length)
     return Carry(state, 0, step_metrics.init(recipe), pending, buffer)
 
 

@@ -14,9 +14,9 @@ def recipe_facts(recipe: Recipe) -> dict:
     its reward needs a verdict or its advantage weighs consistency apart from the task.
     Of a user's own reward that is not known: the stage is 'unknown'.
     """
-    reward = recipe.reward
+    reward, advantage = recipe.reward.name, recipe.advantage.name
     return {
         "stage": "trained" if reward in REWARDS else "unknown",
         "augmented": any(s > 0 for name, s in recipe.mix.items() if name != "base"),
-        "faithful": reward in JUDGED or recipe.advantage in DECOUPLED,
+        "faithful": reward in JUDGED or advantage in DECOUPLED,
     }

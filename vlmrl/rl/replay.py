@@ -102,7 +102,7 @@ def replace_idle(
     loss_mask = np.array(training.advantages.loss_mask)
     idle = np.flatnonzero(np.abs(advantages).max(-1) == 0)
     rng = np.random.default_rng([context.seed, step])
-    rows = choose(buffer, len(idle), power=recipe.replay_groups.power, rng=rng)
+    rows = choose(buffer, len(idle), power=recipe.replay.power, rng=rng)
     grown = add(buffer, batch.positions, batch.host, advantages)
     if len(rows):
         examples = [example_at(int(buffer.positions[r])) for r in rows]

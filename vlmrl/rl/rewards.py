@@ -27,7 +27,7 @@ in `cot_statistics.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from vlmrl.prompts.parsing import Parsed
@@ -161,6 +161,13 @@ REWARDS = {
     "lagrangian": lagrangian_reward,
     "agreement": agreement_reward,
 }
+
+
+def function_of(name: str | Callable) -> Callable:
+    """Return the reward function of a name, or the function itself."""
+    return REWARDS[name] if isinstance(name, str) else name
+
+
 JUDGED = frozenset(REWARDS) - {"grpo"}  # those that need a verdict
 
 

@@ -100,7 +100,7 @@ def make_context(
     phase: Callable[..., None] = lambda name, step=None: None,
 ) -> Context:
     """Return the Context of a run; `batches` and `phase` as in `loop.train`."""
-    terms = [*recipe.shaping]
+    terms = [*recipe.reward.shaping]
     terms += [recipe.ranking.by] if recipe.ranking.weight else []
     needs_letters = any(name in completion_terms.LETTERED for name in terms)
     return Context(
@@ -111,7 +111,7 @@ def make_context(
         sampling.sampler(policy, recipe, seed=seed),
         verdict_source.make_source(policy, recipe, seed=seed),
         tuple(terms),
-        cot_probe.reader(policy, recipe.max_tokens) if needs_letters else None,
+        cot_probe.reader(policy, recipe.sampling.max_tokens) if needs_letters else None,
         verify.checker(recipe.verifier) if recipe.verifier else None,
         phase,
     )
@@ -137,9 +137,9 @@ def rollout_batch(
       multiplier: λ of the constraint, for reward 'lagrangian'.
     """
     recipe = context.recipe
-    if not recipe.lag:
+    if not recipe.sampling.off_policy_steps:
         batch = _sample_and_collect(context, params, step, multiplier)
-        for _ in range(recipe.rounds - 1):
+        for _ in range(recipe.sampling.resampling_rounds - 1):
             if is_mixed(batch.rewards).all():
                 break
             more = _sample_and_collect(context, params, step, multiplier)
@@ -179,7 +179,11 @@ def collect(
     Args:
       parts: rollouts on the device, as `sample` returns them.
     """
-    policy, recipe, size = context.policy, context.recipe, context.recipe.group_size
+    policy, recipe, size = (
+        context.policy,
+        context.recipe,
+        context.recipe.sampling.group_size,
+    )
     context.phase("rollout")
     prompt_of = [p for p in prompts.prompts for _ in range(size)]
     hosts, texts, parsed = [], [], []
@@ -264,7 +268,7 @@ def option_probabilities(
         cot_probe.sighted(p, q.think or "")
         for p, q in zip(prompt_of, parsed, strict=True)
     ]
-    groups = cot_probe.in_groups(readings, context.recipe.group_size)
+    groups = cot_probe.in_groups(readings, context.recipe.sampling.group_size)
     letters = context.letters(params, groups).reshape(len(parsed), -1)
     return [
         cot_probe.implied(row, len(p.example.options))
@@ -281,13 +285,14 @@ def compute_reward(
 ) -> rewards.Reward:
     """Return the reward of a completion: the recipe's function of answer and verdict,
     plus shaping terms and the penalty for (nearly) running out of length."""
-    options = dict(recipe.reward_options)
-    if recipe.reward == "lagrangian":
+    options = dict(recipe.reward.options)
+    if recipe.reward.name == "lagrangian":
         options["multiplier"] = multiplier
-    function, answer = rewards.REWARDS[recipe.reward], inputs.prompt.example.answer
+    function = rewards.function_of(recipe.reward.name)
+    answer = inputs.prompt.example.answer
     reward = function(inputs.parsed, answer, verdict, **options)
-    if recipe.shaping:
-        reward = rewards.shaped(reward, terms, recipe.shaping)
+    if recipe.reward.shaping:
+        reward = rewards.shaped(reward, terms, recipe.reward.shaping)
     overlong = recipe.overlong
     if overlong.limit:
         penalty = rewards.overlong_penalty(
@@ -324,7 +329,7 @@ def rewards_of(samples: Sequence[Sample], recipe: Recipe) -> Rewards:
     """Return the rewards of N * G samples as [N,G] arrays."""
 
     def table(values, kind=np.float32):
-        return np.array(list(values), kind).reshape(-1, recipe.group_size)
+        return np.array(list(values), kind).reshape(-1, recipe.sampling.group_size)
 
     agree = (s.reward.consistent for s in samples)
     by = recipe.ranking.by

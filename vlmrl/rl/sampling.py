@@ -133,10 +133,10 @@ class Sampler(NamedTuple):
 def sampler(policy: Policy, recipe: Recipe, *, seed: int) -> Sampler:
     sample = make_sampler(
         policy,
-        max_tokens=recipe.max_tokens,
-        sampling=Sampling(recipe.temperature),
+        max_tokens=recipe.sampling.max_tokens,
+        sampling=Sampling(recipe.sampling.temperature),
         slots=recipe.slots,
-        gather=recipe.gather,
+        gather=recipe.sampling.gather_params,
     )
     return Sampler(policy, recipe, seed, sample)
 
@@ -150,12 +150,12 @@ def sample_batch(sampler: Sampler, params, step: int, batch: PromptBatch):
     """
     policy, recipe = sampler.policy, sampler.recipe
     ids = [p.example.id for p in batch.prompts]
-    keys = branch_keys(sampler.seed, "rollout", step, ids, recipe.group_size)
-    if recipe.guide.share:
+    keys = branch_keys(sampler.seed, "rollout", step, ids, recipe.sampling.group_size)
+    if recipe.distillation.share:
         return [_with_distillation(sampler, params, batch, np.asarray(keys))]
     if recipe.noise.share:
         return [_with_noise(sampler, params, step, batch, np.asarray(keys))]
-    if recipe.judging.parts > 1:
+    if recipe.judge.parts > 1:
         return _in_parts(sampler, params, batch, np.asarray(keys))
     return [sampler.sample(params, batch.group, policy.put(keys))]
 
@@ -163,7 +163,7 @@ def sample_batch(sampler: Sampler, params, step: int, batch: PromptBatch):
 def _in_parts(sampler: Sampler, params, batch: PromptBatch, keys) -> list[Rollout]:
     """Queue the prompts on the device part by part, so that one is judged while the
     next is sampled."""
-    policy, count = sampler.policy, sampler.recipe.judging.parts
+    policy, count = sampler.policy, sampler.recipe.judge.parts
     prompts, rows = len(batch.prompts) // count, len(keys) // count
     return [
         sampler.sample(
@@ -190,7 +190,7 @@ def _with_noise(sampler: Sampler, params, step: int, batch: PromptBatch, keys):
 def _with_distillation(sampler: Sampler, params, batch: PromptBatch, keys):
     """The last rows of every group are sampled without what misleads, and moved behind
     the prompt that does (`grafted`)."""
-    policy, share = sampler.policy, sampler.recipe.guide.share
+    policy, share = sampler.policy, sampler.recipe.distillation.share
     examples = [perturb.unmisled(p.example) for p in batch.prompts]
     first, last = _split(sampler, params, batch, examples, share, keys)
     last = policy.put(grafted(policy.processor, sharding.fetch(last), batch.prompts))
@@ -200,7 +200,7 @@ def _with_distillation(sampler: Sampler, params, batch: PromptBatch, keys):
 def _split(sampler: Sampler, params, batch, examples, share: float, keys):
     """(rollouts of the batch's prompts, rollouts of `examples`, a share of each
     group)."""
-    policy, size = sampler.policy, sampler.recipe.group_size
+    policy, size = sampler.policy, sampler.recipe.sampling.group_size
     other = policy.put(prefixes(policy, policy.write(examples)))
     own = size - round(share * size)
     keys = keys.reshape(len(batch.prompts), size, -1)

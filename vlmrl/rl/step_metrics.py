@@ -18,10 +18,10 @@ def init(recipe: Recipe) -> dict[str, float]:
     """Return the coefficients of this recipe's controllers before the first step."""
     coefficients = {}
     if recipe.constraint.threshold:
-        coefficients["multiplier"] = float(recipe.constraint.start)
-    if recipe.kl_target:
+        coefficients["multiplier"] = float(recipe.constraint.init)
+    if recipe.adaptive_kl.target:
         coefficients["kl_weight"] = float(recipe.loss["kl_weight"])
-    if recipe.entropy_target:
+    if recipe.adaptive_entropy.target:
         weight = recipe.loss.get("entropy_weight", 0.0)
         coefficients["entropy_weight"] = float(weight)
     return coefficients
@@ -33,7 +33,7 @@ def loss_weights(
     """Return those coefficients that weigh terms of the next update's loss."""
     out = {k: w for k, w in coefficients.items() if k == "kl_weight"}
     if "entropy_weight" in coefficients:
-        weight, target = coefficients["entropy_weight"], recipe.entropy_target
+        weight, target = coefficients["entropy_weight"], recipe.adaptive_entropy.target
         bonus = controllers.entropy_bonus(weight, sampled_entropy(batch), target)
         out["entropy_weight"] = float(bonus)
     return out
@@ -51,18 +51,18 @@ def update(
             float(np.nanmean(consistent)),
             constraint.threshold,
             rate=constraint.rate,
-            most=constraint.most,
+            max=constraint.max,
         )
     if "kl_weight" in out:
         measured = float(metrics["kl_ref"].value)
-        rule = KL_RULES[recipe.kl_rule]
-        out["kl_weight"] = rule(out["kl_weight"], measured, recipe.kl_target)
+        rule = KL_RULES[recipe.adaptive_kl.rule]
+        out["kl_weight"] = rule(out["kl_weight"], measured, recipe.adaptive_kl.target)
     if "entropy_weight" in out:
         out["entropy_weight"] = controllers.entropy_target(
             out["entropy_weight"],
             sampled_entropy(batch),
-            recipe.entropy_target,
-            change=recipe.entropy_change,
+            recipe.adaptive_entropy.target,
+            change=recipe.adaptive_entropy.change,
         )
     return {name: float(value) for name, value in out.items()}
 

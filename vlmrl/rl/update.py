@@ -1,8 +1,8 @@
 """The update step: gradients of any objective over groups, in microbatches.
 
-An objective is a pure function of (log-probs, entropy, batch) that returns `Mean`s; it
-knows no model. Gradients are summed over microbatches and divided by the global count
-before clipping, so the split changes nothing but memory.
+An objective is a pure function of (log-probs, entropy, mask, extra) that returns
+`Mean`s; it knows no model. Gradients are summed over microbatches and divided by the
+global count before clipping, so the split changes nothing but memory.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import optax
 from vlmrl import metrics as metrics_
 from vlmrl.engine.score import score
 from vlmrl.models.api import Model, Param
+from vlmrl.rl.recipe import OptimizerOptions
 from vlmrl.sharding import (
     batch_shards,
     is_on_host,
@@ -39,11 +40,11 @@ class TrainState(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Groups with their branches, and what the objective wants to know of every row.
+    """Groups with their branches, and what the objective needs of every row.
 
     `extra` is a dict of arrays whose leading axis is N * G: advantages, masks, ...
     `second` has the same branches behind other prefixes (PAPO's masked images); the
-    objective finds their log-probs, with gradients, as extra['masked_logprobs'].
+    objective gets their log-probs, with gradients, as extra['masked_logprobs'].
     """
 
     group: Group
@@ -51,26 +52,31 @@ class Batch(NamedTuple):
     second: Group | None = None
 
 
-def schedule(*, peak: float, warmup: int, steps: int, decay: str = "constant"):
-    """Learning rate by step: linear warm-up from 0, then constant, cosine or linear.
+def schedule(options: OptimizerOptions, steps: int):
+    """Return the learning rate by step: linear warm-up from 0 to `peak`, then constant,
+    cosine or linear decay to 0 at `horizon`, or at `steps` where that is 0.
 
     Raises:
       UserError: `decay` is none of these.
     """
+    peak, warmup = options.peak, options.warmup
+    rest = max(1, (options.horizon or steps) - warmup)
     tails = {
         "constant": optax.constant_schedule(peak),
-        "cosine": optax.cosine_decay_schedule(peak, max(1, steps - warmup)),
-        "linear": optax.linear_schedule(peak, 0.0, max(1, steps - warmup)),
+        "cosine": optax.cosine_decay_schedule(peak, rest),
+        "linear": optax.linear_schedule(peak, 0.0, rest),
     }
-    if decay not in tails:
-        raise UserError(f"optimizer.decay: '{decay}' is not one of {', '.join(tails)}")
-    ramp = optax.linear_schedule(0.0, peak, max(1, warmup))
-    return optax.join_schedules([ramp, tails[decay]], [warmup])
+    if options.decay not in tails:
+        raise UserError(
+            f"optimizer.decay is '{options.decay}', expected one of {', '.join(tails)}"
+        )
+    rise = optax.linear_schedule(0.0, peak, max(1, warmup))
+    return optax.join_schedules([rise, tails[options.decay]], [warmup])
 
 
 def matrices(table: dict[str, Param]) -> dict[str, Any]:
-    """Which axes of every parameter a linear map reads from and writes to; None for
-    what is no matrix (embeddings, norms, biases)."""
+    """Return the axes that a linear map reads from and writes to, by parameter; None
+    for what is no matrix (embeddings, norms, biases)."""
 
     def axes(p: Param):
         if p.layout == "... -> ...":
@@ -89,62 +95,52 @@ def matrices(table: dict[str, Param]) -> dict[str, Any]:
 
 
 def optimizer(
-    rate,
+    options: OptimizerOptions,
     table: dict[str, Param],
     *,
-    weight_decay: float = 0.0,
-    clip: float = 1.0,
-    b1: float = 0.9,
-    b2: float = 0.99,
-    freeze: tuple[str, ...] = (),
-    muon: float = 0.0,
-    embed: float = 1.0,
+    steps: int = 0,
 ) -> optax.GradientTransformation:
-    """AdamW after clipping by global norm; a parameter's row of the family's `table`
-    says whether it decays.
+    """Return AdamW after clipping by global norm; a parameter's row of the family's
+    `table` says whether it decays.
 
     With `muon` > 0 matrices are stepped along their orthogonalised momentum at `muon`
-    times the rate (https://kellerjordan.github.io/posts/muon), the rest by Adam.
-    The embedding is stepped at `embed` times the rate.
+    times the rate (https://kellerjordan.github.io/posts/muon), the rest by Adam. The
+    embedding is stepped at `embed` times the rate.
 
-    Raises:
-      UserError: Muon with frozen parameters.
+    Args:
+      options: `freeze` and `offload` are matters of the state (`init_state`).
+      table: of the live parameters.
+      steps: of the run, for the schedule.
     """
-
-    def decays(params):
-        return {name: table[name].decay for name in params}
-
-    if muon:
-        if freeze:
-            raise UserError(f"optimizer.muon: expected freeze=(), got {freeze}")
-        fast = rate if callable(rate) else optax.constant_schedule(rate)
-        inner = optax.contrib.muon(
-            lambda step: muon * fast(step),
-            adam_learning_rate=rate,
-            adam_b1=b1,
-            adam_b2=b2,
-            weight_decay=weight_decay,
-            muon_weight_dimension_numbers=lambda _: matrices(table),
+    rate = schedule(options, steps)
+    if not options.muon:
+        inner = optax.adamw(
+            rate,
+            b1=options.b1,
+            b2=options.b2,
+            weight_decay=options.weight_decay,
+            mask=lambda params: {name: table[name].decay for name in params},
         )
     else:
-        inner = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=decays)
-    whole = optax.chain(optax.clip_by_global_norm(clip), inner)
-    if embed != 1:
+        inner = optax.contrib.muon(
+            lambda step: options.muon * rate(step),
+            adam_learning_rate=rate,
+            adam_b1=options.b1,
+            adam_b2=options.b2,
+            weight_decay=options.weight_decay,
+            muon_weight_dimension_numbers=lambda _: matrices(table),
+        )
+    whole = optax.chain(optax.clip_by_global_norm(options.clip), inner)
+    if options.embed != 1:
 
         def faster(updates, params):
             return {
-                n: u * embed if table[n].role == "embedding" else u
+                n: u * options.embed if table[n].role == "embedding" else u
                 for n, u in updates.items()
             }
 
         whole = optax.chain(whole, optax.stateless(faster))
-    if not freeze:
-        return whole
-
-    def labels(params):
-        return {n: "frozen" if n.startswith(freeze) else "live" for n in params}
-
-    return optax.multi_transform({"live": whole, "frozen": optax.set_to_zero()}, labels)
+    return whole
 
 
 def make_update(
@@ -154,14 +150,11 @@ def make_update(
     *,
     microbatches: int = 1,
     token_budget: int = 0,
-    mesh=None,
     freeze: tuple[str, ...] = (),
     ema: float = 0.0,
-    temperature: float = 1.0,
-    banned=None,
-    **options,
+    **forward,
 ):
-    """update(state, batch) -> (state, metrics: dict name → Mean).
+    """Return update(state, batch) -> (state, metrics: dict name → Mean).
 
     objective(logprobs float32[B, T], entropy float32[B, T], mask bool[B, T], extra)
     returns (loss: Mean, metrics: dict name → Mean).
@@ -170,46 +163,32 @@ def make_update(
       tx: of the live parameters alone.
       microbatches: into how many parts the groups of a batch are split, one after the
         other; it must divide the number of groups.
-      token_budget: split further until a part holds at most so many tokens, see
+      token_budget: split further until a part has at most so many tokens, see
         `parts_of`; 0 for no budget.
-      mesh: over which batch and parameters are split, if they are.
       freeze: prefixes of parameters that take no gradient and stay as they are.
       ema: decay of `TrainState.ema`, 0 for none.
-      temperature, banned: of the scored distribution, as it was sampled.
-      options: dtype, remat, unroll and float32_residual of the forward pass.
+      forward: options of `engine.score.score`: mesh, temperature, banned, dtype, remat,
+        ….
     """
-    how = {"temperature": temperature, "banned": banned, "mesh": mesh, **options}
+    shards = batch_shards(forward.get("mesh"))
 
     def loss(live, params, batch: Batch):
         params, group, extra = {**params, **live}, batch.group, batch.extra
-        logp, ent = score(model, params, group, **how)
+        logp, ent = score(model, params, group, **forward)
         if batch.second is not None:
-            masked, _ = score(model, params, batch.second, **how)
+            masked, _ = score(model, params, batch.second, **forward)
             extra = extra | {"masked_logprobs": masked}
         total, metrics = objective(logp, ent, group.branches.mask, extra)
         return total.sum, (total, metrics)
 
-    def part(params, batch):
+    def gradients(params, batch):
         live = live_of(params, freeze)
         grads, (total, metrics) = jax.grad(loss, has_aux=True)(live, params, batch)
         return grads, total, metrics
 
     def update(state: TrainState, batch: Batch):
-        count = max(microbatches, parts_of(batch, token_budget, batch_shards(mesh)))
-        if count == 1:
-            grads, total, metrics = part(state.params, batch)
-        else:
-            parts = split(batch, count)
-            first = jax.tree.map(lambda x: x[0], parts)
-            none = jax.tree.map(
-                lambda x: jnp.zeros(x.shape, x.dtype),
-                jax.eval_shape(part, state.params, first),
-            )
-
-            def body(carry, one):
-                return metrics_.add(carry, part(state.params, one)), None
-
-            (grads, total, metrics), _ = jax.lax.scan(body, none, parts)
+        count = max(microbatches, parts_of(batch, token_budget, shards))
+        grads, total, metrics = accumulate(gradients, state.params, batch, count)
         count = jnp.maximum(total.count, 1)
         grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
         live = live_of(state.params, freeze)
@@ -231,20 +210,37 @@ def make_update(
     return update
 
 
+def accumulate(function: Callable, params, batch: Batch, count: int):
+    """Return the sum of function(params, part) over `count` parts of a batch, one part
+    after the other."""
+    if count == 1:
+        return function(params, batch)
+    parts = split(batch, count)
+    first = jax.tree.map(lambda x: x[0], parts)
+    zero = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, params, first)
+    )
+
+    def body(carry, part):
+        return metrics_.add(carry, function(params, part)), None
+
+    return jax.lax.scan(body, zero, parts)[0]
+
+
 def live_of(params: dict, freeze: tuple[str, ...] = ()) -> dict:
-    """The parameters that are not frozen."""
+    """Return the parameters that are not frozen."""
     return {n: p for n, p in params.items() if not n.startswith(tuple(freeze))}
 
 
 def averaged(state: TrainState) -> dict:
-    """The parameters to measure and export: the running average where there is one."""
+    """Return the parameters to measure and export: the average where there is one."""
     return {**state.params, **(state.ema or {})}
 
 
 def parts_of(batch: Batch, token_budget: int, shards: int = 1) -> int:
-    """Into how few parts a batch is split so that each has at most `token_budget`
-    tokens, padding included: groups · (S + G · T). A part holds a multiple of `shards`
-    groups, and never less, whatever the budget; 0 is no budget."""
+    """Return the smallest number of parts with at most `token_budget` tokens each,
+    padding included: groups · (S + G · T). A part has a multiple of `shards` groups,
+    and never fewer, whatever the budget; 0 is no budget."""
     groups, prefix = batch.group.prefix.ids.shape
     rows, length = batch.group.branches.ids.shape
     each = prefix + rows // groups * length
@@ -258,9 +254,9 @@ def parts_of(batch: Batch, token_budget: int, shards: int = 1) -> int:
 
 
 def split(batch: Batch, parts: int) -> Batch:
-    """Every array cut along its batch axis into a leading axis of `parts`: the first
-    has groups 0, parts, 2 · parts, ..., so that each of many devices, which hold groups
-    in a row, has its share of every part and sends nothing."""
+    """Cut every array along its batch axis into a leading axis of `parts`. The first
+    part has groups 0, parts, 2 · parts, ...: each device, which stores consecutive
+    groups, has its share of every part and sends nothing."""
     groups = batch.group.prefix.ids.shape[0]
 
     def split_rows(x):
@@ -280,7 +276,7 @@ def init_state(
     ema: bool = False,
     offload: bool = False,
 ) -> TrainState:
-    """A fresh state whose optimizer moments lie like the parameters; with `offload` in
+    """Return a fresh state, its moments sharded like the parameters; with `offload` in
     the memory of their devices' hosts (`sharding.on_host`)."""
     mesh = jax.tree.leaves(params)[0].sharding.mesh
     live = live_of(params, freeze)
@@ -296,16 +292,16 @@ def init_state(
 
 
 def jit_update(update, state: TrainState):
-    """The update compiled once: its state comes out placed as it went in, and takes
-    the old one's memory."""
+    """Jit the update: the new state has the shardings of the old one and takes its
+    memory."""
     places = jax.tree.map(lambda x: x.sharding, state)
     update = fetching(update, state)
     return jax.jit(update, donate_argnums=0, out_shardings=(places, None))
 
 
 def fetching(update, state: TrainState):
-    """The update of a state like this one: moments that lie on the host are brought in
-    for it."""
+    """Return the update of a state like this one, with moments in host memory moved to
+    the devices first."""
     if not any(map(is_on_host, jax.tree.leaves(state.opt_state))):
         return update
 

@@ -40,8 +40,8 @@ def make_source(policy: Policy, recipe: Recipe, *, seed: int) -> VerdictSource:
     Raises, by `collect`:
       UserError: the budget is spent, or the judge raised what would hit every item.
     """
-    if isinstance(recipe.judge, judging.Judge) and recipe.judging.seconds:
-        return _beside_sampling(recipe.judge, recipe.judging.seconds)
+    if isinstance(recipe.judge.name, judging.Judge) and recipe.judge.seconds:
+        return _beside_sampling(recipe.judge.name, recipe.judge.seconds)
     ask, waiting = _at_once(policy, recipe, seed=seed), []
 
     def submit(prompt_of, parsed):
@@ -116,19 +116,19 @@ def _beside_sampling(judge: judging.Judge, seconds: float) -> VerdictSource:
 
 def _at_once(policy: Policy, recipe: Recipe, *, seed: int) -> Callable:
     """Return ask(params, prompt_of, parsed) -> the verdict of every completion."""
-    judge = recipe.judge
+    judge = recipe.judge.name
     if not judge:
         return lambda params, prompt_of, parsed: [None] * len(parsed)
     if judge in ("blind", "shuffle"):
-        letters = cot_probe.reader(policy, recipe.max_tokens)
+        letters = cot_probe.reader(policy, recipe.sampling.max_tokens)
 
         def probe(params, readings):
-            groups = cot_probe.in_groups(readings, recipe.group_size)
+            groups = cot_probe.in_groups(readings, recipe.sampling.group_size)
             return letters(params, groups).reshape(len(readings), -1)
 
         if judge == "blind":
             return lambda params, *asked: _by_blind(probe, params, *asked)
-        size = recipe.group_size
+        size = recipe.sampling.group_size
         return lambda params, *asked: _by_shuffle(
             policy, probe, params, *asked, size=size, seed=seed
         )
