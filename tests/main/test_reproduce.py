@@ -19,7 +19,7 @@ from tests.main.small import SMALL, overrides
 from vlmrl import policy
 from vlmrl.data.sets import SETS
 from vlmrl.eval import records
-from vlmrl.loops import grpo
+from vlmrl.loops import run_config
 from vlmrl.main import args, cli
 from vlmrl.studies import jobs, tables
 
@@ -427,6 +427,6 @@ def test_a_recipe_of_the_paper_passes_its_check(name):
     for mode in ("", "runlocal,"):
         config = args.load_config(f"configs/paper/recipe.py:{mode}name={name}")
         settings = config.to_dict()
-        grpo.check(settings)
+        run_config.check(settings)
         assert (settings["reward"]["name"] == "gated") == name.endswith("f")
         assert bool(settings["mix"]) == name.startswith("iii")

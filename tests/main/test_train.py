@@ -17,7 +17,7 @@ from tests.main.small import CONDITIONS, KERNEL, SMALL, overrides
 from vlmrl import metrics
 from vlmrl.data import loader
 from vlmrl.eval import records
-from vlmrl.loops import grpo
+from vlmrl.loops import grpo, run_config
 from vlmrl.main import args, cli
 from vlmrl.models import lora, peft, weights
 from vlmrl.models.api import linear
@@ -187,7 +187,7 @@ def test_every_recipe_is_consistent(name, mode):
     settings = config.to_dict()
     assert settings.pop("algorithm") == "grpo" and config.recipe == name
     settings["prompts"] = 8  # of 8 devices
-    grpo.check(settings)
+    run_config.check(settings)
     assert config.reward.name == ("gated" if name in ("faithful", "both") else "grpo")
     assert bool(config.mix) == (name in ("augmented", "both"))
     assert config.seeds == ((0, 1, 2) if "seeds" in mode else (0,))
@@ -207,7 +207,7 @@ def test_every_study_is_consistent(name, mode):
     assert len({r["recipe"] for r in recipes.values()}) == len(recipes)
     for settings in recipes.values():
         settings["prompts"] = 8  # of 8 devices
-        grpo.check(settings)
+        run_config.check(settings)
         assert settings["seeds"] == (0, 1, 2)
         assert settings["eval"]["split"] != config.split  # which is read at the end
         if mode != ":runlocal":
@@ -424,7 +424,7 @@ def test_an_adapter_is_trained_on_a_base_in_8_bits(vlmrl, tmp_path):
 def test_every_other_recipe_passes_its_check(name, mode):
     settings = args.load_config(f"configs/tiny/{name}.py{mode}").to_dict()
     settings["prompts"] = 8
-    grpo.check(settings)
+    run_config.check(settings)
 
 
 def test_the_other_configs_load():
@@ -553,7 +553,7 @@ def test_a_share_of_the_mix_that_makes_no_sense():
     settings = args.load_config("configs/tiny/both.py").to_dict() | {"prompts": 8}
     settings["mix"] = {"wrong_think": 0.6, "wrong_caption": 0.6}
     with pytest.raises(UserError, match=r"config.mix: shares sum to 1.2"):
-        grpo.check(settings)
+        run_config.check(settings)
 
 
 def test_other_bad_places(refused, tmp_path):
@@ -582,8 +582,8 @@ def test_sets_that_were_prepared_are_trained_on_mixed(tmp_path, vlmrl, refused):
         published.text(tmp_path / f"in/{split}.jsonl", "\n".join(some))
     vlmrl("data", "prepare", "own", "--source", tmp_path / "in", "--workdir", tmp_path)
     data = dict(source="scenes,own", split="train", size=3, weights=(1, 2))
-    data, folder = grpo.Data(**data), tmp_path / "data"
-    eval = grpo.Evaluation("own", "dev", 0, every=0, conditions=(), max_tokens=1)
+    data, folder = run_config.Data(**data), tmp_path / "data"
+    eval = run_config.Evaluation("own", "dev", 0, every=0, conditions=(), max_tokens=1)
     parts, weights, held_out = grpo.load_data(data, eval, folder)
     assert [len(p) for p in parts] == [3, 3] and weights == [1, 2]
     assert [e.question for e in held_out] == [

@@ -3,7 +3,7 @@
 import pytest
 
 from configs.tiny import grpo
-from vlmrl.loops.grpo import RUN_FIELDS
+from vlmrl.loops.run_config import RUN_FIELDS
 from vlmrl.rl import verify
 from vlmrl.rl.check import check, check_loss
 from vlmrl.types import UserError

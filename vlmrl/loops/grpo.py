@@ -6,7 +6,7 @@ on a list of Examples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -14,89 +14,34 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from vlmrl import metrics, perturb, sharding
+from vlmrl import metrics, sharding
+from vlmrl import policy as policies
 from vlmrl.client.cache import Budget
 from vlmrl.data import distributed, loader
 from vlmrl.eval import records
+from vlmrl.eval.record_builder import RunLabels
 from vlmrl.judges import named
 from vlmrl.judges.judge import Judge
 from vlmrl.loops import watch
-from vlmrl.loops.evaluate import evaluator
+from vlmrl.loops.evaluate import (
+    EvalPart,
+    EvalSettings,
+    Evaluator,
+    load_examples,
+    write_records,
+)
+from vlmrl.loops.run_config import Data, Evaluation, Training, check_prompts
 from vlmrl.models import hf, peft, quant
 from vlmrl.models import lora as adapters
 from vlmrl.policy import Policy
 from vlmrl.rl import check as recipe_check
 from vlmrl.rl import loop, update
-from vlmrl.rl import recipe as recipes
 from vlmrl.rl.recipe import Recipe
 from vlmrl.rl.recipe_facts import recipe_facts
 from vlmrl.run import checkpoint, directory, hosts
 from vlmrl.run.phases import Phases, Stopped
 from vlmrl.run.progress import SILENT, Display
-from vlmrl.types import Example, Record, UserError
-
-READ = (  # how a model is loaded
-    "style",
-    "buckets",
-    "pixels",
-    "dtype",
-    "compute",
-    "quantize",
-)
-
-NUMBERS = ("bool", "int", "float")  # kinds of column that keep_best may average
-
-
-class Data(NamedTuple):
-    """What is trained on, see `data.loader.mixture`."""
-
-    source: str
-    split: str
-    size: int
-    weights: Sequence[float] = ()
-    texts: str = ""
-
-
-class Evaluation(NamedTuple):
-    """Evaluations on held-out examples while a run trains."""
-
-    source: str  # '': the source that is trained on
-    split: str
-    size: int
-    every: int  # steps between evaluations; 0: none
-    conditions: Sequence[str]
-    max_tokens: int
-    start: bool = False  # also before the first step
-    texts: str = ""
-
-
-class Saving(NamedTuple):
-    """When a checkpoint is written, and how many stay."""
-
-    every: int  # steps
-    minutes: float = 0.0  # and after so many minutes without one; 0: never
-    keep: int = 2
-    best: str = ""  # also keep the best by a column over a condition: 'correct/base'
-
-
-class Logging(NamedTuple):
-    rollouts: int = 0  # steps between sample rollouts on disk; 0: none
-    tensorboard: bool = False
-    wandb: str = ""  # Weights & Biases project; '': none
-
-
-class Training(NamedTuple):
-    """A run of one recipe; each of its seeds is a `run`."""
-
-    name: str  # of the recipe, in records, tables and figures
-    recipe: Recipe
-    steps: int
-    prompts: int  # groups per step
-    data: Data
-    evaluation: Evaluation
-    saving: Saving
-    logging: Logging = Logging()
-    adapter: adapters.Adapter | None = None  # trained instead of all parameters
+from vlmrl.types import Example, UserError
 
 
 class TrainingData(NamedTuple):
@@ -105,135 +50,26 @@ class TrainingData(NamedTuple):
     held_out: list[Example]
 
 
-def from_config(settings: dict) -> Training:
-    """Return the Training of a config's fields, without those of the model (READ,
-    'model', 'mesh'), 'algorithm' and 'seeds'."""
-    s = dict(settings)
-    saving = Saving(
-        s.pop("save_every"),
-        s.pop("save_minutes", 0.0),
-        s.pop("keep"),
-        s.pop("keep_best", ""),
-    )
-    logging = Logging(
-        s.pop("save_rollouts", 0), s.pop("tensorboard", False), s.pop("wandb", "")
-    )
-    lora = s.pop("lora", None)
-    name, steps, prompts = s.pop("recipe"), s.pop("steps"), s.pop("prompts")
-    data, evaluation = Data(**s.pop("data")), Evaluation(**s.pop("eval"))
-    return Training(
-        name,
-        recipes.make(**s),
-        steps,
-        prompts,
-        data,
-        evaluation,
-        saving,
-        logging,
-        adapters.Adapter(**lora) if lora and lora["rank"] else None,
-    )
-
-
-# Fields of a config that the recipe is not made of.
-RUN_FIELDS = (
-    *("algorithm", "recipe", "model", "mesh", "seeds", "steps", "prompts", *READ),
-    *("data", "eval", "save_every", "save_minutes", "keep", "keep_best"),
-    *("lora", "save_rollouts", "tensorboard", "wandb"),
-)
-
-
-def check(settings: dict) -> None:
-    """Refuse a config that contradicts itself before anything is loaded."""
-    recipe = recipe_check.check(
-        {name: v for name, v in settings.items() if name not in RUN_FIELDS}
-    )
-    _check_data(settings)
-    _check_model(settings)
-    held_out, best = settings["eval"], settings.get("keep_best", "")
-    for name in held_out["conditions"]:
-        perturb.check(name)
-    column, _, condition = best.partition("/")
-    kinds = {f for f, kind in Record.__annotations__.items() if kind in NUMBERS}
-    if best and (column not in kinds or condition not in held_out["conditions"]):
-        raise UserError(
-            f"config.keep_best is '{best}', expected a number of the records and a "
-            "condition of config.eval.conditions, as correct/base"
-        )
-    devices = jax.device_count() // max(1, settings["mesh"]["tensor"])
-    pieces, prompts = recipe.judge.parts, settings["prompts"]
-    for text, parts in (
-        ("devices", devices),
-        (f"devices in each of {pieces} parts (config.judge.parts)", devices * pieces),
-        ("microbatches (config.learner.microbatches)", recipe.learner.microbatches),
-    ):
-        if prompts < 1 or prompts % parts:
-            raise UserError(
-                f"config.prompts is {prompts}, expected a multiple of the {parts} "
-                f"{text}"
-            )
-
-
-def _check_data(settings: dict) -> None:
-    data, held_out = settings["data"], settings["eval"]
-    names = loader.names_of(data["source"])
-    if not names:
-        raise UserError("config.data.source is '', expected the name of a data source")
-    if len(names) > 1 and not held_out["source"]:
-        raise UserError(
-            f"config.eval.source is '', but config.data.source is several, "
-            f"'{data['source']}': expected the name of a data source"
-        )
-    if data["split"] == held_out["split"] and (held_out["source"] or names[0]) in names:
-        raise UserError(
-            f"config.eval.split is '{data['split']}', the split that is trained on"
-        )
-    if 0 < data["size"] < settings["prompts"]:
-        raise UserError(
-            f"config.data.size is {data['size']}, fewer than the "
-            f"{settings['prompts']} prompts of a step (config.prompts)"
-        )
-
-
-def _check_model(settings: dict) -> None:
-    rank = settings.get("lora", {}).get("rank", 0)
-    quantize, compute = settings.get("quantize"), settings["compute"]
-    if rank < 0:
-        raise UserError(f"config.lora.rank is {rank}, expected 0 or more")
-    if quantize and not rank:
-        raise UserError(
-            f"config.quantize is '{quantize}', a base that can't learn, and "
-            "config.lora.rank is 0: expected an adapter, or quantize=''"
-        )
-    if quantize:
-        quant.check(quantize)
-    if compute and rank:
-        raise UserError(
-            f"config.compute is '{compute}' beside an adapter (config.lora.rank): its "
-            "base does not learn, so expected compute='' and the base in config.dtype"
-        )
-
-
 def load_data(data: Data, held_out: Evaluation, where: Path) -> TrainingData:
     """Return the examples of a run. Procedural sources are written below `where`;
     others have been prepared there or elsewhere (`loader.examples_of`)."""
 
     def read():
-        source, weights = loader.mixture(
+        return loader.mixture(
             data.source, data.split, data.size, where, data.weights, data.texts
         )
-        examples = loader.examples_of(
-            held_out.source or data.source,
-            held_out.split,
-            held_out.size,
-            where,
-            held_out.texts,
-        )
-        return TrainingData(source, weights, list(examples))
 
     if hosts.first():  # the others read what the first one wrote
         read()
     hosts.wait("data")
-    return read()
+    examples = load_examples(
+        held_out.source or data.source,
+        held_out.split,
+        held_out.size,
+        where,
+        held_out.texts,
+    )
+    return TrainingData(*read(), examples)
 
 
 class Actor(NamedTuple):
@@ -271,17 +107,29 @@ def make_optimizer(
     return tx, state
 
 
-def batches_of(data: TrainingData, mesh, *, seed: int, prompts: int, start: int):
-    """Return (batches, example_at): this run's batches from a position of its data
-    stream on, and the example at any position."""
+def start(
+    actor: Actor,
+    training: Training,
+    tx: optax.GradientTransformation,
+    carry: loop.Carry,
+    data: TrainingData,
+    *,
+    seed: int,
+    phase: Callable[..., None] = lambda name, step=None: None,
+) -> tuple[Iterator[loop.TrainStep], loader.TimedIterator]:
+    """Return the steps of a run from `carry` on, and the batches that they read.
+
+    Args:
+      phase: see `loop.train`.
+    """
     stream = loader.stream_of(data.source, seed=seed, weights=data.weights)
-    index, count = sharding.part(mesh)
+    index, count = sharding.part(actor.policy.mesh)
     batches = loader.batches(
         data.source,
         weights=data.weights,
         seed=seed,
-        batch=prompts,
-        start=start,
+        batch=training.prompts,
+        start=carry.position,
         process_index=index,
         process_count=count,
     )
@@ -289,17 +137,28 @@ def batches_of(data: TrainingData, mesh, *, seed: int, prompts: int, start: int)
         batches = distributed.whole_batches(
             batches, stream.__getitem__, index, hosts.whole
         )
-    return loader.TimedIterator(batches), stream.__getitem__
+    batches = loader.TimedIterator(batches)
+    steps = loop.train(
+        actor.policy,
+        training.recipe,
+        batches,
+        tx,
+        carry,
+        seed=seed,
+        last=training.steps,
+        example_at=stream.__getitem__,
+        phase=phase,
+    )
+    return steps, batches
 
 
-class Evaluator(NamedTuple):
-    """Evaluations of one run: records, learning curve, score."""
+class PeriodicEvaluation(NamedTuple):
+    """Evaluations of one run while it trains: records, learning curve, score."""
 
     training: Training
     workdir: Path
     seed: int
-    measure: Callable  # see `loops.evaluate.evaluator`
-    held_out: list[Example]
+    part: EvalPart
     plain: Callable  # see `Actor`
     phases: Phases
 
@@ -313,26 +172,22 @@ class Evaluator(NamedTuple):
     def __call__(self, step: int, state: update.TrainState) -> float | None:
         """Write the records of a step, unless they are there; return the score by which
         the best checkpoint is kept."""
-        folder = self.workdir / "records"
+        training, folder = self.training, self.workdir / "records"
         path = folder / f"step-{step:06d}.parquet"
         if hosts.agree(not path.exists()):
             self.phases("eval", step)
-            rows = self.measure(
+            split, facts = training.evaluation.split, recipe_facts(training.recipe)
+            write_records(
+                path,
+                [self.part],
                 self.plain(update.averaged(state)),
-                self.held_out,
-                recipe=self.training.name,
-                seed=self.seed,
-                step=step,
-                split=self.training.evaluation.split,
-                **recipe_facts(self.training.recipe),
-                progress=lambda n: self.phases("eval"),
+                RunLabels(training.name, self.seed, step, split, **facts),
+                lambda n: self.phases("eval"),
             )
-            if hosts.first():
-                records.write(path, rows)
         if hosts.first():
             watch.course_of(self.workdir, folder, step)
         hosts.wait("records")  # all read what the first one wrote
-        best = self.training.saving.best
+        best = training.saving.best
         return score_of(path, best) if best else None
 
 
@@ -365,13 +220,13 @@ def run(
     data = data or load_data(
         training.data, training.evaluation, workdir.parent / "data"
     )
-    measure = evaluator(
-        policy,
-        training.evaluation.conditions,
-        max_tokens=training.evaluation.max_tokens,
-        batch=min(16, len(data.held_out)),
+    evaluation = training.evaluation
+    settings = EvalSettings(
+        max_tokens=evaluation.max_tokens,
+        batch=min(16, max(1, len(data.held_out))),
         gather=training.recipe.sampling.gather_params,
     )
+    evaluator = Evaluator(policy, evaluation.conditions, settings)
     actor = adapt(policy, training.adapter, seed)
     recipe = training.recipe
     judge, client = judge_of(recipe, workdir)
@@ -381,9 +236,8 @@ def run(
         optimizer=recipe.optimizer._replace(freeze=freeze),
     )
     training = training._replace(recipe=recipe)
-    evaluate = Evaluator(
-        training, workdir, seed, measure, data.held_out, actor.plain, phases
-    )
+    part = EvalPart(evaluator, data.held_out)
+    evaluate = PeriodicEvaluation(training, workdir, seed, part, actor.plain, phases)
     try:
         carry = _train(actor, training, data, evaluate, display)
     finally:
@@ -394,41 +248,92 @@ def run(
     return params, [folder / p.name for p in sorted(folder.glob("*.parquet"))]
 
 
+class Trained(NamedTuple):
+    policy: Policy  # with the trained parameters
+    metrics: list[dict[str, float]]  # of every step
+
+
+def train(
+    policy: str | Policy,
+    examples: Sequence[Example],
+    reward: str | Callable = "grpo",
+    *,
+    steps: int = 50,
+    prompts: int = 16,
+    seed: int = 0,
+    workdir: str | Path | None = None,
+    **recipe,
+) -> Trained:
+    """Train a policy on examples with GRPO, or another recipe.
+
+    With a `workdir` the run writes checkpoints and metrics there, exports the model to
+    WORKDIR/model, and the same call resumes it.
+
+    Args:
+      policy: what `vlmrl.load` returns, or the name that it takes. Its own parameters
+        stay as they are.
+      examples: shuffled anew by `seed` in every epoch.
+      reward: a key of `rl.rewards.REWARDS`, or a function (parsed, answer, verdict) ->
+        `rl.rewards.Reward` or a number; `parsed` is a `prompts.parsing.Parsed`,
+        `answer` the index of the right option, `verdict` the judge's.
+      steps, prompts: updates, and prompts per update.
+      recipe: fields of `rl.recipe.Recipe`, sections as mappings or records.
+
+    Returns:
+      Trained.
+
+    Raises:
+      UserError: fields that contradict each other, too few examples.
+
+    >>> train("tiny", examples, reward=lambda parsed, answer, verdict: float(
+    ...     parsed.option == answer), steps=10, sampling={"max_tokens": 72})
+    """
+    policy = policies.load(policy) if isinstance(policy, str) else policy
+    chosen = recipe_check.check({**recipe, "reward.name": reward}, "recipe")
+    check_prompts(prompts, chosen, sharding.batch_shards(policy.mesh), "")
+    training = Training("train", chosen, steps, prompts)
+    data = TrainingData(list(examples), None, [])
+    actor = Actor(
+        policy._replace(params=jax.tree.map(lambda x: x.copy(), policy.params)),
+        (),
+        lambda params: params,
+    )
+    if workdir is not None:
+        workdir = Path(workdir)
+        params, _ = run(actor.policy, training, workdir=workdir, seed=seed, data=data)
+        rows = metrics.read(workdir / "metrics.jsonl")
+        return Trained(policy._replace(params=params), rows)
+    judge = chosen.judge.name
+    if isinstance(judge, str) and judge not in ("", *recipe_check.JUDGES):
+        raise UserError(
+            f"recipe.judge.name={judge!r} keeps replies: expected a workdir"
+        )
+    tx, state = make_optimizer(training, actor)
+    carry, rows = loop.begin(state, chosen, prompts=prompts), []
+    for done in start(actor, training, tx, carry, data, seed=seed)[0]:
+        carry = done.carry
+        rows.append({"step": done.step, **metrics.values(done.metrics)})
+    return Trained(policy._replace(params=update.averaged(carry.state)), rows)
+
+
 def _train(
     actor: Actor,
     training: Training,
     data: TrainingData,
-    evaluate: Evaluator,
+    evaluate: PeriodicEvaluation,
     display: Display,
 ) -> loop.Carry:
     """Return the Carry after the last step; checkpoints, metrics, evaluations and
     sample rollouts are written on the way."""
     workdir, seed, phases = evaluate.workdir, evaluate.seed, evaluate.phases
-    recipe, last, saving = training.recipe, training.steps, training.saving
+    last, saving = training.steps, training.saving
     tx, state = make_optimizer(training, actor)
-    carry = loop.begin(state, recipe, prompts=training.prompts)
+    carry = loop.begin(state, training.recipe, prompts=training.prompts)
     points = workdir / "checkpoints"
     restored = checkpoint.latest(points)
     if restored is not None:
         carry, _ = checkpoint.restore(points, restored, carry)
-    batches, example_at = batches_of(
-        data,
-        actor.policy.mesh,
-        seed=seed,
-        prompts=training.prompts,
-        start=carry.position,
-    )
-    steps = loop.train(
-        actor.policy,
-        recipe,
-        batches,
-        tx,
-        carry,
-        seed=seed,
-        last=last,
-        example_at=example_at,
-        phase=phases,
-    )
+    steps, batches = start(actor, training, tx, carry, data, seed=seed, phase=phases)
     if restored is not None:  # the fresh state is not read any more
         jax.tree.map(lambda x: x.delete(), state)
     save = checkpoint.Saver(
@@ -457,7 +362,8 @@ def _train(
                 advance(1, f"reward {row['reward/total']:.2f}")
                 score = evaluate(step, carry.state) if evaluate.due(step) else None
                 phases("checkpoint", step)
-                now = step % saving.every == 0 or step == last
+                due = saving.every and step % saving.every == 0
+                now = bool(due) or step == last
                 save(step, carry, score, now=now)
             save.finish()
     except Stopped:

@@ -8,7 +8,7 @@ from pathlib import Path
 from vlmrl import policy as policies
 from vlmrl import sharding
 from vlmrl.data import loader
-from vlmrl.loops import grpo
+from vlmrl.loops import grpo, run_config
 from vlmrl.run import directory, hosts
 from vlmrl.run.phases import Phases, Stopped
 from vlmrl.run.progress import SILENT, Display
@@ -17,7 +17,7 @@ from vlmrl.run.progress import SILENT, Display
 def check(config: dict, workdir: Path) -> None:
     """Raise UserError for a config that contradicts itself or names data that is not
     there, before a model is loaded."""
-    grpo.check(config)
+    run_config.check(config)
     for part in (config["data"], config["eval"]):
         for name in loader.names_of(part["source"] or config["data"]["source"]):
             if name not in loader.SOURCES:
@@ -45,7 +45,7 @@ def train(
         load = functools.partial(
             policies.load,
             settings.pop("model"),
-            **{name: settings.pop(name) for name in grpo.READ},
+            **{name: settings.pop(name) for name in run_config.READ},
             mesh=sharding.make_mesh(**settings.pop("mesh")),
         )
         policy = load()
@@ -53,7 +53,7 @@ def train(
             directory.describe_run(workdir, config)
         hosts.wait("config")
         seeds = settings.pop("seeds")
-        training = grpo.from_config(settings)
+        training = run_config.from_config(settings)
         try:
             for seed in seeds:
                 grpo.run(

@@ -19,7 +19,7 @@ from vlmrl.loops.evaluate import (
     load_examples,
     write_records,
 )
-from vlmrl.loops.grpo import READ
+from vlmrl.loops.run_config import READ
 from vlmrl.main import args
 from vlmrl.main.progress import bar, say, show_report
 from vlmrl.report import assemble

@@ -168,6 +168,16 @@ def function_of(name: str | Callable) -> Callable:
     return REWARDS[name] if isinstance(name, str) else name
 
 
+def as_reward(
+    value: Reward | float, parsed: Parsed, answer: int, verdict: str | None
+) -> Reward:
+    """Return a Reward with the usual parts where a function returned a number."""
+    if isinstance(value, Reward):
+        return value
+    parts = grpo_reward(parsed, answer, verdict)
+    return parts._replace(total=float(value))
+
+
 JUDGED = frozenset(REWARDS) - {"grpo"}  # those that need a verdict
 
 

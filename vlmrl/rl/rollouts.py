@@ -290,7 +290,8 @@ def compute_reward(
         options["multiplier"] = multiplier
     function = rewards.function_of(recipe.reward.name)
     answer = inputs.prompt.example.answer
-    reward = function(inputs.parsed, answer, verdict, **options)
+    value = function(inputs.parsed, answer, verdict, **options)
+    reward = rewards.as_reward(value, inputs.parsed, answer, verdict)
     if recipe.reward.shaping:
         reward = rewards.shaped(reward, terms, recipe.reward.shaping)
     overlong = recipe.overlong

@@ -17,7 +17,7 @@ from vlmrl import policy as policies
 from vlmrl.data import loader
 from vlmrl.eval import records
 from vlmrl.eval.record_builder import RunLabels
-from vlmrl.loops import grpo
+from vlmrl.loops import grpo, run_config
 from vlmrl.loops.evaluate import (
     EvalPart,
     EvalSettings,
@@ -32,7 +32,7 @@ from vlmrl.studies import claims, remedies
 from vlmrl.types import UserError
 
 # Fields of a recipe that the study decides.
-OWN = ("algorithm", "model", *grpo.READ, "mesh")
+OWN = ("algorithm", "model", *run_config.READ, "mesh")
 SHARED = {"quantize": "", "dtype": "float32", "compute": ""}  # how the model is held
 
 
@@ -56,7 +56,7 @@ def run(
     began = time.monotonic()
     recipes = c["recipes"]
     for name, settings in recipes.items():
-        grpo.check(settings)
+        run_config.check(settings)
         for field, shared in SHARED.items():
             if settings[field] != shared:
                 raise UserError(
@@ -95,7 +95,7 @@ def run(
     for number, given in enumerate(recipes.values(), 2):
         settings = {name: v for name, v in given.items() if name not in OWN}
         seeds = settings.pop("seeds")
-        training = grpo.from_config(settings)
+        training = run_config.from_config(settings)
         name, steps = training.name, training.steps
         facts = recipe_facts(training.recipe)
         display.say(f"{number}. GRPO, recipe '{name}'")
