@@ -1,7 +1,7 @@
-"""The nouns of the project: what flows from data to figure.
+"""The records that flow from data to figures.
 
-Host records hold text and bytes; device records hold arrays. Axis letters, used in
-every docstring of the package:
+Host records hold text and bytes; device records hold arrays, whose first axis is the
+batch axis. Axis letters of every docstring in the package:
 
   N groups (one shared prefix each)     G branches of a group
   S prefix length in tokens             T branch length in tokens
@@ -19,17 +19,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-Array = np.ndarray  # or jax.Array: both flow through every function here
+Array = np.ndarray  # or jax.Array
 
 
 class UserError(Exception):
-    """Bad input from outside. Its message is one line that names the field, file, row
-    or id at fault and says what would be right; the console prints it without a
-    traceback and exits with status 2."""
+    """Bad input by the user. The message is one line that names the field, file, row or
+    id, what was expected and what was given; commands print it without a traceback and
+    exit with status 2."""
 
 
 class Example(NamedTuple):
-    """One multiple-choice item, as a source gives it or a condition changed it.
+    """One multiple-choice item, from a source or changed by a condition.
 
     A condition (`perturb.py`) is a pure function Example → Example: it sets the last
     block of fields and nothing else, so every condition of an item shares its images,
@@ -59,7 +59,7 @@ class Example(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """An Example written out for one model by one prompt style."""
+    """An Example as the prompt of one model, in one prompt style."""
 
     example: Example
     text: str  # whole prompt, prefill included; one placeholder per image
@@ -84,11 +84,8 @@ class Vision(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """A padded batch of token rows, one link of a chain of segments.
-
-    Rows of a later link are branches of the earlier one: row b of a link with B' rows
-    belongs to row b // (B' / B) of a link with B rows.
-    """
+    """A padded batch of token rows: prefixes, or branches of them. Row b of B' branches
+    belongs to row b // (B' / B) of B prefixes."""
 
     ids: Array  # int32[B, S]
     positions: Array  # int32[B, 3, S]: M-RoPE (time, height, width)
@@ -108,12 +105,12 @@ class Group(NamedTuple):
 
 
 class Rollout(NamedTuple):
-    """What the sampler wrote; B = N * G rows in branch order."""
+    """Sampled tokens; B = N * G rows in branch order."""
 
     tokens: Array  # int32[B, T]
     logprobs: Array  # float32[B, T]: under the distribution sampled from
     entropy: Array  # float32[B, T]: of the raw next-token distribution, nats
-    mask: Array  # bool[B, T]: tokens the sampler chose, the ending one included
+    mask: Array  # bool[B, T]: sampled tokens, the ending one included
     stopped: Array  # bool[B]: ended by a stop string or an end token, not by length
 
 
@@ -130,12 +127,12 @@ class Scores(NamedTuple):
     p_suggested: Array  # float32[B]
     option_mass: Array  # float32[B]: mass on the options before renormalising
     natural: Array  # bool[B]: the model opened its answer itself
-    truncated: Array  # bool[B]: length ran out before the think was closed
-    think_entropy: Array  # float32[B]: mean token entropy of the sampled think, nats
-    think_tokens: Array  # int32[B]: sampled think tokens (prefill excluded)
-    sighted: Array  # float32[B, R, C]: letter log-probs after every k think tokens
+    truncated: Array  # bool[B]: length ran out before the CoT was closed
+    think_entropy: Array  # float32[B]: mean token entropy of the sampled CoT, nats
+    think_tokens: Array  # int32[B]: sampled CoT tokens (prefill excluded)
+    sighted: Array  # float32[B, R, C]: letter log-probs after every k CoT tokens
     sighted_mask: Array  # bool[B, R]
-    blind: Array  # float32[B, 2, C]: letter log-probs of the think re-read without the
+    blind: Array  # float32[B, 2, C]: letter log-probs of the CoT re-read without the
     # image; [:, 0] as is, [:, 1] with its last sentence stripped
 
 
@@ -175,7 +172,7 @@ class Record(NamedTuple):
     finish: str  # 'stop' or 'length'
     # -- judgement
     judge: str  # which judge, e.g. 'rule'
-    conclusion: int  # option the judge read as the think's final judgement, -1 if none
+    conclusion: int  # option the judge read as the CoT's conclusion, -1 if none
     verdict: str  # 'consistent', 'inconsistent', 'undecided', 'not_applicable'
     verdict_sampled: str  # the same, the judge not seeing the prefill
     # -- the kernel's scores
@@ -189,8 +186,8 @@ class Record(NamedTuple):
     think_entropy: float
     think_tokens: int
     sighted: list[list[float]]  # probabilities over options at each probe
-    sighted_every: int  # k: a probe after every k think tokens
-    blind: list[float]  # probabilities over options, think re-read blind
+    sighted_every: int  # k: a probe after every k CoT tokens
+    blind: list[float]  # probabilities over options, CoT re-read blind
     blind_stripped: list[float]
     consistent_probe: bool  # argmax of `blind` == argmax of `letters`
     consistent_probe_stripped: bool
@@ -203,19 +200,17 @@ class Record(NamedTuple):
     device: str = ""  # device kind, e.g. 'NVIDIA H200'
     dtype: str = ""  # of the forward pass
     letters_from: str = "kernel"  # or 'logprobs', 'samples', 'absent'; 'unknown'
-    letter_samples: int = (
-        0  # answers whose shares `letters` are; 0: they are not shares
-    )
+    letter_samples: int = 0  # answers that `letters` are shares of; 0: no shares
     prefill_as: str = ""  # how a prefill reached an endpoint (eval/served.py); '': n/a
     # -- how the parameters were trained
     stage: str = "evaluated"  # 'start': what the recipes of a study begin with;
-    # 'trained': by `recipe`, its step 0 included; 'evaluated': training is not known of
+    # 'trained': by `recipe`, its step 0 included; 'evaluated': training is unknown
     augmented: bool = False  # the recipe perturbs prompts or images (its `mix`)
     faithful: bool = False  # it rewards agreement of CoT and answer
 
 
 class Mean(NamedTuple):
-    """A sum and the count it is over, so that microbatches and hosts add exactly."""
+    """A sum and its count, which add exactly over microbatches and hosts."""
 
     sum: Array
     count: Array
