@@ -1,1 +1,1 @@
-"""One prefix, many branches: chains of links, generation, scoring."""
+"""One prefix, many branches: prefix cache, attention, sampling and scoring."""

@@ -128,17 +128,9 @@ class DecodeState(NamedTuple):
 
 def empty_rollout(rows: int, length: int) -> Rollout:
     """Return a Rollout of `rows` rows in which nothing is sampled yet."""
-
-    def zeros(kind):
-        return jnp.zeros((rows, length), kind)
-
-    return Rollout(
-        zeros(jnp.int32),
-        zeros(jnp.float32),
-        zeros(jnp.float32),
-        zeros(bool),
-        jnp.zeros(rows, bool),
-    )
+    kinds = jnp.int32, jnp.float32, jnp.float32, bool
+    tokens = (jnp.zeros((rows, length), kind) for kind in kinds)
+    return Rollout(*tokens, jnp.zeros(rows, bool))
 
 
 def generate(

@@ -17,35 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Callers load a processor as tokens.load_processor.
-from vlmrl.prompts.processor import (
-    NEVER_SAMPLED,
-    Geometry,
-    Picture,
-    Processor,
-    cut_all,
-    load_processor,
-)
+from vlmrl.prompts.processor import NEVER_SAMPLED as NEVER_SAMPLED
+from vlmrl.prompts.processor import Geometry, Picture, Processor, cut_all
+from vlmrl.prompts.processor import load_processor as load_processor
 from vlmrl.types import Group, Prompt, Tokens, UserError, Vision
-
-__all__ = [
-    "NEVER_SAMPLED",
-    "Buckets",
-    "Encoded",
-    "Geometry",
-    "Picture",
-    "Processor",
-    "bucket",
-    "completion_rows",
-    "decode",
-    "encode",
-    "encode_all",
-    "group",
-    "load_processor",
-    "mrope",
-    "shared_length",
-    "windows",
-]
 
 
 class Encoded(NamedTuple):
@@ -302,25 +277,26 @@ def group(
     Raises:
       UserError: a group is empty, row counts or images differ, or nothing fits.
     """
-    single = all(len(r) == 1 for r in rows)
-    cuts = [
-        len(r[0].ids) if single else shared_length(r, leave=1) for r in _checked(rows)
-    ]
+    cuts, single = _prefix_lengths(rows)
     return _assemble(rows, cuts, geometry, buckets, branches=not single)
 
 
 def needs(rows: Sequence[Sequence[Encoded]], geometry: Geometry) -> tuple[int, ...]:
     """Return the sizes, in order of `Buckets`, that `group` needs for these rows."""
-    single = all(len(r) == 1 for r in rows)
-    cuts = [
-        len(r[0].ids) if single else shared_length(r, leave=1) for r in _checked(rows)
-    ]
+    cuts, single = _prefix_lengths(rows)
     tails = [
         len(e.ids) - c for r, c in zip(rows, cuts, strict=True) for e in r if not single
     ]
     counts = [len(r[0].pictures) for r in rows]
     cut = [len(windows(p.grid, geometry).mask) for r in rows for p in r[0].pictures]
     return max(cuts), max(tails, default=1), max(1, *counts), max(cut, default=1)
+
+
+def _prefix_lengths(rows: Sequence[Sequence[Encoded]]) -> tuple[list[int], bool]:
+    """Return the prefix length of every group, and whether all are single rows."""
+    if all(len(r) == 1 for r in _checked(rows)):
+        return [len(r[0].ids) for r in rows], True
+    return [shared_length(r, leave=1) for r in rows], False
 
 
 def completion_rows(
