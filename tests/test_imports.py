@@ -38,7 +38,6 @@ RANK = {part: rank for rank, row in enumerate(ORDER) for part in row}
 # Imports against the order that are still to be removed.
 NOT_YET = {
     "vlmrl/loops/sft.py": ["vlmrl.tiny"],
-    "vlmrl/studies/jobs.py": ["vlmrl.main"],
 }
 
 # Configs start from the defaults of a recipe; the module needs neither JAX nor data.

@@ -22,6 +22,13 @@ from vlmrl.types import Example, Group, Prompt, UserError
 # Sizes for the tiny model: questions of scenes are 73 tokens at most, with the paper's
 # mix beside them 99, under any condition 107. Others give their own.
 BUCKETS = tokens.Buckets(prefix=(32, 80, 100, 108), branch=(76,), windows=(4,))
+# The same, then those of published models, photographs and long prompts.
+PUBLISHED_BUCKETS = tokens.Buckets(
+    prefix=(*BUCKETS.prefix, 256, 512, 1024, 1536, 2048, 4096, 8192),
+    branch=(*BUCKETS.branch, 128, 256, 512, 1024, 2048),
+    images=(1, 2, 4),
+    windows=(*BUCKETS.windows, 16, 36, 64, 100, 144, 256, 400, 1024),
+)
 DTYPES = ("float32", "bfloat16")
 
 

@@ -61,6 +61,14 @@ def runlocal(name: str) -> dict:
     return args.load_config(f"configs/paper/{name}.py:runlocal").to_dict()
 
 
+def load(path: str) -> dict:
+    return args.load_config(path).to_dict()
+
+
+def plan(name: str, workdir) -> list[jobs.Job]:
+    return jobs.plan(runlocal(name), workdir, load)
+
+
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
     return tmp_path_factory.mktemp("paper")
@@ -169,7 +177,7 @@ def test_studies_share_what_they_have_in_common(ran, shared):
         ran(name)
     assert len(list((shared / "records").glob("*.parquet"))) == 3
     alike = [n for n in STUDIES if n not in ("prompts", "training", "visual")]
-    plans = {n: jobs.plan(runlocal(n), shared) for n in alike}
+    plans = {n: plan(n, shared) for n in alike}
     files = {f for jobs in plans.values() for job in jobs for f in job.files}
     assert len(files) == 1
     (release,) = (shared / "perturbations").glob("*.jsonl")
@@ -194,7 +202,7 @@ def test_a_second_run_does_nothing_again(ran, shared, vlmrl, capsys, monkeypatch
         capsys.readouterr()
         vlmrl("reproduce", f"configs/paper/{name}.py:runlocal", "--workdir", shared)
         assert kept(shared) == before
-        count = len(jobs.plan(runlocal(name), shared))
+        count = len(plan(name, shared))
         assert f"{count} jobs, {count} done" in capsys.readouterr().out
 
 
@@ -202,7 +210,7 @@ def test_a_second_run_does_nothing_again(ran, shared, vlmrl, capsys, monkeypatch
 def test_what_was_lost_is_measured_again_and_no_more(ran, shared, vlmrl):
     """As after a run that was killed: one record file is not there."""
     ran("visual"), ran("table1")
-    (job,) = jobs.plan(runlocal("visual"), shared)
+    (job,) = plan("visual", shared)
     before = kept(shared)
     log = (shared / "jobs.jsonl").read_text()
     (lost,) = job.files
@@ -287,7 +295,7 @@ def test_a_study_asks_for_what_there_is(name, mode, tmp_path):
     assert {*c["tables"]} <= {*tables.TABLES, *tables.USUAL}
     images = [f"{image}+{n}" for image in c["images"] for n in c["conditions"]]
     assert {*c["shown"]} <= {*c["conditions"], *images}
-    plan = jobs.plan(c, tmp_path)
+    plan = jobs.plan(c, tmp_path, load)
     assert len({(job.folder, job.stem) for job in plan}) == len(plan)
     assert not any(job.done or job.recorded for job in plan)
     assert all(0 < tables.Known(*k).value < 1 for k in c["known"])

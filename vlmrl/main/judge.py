@@ -33,7 +33,9 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from vlmrl.eval import records
-from vlmrl.judges import agree, judge, labels, named, verdicts
+from vlmrl.files import write_json
+from vlmrl.judges import agree, labels, named, verdicts
+from vlmrl.loops import judging
 from vlmrl.main import args, endpoint
 from vlmrl.main.progress import CONSOLE, bar
 from vlmrl.report import agreement as tables
@@ -83,7 +85,7 @@ def compare(workdir: Path, f, *places: str) -> None:
     comparison = agree.compare(verdicts.gather(places), f.reading)
     out = tables.comparison(comparison)
     numbers = {"items": comparison.items, "tables": [t._asdict() for t in out]}
-    assemble.write_json(workdir / "agreement.json", numbers)
+    write_json(workdir / "agreement.json", numbers)
     show(out, workdir)
 
 
@@ -111,19 +113,11 @@ def judge_run(workdir: Path, f) -> None:
 
 def finish(workdir: Path, about: dict, rows, decided, old: list[Record]) -> None:
     """Write verdicts and their summary, and the `old` records under the new judge."""
-    name = about["judge"]
-    verdicts.write(workdir / verdicts.NAME, rows, decided, name)
-    assemble.write_json(workdir / "judge.json", about)
+    judging.write(workdir, about, rows, decided, old)
     CONSOLE.print_json(json.dumps(about))
-    if old:
-        rejudged = judge.apply_verdicts(old, decided, name)
-        records.write(workdir / "records.parquet", rejudged)
-        info = {k: str(v) for k, v in about.items() if v and k != "spent"}
-        info = {"title": f"Judged by {name}"} | info
-        assemble.write_json(workdir / "info.json", info)
     labelled = [(r, v) for r, v in zip(rows, decided, strict=True) if r.truth]
     if labelled:
-        show([tables.quality({name: labelled})], workdir)
+        show([tables.quality({about["judge"]: labelled})], workdir)
 
 
 def load(f) -> tuple[list[Record], list[verdicts.VerdictRow]]:

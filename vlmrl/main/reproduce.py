@@ -25,7 +25,8 @@ from vlmrl.eval import records
 from vlmrl.main import args
 from vlmrl.main.progress import CONSOLE, TERMINAL, say, show_report
 from vlmrl.report import assemble, render
-from vlmrl.studies import claims, jobs, tables
+from vlmrl.run.phases import STOPPED
+from vlmrl.studies import claims, estimates, jobs, missing, running, tables
 from vlmrl.types import UserError
 
 HELP = "a table or figure of the paper, from its config"
@@ -43,28 +44,25 @@ def main(argv):
     config, workdir, other = args.parse(argv, FLAGS)
     c = config.to_dict()
     title, known = c["title"], [tables.Known(*k) for k in c["known"]]
-    if c["kind"] not in jobs.KINDS:
-        kinds = ", ".join(jobs.KINDS)
-        raise UserError(f"config.kind is '{c['kind']}', want one of {kinds}")
-    plan = jobs.plan(c, workdir)
+    plan = jobs.plan(c, workdir, lambda path: args.load_config(path).to_dict())
     if not other.remake:
-        say(jobs.told(plan, c))
-        missing = jobs.missing(plan, c, workdir)
-        if missing:
-            say("\n".join(["missing:", *(f"  {what}" for what in missing)]))
+        say(estimates.describe(plan, c))
+        lacking = missing.missing(plan, c, workdir)
+        if lacking:
+            say("\n".join(["missing:", *(f"  {line}" for line in lacking)]))
         if other.plan:
             return 0
-        if missing:
+        if lacking:
             raise UserError(
-                f"{name}: {len(missing)} thing(s) are missing, listed above with the "
+                f"{name}: {len(lacking)} thing(s) are missing, listed above with the "
                 "command that gets each; then give the same command again"
             )
-        if status := jobs.run(plan, c, workdir, TERMINAL):
-            return status
-    lacking = [job.name for job in plan if not job.recorded]
-    if lacking:
+        if not running.run(plan, c, workdir, TERMINAL):
+            return STOPPED
+    unrecorded = [job.name for job in plan if not job.recorded]
+    if unrecorded:
         raise UserError(
-            f"{workdir}: no records of {', '.join(lacking)}; run without --remake"
+            f"{workdir}: no records of {', '.join(unrecorded)}; run without --remake"
         )
     files = list(dict.fromkeys(f for job in plan for f in job.files))
     whole = records.concat([records.read(f) for f in files])
@@ -79,16 +77,16 @@ def main(argv):
         "Benchmarks": ", ".join(sources),
         "Records": f"{len(table):,}, from {len(files)} files under {workdir}",
     }
-    made = tables.build(table, c["tables"], known)
-    made += jobs.extra_tables(plan, workdir)
+    shown = tables.build(table, c["tables"], known)
+    shown += running.judge_tables(plan)
     images = assemble.read_images(workdir)
     whole = tables.pooled(table)
-    report = claims.build_report(folder, info, table=whole, images=images, own=made)
-    render.write(folder / "tables" / "study", made)
+    report = claims.build_report(folder, info, table=whole, images=images, own=shown)
+    render.write(folder / "tables" / "study", shown)
     show_report(report)
-    for one in made[1:2]:
+    for one in shown[1:2]:
         CONSOLE.print(render.terminal(one))
-    names = ", ".join(one.name for one in made)
+    names = ", ".join(one.name for one in shown)
     say(f"{title}: {names} in {folder}/tables/study")
     return 0
 

@@ -1,0 +1,232 @@
+"""Do the jobs of a study that are not done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+from vlmrl import perturb, sharding
+from vlmrl import policy as policies
+from vlmrl.client import http
+from vlmrl.data import distort, texts
+from vlmrl.eval import records, served
+from vlmrl.eval.record_builder import RunLabels
+from vlmrl.files import atomic_write, json_lines
+from vlmrl.judges import agree, named, verdicts
+from vlmrl.loops import judging, seeds
+from vlmrl.loops.evaluate import (
+    OPTIONS,
+    EvalPart,
+    EvalSettings,
+    Evaluator,
+    load_examples,
+    write_records,
+)
+from vlmrl.report import agreement, assemble, html, render
+from vlmrl.run import directory
+from vlmrl.run.progress import SILENT, Display
+from vlmrl.studies.estimates import estimate
+from vlmrl.studies.jobs import SPEED, Job
+from vlmrl.types import Example, Record
+
+PICTURED = 600  # examples of a set whose images are kept for the page
+JUDGED_AT_ONCE = 500  # items
+
+
+def run(jobs: Sequence[Job], c: dict, workdir: Path, display: Display = SILENT) -> bool:
+    """Do what is not done; return whether all is, False where a training was stopped.
+
+    Jobs of one model follow each other, so that it is loaded once. How long each took
+    goes into WORKDIR/jobs.jsonl.
+    """
+    loaded: dict[str, policies.Policy] = {}
+    (workdir / "records").mkdir(parents=True, exist_ok=True)
+    for job in jobs:
+        if job.done:
+            continue
+        began = time.monotonic()
+        if job.kind == "evaluate":
+            _evaluate(job, c, workdir, _policy(job, c, loaded), display)
+        elif job.kind == "ask":
+            _ask(job, c, workdir, display)
+        elif job.kind == "train":
+            job.folder.mkdir(parents=True, exist_ok=True)
+            seeds.check(job.config, job.folder)
+            if not seeds.train(job.config, job.folder, display=display):
+                return False
+        else:
+            _judge(job, display)
+        expected = estimate(job, c)
+        directory.append(
+            workdir / "jobs.jsonl",
+            {
+                "job": job.name,
+                "seconds": round(time.monotonic() - began, 1),
+                "estimated": None if expected is None else round(expected.seconds, 1),
+            },
+        )
+    return True
+
+
+def _policy(job: Job, c: dict, loaded: dict) -> policies.Policy:
+    """Return the job's model; `loaded` holds the last one's weights, no others."""
+    about = job.about
+    name = about["model"]
+    if name not in loaded:
+        loaded.clear()
+        loaded[name] = policies.load(
+            name,
+            style=about["style"],
+            dtype="",
+            buckets=policies.PUBLISHED_BUCKETS,
+            mesh=sharding.make_mesh(**c["mesh"]),
+        )
+    return loaded[name]._replace(style=about["style"])
+
+
+def _evaluate(
+    job: Job, c: dict, workdir: Path, policy: policies.Policy, display: Display
+) -> None:
+    about = job.about
+    examples = _load(about, workdir)
+    speed = {k: c["kernel"][k] for k in SPEED if k in c["kernel"]}
+    speed["batch"] = min(speed["batch"], len(examples))
+    settings = EvalSettings(
+        temperature=about["temperature"],
+        max_tokens=about["max_tokens"],
+        options=max(OPTIONS, 1 + max(len(e.options) for e in examples)),
+        **about["kernel"],
+        **speed,
+    )
+    evaluator = Evaluator(policy, about["conditions"], settings)
+    parts = [
+        EvalPart(evaluator, [_under(e, image, about["seed"]) for e in examples], image)
+        for image in ("", *about["images"])
+    ]
+    labels = RunLabels(about["recipe"], about["seed"], split=about["split"])
+    with display.bar(job.name, len(parts) * len(examples)) as advance:
+        path = job.folder / f"{job.stem}.parquet"
+        write_records(path, parts, policy.params, labels, advance)
+
+
+def _under(example: Example, image: str, seed: int) -> Example:
+    """Return the example under an image perturbation, its condition still base."""
+    if not image:
+        return example
+    return distort.distort(example, image, seed)._replace(condition=example.condition)
+
+
+def _load(about: dict, workdir: Path) -> list[Example]:
+    """Return the examples of a job; keep their images and perturbations for the
+    release."""
+    examples = load_examples(
+        about["source"], about["split"], about["size"], workdir / "data"
+    )
+    seen = html.spread({f"{e.source}/{e.id}": e.task for e in examples}, PICTURED)
+    shown = [e for e in examples if f"{e.source}/{e.id}" in seen and e.images]
+    small = [
+        e._replace(images=(html.small(e.images[0], f"{e.source}/{e.id}"),))
+        for e in shown
+    ]
+    assemble.write_images(workdir, small)
+    path = workdir / "perturbations" / f"{about['source']}-{about['split']}.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    release(path, examples, about["conditions"])
+    return examples
+
+
+def release(path: Path, examples: Sequence[Example], conditions: Sequence[str]) -> None:
+    """Write what conditions make of examples, one line of JSON per example: the
+    statements by option (`data.texts`) and, by condition, caption, prefill and added
+    option. Whoever has the benchmark has the perturbed benchmark with it."""
+
+    def changes(e: Example) -> dict:
+        return {
+            "caption": e.caption,
+            "prefill": e.prefill,
+            "direct": e.direct,
+            "options": list(e.options) if e.abstain >= 0 else None,
+        }
+
+    lines = (
+        {
+            "source": e.source,
+            "example": e.id,
+            "answer": e.answer,
+            "suggested": e.suggested,
+            "conditions": {n: changes(perturb.apply(e, n)) for n in conditions},
+            "texts": texts.entry(e),
+        }
+        for e in examples
+    )
+    atomic_write(path, json_lines(lines))
+
+
+def _ask(job: Job, c: dict, workdir: Path, display: Display) -> None:
+    about = job.about
+    endpoint = http.Endpoint(about["url"], about["model"], key_env=c["key_env"])
+    examples = _load(about, workdir)
+    cache = workdir / "records" / f"{job.stem}.replies.jsonl"
+    total = len(examples) * len(about["conditions"])
+    with (
+        http.Client(endpoint, cache=cache) as client,
+        display.bar(job.name, total) as advance,
+    ):
+        rows = served.evaluate(
+            client,
+            examples,
+            about["conditions"],
+            served.ServedSettings(
+                style=about["style"],
+                prefill=about["prefill"],
+                temperature=about["temperature"],
+                max_tokens=about["max_tokens"],
+            ),
+            labels=RunLabels(about["recipe"], split=about["split"]),
+            progress=advance,
+        )
+    records.write(job.folder / f"{job.stem}.parquet", rows)
+
+
+def _judge(job: Job, display: Display) -> None:
+    """Judge the records of an evaluation again, as `vlmrl judge` does a run's."""
+    about = job.about
+    rows = records.read(about["on"]).to_pylist()
+    old = [Record(**row) for row in rows]
+    options = named.JudgeOptions(
+        endpoint=http.Endpoint(about["url"], ""),
+        params={"temperature": 0.0, "max_tokens": 2048},
+        cache=job.folder / "replies.jsonl",
+        brief=about["brief"],
+    )
+    job.folder.mkdir(parents=True, exist_ok=True)
+    judges = named.named(about["judge"], options, field="config.judges")
+    to_judge = verdicts.of_records(old)
+    with (
+        judges.client or nullcontext(),
+        display.bar(job.name, len(to_judge)) as advance,
+    ):
+        items = [row.item for row in to_judge]
+        decided = named.judge_all(judges, items, JUDGED_AT_ONCE, advance)
+        summary = named.summary(judges, decided)
+    judging.write(job.folder, summary, to_judge, decided, old)
+
+
+def judge_tables(jobs: Sequence[Job]) -> list[render.Table]:
+    """Return the tables of how far judges agree, one set after the other, from their
+    verdicts."""
+    by_set: dict[str, list[Job]] = {}
+    for job in jobs:
+        if job.kind == "judge":
+            by_set.setdefault(job.about["on"], []).append(job)
+    names = [job.name for job in jobs]
+    tables = []
+    for number, judgings in enumerate(by_set.values()):
+        raters = verdicts.gather([job.folder for job in judgings])
+        for table in agreement.comparison(agree.compare(raters, "whole")):
+            title = f"{table.title}: {names[number]}"
+            name = f"{table.name}-{number}"
+            tables.append(table._replace(name=name, title=title))
+    return tables
