@@ -422,7 +422,10 @@ def changed(path, **fields):
             r"field 'vision_config\.hidden_size' is missing",
         ),
         ({"vision_config": None}, r"field 'vision_config\.[a-z_]+' is missing"),
-        ({"text_config.hidden_act": "gelu"}, "field 'hidden_act' must be 'silu'"),
+        (
+            {"text_config.hidden_act": "gelu"},
+            "field 'hidden_act': expected 'silu', got 'gelu'",
+        ),
         (
             {"text_config.rope_parameters.rope_type": "longrope"},
             "rope type 'longrope' is not supported; supported: default, mrope, dynamic",
@@ -433,7 +436,7 @@ def changed(path, **fields):
         ),
         (
             {"text_config.use_sliding_window": True},
-            "'use_sliding_window' must be false",
+            "'use_sliding_window': expected false",
         ),
     ],
 )

@@ -200,7 +200,7 @@ def test_positions_are_stretched_as_torch_does(size, to):
     want = torch.nn.functional.interpolate(
         torch.tensor(x)[None, None], size=(to, to), mode="bicubic", align_corners=False
     )
-    rows = internvl.stretch(size, to)
+    rows = internvl.bicubic_matrix(size, to)
     np.testing.assert_allclose(rows @ x @ rows.T, want[0, 0].numpy(), atol=2e-6)
 
 
@@ -230,14 +230,14 @@ def test_tiles_of_the_real_model_have_256_tokens():
 @pytest.mark.parametrize(
     "path, value, why",
     [
-        ("vision_feature_layer", [-1, -2], "must be one of the 24 layers"),
-        ("vision_feature_layer", 25, "must be one of the 24 layers"),
-        ("vision_feature_select_strategy", "full", "supported: 'default'"),
-        ("vision_config.norm_type", "batch", "supported: 'layer_norm', 'rms_norm'"),
-        ("vision_config.image_size", [448, 224], "must be square"),
-        ("vision_config.hidden_act", "tanh", "supported: 'gelu'"),
+        ("vision_feature_layer", [-1, -2], "expected one of the 24 layers"),
+        ("vision_feature_layer", 25, "expected one of the 24 layers"),
+        ("vision_feature_select_strategy", "full", "expected 'default'"),
+        ("vision_config.norm_type", "batch", "expected 'layer_norm', 'rms_norm'"),
+        ("vision_config.image_size", [448, 224], "expected a square"),
+        ("vision_config.hidden_act", "tanh", "expected 'gelu'"),
         ("vision_config.hidden_size", None, "vision_config.hidden_size' is missing"),
-        ("text_config.model_type", "mamba", "supported: 'qwen2'"),
+        ("text_config.model_type", "mamba", "expected 'qwen2'"),
         ("text_config.hidden_size", None, "text_config.hidden_size' is missing"),
     ],
 )
@@ -250,7 +250,7 @@ def test_what_it_does_not_do_is_named(path, value, why):
 def test_tiles_must_be_square():
     c = internvl.read_config(REAL, "config.json")
     with pytest.raises(UserError, match="tiles of 8 patches; must be square"):
-        internvl.place(c, np.zeros((1025, 4), np.float32), 8)
+        internvl.tile_positions(c, np.zeros((1025, 4), np.float32), 8)
 
 
 @pytest.mark.slow

@@ -189,20 +189,24 @@ def test_learned_positions_by_hand():
     square = jnp.arange(9.0)[:, None]  # value = 3 row + column
     grid = np.stack(np.indices((5, 2)), -1).reshape(1, -1, 2)
     mask = np.ones((1, 10), bool)
-    found = qwen3_vl.places(square, jnp.asarray(grid), jnp.asarray(mask), 3)
+    found = qwen3_vl.interpolate_positions(
+        square, jnp.asarray(grid), jnp.asarray(mask), 3
+    )
     wanted = [3 * r + c for r in (0, 0.5, 1, 1.5, 2) for c in (0, 2)]
     np.testing.assert_allclose(found[0, :, 0], wanted, rtol=1e-6)
     # what is masked does not stretch the grid
     longer = np.concatenate([grid, [[[9, 9]]]], axis=1)
     mask = np.append(mask, [[False]], axis=1)
-    again = qwen3_vl.places(square, jnp.asarray(longer), jnp.asarray(mask), 3)
+    again = qwen3_vl.interpolate_positions(
+        square, jnp.asarray(longer), jnp.asarray(mask), 3
+    )
     np.testing.assert_array_equal(again[0, :10], found[0])
 
 
 def test_an_image_of_one_row():
     grid = np.stack(np.indices((1, 3)), -1).reshape(1, -1, 2)
     mask = np.ones((1, 3), bool)
-    found = qwen3_vl.places(jnp.arange(4.0)[:, None], grid, mask, 2)
+    found = qwen3_vl.interpolate_positions(jnp.arange(4.0)[:, None], grid, mask, 2)
     np.testing.assert_allclose(found[0, :, 0], [0, 0.5, 1], rtol=1e-6)
 
 
@@ -235,7 +239,7 @@ def test_features_carry_one_block_per_tap():
         ("deepstack_visual_indexes", [1, 0], "must be ascending numbers below 2"),
         ("deepstack_visual_indexes", [2], "must be ascending numbers below 2"),
         ("num_position_embeddings", 15, "must be a square"),
-        ("hidden_act", "silu", "hidden_act' must be 'gelu_pytorch_tanh'"),
+        ("hidden_act", "silu", "hidden_act': expected 'gelu_pytorch_tanh'"),
         ("depth", None, r"field 'vision_config\.depth' is missing"),
     ],
 )

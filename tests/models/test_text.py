@@ -237,7 +237,7 @@ def test_images_are_refused():
         (dict(rope_scaling=dict(type="longrope")), "rope type 'longrope' is not"),
         (dict(rope_scaling=dict(rope_type="llama3")), "'llama3' needs numbers"),
         (dict(rope_scaling=dict(type="linear")), "'linear' needs numbers: 'factor'"),
-        (dict(hidden_act="gelu"), "'hidden_act' must be 'silu'"),
+        (dict(hidden_act="gelu"), "'hidden_act': expected 'silu'"),
         (dict(vocab_size=None), "field 'vocab_size' is missing"),
         (dict(num_key_value_heads=3), "2 query heads must be a multiple of 3"),
         (dict(layer_types=["chunked_attention"] * 4), "must name 4 layers"),

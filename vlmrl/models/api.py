@@ -151,61 +151,87 @@ def linear(p: Param) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
 
 
 def linear_rows(
-    name, stored, layers, inputs, outputs, axes, *, bias: bool, adds: bool = False
+    name, stored, layers, size, axes, *, bias: bool, residual: bool = False
 ) -> dict[str, Param]:
-    """Rows of a linear layer [inputs, outputs] (stored the other way round), stacked if
-    `layers` is not 0.
+    """Return the rows of a linear layer [inputs, outputs] = `size` (stored the other
+    way round), stacked if `layers` is not 0.
 
     Random weights (tests, a tiny model's start) keep activations at unit scale: 1 / √
-    of the inputs' number, less where a layer `adds` to the residual stream.
+    of the inputs' number, less where a layer adds to the `residual` stream.
     """
-    lead, pre = ((layers,), (None,)) if layers else ((), ())
-    std = (inputs * (2 * layers if adds else 1)) ** -0.5
-    shape = (*lead, inputs, outputs)
-    rows = {
-        name: Param(shape, (*pre, *axes), std, stored + ".weight", "o i -> i o", {})
-    }
+    shape, axes = _stack(layers, size, axes)
+    std = (size[0] * (2 * layers if residual else 1)) ** -0.5
+    rows = {name: Param(shape, axes, std, stored + ".weight", "o i -> i o", {})}
     if bias:
-        shape, last = (*lead, outputs), (*pre, axes[1])
-        rows[name + "_bias"] = Param(
-            shape, last, 0, stored + ".bias", "... -> ...", {}, decay=False
-        )
+        shape, axes = _stack(layers, size[1:], (axes[-1],))
+        rows[name + "_bias"] = vector_row(shape, axes, stored + ".bias")
     return rows
 
 
-def qkv_rows(name, stored, layers, width, heads) -> dict[str, Param]:
-    """Rows of stacked queries, keys and values stored as one linear layer with bias:
-    [width, 3, heads, width / heads]."""
-    shape, axes = (3, heads, width // heads), (None, "kv_heads", None)
-    sizes = {"q": 3, "a": heads}
-    weight, bias = "(q a h) e -> e q a h", "(q a h) -> q a h"
-    return {
+def heads_rows(
+    name, stored, layers, width, heads: dict[str, int], *, bias: bool
+) -> dict[str, Param]:
+    """Return the rows of a stacked linear layer from `width` to several axes, which are
+    stored as one: queries, keys and values.
+
+    Args:
+      heads: axis letter → length; k and a are split over devices.
+    """
+    letters, shape = " ".join(heads), tuple(heads.values())
+    axes = tuple("kv_heads" if letter in "ka" else None for letter in heads)
+    rows = {
         name: Param(
-            (layers, width, *shape), (None, "embed", *axes), width**-0.5,
-            stored + ".weight", weight, sizes,
-        ),
-        name + "_bias": Param(
-            (layers, *shape), (None, *axes), 0, stored + ".bias", bias, sizes,
-            decay=False,
-        ),
-    }  # fmt: skip
+            (layers, width, *shape),
+            (None, "embed", *axes),
+            width**-0.5,
+            stored + ".weight",
+            f"({letters}) e -> e {letters}",
+            heads,
+        )
+    }
+    if bias:
+        layout, shape = f"({letters}) -> {letters}", (layers, *shape)
+        row = vector_row(shape, (None, *axes), stored + ".bias")
+        rows[name + "_bias"] = row._replace(layout=layout, sizes=heads)
+    return rows
 
 
 def norm_rows(name, stored, layers, size, *, bias: bool = False) -> dict[str, Param]:
-    """Rows of a norm over `size` channels, stacked if `layers` is not 0."""
-    lead, pre = ((layers,), (None,)) if layers else ((), ())
-    shape, axes = (*lead, size), (*pre, None)
-    weight = Param(
-        shape, axes, -1, stored + ".weight", "... -> ...", {}, decay=False, float32=True
-    )
+    """Return the rows of a norm over `size` channels, stacked if `layers` is not 0."""
+    shape, axes = _stack(layers, (size,), (None,))
+    weight = vector_row(shape, axes, stored + ".weight")
+    weight = weight._replace(init=-1, float32=True)
     rows = {name: weight}
     if bias:
         rows[name + "_bias"] = weight._replace(init=0, name=stored + ".bias")
     return rows
 
 
+def patch_rows(
+    stored, width, size: dict[str, int], *, std=0.02, bias: bool
+) -> dict[str, Param]:
+    """Return the rows of a tower's first layer, a convolution without overlap: patches
+    of `size` (axis letter → length) → `width`."""
+    letters, n = " ".join(size), math.prod(size.values())
+    layout = f"e {letters} -> ({letters}) e"
+    weight = Param((n, width), (None, "embed"), std, stored + ".weight", layout, size)
+    rows = {"vision.patch": weight}
+    if bias:
+        rows["vision.patch_bias"] = vector_row((width,), ("embed",), stored + ".bias")
+    return rows
+
+
+def vector_row(shape, axes, stored) -> Param:
+    """Return the row of a bias or the like: zeros at the start, no weight decay."""
+    return Param(shape, axes, 0, stored, "... -> ...", {}, decay=False)
+
+
+def _stack(layers: int, shape: tuple, axes: tuple) -> tuple[tuple, tuple]:
+    return ((layers, *shape), (None, *axes)) if layers else (tuple(shape), tuple(axes))
+
+
 def vision_rows(rows: dict[str, Param]) -> dict[str, Param]:
-    """Rows of a vision tower and its merger."""
+    """Return rows with the role of a vision tower and its merger."""
     return {name: p._replace(role="vision") for name, p in rows.items()}
 
 

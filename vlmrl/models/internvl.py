@@ -19,7 +19,17 @@ import numpy as np
 from vlmrl.models import decoder
 from vlmrl.models import layers as fn
 from vlmrl.models import text as texts
-from vlmrl.models.api import Model, Param, linear_rows, norm_rows, vision_rows
+from vlmrl.models.api import (
+    Model,
+    Param,
+    heads_rows,
+    linear_rows,
+    norm_rows,
+    patch_rows,
+    vector_row,
+    vision_rows,
+)
+from vlmrl.models.hf_config import Section
 from vlmrl.types import UserError, Vision
 
 FAMILY = "internvl"
@@ -60,169 +70,113 @@ class Config(NamedTuple):
 
 
 def read_config(raw: dict, where: str) -> Config:
-    """Config of a `config.json`.
+    """Return the config of a `config.json`.
 
     Raises:
       UserError: a field is missing, or asks for something this family does not do.
     """
-    text, vision = raw.get("text_config") or {}, raw.get("vision_config") or {}
-
-    def get(key):
-        return decoder.need(vision, key, where, "vision_config.")
-
-    def one_of(part, prefix, key, known, default):
-        found = part.get(key, default)
-        if found not in known:
-            raise UserError(
-                f"{where}: field '{prefix}{key}' is {found!r}; supported: "
-                + ", ".join(map(repr, known))
-            )
-        return found
-
-    def side(key):
-        sizes = get(key)
-        sizes = [sizes] if isinstance(sizes, int) else list(sizes)
-        if len(set(sizes)) != 1:
-            raise UserError(
-                f"{where}: field 'vision_config.{key}' is {sizes}; must be square"
-            )
-        return sizes[0]
-
-    kind = one_of(text, "text_config.", "model_type", texts.FAMILIES, "qwen2")
-    one_of(raw, "", "vision_feature_select_strategy", ("default",), "default")
-    ratio = raw.get("downsample_ratio", 0.5)
-    layers, last = get("num_hidden_layers"), raw.get("vision_feature_layer", -1)
+    both = Section(raw, where)
+    text = Section(raw.get("text_config") or {}, where, "text_config.")
+    vision = Section(raw.get("vision_config") or {}, where, "vision_config.")
+    kind = text.one_of("model_type", texts.FAMILIES)
+    both.one_of("vision_feature_select_strategy", ("default",))
+    layers, last = (
+        vision.require("num_hidden_layers"),
+        raw.get("vision_feature_layer", -1),
+    )
     if not isinstance(last, int) or not -layers - 1 <= last <= layers:
-        raise UserError(
-            f"{where}: field 'vision_feature_layer' is {last}; must be one of the "
-            f"{layers} layers"
+        raise both.error(
+            "vision_feature_layer", f": expected one of the {layers} layers, got {last}"
         )
+    traits, tied = texts.FAMILIES[kind], raw.get("tie_word_embeddings")
     return Config(
-        text=decoder.read_config(
-            text,
-            where,
-            "text_config.",
-            tied=raw.get("tie_word_embeddings"),
-            **texts.FAMILIES[kind],
-        ),
-        vision_width=get("hidden_size"),
+        text=decoder.read_config(text, traits, tied=tied),
+        vision_width=vision.require("hidden_size"),
         vision_layers=layers,
-        vision_heads=get("num_attention_heads"),
-        vision_mlp=get("intermediate_size"),
-        vision_act=one_of(vision, "vision_config.", "hidden_act", ACTIVATIONS, "gelu"),
+        vision_heads=vision.require("num_attention_heads"),
+        vision_mlp=vision.require("intermediate_size"),
+        vision_act=vision.one_of("hidden_act", ACTIVATIONS),
         vision_eps=vision.get("layer_norm_eps", 1e-6),
-        vision_norm=one_of(
-            vision,
-            "vision_config.",
-            "norm_type",
-            ("layer_norm", "rms_norm"),
-            "layer_norm",
-        ),
+        vision_norm=vision.one_of("norm_type", ("layer_norm", "rms_norm")),
         vision_bias=bool(vision.get("attention_bias", False)),
         qk_norm=bool(vision.get("use_qk_norm", False)),
         final_norm=not vision.get("use_mean_pooling", True),
         positions=bool(vision.get("use_absolute_position_embeddings", True)),
         mask_token=bool(vision.get("use_mask_token", False)),
         feature=last,
-        patch=side("patch_size"),
+        patch=_side(vision, "patch_size"),
         channels=vision.get("num_channels", 3),
-        grid=side("image_size") // side("patch_size"),
-        merge=round(1 / ratio),
-        merger_act=one_of(raw, "", "projector_hidden_act", ACTIVATIONS, "gelu"),
+        grid=_side(vision, "image_size") // _side(vision, "patch_size"),
+        merge=round(1 / raw.get("downsample_ratio", 0.5)),
+        merger_act=both.one_of("projector_hidden_act", ACTIVATIONS),
     )
+
+
+def _side(vision: Section, field: str) -> int:
+    sizes = vision.require(field)
+    sizes = [sizes] if isinstance(sizes, int) else list(sizes)
+    if len(set(sizes)) != 1:
+        raise vision.error(field, f": expected a square, got {sizes}")
+    return sizes[0]
 
 
 def table(c: Config) -> dict[str, Param]:
-    """The parameter table. Stacked rows carry the layer axis first."""
+    """Return the parameter table. Stacked rows have the layer axis first."""
+    rows = _embedding_rows(c)
     e, a, n, m = c.vision_width, c.vision_heads, c.vision_layers, c.vision_mlp
-    at, plain = "vision_tower.embeddings.", "... -> ..."
-    bias = c.vision_norm == "layer_norm"
-    heads = ("kv_heads", None)
-
-    def token(name, stored):
-        rows[name] = Param(
-            (e,), ("embed",), 0.02, at + stored, "1 1 e -> e", {}, decay=False
-        )
-
-    rows: dict[str, Param] = {}
-    token("vision.cls", "cls_token")
-    if c.mask_token:
-        token("vision.mask", "mask_token")
-    if c.positions:
-        shape, name = (c.grid**2 + 1, e), at + "position_embeddings"
-        rows["vision.positions"] = Param(
-            shape, (None, "embed"), 0.02, name, "1 p e -> p e", {}, float32=True
-        )
-    rows["vision.patch"] = Param(
-        (c.patch_dim, e),
-        (None, "embed"),
-        c.patch_dim**-0.5,
-        at + "patch_embeddings.projection.weight",
-        "e c y x -> (c y x) e",
-        dict(c=c.channels, y=c.patch, x=c.patch),
-    )
-    rows["vision.patch_bias"] = Param(
-        (e,),
-        ("embed",),
-        0,
-        at + "patch_embeddings.projection.bias",
-        plain,
-        {},
-        decay=False,
-    )
-    at = "vision_tower.encoder.layer.{}."
+    at, bias = "vision_tower.encoder.layer.{}.", c.vision_norm == "layer_norm"
     rows |= norm_rows("vision.layers.norm1", at + "layernorm_before", n, e, bias=bias)
     for name in ("q", "k", "v"):
-        stored = at + f"attention.{name}_proj"
-        rows["vision.layers." + name] = Param(
-            (n, e, a, e // a),
-            (None, "embed", *heads),
-            e**-0.5,
-            stored + ".weight",
-            "(a h) e -> e a h",
-            {"a": a},
+        heads, stored = {"a": a, "h": e // a}, f"{at}attention.{name}_"
+        rows |= heads_rows(
+            "vision.layers." + name, stored + "proj", n, e, heads, bias=c.vision_bias
         )
-        if c.vision_bias:
-            rows[f"vision.layers.{name}_bias"] = Param(
-                (n, a, e // a),
-                (None, *heads),
-                0,
-                stored + ".bias",
-                "(a h) -> a h",
-                {"a": a},
-                decay=False,
-            )
         if c.qk_norm and name != "v":
-            stored = at + f"attention.{name}_norm"
-            rows |= norm_rows(f"vision.layers.{name}_norm", stored, n, e)
-    for name, stored, i, o, axes in (
-        ("o", "attention.projection_layer", e, e, (None, "embed")),
-        ("in", "mlp.fc1", e, m, ("embed", "mlp")),
-        ("out", "mlp.fc2", m, e, ("mlp", "embed")),
+            rows |= norm_rows(f"vision.layers.{name}_norm", stored + "norm", n, e)
+    for name, stored, size, axes in (
+        ("o", "attention.projection_layer", (e, e), (None, "embed")),
+        ("in", "mlp.fc1", (e, m), ("embed", "mlp")),
+        ("out", "mlp.fc2", (m, e), ("mlp", "embed")),
     ):
-        adds = name != "in"
+        residual = name != "in"
         rows |= linear_rows(
-            "vision.layers." + name, at + stored, n, i, o, axes, bias=True, adds=adds
-        )
+            "vision.layers." + name, at + stored, n, size, axes,
+            bias=True, residual=residual,
+        )  # fmt: skip
     rows |= norm_rows("vision.layers.norm2", at + "layernorm_after", n, e, bias=bias)
     for i in (1, 2):
-        rows[f"vision.layers.scale{i}"] = Param(
-            (n, e), (None, None), -1, at + f"lambda_{i}", plain, {}
-        )
+        scale = Param((n, e), (None, None), -1, f"{at}lambda_{i}", "... -> ...", {})
+        rows[f"vision.layers.scale{i}"] = scale
     if c.final_norm:
         rows |= norm_rows("vision.norm", "vision_tower.layernorm", 0, e, bias=True)
     at, u, d = "multi_modal_projector.", c.merge**2 * e, c.text.width
     rows |= norm_rows("vision.merger.norm", at + "layer_norm", 0, u, bias=True)
-    for name, stored, i, axes in (
-        ("in", "linear_1", u, ("embed", "mlp")),
-        ("out", "linear_2", d, ("mlp", "embed")),
+    for name, stored, size, axes in (
+        ("in", "linear_1", (u, d), ("embed", "mlp")),
+        ("out", "linear_2", (d, d), ("mlp", "embed")),
     ):
-        rows |= linear_rows(
-            "vision.merger." + name, at + stored, 0, i, d, axes, bias=True
-        )
+        name = "vision.merger." + name
+        rows |= linear_rows(name, at + stored, 0, size, axes, bias=True)
     return vision_rows(rows) | decoder.rows(
         c.text, "language_model.model.", "language_model.lm_head.weight"
     )
+
+
+def _embedding_rows(c: Config) -> dict[str, Param]:
+    at, e = "vision_tower.embeddings.", c.vision_width
+    token = vector_row((e,), ("embed",), at + "cls_token")
+    token = token._replace(init=0.02, layout="1 1 e -> e")
+    rows = {"vision.cls": token}
+    if c.mask_token:
+        rows["vision.mask"] = token._replace(name=at + "mask_token")
+    if c.positions:
+        rows["vision.positions"] = Param(
+            (c.grid**2 + 1, e), (None, "embed"), 0.02, at + "position_embeddings",
+            "1 p e -> p e", {}, float32=True,
+        )  # fmt: skip
+    patch = {"c": c.channels, "y": c.patch, "x": c.patch}
+    std, stored = c.patch_dim**-0.5, at + "patch_embeddings.projection"
+    return rows | patch_rows(stored, e, patch, std=std, bias=True)
 
 
 # transformers 5 names modules, and some files, differently from the hub's checkpoints.
@@ -234,9 +188,9 @@ RENAMES = (
 )
 
 
-def stretch(size: int, to: int) -> np.ndarray:
-    """float32[to, size]: bicubic interpolation along one axis as torch does it (cubic
-    of −0.75, edges repeated, pixels at the centres of their cells)."""
+def bicubic_matrix(size: int, to: int) -> np.ndarray:
+    """Return float32[to, size]: bicubic interpolation along one axis as torch does it
+    (cubic of −0.75, edges repeated, pixels at the centres of their cells)."""
     a = -0.75
     at = (np.arange(to) + 0.5) * size / to - 0.5
     first = np.floor(at)
@@ -250,22 +204,22 @@ def stretch(size: int, to: int) -> np.ndarray:
     return out.astype(np.float32)
 
 
-def place(c: Config, positions, p: int):
-    """[P, E] learned positions of a tile's patches, merge units contiguous."""
+def tile_positions(c: Config, positions, p: int):
+    """Return the learned positions of a tile, [P, E], merge units contiguous."""
     side = isqrt(p)
     if side**2 != p or side % c.merge:
         raise UserError(f"tiles of {p} patches; must be square, of whole merge units")
     grid = positions[1:].reshape(c.grid, c.grid, -1)
     if side != c.grid:
-        rows = jnp.asarray(stretch(c.grid, side), fn.wide(grid).dtype)
-        wide = jnp.einsum("ys,xt,ste->yxe", rows, rows, fn.wide(grid))
-        grid = wide.astype(positions.dtype)
+        rows = jnp.asarray(bicubic_matrix(c.grid, side), fn.to_float32(grid).dtype)
+        grid = jnp.einsum("ys,xt,ste->yxe", rows, rows, fn.to_float32(grid))
+        grid = grid.astype(positions.dtype)
     units = grid.reshape(side // c.merge, c.merge, side // c.merge, c.merge, -1)
     return units.transpose(0, 2, 1, 3, 4).reshape(p, -1)
 
 
 def encode_image(c: Config, w: dict, vision: Vision, *, dtype=None, **scan):
-    """Merged image tokens dtype[N, I * M, D], tile after tile, in raster order."""
+    """Return merged image tokens dtype[N, I * M, D], tile by tile, in raster order."""
     dtype = dtype or w["vision.patch"].dtype
     n, i, tiles, p, _ = vision.patches.shape
     rows, e = n * i * tiles, c.vision_width
@@ -275,7 +229,7 @@ def encode_image(c: Config, w: dict, vision: Vision, *, dtype=None, **scan):
     x = x + w["vision.patch_bias"].astype(dtype)
     first = w["vision.cls"].astype(dtype)
     if c.positions:
-        x = x + place(c, w["vision.positions"], p).astype(dtype)
+        x = x + tile_positions(c, w["vision.positions"], p).astype(dtype)
         first = first + w["vision.positions"][0].astype(dtype)
     x = jnp.concatenate([jnp.broadcast_to(first, (rows, 1, e)), x], axis=1)
     mask = jnp.pad(vision.mask.reshape(rows, p), ((0, 0), (1, 0)), constant_values=True)
@@ -294,17 +248,13 @@ def encode_image(c: Config, w: dict, vision: Vision, *, dtype=None, **scan):
             y = fn.rms_norm(flat, w[name + "_norm"], QK_NORM_EPS).reshape(y.shape)
         return y
 
-    def linear(x, w, name):
-        y = jnp.einsum("rpd,df->rpf", x, w[name].astype(dtype))
-        return y + w[name + "_bias"].astype(dtype)
-
     def layer(x, w, _):
         y = norm(x, w, "norm1")
         y = fn.full_attention(*(heads(y, w, name) for name in "qkv"), mask)
-        y = linear(y.reshape(x.shape), w, "o")
+        y = fn.linear(y.reshape(x.shape), w, "o")
         x = x + w["scale1"].astype(dtype) * y
-        y = ACTIVATIONS[c.vision_act](linear(norm(x, w, "norm2"), w, "in"))
-        return x + w["scale2"].astype(dtype) * linear(y, w, "out"), None
+        y = ACTIVATIONS[c.vision_act](fn.linear(norm(x, w, "norm2"), w, "in"))
+        return x + w["scale2"].astype(dtype) * fn.linear(y, w, "out"), None
 
     depth = c.feature % (c.vision_layers + 1)
     if depth:
@@ -318,14 +268,11 @@ def encode_image(c: Config, w: dict, vision: Vision, *, dtype=None, **scan):
     # Pixel shuffle: the patches of a merge unit, already neighbours, become one token.
     x = x.reshape(rows, p // c.merge**2, c.merge**2 * e)
     x = fn.layer_norm(x, merger["norm"], merger["norm_bias"], MERGER_EPS)
-    x = linear(ACTIVATIONS[c.merger_act](linear(x, merger, "in")), merger, "out")
-    x = x.reshape(n * i, -1, c.text.width)
-    order = vision.order.reshape(n * i, -1)
-    x = jnp.take_along_axis(x, order[..., None], axis=1)
-    return x.reshape(n, -1, c.text.width)
+    x = fn.linear(ACTIVATIONS[c.merger_act](fn.linear(x, merger, "in")), merger, "out")
+    return fn.raster_order(x.reshape(n * i, -1, c.text.width), vision.order)
 
 
 def model(raw: dict, where: str = "config.json") -> Model:
-    """The family's `api.Model` of a parsed `config.json`."""
+    """Return the family's `api.Model` of a parsed `config.json`."""
     config = read_config(raw, where)
     return decoder.model(FAMILY, config, table(config), encode_image, RENAMES)

@@ -12,27 +12,28 @@ import jax.numpy as jnp
 
 from vlmrl import sharding
 
-QUERIES, SCORES = 512, 2**22  # of `full_attention`: in a block, and held whole at most
+# Of `full_attention`: queries per block, and scores that are computed at once at most.
+QUERIES, SCORES = 512, 2**22
 
 
-def wide(x):
-    """x in float32, or float64 if it already is."""
+def to_float32(x):
+    """Return x in float32, or as it is if in float64."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def rms_norm(x, weight, eps: float):
     """weight · x / √(mean(x²) + eps); x dtype[..., D]."""
-    y = wide(x)
+    y = to_float32(x)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
     return weight.astype(x.dtype) * y.astype(x.dtype)
 
 
 def layer_norm(x, weight, bias, eps: float):
     """weight · (x − mean) / √(variance + eps) + bias; x dtype[..., D]."""
-    y = wide(x)
+    y = to_float32(x)
     y = y - jnp.mean(y, axis=-1, keepdims=True)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
-    return (y * wide(weight) + wide(bias)).astype(x.dtype)
+    return (y * to_float32(weight) + to_float32(bias)).astype(x.dtype)
 
 
 def rope(positions, frequencies, axes, scale: float, dtype):
@@ -84,6 +85,23 @@ def rotate(x, cos, sin):
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
 
 
+def linear(x, w: dict, name: str):
+    """x · w[name] + w[name_bias], in the dtype of x."""
+    y = jnp.einsum("...d,df->...f", x, w[name].astype(x.dtype))
+    return y + w[name + "_bias"].astype(x.dtype)
+
+
+def raster_order(x, order):
+    """Return merged image tokens [N * I, M, D] in raster order, dtype[N, I * M, D].
+
+    Args:
+      order: int32[N, I, M], see `types.Vision`.
+    """
+    index = order.reshape(len(x), -1)
+    x = jnp.take_along_axis(x, index[..., None], axis=1)
+    return x.reshape(len(order), -1, x.shape[-1])
+
+
 def gated_mlp(x, gate, up, down, biases=None):
     """down(silu(gate x) · up x); weights [D, F], [D, F], [F, D]; biases optional."""
     g, u = (jnp.einsum("...d,df->...f", x, w.astype(x.dtype)) for w in (gate, up))
@@ -106,7 +124,7 @@ def full_attention(q, k, v, mask):
     """
     rows, size, heads, _ = q.shape
 
-    def of(q):
+    def attend(q):
         kind = jnp.promote_types(q.dtype, jnp.float32)
         scores = jnp.einsum("bqnh,bknh->bnqk", q, k, preferred_element_type=kind)
         scores = scores * q.shape[-1] ** -0.5
@@ -115,51 +133,51 @@ def full_attention(q, k, v, mask):
         return jnp.einsum("bnqk,bknh->bqnh", weights, v)
 
     if size <= QUERIES or rows * heads * size**2 <= SCORES:
-        return of(q)
+        return attend(q)
     q = jnp.pad(q, ((0, 0), (0, -size % QUERIES), (0, 0), (0, 0)))
     blocks = jnp.moveaxis(q.reshape(rows, -1, QUERIES, *q.shape[2:]), 1, 0)
-    out = jnp.moveaxis(jax.lax.map(jax.checkpoint(of), blocks), 0, 1)
+    out = jnp.moveaxis(jax.lax.map(jax.checkpoint(attend), blocks), 0, 1)
     return out.reshape(q.shape)[:, :size]
 
 
 def scan_layers(
     body, carry, stacked, flags=None, *, unroll=False, remat=None, mesh=None
 ):
-    """Run body(carry, params of one layer, flag) over the leading axis of `stacked`.
+    """Run body(carry, parameters of one layer, flag) over axis 0 of `stacked`.
 
     Args:
-      flags: static tuple, one per layer: what kind it is, or which one. Static where
-        layers are unrolled, traced in the scan.
+      flags: static tuple, one per layer: its kind, or its number. Static where layers
+        are unrolled, traced in the scan.
       unroll: a Python loop, for exact FLOP counts (XLA counts a scan's body once).
       remat: None or a `jax.checkpoint_policies` policy name: rematerialise each layer.
-      mesh: over whose tensor axis what is then kept of each layer, its carry, is cut.
-        What was one sum over its devices becomes a scatter of the sum and a gather,
-        which send as much (https://arxiv.org/abs/2205.05198).
+      mesh: split the carry that a rematerialised layer saves over its tensor axis. The
+        sum over that axis becomes a scatter of the sum and a gather, which send as
+        much (https://arxiv.org/abs/2205.05198).
     Returns:
       (carry, per-layer outputs stacked on axis 0).
     """
     n = jax.tree.leaves(stacked)[0].shape[0]
     flags = (False,) * n if flags is None else flags
     if remat is not None:
-        plain = body
+        layer = body
 
-        def kept(carry, weights, flag):
-            carry, out = plain(sharding.over_tensor(mesh, carry, False), weights, flag)
+        def split_carry(carry, weights, flag):
+            carry, out = layer(sharding.over_tensor(mesh, carry, False), weights, flag)
             return sharding.over_tensor(mesh, carry, True), out
 
         policy = getattr(jax.checkpoint_policies, remat)
         static = (2,) if unroll else ()
-        body = jax.checkpoint(kept, policy=policy, static_argnums=static)
+        body = jax.checkpoint(split_carry, policy=policy, static_argnums=static)
         carry = sharding.over_tensor(mesh, carry, True)
     if unroll:
-        outs = []
+        outputs = []
         for i in range(n):
-            layer = jax.tree.map(lambda a, i=i: a[i], stacked)
-            carry, out = body(carry, layer, flags[i])
-            outs.append(out)
-        made = jax.tree.map(lambda *a: jnp.stack(a), *outs)
+            weights = jax.tree.map(lambda a, i=i: a[i], stacked)
+            carry, out = body(carry, weights, flags[i])
+            outputs.append(out)
+        outputs = jax.tree.map(lambda *a: jnp.stack(a), *outputs)
     else:
-        carry, made = jax.lax.scan(
+        carry, outputs = jax.lax.scan(
             lambda c, x: body(c, x[0], x[1]), carry, (stacked, jnp.asarray(flags))
         )
-    return sharding.over_tensor(mesh, carry, False), made
+    return sharding.over_tensor(mesh, carry, False), outputs

@@ -15,11 +15,22 @@ import jax.numpy as jnp
 
 from vlmrl.models import decoder
 from vlmrl.models import layers as fn
-from vlmrl.models.api import Model, Param, linear_rows, norm_rows, qkv_rows, vision_rows
+from vlmrl.models.api import (
+    Model,
+    Param,
+    heads_rows,
+    linear_rows,
+    norm_rows,
+    patch_rows,
+    vision_rows,
+)
+from vlmrl.models.hf_config import Section
 from vlmrl.prompts.processor import vision_of
-from vlmrl.types import UserError, Vision
+from vlmrl.types import Vision
 
 FAMILY = "qwen2_5_vl"
+TRAITS = decoder.Traits(qkv_bias=True, theta=1e6, sections=(16, 24, 24))
+EPS = 1e-6  # of the tower's norms
 
 
 class Config(NamedTuple):
@@ -42,83 +53,67 @@ class Config(NamedTuple):
 
 
 def read_config(raw: dict, where: str) -> Config:
-    """Config of a `config.json`, in the flat layout of the hub or the nested one.
+    """Return the config of a `config.json`, in the hub's flat layout or nested.
 
     Raises:
       UserError: a field is missing, or asks for something this family does not do.
     """
-    text, vision = raw.get("text_config") or raw, vision_of(raw)
+    text = Section(raw.get("text_config") or raw, where)
+    vision = Section(vision_of(raw), where, "vision_config.")
     if text.get("use_sliding_window"):
         # No published checkpoint has it. Transformers would count rows of the cache,
         # which padding and shared prefixes change; time, which we count, stands still
         # over an image: no window is the same in both.
-        raise UserError(
-            f"{where}: field 'use_sliding_window' must be false, as it is in every "
-            "published Qwen2.5-VL"
+        raise text.error(
+            "use_sliding_window", ": expected false, as in every published Qwen2.5-VL"
         )
-    if vision.get("hidden_act", "silu") != "silu":
-        raise UserError(f"{where}: field 'vision_config.hidden_act' must be 'silu'")
-
-    def get(key):
-        return decoder.need(vision, key, where, "vision_config.")
-
+    vision.one_of("hidden_act", ("silu",))
     return Config(
-        text=decoder.read_config(
-            text,
-            where,
-            tied=raw.get("tie_word_embeddings"),
-            qkv_bias=True,
-            theta=1e6,
-            sections=(16, 24, 24),
-        ),
-        vision_width=get("hidden_size"),
-        vision_layers=get("depth"),
-        vision_heads=get("num_heads"),
-        vision_mlp=get("intermediate_size"),
-        patch=get("patch_size"),
-        temporal_patch=get("temporal_patch_size"),
+        text=decoder.read_config(text, TRAITS, tied=raw.get("tie_word_embeddings")),
+        vision_width=vision.require("hidden_size"),
+        vision_layers=vision.require("depth"),
+        vision_heads=vision.require("num_heads"),
+        vision_mlp=vision.require("intermediate_size"),
+        patch=vision.require("patch_size"),
+        temporal_patch=vision.require("temporal_patch_size"),
         channels=vision.get("in_channels", vision.get("in_chans", 3)),
-        merge=get("spatial_merge_size"),
-        window=get("window_size"),
-        full_layers=tuple(get("fullatt_block_indexes")),
+        merge=vision.require("spatial_merge_size"),
+        window=vision.require("window_size"),
+        full_layers=tuple(vision.require("fullatt_block_indexes")),
     )
 
 
 def table(c: Config) -> dict[str, Param]:
-    """The parameter table. Stacked rows carry the layer axis first."""
+    """Return the parameter table. Stacked rows have the layer axis first."""
     e, a, u, m = c.vision_width, c.vision_heads, c.merge**2, c.vision_mlp
     n, at = c.vision_layers, "visual.blocks.{}."
-    wide, back = ("embed", "mlp"), ("mlp", "embed")
-    rows = {
-        "vision.patch": Param(
-            (c.patch_dim, e),
-            (None, "embed"),
-            0.02,
-            "visual.patch_embed.proj.weight",
-            "e c t y x -> (c t y x) e",
-            dict(c=c.channels, t=c.temporal_patch, y=c.patch, x=c.patch),
-        )
-    }
+    up, down = ("embed", "mlp"), ("mlp", "embed")
+    patch = {"c": c.channels, "t": c.temporal_patch, "y": c.patch, "x": c.patch}
+    rows = patch_rows("visual.patch_embed.proj", e, patch, bias=False)
     rows |= norm_rows("vision.layers.norm1", at + "norm1", n, e)
-    rows |= qkv_rows("vision.layers.qkv", at + "attn.qkv", n, e, a)
-    for name, stored, i, o, axes in (
-        ("o", "attn.proj", e, e, (None, "embed")),
-        ("gate", "mlp.gate_proj", e, m, wide),
-        ("up", "mlp.up_proj", e, m, wide),
-        ("down", "mlp.down_proj", m, e, back),
+    heads = {"q": 3, "a": a, "h": e // a}
+    rows |= heads_rows("vision.layers.qkv", at + "attn.qkv", n, e, heads, bias=True)
+    for name, stored, size, axes in (
+        ("o", "attn.proj", (e, e), (None, "embed")),
+        ("gate", "mlp.gate_proj", (e, m), up),
+        ("up", "mlp.up_proj", (e, m), up),
+        ("down", "mlp.down_proj", (m, e), down),
     ):
-        adds = name in ("o", "down")
+        residual = name in ("o", "down")
         rows |= linear_rows(
-            "vision.layers." + name, at + stored, n, i, o, axes, bias=True, adds=adds
-        )
+            "vision.layers." + name, at + stored, n, size, axes,
+            bias=True, residual=residual,
+        )  # fmt: skip
         if name == "o":
             rows |= norm_rows("vision.layers.norm2", at + "norm2", n, e)
     at, d = "visual.merger.", c.text.width
     rows |= norm_rows("vision.merger.norm", at + "ln_q", 0, e)
-    for name, stored, o, axes in (("in", "0", u * e, wide), ("out", "2", d, back)):
-        rows |= linear_rows(
-            "vision.merger." + name, at + "mlp." + stored, 0, u * e, o, axes, bias=True
-        )
+    for name, stored, size, axes in (
+        ("in", "mlp.0", (u * e, u * e), up),
+        ("out", "mlp.2", (u * e, d), down),
+    ):
+        name = "vision.merger." + name
+        rows |= linear_rows(name, at + stored, 0, size, axes, bias=True)
     return vision_rows(rows) | decoder.rows(c.text)
 
 
@@ -127,7 +122,7 @@ RENAMES = (("model.visual.", "visual."), ("model.language_model.", "model."))
 
 
 def encode_image(c: Config, w: dict, vision: Vision, *, dtype=None, **scan):
-    """Merged image tokens dtype[N, I * M, D], in raster order per image."""
+    """Return merged image tokens dtype[N, I * M, D], in raster order per image."""
     dtype = dtype or w["vision.patch"].dtype
     n, i, win, p, _ = vision.patches.shape
     rows = n * i
@@ -143,7 +138,7 @@ def encode_image(c: Config, w: dict, vision: Vision, *, dtype=None, **scan):
 
     def attend(x, w, shape):
         """Attention within rows of `shape`: [windows, P] or [images, W * P]."""
-        y = fn.rms_norm(x, w["norm1"], 1e-6)
+        y = fn.rms_norm(x, w["norm1"], EPS)
         qkv = jnp.einsum("nwpe,eqah->nwpqah", y, w["qkv"].astype(dtype))
         qkv = (qkv + w["qkv_bias"].astype(dtype)).reshape(*shape, 3, a, e // a)
         cos, sin = (t.reshape(*shape, -1) for t in rope)
@@ -163,24 +158,20 @@ def encode_image(c: Config, w: dict, vision: Vision, *, dtype=None, **scan):
             x = whole(x) if full else windowed(x)
         else:
             x = jax.lax.cond(full, whole, windowed, x)
-        y = fn.rms_norm(x, w["norm2"], 1e-6)
+        y = fn.rms_norm(x, w["norm2"], EPS)
         biases = tuple(w[name + "_bias"] for name in ("gate", "up", "down"))
         return x + fn.gated_mlp(y, w["gate"], w["up"], w["down"], biases), None
 
     flags = tuple(i in c.full_layers for i in range(c.vision_layers))
     x, _ = fn.scan_layers(layer, x, decoder.below(w, "vision.layers."), flags, **scan)
-    x = fn.rms_norm(x, w["vision.merger.norm"], 1e-6)
+    x = fn.rms_norm(x, w["vision.merger.norm"], EPS)
     x = x.reshape(rows, win * p // c.merge**2, c.merge**2 * e)
-    for name in ("in", "out"):
-        x = jnp.einsum("nme,ef->nmf", x, w[f"vision.merger.{name}"].astype(dtype))
-        x = x + w[f"vision.merger.{name}_bias"].astype(dtype)
-        x = jax.nn.gelu(x, approximate=False) if name == "in" else x
-    order = vision.order.reshape(rows, -1)
-    x = jnp.take_along_axis(x, order[..., None], axis=1)
-    return x.reshape(n, -1, c.text.width)
+    merger = decoder.below(w, "vision.merger.")
+    x = jax.nn.gelu(fn.linear(x, merger, "in"), approximate=False)
+    return fn.raster_order(fn.linear(x, merger, "out"), vision.order)
 
 
 def model(raw: dict, where: str = "config.json") -> Model:
-    """The family's `api.Model` of a parsed `config.json`."""
+    """Return the family's `api.Model` of a parsed `config.json`."""
     config = read_config(raw, where)
     return decoder.model(FAMILY, config, table(config), encode_image, RENAMES)

@@ -1,5 +1,5 @@
 """Qwen3-VL, dense (https://arxiv.org/abs/2511.21631): a vision tower with learned and
-rotary positions, whose middle layers speak to the first decoder layers too (deepstack,
+rotary positions, whose middle layers feed the first decoder layers too (deepstack,
 https://arxiv.org/abs/2406.04334), and a Qwen3 decoder with interleaved M-RoPE.
 
 Equal to transformers' `Qwen3VLForConditionalGeneration`, for images. Axis letters:
@@ -18,10 +18,22 @@ import jax.numpy as jnp
 
 from vlmrl.models import decoder
 from vlmrl.models import layers as fn
-from vlmrl.models.api import Model, Param, linear_rows, norm_rows, qkv_rows, vision_rows
-from vlmrl.types import UserError, Vision
+from vlmrl.models.api import (
+    Model,
+    Param,
+    heads_rows,
+    linear_rows,
+    norm_rows,
+    patch_rows,
+    vision_rows,
+)
+from vlmrl.models.hf_config import Section
+from vlmrl.types import Vision
 
 FAMILY = "qwen3_vl"
+TRAITS = decoder.Traits(
+    qk_norm=True, head_dim=128, theta=5e5, sections=(24, 20, 20), interleaved=True
+)
 EPS = 1e-6  # of the tower's norms
 
 
@@ -45,117 +57,84 @@ class Config(NamedTuple):
 
 
 def read_config(raw: dict, where: str) -> Config:
-    """Config of a `config.json`.
+    """Return the config of a `config.json`.
 
     Raises:
       UserError: a field is missing, or asks for something this family does not do.
     """
-
-    def get(key):
-        return decoder.need(vision, key, where, "vision_config.")
-
-    text = decoder.need(raw, "text_config", where)
-    vision = decoder.need(raw, "vision_config", where)
-    act = "gelu_pytorch_tanh"
-    if vision.get("hidden_act", act) != act:
-        raise UserError(f"{where}: field 'vision_config.hidden_act' must be '{act}'")
+    both = Section(raw, where)
+    text, vision = both.section("text_config"), both.section("vision_config")
+    vision.one_of("hidden_act", ("gelu_pytorch_tanh",))
     config = Config(
-        text=decoder.read_config(
-            text,
-            where,
-            "text_config.",
-            tied=raw.get("tie_word_embeddings"),
-            qk_norm=True,
-            head_dim=128,
-            theta=5e5,
-            sections=(24, 20, 20),
-            interleaved=True,
-        ),
-        vision_width=get("hidden_size"),
-        vision_layers=get("depth"),
-        vision_heads=get("num_heads"),
-        vision_mlp=get("intermediate_size"),
-        patch=get("patch_size"),
-        temporal_patch=get("temporal_patch_size"),
+        text=decoder.read_config(text, TRAITS, tied=raw.get("tie_word_embeddings")),
+        vision_width=vision.require("hidden_size"),
+        vision_layers=vision.require("depth"),
+        vision_heads=vision.require("num_heads"),
+        vision_mlp=vision.require("intermediate_size"),
+        patch=vision.require("patch_size"),
+        temporal_patch=vision.require("temporal_patch_size"),
         channels=vision.get("in_channels", 3),
-        merge=get("spatial_merge_size"),
-        side=math.isqrt(get("num_position_embeddings")),
-        taps=tuple(get("deepstack_visual_indexes")),
+        merge=vision.require("spatial_merge_size"),
+        side=math.isqrt(vision.require("num_position_embeddings")),
+        taps=tuple(vision.require("deepstack_visual_indexes")),
         vision_theta=(vision.get("rope_parameters") or {}).get("rope_theta", 1e4),
     )
     layers = config.vision_layers
     if list(config.taps) != sorted(set(config.taps) & set(range(layers))) or (
         len(config.taps) > config.text.layers
     ):
-        raise UserError(
-            f"{where}: field 'vision_config.deepstack_visual_indexes' must be "
-            f"ascending numbers below {layers}, at most {config.text.layers} of them, "
-            "the number of text layers"
+        raise vision.error(
+            "deepstack_visual_indexes",
+            f"must be ascending numbers below {layers}, at most {config.text.layers} "
+            "of them, the number of text layers",
         )
-    if config.side**2 != get("num_position_embeddings"):
-        raise UserError(
-            f"{where}: field 'vision_config.num_position_embeddings' must be a square"
-        )
+    if config.side**2 != vision.require("num_position_embeddings"):
+        raise vision.error("num_position_embeddings", "must be a square")
     return config
 
 
 def table(c: Config) -> dict[str, Param]:
-    """The parameter table. Stacked rows carry the layer axis first."""
+    """Return the parameter table. Stacked rows have the layer axis first."""
     e, m, u, d = c.vision_width, c.vision_mlp, c.merge**2, c.text.width
-    n, at = c.vision_layers, "model.visual.blocks.{}."
-    wide, back = ("embed", "mlp"), ("mlp", "embed")
-    patch, plain = "model.visual.patch_embed.proj", "... -> ..."
-    place = "model.visual.pos_embed.weight"
-    sizes = dict(c=c.channels, t=c.temporal_patch, y=c.patch, x=c.patch)
-    rows = {
-        "vision.patch": Param(
-            (c.patch_dim, e),
-            (None, "embed"),
-            0.02,
-            patch + ".weight",
-            "e c t y x -> (c t y x) e",
-            sizes,
-        ),
-        "vision.patch_bias": Param(
-            (e,), ("embed",), 0, patch + ".bias", plain, {}, decay=False
-        ),
-        "vision.place": Param((c.side**2, e), (None, "embed"), 0.02, place, plain, {}),
-    }
+    n, a, at = c.vision_layers, c.vision_heads, "model.visual.blocks.{}."
+    up, down = ("embed", "mlp"), ("mlp", "embed")
+    patch = {"c": c.channels, "t": c.temporal_patch, "y": c.patch, "x": c.patch}
+    rows = patch_rows("model.visual.patch_embed.proj", e, patch, bias=True)
+    rows["vision.place"] = Param(
+        (c.side**2, e), (None, "embed"), 0.02, "model.visual.pos_embed.weight",
+        "... -> ...", {},
+    )  # fmt: skip
     rows |= norm_rows("vision.layers.norm1", at + "norm1", n, e, bias=True)
-    rows |= qkv_rows("vision.layers.qkv", at + "attn.qkv", n, e, c.vision_heads)
+    heads = {"q": 3, "a": a, "h": e // a}
+    rows |= heads_rows("vision.layers.qkv", at + "attn.qkv", n, e, heads, bias=True)
     rows |= norm_rows("vision.layers.norm2", at + "norm2", n, e, bias=True)
-    for name, stored, i, o, axes in (
-        ("o", "attn.proj", e, e, (None, "embed")),
-        ("up", "mlp.linear_fc1", e, m, wide),
-        ("down", "mlp.linear_fc2", m, e, back),
+    for name, stored, size, axes in (
+        ("o", "attn.proj", (e, e), (None, "embed")),
+        ("up", "mlp.linear_fc1", (e, m), up),
+        ("down", "mlp.linear_fc2", (m, e), down),
     ):
+        residual = name != "up"
         rows |= linear_rows(
-            "vision.layers." + name,
-            at + stored,
-            n,
-            i,
-            o,
-            axes,
-            bias=True,
-            adds=name != "up",
-        )
-    # The mergers of tapped layers take the norm after merging, the last one before.
-    for name, at, n, size in (
-        ("vision.merger.", "model.visual.merger.", 0, e),
-        ("vision.deep.", "model.visual.deepstack_merger_list.{}.", len(c.taps), u * e),
-    ):
-        if "{}" in at and not n:
-            continue
-        rows |= norm_rows(name + "norm", at + "norm", n, size, bias=True)
+            "vision.layers." + name, at + stored, n, size, axes,
+            bias=True, residual=residual,
+        )  # fmt: skip
+    # The mergers of tapped layers normalise after merging, the last one before.
+    mergers = [("vision.merger.", "model.visual.merger.", 0, e)]
+    if c.taps:
+        stored = "model.visual.deepstack_merger_list.{}."
+        mergers.append(("vision.deep.", stored, len(c.taps), u * e))
+    for name, at, n, size in mergers:
         fc1, fc2 = at + "linear_fc1", at + "linear_fc2"
-        rows |= linear_rows(name + "in", fc1, n, u * e, u * e, wide, bias=True)
-        rows |= linear_rows(name + "out", fc2, n, u * e, d, back, bias=True)
+        rows |= norm_rows(name + "norm", at + "norm", n, size, bias=True)
+        rows |= linear_rows(name + "in", fc1, n, (u * e, u * e), up, bias=True)
+        rows |= linear_rows(name + "out", fc2, n, (u * e, d), down, bias=True)
     return vision_rows(rows) | decoder.rows(c.text, "model.language_model.")
 
 
-def places(weights, positions, mask, side: int):
-    """Learned positions of patches, float32[R, S, E]: those of the square, stretched
-    over the image's grid corner to corner and interpolated linearly on both axes.
+def interpolate_positions(weights, positions, mask, side: int):
+    """Return learned positions of patches, float32[R, S, E]: those of the square,
+    stretched over the image's grid corner to corner and interpolated linearly on both
+    axes.
 
     Args:
       weights: dtype[side², E], raster order.
@@ -171,14 +150,14 @@ def places(weights, positions, mask, side: int):
         for col in (0, 1):
             near = jnp.minimum(low + jnp.array([row, col]), side - 1)
             share = jnp.abs(jnp.array([1 - row, 1 - col]) - part)
-            picked = fn.wide(weights[near[..., 0] * side + near[..., 1]])
+            picked = fn.to_float32(weights[near[..., 0] * side + near[..., 1]])
             out = out + picked * share.prod(-1, keepdims=True)
     return out
 
 
 def encode_image(c: Config, w: dict, vision: Vision, *, dtype=None, **scan):
-    """Merged image tokens in raster order per image, dtype[N, I * M, D * (1 + J)]: what
-    the last layer says, then what each tapped layer does."""
+    """Return merged image tokens in raster order per image, dtype[N, I * M,
+    D * (1 + J)]: the last layer's features, then those of each tapped layer."""
     dtype = dtype or w["vision.patch"].dtype
     n, i, win, p, _ = vision.patches.shape
     r, s, e, a = n * i, win * p, c.vision_width, c.vision_heads
@@ -187,15 +166,11 @@ def encode_image(c: Config, w: dict, vision: Vision, *, dtype=None, **scan):
     x = jnp.einsum("rsc,ce->rse", patches, w["vision.patch"].astype(dtype))
     x = x + w["vision.patch_bias"].astype(dtype)
     learned = w["vision.place"].astype(dtype)
-    x = x + places(learned, positions, mask, c.side).astype(dtype)
+    x = x + interpolate_positions(learned, positions, mask, c.side).astype(dtype)
     rope = fn.axial_rope(positions, e // a, c.vision_theta, dtype)
 
     def normed(x, w, name):
         return fn.layer_norm(x, w[name], w[name + "_bias"], EPS)
-
-    def linear(x, w, name):
-        y = jnp.einsum("...e,ef->...f", x, w[name].astype(dtype))
-        return y + w[name + "_bias"].astype(dtype)
 
     def layer(carry, w, i):
         x, tapped = carry
@@ -205,12 +180,12 @@ def encode_image(c: Config, w: dict, vision: Vision, *, dtype=None, **scan):
         qkv = qkv + w["qkv_bias"].astype(dtype)
         q, k = (fn.rotate(qkv[:, :, j], *rope) for j in (0, 1))
         y = fn.full_attention(q, k, qkv[:, :, 2], mask)
-        x = x + linear(y.reshape(x.shape), w, "o")
-        y = jax.nn.gelu(linear(normed(x, w, "norm2"), w, "up"), approximate=True)
-        x = x + linear(y, w, "down")
+        x = x + fn.linear(y.reshape(x.shape), w, "o")
+        y = jax.nn.gelu(fn.linear(normed(x, w, "norm2"), w, "up"), approximate=True)
+        x = x + fn.linear(y, w, "down")
         tapped = tuple(
-            jnp.where(i == tap, x, kept)
-            for tap, kept in zip(c.taps, tapped, strict=True)
+            jnp.where(i == tap, x, earlier)
+            for tap, earlier in zip(c.taps, tapped, strict=True)
         )
         return (x, tapped), None
 
@@ -226,21 +201,18 @@ def encode_image(c: Config, w: dict, vision: Vision, *, dtype=None, **scan):
         return x.reshape(r, s // c.merge**2, c.merge**2 * e)
 
     def merger(x, w):
-        y = jax.nn.gelu(linear(x, w, "in"), approximate=False)
-        return linear(y, w, "out")
+        y = jax.nn.gelu(fn.linear(x, w, "in"), approximate=False)
+        return fn.linear(y, w, "out")
 
     last, deep = decoder.below(w, "vision.merger."), decoder.below(w, "vision.deep.")
     parts = [merger(merged(normed(x, last, "norm")), last)]
     for j, x in enumerate(tapped):
         own = jax.tree.map(lambda p, j=j: p[j], deep)
         parts.append(merger(normed(merged(x), own, "norm"), own))
-    x = jnp.concatenate(parts, axis=-1)
-    order = vision.order.reshape(r, -1)
-    x = jnp.take_along_axis(x, order[..., None], axis=1)
-    return x.reshape(n, -1, x.shape[-1])
+    return fn.raster_order(jnp.concatenate(parts, axis=-1), vision.order)
 
 
 def model(raw: dict, where: str = "config.json") -> Model:
-    """The family's `api.Model` of a parsed `config.json`."""
+    """Return the family's `api.Model` of a parsed `config.json`."""
     config = read_config(raw, where)
     return decoder.model(FAMILY, config, table(config), encode_image)

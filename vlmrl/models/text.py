@@ -2,7 +2,7 @@
 (https://arxiv.org/abs/2505.09388) and Llama 3.1 (https://arxiv.org/abs/2407.21783).
 
 Equal to transformers' `Qwen2ForCausalLM`, `Qwen3ForCausalLM` and `LlamaForCausalLM`.
-The decoder is everybody's (`decoder.py`); what a family adds to it is a line of
+The decoder is that of all families (`decoder.py`); a family here is a line of
 `FAMILIES`.
 """
 
@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 from vlmrl.models import decoder
 from vlmrl.models.api import Model
+from vlmrl.models.hf_config import Section
 
-# model_type → what its config.json does not say (see `decoder.read_config`)
+# model_type → what its config.json does not say
 FAMILIES = {
-    "qwen2": dict(qkv_bias=True),
-    "qwen3": dict(qk_norm=True, head_dim=128),
-    "llama": dict(),
+    "qwen2": decoder.Traits(qkv_bias=True),
+    "qwen3": decoder.Traits(qk_norm=True, head_dim=128),
+    "llama": decoder.Traits(),
 }
 
 
@@ -26,11 +27,11 @@ class Config(NamedTuple):
 
 
 def model(raw: dict, where: str = "config.json") -> Model:
-    """The `api.Model` of a parsed `config.json`; it refuses images.
+    """Return the `api.Model` of a parsed `config.json`; it refuses images.
 
     Raises:
       UserError: a field is missing, or asks for something the decoder does not do.
     """
     family = raw["model_type"]
-    config = Config(decoder.read_config(raw, where, **FAMILIES[family]))
+    config = Config(decoder.read_config(Section(raw, where), FAMILIES[family]))
     return decoder.model(family, config, decoder.rows(config.text))
