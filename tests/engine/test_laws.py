@@ -149,7 +149,7 @@ def test_bfloat16_computes_in_bfloat16_and_reports_in_float32():
     assert 1e-3 < error.mean() < 0.1 * np.abs(wanted[mask]).mean()
 
 
-# -- longer chains ---------------------------------------------------------------------
+# -- longer caches ---------------------------------------------------------------------
 
 
 def texts(rows, width, seed):
@@ -161,14 +161,14 @@ def texts(rows, width, seed):
 
 @jax.jit
 def extended(params, group, sample, probe, cut):
-    """Log-probs that end a cache of four links: prefix → condition → sample → probe,
+    """Log-probs that end a cache of four segments: prefix → condition → sample → probe,
     the probe seeing `cut` tokens of its sample."""
     cache = prefix_cache.prefill(kit.model(), params, group)
     start = jnp.repeat(cache.next, len(sample[0]) // len(cache.next))
     hidden, third = prefix_cache.extend(kit.model(), params, cache, *sample)
     whole = third
-    fold = len(probe[0]) // len(start)
-    third = third._replace(next=jnp.repeat(start, fold) + cut)
+    each = len(probe[0]) // len(start)
+    third = third._replace(next=jnp.repeat(start, each) + cut)
     limits = (None, None, cut)
     last, fourth = prefix_cache.extend(kit.model(), params, third, *probe, limits)
 
@@ -338,14 +338,14 @@ def test_vision_and_prefix_are_paid_once_backward_too():
 
 
 def test_the_prefix_is_held_once():
-    """Bytes of the cached links: those of the prefix do not grow with the branches."""
+    """Bytes of cached segments: those of the prefix don't grow with the branches."""
 
     def held(branches):
         params, group = abstract(branches)
         run = functools.partial(prefix_cache.prefill, wide_model())
         return [
-            sum(x.size * x.dtype.itemsize for x in (link.k, link.v))
-            for link in jax.eval_shape(run, params, group).segments
+            sum(x.size * x.dtype.itemsize for x in (segment.k, segment.v))
+            for segment in jax.eval_shape(run, params, group).segments
         ]
 
     c = wide_model().config.text

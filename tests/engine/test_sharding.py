@@ -41,8 +41,10 @@ def mesh_of(name):
 
 
 def placed(mesh):
-    places = sharding.param_shardings(mesh, kit.model().table)
-    return {n: jax.device_put(np.array(p), places[n]) for n, p in kit.params().items()}
+    shardings = sharding.param_shardings(mesh, kit.model().table)
+    return {
+        n: jax.device_put(np.array(p), shardings[n]) for n, p in kit.params().items()
+    }
 
 
 @functools.cache
@@ -83,7 +85,7 @@ def test_samples_and_scores_do_not_depend_on_the_mesh(name):
     for r in range(GROUPS * BRANCHES):
         differs = np.flatnonzero(rollout.tokens[r] != one.tokens[r])
         end = differs[0] if len(differs) else LENGTH
-        if len(differs):  # only for two candidates that are nearly level
+        if len(differs):  # only for two candidates that are nearly equal
             gap = abs(rollout.logprobs[r, end] - one.logprobs[r, end])
             assert gap < GAP, (r, end, gap)
         for found, wanted in (
@@ -212,24 +214,24 @@ def test_meshes_that_do_not_fit():
 @pytest.mark.slow
 def test_a_checkpoint_of_eight_devices_is_read_by_fewer(tmp_path):
     """Logits of parameters saved on 8 devices and restored on 4, 2 and 1."""
-    wide = sharding.make_mesh(data=1, fsdp=4, tensor=2, devices=jax.devices()[:8])
-    places = sharding.param_shardings(wide, kit.model().table)
+    eight = sharding.make_mesh(data=1, fsdp=4, tensor=2, devices=jax.devices()[:8])
+    shardings = sharding.param_shardings(eight, kit.model().table)
     params = {
-        n: jax.device_put(np.array(p), places[n]) for n, p in kit.params().items()
+        n: jax.device_put(np.array(p), shardings[n]) for n, p in kit.params().items()
     }
     checkpoint.save(tmp_path, 1, params)()
     group = kit.group(1)
     wanted = jax.device_get(kit.row_logits(kit.model(), kit.params(), group))
     for count, sizes in ((4, (1, 2, 2)), (2, (1, 2, 1)), (1, (1, 1, 1))):
         mesh = sharding.make_mesh(*sizes, devices=jax.devices()[:count])
-        places = sharding.param_shardings(mesh, kit.model().table)
+        shardings = sharding.param_shardings(mesh, kit.model().table)
         like = {
-            n: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=places[n])
+            n: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=shardings[n])
             for n, p in params.items()
         }
         found, _ = checkpoint.restore(tmp_path, 1, like)
         for name, p in found.items():
-            assert p.sharding == places[name]
+            assert p.sharding == shardings[name]
             np.testing.assert_array_equal(p, kit.params()[name])
         logits = jax.device_get(
             jax.jit(lambda p: kit.row_logits(kit.model(), p, group))(found)

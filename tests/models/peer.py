@@ -182,11 +182,11 @@ def their_logits(peer: Peer, row: tokens.Encoded, ids=None, module=None) -> np.n
 
 
 def row_logits(model, params, *groups: Group, dtype=None):
-    """Logits of every link of every group."""
+    """Logits of every segment of every group."""
 
     def run(group):
-        levels = prefix_cache.embed_group(model, params, group, dtype=dtype)
-        hidden, _ = model.layers(params, levels, (), attend)
+        new_tokens = prefix_cache.embed_group(model, params, group, dtype=dtype)
+        hidden, _ = model.layers(params, new_tokens, (), attend)
         return tuple(logits(h, model.head(params)) for h in hidden)
 
     return tuple(map(run, groups))
@@ -284,8 +284,8 @@ def check_gradients(peer: Peer, nought: tuple[str, ...] = ()):
     @jax.jit
     def ours(params):
         def loss(params):
-            levels = prefix_cache.embed_group(peer.model, params, group)
-            (hidden,), _ = peer.model.layers(params, levels, (), attend)
+            new_tokens = prefix_cache.embed_group(peer.model, params, group)
+            (hidden,), _ = peer.model.layers(params, new_tokens, (), attend)
             raw = logits(hidden[0, : len(row.ids) - 1], peer.model.head(params))
             logp = jax.nn.log_softmax(raw, axis=-1)
             return logp[jnp.arange(len(row.ids) - 1), jnp.array(row.ids[1:])].sum()

@@ -44,8 +44,8 @@ def logits():
 
     def run(model, params, **options):
         def forward(params):
-            levels = embed_group(model, params, prefix)
-            (hidden,), _ = model.layers(params, levels, (), kit.dense, **options)
+            new_tokens = embed_group(model, params, prefix)
+            (hidden,), _ = model.layers(params, new_tokens, (), kit.dense, **options)
             return hidden @ model.head(params).astype(hidden.dtype).T
 
         return np.asarray(jax.jit(forward)(params))
@@ -118,8 +118,8 @@ def test_only_adapters_learn(adapted):
     prefix = kit.group(1)._replace(branches=None)
 
     def loss(params):
-        levels = embed_group(model, params, prefix)
-        (hidden,), _ = model.layers(params, levels, (), kit.dense)
+        new_tokens = embed_group(model, params, prefix)
+        (hidden,), _ = model.layers(params, new_tokens, (), kit.dense)
         return jnp.mean(hidden**2)
 
     grads = jax.jit(jax.grad(loss))(params)
@@ -170,8 +170,8 @@ def test_an_8_bit_base_can_be_adapted(adapted, logits):
     prefix = kit.group(1)._replace(branches=None)
 
     def loss(live, held):
-        levels = embed_group(model, held | live, prefix)
-        (hidden,), _ = model.layers(held | live, levels, (), kit.dense)
+        new_tokens = embed_group(model, held | live, prefix)
+        (hidden,), _ = model.layers(held | live, new_tokens, (), kit.dense)
         return jnp.sum(hidden**3)  # the norm makes the sum of squares a constant
 
     live = {n: p for n, p in params.items() if n.startswith("lora.")}

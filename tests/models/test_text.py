@@ -208,13 +208,13 @@ def test_a_rope_that_would_change_beyond_the_trained_length_is_refused_there():
     assert model.config.text.rope.frequencies == config().rope.frequencies
 
     def run(params, length, then):
-        def level(n):
+        def zeros(n):
             positions = jnp.broadcast_to(jnp.arange(n), (1, 3, n))
             mask = jnp.ones((1, n), bool)
             return NewTokens(jnp.zeros((1, n, RAW["hidden_size"])), positions, mask)
 
-        _, cached = model.layers(params, (level(length),), (), attend)
-        return model.layers(params, (level(then),), cached, attend)[0]
+        _, cached = model.layers(params, (zeros(length),), (), attend)
+        return model.layers(params, (zeros(then),), cached, attend)[0]
 
     params = jax.eval_shape(model.init, jax.random.key(0))
     assert jax.eval_shape(lambda p: run(p, 4, 2), params)[0].shape == (1, 2, 8)

@@ -119,9 +119,9 @@ def test_split_keeps_groups_with_their_branches():
     assert len(set(at)) == 2
     own = np.arange(rows).reshape(GROUPS, BRANCHES)[at].reshape(-1)
     for name in Tokens._fields:
-        for link, index in (("prefix", at), ("branches", own)):
-            found = getattr(getattr(part.group, link), name)
-            wanted = getattr(getattr(whole.group, link), name)[index]
+        for part_of, index in (("prefix", at), ("branches", own)):
+            found = getattr(getattr(part.group, part_of), name)
+            wanted = getattr(getattr(whole.group, part_of), name)[index]
             np.testing.assert_array_equal(found, wanted)
     np.testing.assert_array_equal(
         part.group.vision.patches, whole.group.vision.patches[at]

@@ -53,13 +53,20 @@ def choose(backend: str = "auto", mesh=None, *, interpret: bool = False) -> Call
         raise UserError(
             f"attention: expected one of {', '.join(BACKENDS)}, got '{backend}'"
         )
-    return functools.partial(_attend, backend=backend, mesh=mesh, interpret=interpret)
+    return functools.partial(attend, backend=backend, mesh=mesh, interpret=interpret)
 
 
 def attend(
-    q, new: NewTokens, segments, window: SlidingWindow | None = None
+    q,
+    new: NewTokens,
+    segments,
+    window: SlidingWindow | None = None,
+    *,
+    backend: str = "auto",
+    mesh=None,
+    interpret: bool = False,
 ) -> jax.Array:
-    """Attend with the back end that 'auto' chooses (see `choose`), without a mesh.
+    """Attend from new tokens to segments.
 
     Args:
       q: dtype[B, T, K, R, H].
@@ -68,15 +75,10 @@ def attend(
         the new tokens' own, seen causally; earlier ones are seen up to their valid
         length and `new.limits`.
       window: how far back a query sees, in positions; None: all the way.
+      backend, mesh, interpret: see `choose`.
     Returns:
       dtype[B, T, K, R, H]; zero where a query sees no key.
     """
-    return _attend(q, new, segments, window)
-
-
-def _attend(
-    q, new, segments, window=None, *, backend="auto", mesh=None, interpret=False
-):
     name = backend
     if name == "auto":
         name = _choose_automatically(q, new, segments, window, mesh)
