@@ -363,8 +363,8 @@ FAULTS = (
     Fault(
         "probe one token early",
         "vlmrl/eval/kernel.py",
-        "+ probe_every * (1 + jnp.arange(probes))",
-        "+ probe_every * (1 + jnp.arange(probes)) - 1",
+        "+ every * (1 + jnp.arange(count))",
+        "+ every * (1 + jnp.arange(count)) - 1",
         "tests/eval/test_kernel.py::test_scores_of_given_samples_against_plain_rows",
     ),
     Fault(

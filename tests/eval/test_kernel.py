@@ -382,7 +382,7 @@ def brute_force(params, batch, rollout, samples):
 class Batch(NamedTuple):
     group: Group
     blind: Group
-    rows: kernel.Rows
+    rows: kernel.ConditionRows
     names: list[str]
     stages: list[int]
     prompts: list[tokens.Encoded]
@@ -399,7 +399,7 @@ def batch_of(examples, conditions) -> Batch:
     rows = [encoded[i : i + v] for i in range(0, len(encoded), v)]
     by_name = {"wrong_think": THINKING, "stop_think": THOUGHT, "no_cot": ANSWERING}
     stages = [by_name.get(e.condition, NOTHING) for e in changed]
-    facts = kernel.Rows(
+    facts = kernel.ConditionRows(
         np.array(stages, np.int32),
         np.array([np.arange(OPTIONS) < len(e.options) for e in changed]),
         np.array([e.answer for e in changed], np.int32),
@@ -426,16 +426,9 @@ def evaluated(params, group, blind, rows, keys, temperature=1.0, slots=0):
     return kernel.evaluate(
         kit.model(),
         params,
-        group,
-        blind,
-        rows,
-        keys,
+        kernel.EvalBatch(group, blind, rows, keys),
         tables(),
-        max_tokens=LENGTH,
-        sampling=Sampling(temperature),
-        probe_every=EVERY,
-        probes=PROBES,
-        slots=slots,
+        kernel.KernelSettings(LENGTH, Sampling(temperature), EVERY, PROBES, slots),
     )
 
 

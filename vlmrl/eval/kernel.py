@@ -27,7 +27,7 @@ from vlmrl.types import Array, Group, Rollout, Scores
 NOTHING, THINKING, THOUGHT, ANSWERING = range(4)
 
 
-class Rows(NamedTuple):
+class ConditionRows(NamedTuple):
     """Facts of every condition row, from the host; c = N * V."""
 
     stage: Array  # int32[c]: NOTHING, THINKING, THOUGHT or ANSWERING
@@ -37,8 +37,33 @@ class Rows(NamedTuple):
     last: Array  # int32[c]: the prompt's last token id
 
 
-class Reading(NamedTuple):
-    """Where a sample's think and answer are, in its own tokens; B rows."""
+class EvalBatch(NamedTuple):
+    """What a pass reads."""
+
+    group: Group  # prefix [N, S], branches [N * V, T'] (the conditions' texts), images
+    blind: Group  # the same without images: what the prompts share, then their texts
+    rows: ConditionRows
+    keys: Array  # uint32[B, 2]: B / (N * V) samples of each condition row
+
+
+class KernelSettings(NamedTuple):
+    max_tokens: int  # T, of a sample
+    sampling: Sampling
+    probe_every: int  # a sighted probe after every k tokens of the CoT
+    probes: int  # R, sighted probes at most
+    slots: int = 0  # samples decoded side by side; when one ends, the next takes its
+    # place (`engine/continuous_batching.py`), and all are read again; 0: all at once
+
+
+class ProbePoints(NamedTuple):
+    """Where letters are read behind a sample; E points of each of B rows."""
+
+    kind: Array  # int32[B, E], see `CotSpans.kind`
+    cut: Array  # int32[B, E]: own tokens before the probe
+
+
+class CotSpans(NamedTuple):
+    """Where a sample's CoT and answer are, in its own tokens; B rows."""
 
     think: Array  # bool[B, T]: sampled tokens of the think
     natural: Array  # bool[B]
@@ -50,7 +75,7 @@ class Reading(NamedTuple):
     start: Array  # int32[B]: first think token
 
 
-def read(tables: TagTables, rollout: Rollout, stage) -> Reading:
+def read(tables: TagTables, rollout: Rollout, stage) -> CotSpans:
     """Find the think and the answer opening of every sample; `stage` int32[B]."""
     tokens, mask = rollout.tokens, rollout.mask
     length = tokens.shape[1]
@@ -84,14 +109,14 @@ def read(tables: TagTables, rollout: Rollout, stage) -> Reading:
     stripped = jnp.max(jnp.where(ends, steps + 1, first[:, None]), -1)
     strip = (start < length) & (start <= close.index)
     stripped = jnp.where(strip, stripped, cut)
-    return Reading(think, natural, closed, kind, cut, strip, stripped, start)
+    return CotSpans(think, natural, closed, kind, cut, strip, stripped, start)
 
 
 def openings(tables: TagTables, kind, replay) -> tuple[Array, Array, Array]:
     """Probe rows: an answer opening followed by each bridge.
 
     Args:
-      kind: int32[n] (see Reading.kind); replay: int32[n], the token of kind 0.
+      kind: int32[n] (see `CotSpans.kind`); replay: int32[n], the token of kind 0.
     Returns:
       ids int32[n * J, F + 1], their mask, length of the opening int32[n * J].
     """
@@ -144,75 +169,41 @@ def letter_mass(model: Model, params, tables: TagTables, hidden, size) -> Array:
 def evaluate(
     model: Model,
     params,
-    group: Group,
-    blind: Group,
-    rows: Rows,
-    keys,
+    batch: EvalBatch,
     tables: TagTables,
-    *,
-    max_tokens: int,
-    sampling: Sampling,
-    probe_every: int,
-    probes: int,
-    slots: int = 0,
+    settings: KernelSettings,
     **options,
 ) -> tuple[Rollout, Scores]:
-    """Generate under every condition and score what was generated.
+    """Generate under every condition and score the samples.
 
     Args:
-      group: prefix [N, S], branches [N * V, T'] (the conditions' texts), images.
-      blind: the same without images: what an item's prompts share, then their texts.
-      keys: uint32[B, 2], B / (N * V) samples of each condition row.
-      slots: samples decoded side by side; when one ends, the next takes its place
-        (`engine/continuous_batching.py`), and all are read once more at the end.
-        0: all at once.
-      probe_every, probes: a sighted probe after every k think tokens, R at most.
       options: dtype, unroll (see the family's `layers`); attend, the back end that
         reads (`attention.choose`).
     """
-    cache = prefill(model, params, group, **options)
-    drawing = dict(max_tokens=max_tokens, sampling=sampling, **_run(options, "attend"))
-    if slots:
-        source = continuous_batching.from_cache(cache, group.prefix.ids.shape[0])
-        rollout, _ = continuous_batching.generate(
-            model, params, source, keys, tables.stops,
-            slots=continuous_batching.SlotCounts(slots, slots), **drawing,
-        )  # fmt: skip
-        _, own = extend(
-            model, params, cache, rollout.tokens, rollout.mask, **_run(options)
-        )
-    else:
-        rollout, own = generate(model, params, cache, keys, tables.stops, **drawing)
-    samples = keys.shape[0] // rows.stage.shape[0]
-    rows = jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), rows)
+    cache = prefill(model, params, batch.group, **options)
+    rollout, own = _sample(model, params, cache, batch, tables, settings, options)
+    count = batch.keys.shape[0] // batch.rows.stage.shape[0]
+    rows = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), batch.rows)
     text = read(tables, rollout, rows.stage)
 
-    # The answer probe, then the sighted ones: n = B * (1 + R) openings.
-    each = 1 + probes
-    marks = text.start[:, None] + probe_every * (1 + jnp.arange(probes))
-    think_end = jnp.where(text.think, jnp.arange(max_tokens) + 1, 0).max(-1)
-    sighted_mask = marks < think_end[:, None]
-    cuts = jnp.concatenate([text.cut[:, None], jnp.minimum(marks, max_tokens)], 1)
-    kinds = jnp.concatenate([text.kind[:, None], jnp.full_like(marks, 2)], 1)
-    mass = _probe(
-        model, params, tables, own, rows, rollout, kinds.reshape(-1),
-        cuts.reshape(-1), each, jnp.repeat(cache.next, samples), options,
-    ).reshape(-1, each, rows.options.shape[1])  # fmt: skip
+    def probe(cache, start, points):
+        cache = cache._replace(next=jnp.repeat(start, count))
+        return _probe(model, params, tables, cache, rows, rollout, points, options)
+
+    points, sighted_mask = _sighted(text, settings)
+    mass = probe(own, cache.next, points)
     answer, option_mass = _renormalise(mass[:, 0], rows.options)
     sighted, _ = _renormalise(mass[:, 1:], rows.options[:, None])
 
-    # Blind: the same think behind the same prompt, no image.
-    reader = prefill(model, params, blind, **options)
+    # Blind: the same CoT behind the same prompt, without the image.
+    reader = prefill(model, params, batch.blind, **options)
     _, reread = extend(
-        model, params, reader, rollout.tokens, rollout.mask, **_run(options)
+        model, params, reader, rollout.tokens, rollout.mask, **_without(options)
     )
     cuts = jnp.stack([text.cut, text.stripped], 1)
     kinds = jnp.stack([text.kind, jnp.where(text.strip, 2, text.kind)], 1)
-    mass = _probe(
-        model, params, tables, reread, rows, rollout, kinds.reshape(-1),
-        cuts.reshape(-1), 2, jnp.repeat(reader.next, samples), options,
-    ).reshape(-1, 2, rows.options.shape[1])  # fmt: skip
-    reread_letters, _ = _renormalise(mass, rows.options[:, None])
+    mass = probe(reread, reader.next, ProbePoints(kinds, cuts))
+    blind, _ = _renormalise(mass, rows.options[:, None])
 
     p = jnp.exp(answer)
 
@@ -220,7 +211,7 @@ def evaluate(
         picked = jnp.take_along_axis(p, jnp.maximum(index, 0)[:, None], 1)[:, 0]
         return jnp.where(index >= 0, picked, 0)
 
-    count = text.think.sum(-1)
+    length = text.think.sum(-1)
     spread = jnp.where(text.think, rollout.entropy, 0).sum(-1)
     return rollout, Scores(
         letters=answer,
@@ -230,23 +221,53 @@ def evaluate(
         option_mass=option_mass,
         natural=text.natural,
         truncated=~text.closed & ~rollout.stopped,
-        think_entropy=spread / jnp.maximum(count, 1),
-        think_tokens=count.astype(jnp.int32),
+        think_entropy=spread / jnp.maximum(length, 1),
+        think_tokens=length.astype(jnp.int32),
         sighted=sighted,
         sighted_mask=sighted_mask,
-        blind=reread_letters,
+        blind=blind,
     )
 
 
-def _probe(
-    model, params, tables, cache: PrefixCache, rows: Rows, rollout, kind, cut, each,
-    start, options,
-):  # fmt: skip
-    """Letter masses after `cut` own tokens of each sample; n = B * each rows.
+def _sample(model, params, cache: PrefixCache, batch, tables, settings, options):
+    """Return the Rollout and the cache with the samples as its last segment."""
+    how = dict(max_tokens=settings.max_tokens, sampling=settings.sampling)
+    how |= _without(options, "attend")
+    slots = settings.slots
+    if not slots:
+        return generate(model, params, cache, batch.keys, tables.stops, **how)
+    source = continuous_batching.from_cache(cache, batch.group.prefix.ids.shape[0])
+    rollout, _ = continuous_batching.generate(
+        model, params, source, batch.keys, tables.stops,
+        slots=continuous_batching.SlotCounts(slots, slots), **how,
+    )  # fmt: skip
+    _, own = extend(
+        model, params, cache, rollout.tokens, rollout.mask, **_without(options)
+    )
+    return rollout, own
 
-    `start` int32[B] is the position of the samples' first token in this cache.
+
+def _sighted(text: CotSpans, settings: KernelSettings) -> tuple[ProbePoints, Array]:
+    """Return the answer probe and behind it the sighted ones (E = 1 + R), and the mask
+    bool[B, R] of those that lie within the CoT."""
+    length, every, count = settings.max_tokens, settings.probe_every, settings.probes
+    marks = text.start[:, None] + every * (1 + jnp.arange(count))
+    think_end = jnp.where(text.think, jnp.arange(length) + 1, 0).max(-1)
+    cuts = jnp.concatenate([text.cut[:, None], jnp.minimum(marks, length)], 1)
+    kinds = jnp.concatenate([text.kind[:, None], jnp.full_like(marks, 2)], 1)
+    return ProbePoints(kinds, cuts), marks < think_end[:, None]
+
+
+def _probe(
+    model, params, tables, cache: PrefixCache, rows: ConditionRows, rollout,
+    points: ProbePoints, options,
+) -> Array:  # fmt: skip
+    """Return the letter masses at each point of each sample, float32[B, E, C].
+
+    `cache.next` int32[B] is the position of the samples' first token.
     """
-    count = tables.letters.bridges.shape[0]
+    count, each = tables.letters.bridges.shape[0], points.cut.shape[1]
+    kind, cut = points.kind.reshape(-1), points.cut.reshape(-1)
     wide = jax.tree.map(lambda x: jnp.repeat(x, each, axis=0), rows)
     own = jnp.repeat(rollout.tokens, each, axis=0)
     replay = jnp.take_along_axis(
@@ -261,18 +282,19 @@ def _probe(
     limits = [None] * (len(cache.segments) - 2)
     limits += [prompt - behind, cut]
     limits = tuple(x if x is None else jnp.repeat(x, count) for x in limits)
-    begin = jnp.repeat(start, each) + cut - behind
+    begin = jnp.repeat(cache.next, each) + cut - behind
     here = cache._replace(next=jnp.repeat(begin, count))
-    hidden, _ = extend(model, params, here, ids, mask, limits, **_run(options))
-    return letter_mass(model, params, tables, hidden, size)
+    hidden, _ = extend(model, params, here, ids, mask, limits, **_without(options))
+    mass = letter_mass(model, params, tables, hidden, size)
+    return mass.reshape(-1, each, rows.options.shape[1])
 
 
 def _renormalise(mass, valid):
-    """(log-probs over the valid options, their mass before renormalising)."""
+    """Return (log-probs over the valid options, their mass before renormalising)."""
     mass = jnp.where(valid, mass, -jnp.inf)
     total = jax.nn.logsumexp(mass, axis=-1)
     return mass - total[..., None], jnp.exp(total)
 
 
-def _run(options, *others):
-    return {k: v for k, v in options.items() if k not in ("dtype", *others)}
+def _without(options, *names):
+    return {k: v for k, v in options.items() if k not in ("dtype", *names)}

@@ -111,22 +111,18 @@ class Evaluator:
         policy, s = self._policy, self._settings
         tables = make_tables(policy.processor, s.options)
         weights = self._weights
+        kernel_settings = kernel.KernelSettings(
+            s.max_tokens, Sampling(s.temperature), s.probe_every, s.probes, s.slots
+        )
 
         @functools.partial(jax.jit, out_shardings=sharding.batch_sharding(policy.mesh))
         def run_kernel(params, group, blind, rows, keys):
             return kernel.evaluate(
                 policy.model,
                 weights(params),
-                group,
-                blind,
-                rows,
-                keys,
+                kernel.EvalBatch(group, blind, rows, keys),
                 tables,
-                max_tokens=s.max_tokens,
-                sampling=Sampling(s.temperature),
-                probe_every=s.probe_every,
-                probes=s.probes,
-                slots=s.slots,
+                kernel_settings,
                 unroll=s.unroll,
                 attend=policy.attend,
             )
@@ -239,7 +235,8 @@ def write_records(
 
 
 def _inputs(policy: Policy, written: list[Prompt], each: int, options: int):
-    """Return (Group, blind Group, Rows) of N examples under V = `each` conditions."""
+    """Return (Group, blind Group, ConditionRows) of N examples under `each` (V)
+    conditions."""
     processor = policy.processor
     encoded = tokens.encode_all(processor, written)
     blind = [
@@ -256,7 +253,7 @@ def _inputs(policy: Policy, written: list[Prompt], each: int, options: int):
                 f"example {p.example.id}: {len(p.example.options)} options, but the "
                 f"evaluation was made for {options}; raise `options`"
             )
-    facts = kernel.Rows(
+    facts = kernel.ConditionRows(
         stage=np.array([_stage(p.example) for p in written], np.int32),
         options=np.array(
             [np.arange(options) < len(p.example.options) for p in written]

@@ -321,13 +321,12 @@ def evaluation(job: PlannedJob, mesh, **options) -> Program:
     def run(params, group, blind, facts, keys, tables):
         params = read(params)
         return kernel.evaluate(
-            job.model, params, group, blind, facts, keys, tables,
-            max_tokens=job.eval_tokens, sampling=Sampling(0.0), probe_every=64,
-            probes=4, **options,
+            job.model, params, kernel.EvalBatch(group, blind, facts, keys), tables,
+            kernel.KernelSettings(job.eval_tokens, Sampling(0.0), 64, 4), **options,
         )  # fmt: skip
 
     shape = jax.ShapeDtypeStruct
-    facts = kernel.Rows(
+    facts = kernel.ConditionRows(
         shape((rows,), i32),
         shape((rows, OPTIONS), bool),
         *(shape((rows,), i32) for _ in range(3)),
