@@ -3,13 +3,15 @@
 import csv
 import json
 import math
-import zipfile
+import sys
 
 import openpyxl
 import pytest
+from openpyxl.cell.rich_text import CellRichText, TextBlock
+from openpyxl.cell.text import InlineFont
 
 from vlmrl.eval import imports, measures, records
-from vlmrl.eval.sheets import read_xlsx
+from vlmrl.eval.spreadsheets import read_xlsx
 from vlmrl.types import UserError
 
 THOUGHT = "<think>The left one is red. So it is B.</think><answer>B</answer>"
@@ -121,27 +123,23 @@ def test_a_broken_spreadsheet_is_named_by_row(tmp_path):
         imports.vlmevalkit(tmp_path / "n_S.xlsx")
 
 
-def test_a_spreadsheet_with_inline_strings_and_gaps(tmp_path):
-    """As xlsxwriter in constant memory writes: texts in the cells, empty ones left
-    out, runs of formatted text."""
-    main = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
-    sheet = (
-        f'<worksheet xmlns="{main}"><sheetData>'
-        '<row r="1"><c r="A1" t="inlineStr"><is><t>index</t></is></c>'
-        '<c r="C1" t="inlineStr"><is><r><t>pre</t></r><r><t>diction</t></r></is></c>'
-        "</row>"
-        '<row r="2"><c r="A2"><v>7</v></c><c r="C2" t="str"><v>a_x000A_b</v></c></row>'
-        '<row r="3"><c r="C3" t="b"><v>1</v></c></row>'
-        "</sheetData></worksheet>"
-    )
+def test_cells_of_a_spreadsheet(tmp_path):
+    """Runs of formatted text, escaped control characters, truth values, gaps."""
     path = tmp_path / "x.xlsx"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("xl/worksheets/sheet1.xml", sheet)
-    rows = read_xlsx(path)
-    assert rows == [
+    pieces = CellRichText("pre", TextBlock(InlineFont(b=True), "diction"))
+    rows = [[7, None, "a_x000A_b"], [None, "lost", True], [1.5, None, "=1+1"]]
+    write_xlsx(path, rows, ["index", None, pieces])
+    assert read_xlsx(path) == [
         {"index": 7, "prediction": "a\nb"},
         {"index": "", "prediction": 1},
+        {"index": 1.5, "prediction": ""},
     ]
+
+
+def test_without_openpyxl_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    with pytest.raises(UserError, match=r"x.xlsx: .* pip install -e '.\[sheets\]'"):
+        read_xlsx(tmp_path / "x.xlsx")
 
 
 # -- lmms-eval -------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from vlmrl import perturb
 from vlmrl.eval.record_builder import build_record
-from vlmrl.eval.sheets import read_xlsx
+from vlmrl.eval.spreadsheets import read_xlsx
 from vlmrl.prompts import parsing, styles
 from vlmrl.types import Example, Prompt, Record, UserError
 
