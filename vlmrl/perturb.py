@@ -59,7 +59,8 @@ def suggest(example: Example, seed: int) -> Example:
 
 
 def statement(example: Example, option: int) -> str:
-    """A sentence asserting an option: capital first letter, no full stop at its end.
+    """Return a sentence asserting an option: capital first letter, no full stop at its
+    end.
 
     From the source's `statements`; without them, an option that is itself a sentence
     (three words or more with a full stop) asserts itself, and any other is wrapped as
@@ -78,7 +79,8 @@ def statement(example: Example, option: int) -> str:
 
 
 def think(example: Example, option: int) -> str:
-    """A chain of thought concluding an option, without tags, ending its sentence.
+    """Return a chain of thought concluding an option, without tags, ending its
+    sentence.
 
     From the source's `thinks`; without them `<statement>. So the answer is <option>.`
     """
@@ -95,13 +97,13 @@ def think(example: Example, option: int) -> str:
 
 
 def is_open(prefill: str) -> bool:
-    """Does a prefill end inside a think?"""
+    """Return whether a prefill ends inside an open <think>."""
     return prefill.rfind("<think>") > prefill.rfind("</think>")
 
 
 def unmisled(example: Example) -> Example:
-    """The example without a caption and without an open think put in its mouth; its
-    question, image, suggested option and name stay."""
+    """Return the example without a caption and without an open prefilled CoT; its
+    question, image, suggested option and condition name stay."""
     prefill = "" if is_open(example.prefill) else example.prefill
     return example._replace(caption="", prefill=prefill)
 
@@ -182,7 +184,7 @@ def check(name: str) -> None:
 
 
 def apply(example: Example, name: str) -> Example:
-    """The example under a condition, `name` being one of ORDER.
+    """Return the example under a condition; `name` is one of ORDER.
 
     Raises:
       UserError: the name is unknown, the example is already under another condition,

@@ -101,7 +101,7 @@ class ReplyCache:
         self._file = None
 
     def get(self, key: str) -> dict | None:
-        """The final reply of a key, None if it is to be asked."""
+        """Return the final reply of a key, None if it has to be requested."""
         reply = self._replies.get(key)
         if reply is None or (self._again and reply["error"]):
             return None
@@ -109,7 +109,8 @@ class ReplyCache:
         return reply
 
     def reserve(self, bound: tuple[int, int]) -> bool:
-        """Set aside the most that a request can take, or False if that is too much."""
+        """Set aside the most that a request can take; return False if that is too
+        much."""
         b, s = self._budget, self.spent
         if b.tokens and not bound[1]:
             raise UserError("budget: a limit of tokens needs calls with max_tokens")
@@ -137,7 +138,7 @@ class ReplyCache:
         )
 
     def put(self, key: str, reply: dict) -> None:
-        """Store a final reply, on disk before it returns."""
+        """Store a final reply; it is on disk when this returns."""
         if key in self._replies and not self._replies[key]["error"]:
             return
         self._replies[key] = reply

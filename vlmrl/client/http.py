@@ -95,7 +95,7 @@ class _Failed(Exception):
 
 
 def check_url(url: str, insecure: bool = False) -> str:
-    """The base URL without its last slash.
+    """Return the base URL without its last slash.
 
     Raises:
       UserError: not http(s), plain http to another machine unless `insecure`, or a
@@ -128,7 +128,8 @@ def is_loopback(host: str) -> bool:
 
 
 def call_key(model: str, call: Call) -> str:
-    """sha256 over what determines a reply: model, messages, parameters, sample."""
+    """Return the sha256 of what determines a reply: model, messages, parameters,
+    sample."""
     text = json.dumps(
         [model, call.messages, call.params, call.sample],
         sort_keys=True,
@@ -138,8 +139,8 @@ def call_key(model: str, call: Call) -> str:
 
 
 def most_tokens(call: Call) -> tuple[int, int]:
-    """Upper bounds (prompt, completion): a token of a byte-level tokenizer holds at
-    least one byte of text; images are bounded by a constant."""
+    """Return upper bounds of (prompt, completion) tokens. A token of a byte-level
+    tokenizer covers at least one byte of text; images are bounded by a constant."""
     prompt = 0
     for message in call.messages:
         prompt += _MESSAGE_TOKENS
@@ -209,7 +210,8 @@ class Client:
         return self._cache.spent
 
     def close(self) -> None:
-        """End the calls that other threads still wait for; let go of the cache file."""
+        """End the calls that other threads still wait for and release the cache
+        file."""
         with self._starting:
             loop, self._loop = self._loop, None
         if loop is not None:
@@ -230,8 +232,9 @@ class Client:
         seconds: float = 0.0,
         progress: Callable[[int], None] = lambda n: None,
     ) -> list[Reply]:
-        """Replies of calls, in order; equal calls are sent once. Several threads may
-        call it: they share the limit of requests in flight, the cache and the budget.
+        """Return the replies of calls, in order; equal calls are sent once. Several
+        threads may call it: they share the limit of requests in flight, the cache and
+        the budget.
 
         Args:
           seconds: after which what is still unanswered is given up; 0 waits.
@@ -249,8 +252,8 @@ class Client:
             future.cancel()  # where this thread was interrupted
 
     def _running(self) -> asyncio.AbstractEventLoop:
-        """The event loop of this client, in a thread of its own: all that changes is
-        changed there."""
+        """Return this client's event loop, which runs in a thread of its own: all state
+        changes happen there."""
         with self._starting:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
@@ -289,7 +292,7 @@ class Client:
         return [replies.get(key, late) for key in keys]
 
     async def _work(self, http, waiting, replies, counts, seconds, progress) -> None:
-        """Workers that each take the next call; the first error of any ends all."""
+        """Run workers that each take the next call; the first error of any ends all."""
         queue = iter(waiting.items())
 
         async def worker():
@@ -308,7 +311,7 @@ class Client:
             raise errors.exceptions[0] from None
 
     async def _call(self, http, key: str, call: Call) -> Reply:
-        """Attempts of one call, until a text, a final failure or the last attempt."""
+        """Attempt a call until a text, a final failure or the last attempt."""
         e, cache = self.endpoint, self._cache
         bound = most_tokens(call)
         for attempt in range(1, e.attempts + 1):
@@ -343,7 +346,8 @@ class Client:
         return reply
 
     async def _attempt(self, http, call: Call) -> tuple[Reply, tuple[int, int] | None]:
-        """One request: the reply and the tokens it says it took, or _Failed."""
+        """Send one request; return the reply and its reported tokens, or raise
+        _Failed."""
         e = self.endpoint
         body = {"model": e.model, "messages": call.messages, **call.params}
         post = {"url": f"{e.url}/chat/completions", "content": json.dumps(body)}
@@ -436,7 +440,7 @@ async def _cancel_others() -> None:
 
 
 def check_key(name: str) -> str:
-    """The key in an environment variable, '' for no name.
+    """Return the key in an environment variable, '' for no name.
 
     Raises:
       UserError: there is no such variable, or what it holds can't be a key.
@@ -467,7 +471,8 @@ def _scrubber(key: str) -> Callable[[bytes], bytes]:
 
 
 def _retry_after(value: str) -> float:
-    """Seconds of a Retry-After header: a number, or a date (RFC 9110, 10.2.3)."""
+    """Return the seconds of a Retry-After header: a number or a date (RFC 9110,
+    10.2.3)."""
     try:
         seconds = float(value)
     except ValueError:
@@ -480,7 +485,7 @@ def _retry_after(value: str) -> float:
 
 
 def _message(data: bytes) -> str:
-    """The error message of a body, short and on one line."""
+    """Return the error message of a body, short and on one line."""
     try:
         body = json.loads(data)
         error = body.get("error", body.get("detail", body))

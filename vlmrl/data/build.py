@@ -71,7 +71,8 @@ def build(
     seed: int = 0,
     progress: Callable[[int], None] = lambda n: None,
 ) -> tuple[Path, BuildReport]:
-    """Writes a split and returns its directory and report; what is there stays.
+    """Write a split and return its directory and report; a finished build is left
+    alone.
 
     Args:
       bench: the set.
@@ -121,13 +122,14 @@ def build(
 
 
 def report(directory: Path) -> BuildReport:
-    """The report of a finished build."""
+    """Return the report of a finished build."""
     fields = json.loads((Path(directory) / "report.json").read_text())
     return BuildReport(examples=fields.pop("kept"), **fields)
 
 
 def _beside(bench: Set, root: Path) -> list:
-    """[number, hash] of what rows may point at: with more of it, fewer are refused."""
+    """Return [count, hash] of the files that rows may point at: more of them change
+    which rows are refused."""
     files = sorted(
         [str(path.relative_to(root)), path.stat().st_size]
         for pattern in bench.beside
@@ -138,7 +140,7 @@ def _beside(bench: Set, root: Path) -> list:
 
 
 def _claim(work: Path, made_of: dict) -> None:
-    """Makes the work directory, or takes up one made of the same files."""
+    """Create the work directory, or continue one made from the same files."""
     stamp = work / "made_of.json"
     text = json.dumps(made_of)
     if stamp.is_file() and stamp.read_text() != text:
@@ -154,7 +156,8 @@ def _claim(work: Path, made_of: dict) -> None:
 
 
 def _shards(bench, split, root, files, work, seed, progress) -> None:
-    """Writes what is missing of `shard-00000`, its `.json` after it, and so on."""
+    """Write the missing shards: `shard-00000`, then its counts in `shard-00000.json`,
+    …"""
     pool = _pool(bench, files)
     # A thread back from decoding waits for this long at most until another one's Python
     # gives way: 5 % faster, measured.
@@ -196,7 +199,7 @@ def _numbered(files, root, split, seed) -> Iterator[tuple[dict, Place]]:
 
 
 def _pool(bench: Set, files: list[Path]) -> tuple[str, ...]:
-    """What other rows answer, for wrong answers of the same kind."""
+    """Return the answers of other rows, from which wrong answers are drawn."""
     if not bench.pool:
         return ()
     texts = {str(row.get(bench.pool)) for path in files for row in reading.rows(path)}
@@ -204,7 +207,7 @@ def _pool(bench: Set, files: list[Path]) -> tuple[str, ...]:
 
 
 def _ahead(threads, rows: Iterable, make: Callable) -> Iterator:
-    """make(row) in order, a bounded number of them at work or waiting."""
+    """Yield make(row) in order, with a bounded number of rows at work or waiting."""
     waiting: collections.deque = collections.deque()
     for row in rows:
         waiting.append(threads.submit(make, row))
@@ -215,7 +218,8 @@ def _ahead(threads, rows: Iterable, make: Callable) -> Iterator:
 
 
 def _convert(bench, row, place, pool):
-    """(where, [(id, repairs, rule, record)]) or (where, why it is refused)."""
+    """Return (where, [(id, repairs, rule, record)]), or (where, why the row is
+    refused)."""
     where = f"{place.file} row {place.row}"
     try:
         items = bench.items(row, place)
@@ -261,7 +265,7 @@ def _shard(path: Path, converted: Iterable, seen, progress) -> dict[str, Any]:
 
 
 def _finish(bench, split, work) -> None:
-    """Shards get their TFDS names, then the metadata and the report are written."""
+    """Give shards their TFDS names, then write the metadata and the report."""
     parts = [json.loads(p.read_text()) for p in sorted(work.glob("shard-*.json"))]
     rules = collections.Counter()
     for part in parts:
@@ -315,7 +319,7 @@ def _finish(bench, split, work) -> None:
 
 
 def tfds_name(name: str) -> str:
-    """TFDS wants names that begin with a letter."""
+    """Return a name that TFDS accepts: it must begin with a letter."""
     return name if name[0].isalpha() else f"set_{name}"
 
 
@@ -325,7 +329,8 @@ def tfds_name(name: str) -> str:
 def example_of(
     item: SetItem, source: str, place: Place, pool: tuple[str, ...] = ()
 ) -> tuple[Example, str]:
-    """(Example, rule of its statements). Raises Refused where the item won't do."""
+    """Return (Example, rule of its statements). Raises Refused where the item is
+    unusable."""
     if not item.question.strip():
         raise Refused("its question is empty")
     sizes = []
@@ -376,8 +381,8 @@ def example_of(
 
 
 def suggested(options: tuple[str, ...], answer: int, *words: object) -> int:
-    """The wrong option that misleading texts suggest: drawn by its text, so that
-    rotated copies of a question suggest the same. -1 if no option is wrong."""
+    """Return the wrong option that misleading texts suggest, -1 if no option is wrong.
+    It is drawn by its text, so that rotated copies of a question suggest the same."""
     right = normal(options[answer])
     wrong = [i for i, o in enumerate(options) if normal(o) != right]
     return min(wrong, key=lambda i: draw("suggest", *words, options[i]), default=-1)

@@ -33,7 +33,8 @@ class Findings(NamedTuple):
 def check(
     known: int | None, examples: Iterable[Example], report: BuildReport
 ) -> Findings:
-    """Findings of a split, in one pass; `known` is its published number of examples."""
+    """Return the findings of a split, in one pass; `known` is its published number of
+    examples."""
     letters, tasks = collections.Counter(), collections.Counter()
     wrong, twins, duplicates, seen, pictures = [], [], [], {}, set()
     total = 0
@@ -69,7 +70,7 @@ def check(
 
 
 def summary(name: str, split: str, f: Findings, most: int = 20) -> str:
-    """The findings as text; lists are cut after `most` lines, and say so."""
+    """Return the findings as text; lists are cut after `most` lines, with a note."""
     if f.known is None:
         count = "no published count to compare with"
     elif f.known == f.examples:

@@ -28,12 +28,12 @@ GREY = 127
 
 
 def blank(pixels: Array, rng: np.random.Generator) -> Array:
-    """An image of the same size, all of one grey. uint8[H,W,3]."""
+    """Return an image of the same size in one grey. uint8[H,W,3]."""
     return np.full_like(pixels, GREY)
 
 
 def shuffled(pixels: Array, rng: np.random.Generator, patch: int = 28) -> Array:
-    """Its whole patches in another order; a border that fills no patch stays.
+    """Permute the whole patches; a border that fills no patch stays.
 
     Args:
       pixels: uint8[H,W,3].
@@ -44,7 +44,7 @@ def shuffled(pixels: Array, rng: np.random.Generator, patch: int = 28) -> Array:
 
 
 def noisy(pixels: Array, rng: np.random.Generator, sigma: float = 0.25) -> Array:
-    """x + 255 · sigma · N(0, 1), rounded and cut to [0, 255].
+    """Add Gaussian noise: x + 255 · sigma · N(0, 1), rounded and clipped to [0, 255].
 
     Rollouts on noisy images as training noise: https://arxiv.org/abs/2504.13055
 
@@ -61,7 +61,7 @@ def noisy(pixels: Array, rng: np.random.Generator, sigma: float = 0.25) -> Array
 def masked(
     pixels: Array, rng: np.random.Generator, share: float = 0.6, patch: int = 14
 ) -> Array:
-    """round(share · n) of its n whole patches in black.
+    """Set round(share · n) of the n whole patches to black.
 
     The second branch of PAPO's perception term sees this image: 60 % of 14-pixel
     patches, https://arxiv.org/abs/2507.06448
@@ -87,7 +87,7 @@ DISTORTIONS: dict[str, Callable[..., Array]] = {
 
 
 def distort(example: Example, name: str, seed: int, **settings) -> Example:
-    """The example with every image perturbed, its condition marked `<name>+…`.
+    """Return the example with every image perturbed and condition `<name>+…`.
 
     Text and statements stay: the answer is still what the clean image shows.
 
@@ -121,14 +121,14 @@ def distort(example: Example, name: str, seed: int, **settings) -> Example:
 
 
 def encode(pixels: Array) -> bytes:
-    """uint8[H,W,3] as a PNG file, without loss."""
+    """Return uint8[H,W,3] as a PNG file, without loss."""
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG", compress_level=1)
     return out.getvalue()
 
 
 def _tiles(pixels: Array, patch: int) -> Array:
-    """Whole patches in raster order, uint8[n, patch, patch, 3]."""
+    """Return whole patches in raster order, uint8[n, patch, patch, 3]."""
     if patch < 1:
         raise UserError(f"distort.patch: got {patch}, want at least 1 pixel")
     rows, columns = (side // patch for side in pixels.shape[:2])

@@ -40,7 +40,7 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 def wrong(
     answer: str, *words: object, pool: Sequence[str] = (), n: int = 3
 ) -> tuple[str, ...]:
-    """At most n wrong answers, none equal to the right one or to another.
+    """Return at most n wrong answers, none equal to the right one or to another.
 
     Args:
       answer: the right one.
@@ -80,7 +80,8 @@ def _as(answer: str, word: str) -> str:
 
 
 def _near(answer: str, m: re.Match) -> list[str]:
-    """The answer with one of its numbers changed by one to three of its last places."""
+    """Return the answer with one of its numbers changed by one to three of its last
+    places."""
     decimals = m[0].partition(".")[2]
     step = 10 ** -len(decimals)
     out = []
@@ -93,7 +94,7 @@ def _near(answer: str, m: re.Match) -> list[str]:
 
 
 def _boxes(box: list[float]) -> list[str]:
-    """Boxes of the same size beside the right one, in positive pixels."""
+    """Return boxes of the same size beside the right one, in positive pixels."""
     x1, y1, x2, y2 = box
     w, h = x2 - x1, y2 - y1
     moved = [

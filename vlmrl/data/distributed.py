@@ -34,7 +34,7 @@ class RemoteImages(Sequence):
 def map_images(
     images: Sequence[bytes], change: Callable[[Sequence[bytes]], Iterable[bytes]]
 ) -> Sequence[bytes]:
-    """change(images), of the same number; put off where they are away."""
+    """Return change(images), of the same length; deferred for remote images."""
     if isinstance(images, RemoteImages):
         return RemoteImages(len(images), lambda: tuple(change(images)))
     return tuple(change(images))
@@ -46,7 +46,7 @@ def whole_batches(
     index: int,
     exchange: Callable[[int, Any], list[Any]],
 ) -> Iterator[tuple[int, list[Example]]]:
-    """Yields (position, a whole batch) from this process's share, `loader.batches`.
+    """Yield (position, whole batch) from this process's part of `loader.batches`.
 
     Args:
       stream: the share.

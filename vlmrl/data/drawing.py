@@ -77,7 +77,7 @@ class Scene(NamedTuple):
 
 
 def _outline(shape: str, radius: float) -> list[tuple[float, float]]:
-    """Corners of a shape around the origin, in pixels; y points down."""
+    """Return corners of a shape around the origin, in pixels; y points down."""
     if shape == "circle":
         angles = np.linspace(0, 2 * np.pi, 48, endpoint=False)
         points = np.stack([np.cos(angles), np.sin(angles)], 1) * 0.97
@@ -101,7 +101,7 @@ def _outline(shape: str, radius: float) -> list[tuple[float, float]]:
 
 @functools.cache
 def _mask(shape: str, size: str, rim: float = 0.0) -> Image.Image:
-    """Coverage 0..255 of a shape centred in one cell, grown by `rim` pixels."""
+    """Return coverage 0..255 of a shape centred in one cell, grown by `rim` pixels."""
     big = Image.new("L", (CELL * _OVERSAMPLE,) * 2)
     corners = [
         ((x + CELL / 2) * _OVERSAMPLE, (y + CELL / 2) * _OVERSAMPLE)
@@ -117,8 +117,8 @@ def _mask(shape: str, size: str, rim: float = 0.0) -> Image.Image:
 
 @functools.cache
 def _sprite(shape: str, colour: str, size: str) -> tuple[Image.Image, Image.Image]:
-    """(colours, mask) of one object with a white rim, which shows what it covers even
-    where both objects have the same colour."""
+    """Return (colours, mask) of one object with a white rim, which shows what it covers
+    even where both objects have the same colour."""
     picture = Image.new("RGB", (CELL, CELL), "white")
     picture.paste(COLOURS[colour], (0, 0), _mask(shape, size))
     return picture, _mask(shape, size, rim=_RIM)
@@ -126,9 +126,9 @@ def _sprite(shape: str, colour: str, size: str) -> tuple[Image.Image, Image.Imag
 
 @functools.cache
 def _shift(first: tuple[str, str], second: tuple[str, str], down: bool) -> int:
-    """Pixels that both objects, (shape, size) of adjacent cells, move towards each
-    other until they overlap enough; the same whichever of them is nearer, so that depth
-    shows in what covers what alone."""
+    """Return the pixels that both objects, (shape, size) of adjacent cells, move
+    towards each other until they overlap enough. It is the same whichever is nearer, so
+    that depth shows in what covers what alone."""
     body, rim = (
         [np.asarray(_mask(*kind, rim=r)) > 127 for kind in (first, second)]
         for r in (0.0, _RIM)
@@ -148,9 +148,9 @@ def _shift(first: tuple[str, str], second: tuple[str, str], down: bool) -> int:
 
 @functools.cache
 def background() -> Image.Image:
-    """A light ground: red fades downwards and blue to the right, as in a photograph sky
-    and floor tell up from down in a photograph: rotary positions are relative, so where
-    a patch is must be seen."""
+    """Return a light ground: red fades downwards and blue to the right. As sky and
+    floor tell up from down in a photograph, this shows where a patch is, which relative
+    rotary positions don't."""
     fade = np.linspace(252, 172, SIDE).astype(np.uint8)
     level = np.full((SIDE, SIDE), 228, np.uint8)
     down, right = np.repeat(fade[:, None], SIDE, 1), np.repeat(fade[None], SIDE, 0)
@@ -158,7 +158,7 @@ def background() -> Image.Image:
 
 
 def render(scene: Scene) -> Image.Image:
-    """RGB image of `SIDE` × `SIDE` pixels."""
+    """Return the RGB image of `SIDE` × `SIDE` pixels."""
     image = background().copy()
     for o in scene.objects:
         picture, mask = _sprite(o.shape, o.colour, o.size)
@@ -168,7 +168,7 @@ def render(scene: Scene) -> Image.Image:
 
 @functools.lru_cache(maxsize=64)
 def png(scene: Scene) -> bytes:
-    """The picture as a PNG file."""
+    """Return the picture as a PNG file."""
     file = io.BytesIO()
     render(scene).save(file, "PNG", compress_level=1)
     return file.getvalue()
@@ -178,8 +178,8 @@ def png(scene: Scene) -> bytes:
 
 
 def _kinds(ood: bool, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """Distinct (colour, shape) pairs. Two scenes of three keep to two colours or to two
-    shapes, so that counts above one are common."""
+    """Draw distinct (colour, shape) pairs. Two scenes of three keep to two colours or
+    to two shapes, so that counts above one are common."""
     colours, shapes = list(COLOURS), list(SHAPES)
     theme = rng.integers(3)
     if theme == 1:
@@ -197,7 +197,7 @@ def _kinds(ood: bool, rng: np.random.Generator) -> list[tuple[str, str]]:
 def _arrange(
     kinds: Sequence[tuple[str, str]], rng: np.random.Generator
 ) -> tuple[tuple[Object, ...], tuple[int, int] | None]:
-    """Sizes, cells, pixel positions and depth order for the given kinds."""
+    """Draw sizes, cells, pixel positions and depth order for the given kinds."""
     kinds = [kinds[i] for i in rng.permutation(len(kinds))]  # index = drawing order
     number = len(kinds)
     sizes = [tuple(SIZES)[i] for i in rng.integers(2, size=number)]
@@ -241,14 +241,14 @@ def _arrange(
 
 
 def _content(objects: tuple[Object, ...], pair: tuple[int, int] | None) -> int:
-    """Hash of what a scene shows, pixel jitter aside."""
+    """Return a hash of what a scene shows, pixel jitter aside."""
     seen = sorted(o[:5] for o in objects)
     near = pair and objects[pair[1]][:5]
     return zlib.crc32(repr((seen, near)).encode())
 
 
 def make_scene(split: str, index: int) -> Scene:
-    """The scene `index` (0, 1, ...) of a split: the same on every machine and run.
+    """Return scene `index` (0, 1, …) of a split: the same on every machine and run.
 
     Raises UserError on a split not in `SPLITS`.
     """

@@ -65,13 +65,14 @@ FEATURES = tfds.features.FeaturesDict(
 
 
 def example(record: bytes) -> Example:
-    """The Example of a record that TFDS stores (`serialised`)."""
+    """Return the Example of a record that TFDS stores (`serialised`)."""
     raw = tf_example_pb2.Example.FromString(record).features.feature
     return Example(**{field: kind.read(raw[field]) for field, kind in FIELDS.items()})
 
 
 def serialised(example: Example) -> bytes:
-    """The record TFDS stores: what `FEATURES` would write, field by field."""
+    """Return the record that TFDS stores: what `FEATURES` would write, field by
+    field."""
     record = tf_example_pb2.Example()
     raw = record.features.feature
     for field, kind in FIELDS.items():

@@ -47,7 +47,7 @@ class Pin(NamedTuple):
 
 
 def pins(path: Path) -> dict[str, Pin]:
-    """The pins of a file like third_party/datasets.json."""
+    """Return the pins of a file like third_party/datasets.json."""
     try:
         entries = json.loads(path.read_text())
         return {name: Pin(**fields) for name, fields in entries.items()}
@@ -56,7 +56,7 @@ def pins(path: Path) -> dict[str, Pin]:
 
 
 def by_hand(pin: Pin, root: Path) -> list[str]:
-    """What is left to be done by hand, with the exact place to put it."""
+    """Return the steps left to do by hand, with the exact place to put each file."""
     return [
         f"get {step['what']} from {step['from']} and put it at {root / step['to']}"
         for step in pin.manual
@@ -78,8 +78,8 @@ def from_hub(
     listing: Callable[[str, str], Sequence[str]] | None = None,
     download: Callable[[str, str, str, Path], object] | None = None,
 ) -> Pin:
-    """Downloads the files of the splits, and those that their rows point at. Returns
-    the pin they were taken at (`settled`).
+    """Download the files of the splits, and those that their rows point at. Returns the
+    pin with the commit they were taken at (`settled`).
 
     Args:
       bench, splits: what is wanted.
@@ -118,9 +118,9 @@ def from_hub(
 
 
 def settled(pin: Pin, root: Path, commit: Callable[[str, str], str]) -> Pin:
-    """The pin with a whole commit as its revision. A name that moves, as `main`, is
-    looked up once; root/revision.json keeps what it meant then, so that a download goes
-    on with the files it began with, and says which they are."""
+    """Return the pin with a full commit as its revision. A moving name such as `main`
+    is resolved once; root/revision.json stores the result, so that a download continues
+    with the files it began with, and says which they are."""
     if re.fullmatch("[0-9a-f]{40}", pin.revision):
         return pin
     path = root / "revision.json"
@@ -135,7 +135,8 @@ def settled(pin: Pin, root: Path, commit: Callable[[str, str], str]) -> Pin:
 
 
 def wanted_files(bench: Set, splits: Sequence[str], there: Sequence[str]) -> list[str]:
-    """Of the files there: for each split those of its first pattern with any."""
+    """Return the published names to download: for each split those of its first pattern
+    that matches any, then the files beside them."""
     names: dict[str, None] = {}
     for split in splits:
         for pattern in bench.files[split]:
@@ -149,7 +150,8 @@ def wanted_files(bench: Set, splits: Sequence[str], there: Sequence[str]) -> lis
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """As Path.glob: `*` stops at a slash, a leading `**/` is any directories."""
+    """Match as Path.glob does: `*` stops at a slash, a leading `**/` is any
+    directories."""
     parts, wanted = name.split("/"), pattern.split("/")
     if wanted[0] == "**":
         wanted = wanted[1:]
@@ -181,7 +183,7 @@ def _download(repo: str, revision: str, name: str, root: Path) -> None:
 def from_urls(
     pin: Pin, root: Path, progress: Callable[[str], None] = lambda name: None
 ) -> None:
-    """The pin's own addresses. Raises UserError where one can't be read."""
+    """Download the pin's own addresses. Raises UserError where one can't be read."""
     for name, url in pin.urls.items():
         path = root / name
         if not path.is_file():
@@ -196,7 +198,7 @@ def from_urls(
 
 
 def get(url: str) -> bytes:
-    """The body at an address, tried again after what may pass."""
+    """Return the body at an address; transient failures are retried."""
     request = urllib.request.Request(url, headers={"User-Agent": AGENT})
     for number in range(TRIES):
         try:
@@ -218,7 +220,7 @@ def get(url: str) -> bytes:
 
 
 def _sweep(folder: Path, pattern: str) -> None:
-    """Removes what a run that was killed left half-written."""
+    """Remove the partial files of a run that was killed."""
     for path in folder.glob(pattern):
         path.unlink()
 
@@ -228,7 +230,7 @@ def images(
     root: Path,
     progress: Callable[[int], None] = lambda n: None,
 ) -> dict[str, int]:
-    """Files root/images/SHA256 of (address, sha256) pairs.
+    """Download (address, sha256) pairs to root/images/SHA256; return counts by status.
 
     A few at a time, fewer from one host. `images/manifest.jsonl` tells of each: "ok",
     "changed" (another sum), "dead" (refused for good) or "failed" (tried again by the
@@ -304,7 +306,8 @@ def _image(url: str, sha: str, folder: Path) -> tuple[str, str]:
 
 
 def check_sums(pin: Pin, files: Iterable[Path]) -> int:
-    """How many of the files have a known sum. Raises UserError where one differs."""
+    """Return how many of the files have a known sum. Raises UserError where one
+    differs."""
     checked = 0
     for path in files:
         wanted = pin.md5.get(path.name)

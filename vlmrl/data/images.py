@@ -32,9 +32,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def decode(data: bytes, where: str) -> Image.Image:
-    """RGB image of an encoded file as transformers' processors read it: upright by its
-    EXIF orientation, alpha over white, 16-bit grey clipped to 255 (as Pillow converts
-    it, so everywhere a model is served), an animation's first frame.
+    """Return the RGB image of an encoded file as transformers' processors read it:
+    upright by its EXIF orientation, alpha over white, 16-bit grey clipped to 255 (as
+    Pillow converts it, so everywhere a model is served), an animation's first frame.
 
     Args:
       data: the whole file.

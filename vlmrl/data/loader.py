@@ -64,8 +64,9 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def _key(source: str, sizes: dict[str, int]) -> str:
-    """Directory name of one request: split sizes, and a hash of every split's first
-    examples, so that what an older source wrote is not taken for today's."""
+    """Return the directory name of one request: split sizes, and a hash of every
+    split's first examples, so that what an older source wrote is not taken for
+    today's."""
     firsts = [
         tuple(SOURCES[source](split, min(n, _HASHED))) for split, n in sizes.items()
     ]
@@ -74,7 +75,7 @@ def _key(source: str, sizes: dict[str, int]) -> str:
 
 
 def prepare(source: str, sizes: dict[str, int], data_dir: str | os.PathLike) -> Path:
-    """Writes the first examples of a source and returns their directory, for `load`.
+    """Write the first examples of a source and return their directory, for `load`.
 
     What is there already stays. A directory appears under its final name when it is
     whole, so a run that is cut off, or two at once, leave nothing half-written there.
@@ -137,7 +138,7 @@ class StoredExamples(Sequence):
 
 
 def load(directory: str | os.PathLike, split: str) -> StoredExamples:
-    """The stored examples of a split, in the order of their source.
+    """Return the stored examples of a split, in the order of their source.
 
     Raises UserError where the directory holds no data set or no such split.
     """
@@ -161,7 +162,7 @@ def load(directory: str | os.PathLike, split: str) -> StoredExamples:
 def examples_of(
     source: str, split: str, n: int, data_dir: str | os.PathLike, texts_file: str = ""
 ) -> Sequence[Example]:
-    """The first n examples of a source's split, all of them for n = 0.
+    """Return the first n examples of a source's split, all of them for n = 0.
 
     A procedural source is written under `data_dir` if it is not there yet. Any other is
     one that `vlmrl data prepare` has left under `data_dir`, $VLMRL_DATA or
@@ -188,7 +189,7 @@ def _examples(source, split, n, data_dir) -> Sequence[Example]:
 
 
 def names_of(source: str) -> list[str]:
-    """The sources that a config names: one, or several parted by commas."""
+    """Return the sources that a config names: one, or several separated by commas."""
     return [name for name in source.replace(" ", "").split(",") if name]
 
 
@@ -200,8 +201,9 @@ def mixture(
     weights: Sequence[float] = (),
     texts_file: str = "",
 ) -> tuple[Sequence, list[float] | None]:
-    """(source, weights) as `batches` takes them: one source by name, or several mixed
-    by weight, equal ones unless given; each the first n as `examples_of` finds them."""
+    """Return (source, weights) as `batches` takes them: one source by name, or several
+    mixed by weight, equal ones unless given; each the first n as `examples_of` finds
+    them."""
     names = names_of(source)
     if not names or (weights and len(weights) != len(names)):
         raise UserError(
@@ -215,7 +217,8 @@ def mixture(
 
 
 def where(source: str, split: str, data_dir: str | os.PathLike) -> Path:
-    """The directory of a prepared split. Raises UserError where there is none."""
+    """Return the directory of a prepared split. Raises UserError where there is
+    none."""
     for root in _roots(data_dir):
         if (path := build.directory(root, source, split)).exists():
             return path
@@ -227,7 +230,7 @@ def where(source: str, split: str, data_dir: str | os.PathLike) -> Path:
 
 
 def splits_of(source: str, data_dir: str | os.PathLike) -> list[str]:
-    """The prepared splits of a source, by name."""
+    """Return the prepared splits of a source, by name."""
     return sorted(
         {
             path.parent.name
@@ -269,7 +272,7 @@ class TimedIterator(Iterator):
             self.seconds += time.monotonic() - began
 
     def taken(self) -> float:
-        """Seconds since this was last asked."""
+        """Return and reset the seconds waited since the last call."""
         seconds, self.seconds = self.seconds, 0.0
         return seconds
 
@@ -287,7 +290,7 @@ def batches(
     ahead: int = 2,
     weights: Sequence[float] | None = None,
 ) -> Iterator[tuple[int, list[Example]]]:
-    """Yields (position, this process's part of one global batch).
+    """Yield (position, this process's part of one global batch).
 
     The stream of all processes together is `source` shuffled anew by `seed` in every
     epoch; it and its cutting into batches depend on neither `start` nor the number of
@@ -340,7 +343,7 @@ def batches(
 
 
 def stream_of(source, *, seed: int, epochs: int | None = None, weights=None):
-    """The stream that `batches` cuts: the example at a position by index."""
+    """Return the stream that `batches` cuts: the example at a position, by index."""
     if weights is None:
         return grain.MapDataset.source(source).seed(seed).shuffle().repeat(epochs)
     parts = [

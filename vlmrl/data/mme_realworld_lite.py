@@ -39,7 +39,7 @@ def items(row: dict, place: Place) -> list[SetItem]:
 
 
 def offered(row: dict) -> tuple[str, ...]:
-    """Texts of `(A) …` to `(E) …`, from a list or the text of one."""
+    """Return the texts of `(A) …` to `(E) …`, from a list or the text of one."""
     listed = row.get("multi-choice options", row.get("Answer choices"))
     if isinstance(listed, str):
         try:

@@ -51,7 +51,7 @@ KNOWN = (
 
 
 def bench(name: str, root: Path) -> Set:
-    """The set that a directory holds. Raises UserError where it holds none."""
+    """Return the set that a directory holds. Raises UserError where it holds none."""
     splits = sorted(
         {
             path.stem

@@ -29,7 +29,7 @@ class Request(NamedTuple):
 
     @property
     def root(self) -> Path:
-        """The directory of the published files."""
+        """Return the directory of the published files."""
         return self.downloads / self.name if self.hub else Path(self.source)
 
     @property

@@ -79,7 +79,8 @@ class Set(NamedTuple):
 
 
 def find(bench: Set, split: str, root: Path) -> list[Path]:
-    """The files of a split below `root`, in order of name; [] if there are none."""
+    """Return the files of a split below `root`, in order of name; [] if there are
+    none."""
     for pattern in bench.files[split]:
         if files := sorted(p for p in root.glob(pattern) if p.is_file()):
             return files
@@ -87,7 +88,8 @@ def find(bench: Set, split: str, root: Path) -> list[Path]:
 
 
 def estimate(path: Path) -> int:
-    """About how many rows a file has, for a progress bar; 0 if that takes reading."""
+    """Return about how many rows a file has, for a progress bar; 0 if that takes
+    reading."""
     if path.suffix == ".parquet":
         try:
             return pq.ParquetFile(path).metadata.num_rows
@@ -101,7 +103,8 @@ def estimate(path: Path) -> int:
 
 
 def rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file by its suffix: parquet, tsv, csv, jsonl or json (a list).
+    """Yield the rows of a file by its suffix: parquet, tsv, csv, jsonl or json (a
+    list).
 
     A row of a list becomes {'0': …, '1': …}, and so do the columns of a csv file, whose
     header is not to be trusted. The image cells of a tsv are resolved (`tsv`).
@@ -117,16 +120,16 @@ def rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def parquet(path: Path, batch: int = 8) -> Iterator[dict[str, Any]]:
-    """In small batches: row groups of 5 GB exist."""
+    """Yield rows in small batches: row groups of 5 GB exist."""
     with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
         for part in file.iter_batches(batch_size=batch):
             yield from part.to_pylist()
 
 
 def tsv(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of VLMEvalKit's layout (https://github.com/open-compass/VLMEvalKit): `image`
-    holds base64, or the index of another row that does (64 characters at most), or a
-    list of them. Here it becomes a tuple of base64 texts, or the `Refused` to raise.
+    """Yield rows of VLMEvalKit's layout (https://github.com/open-compass/VLMEvalKit):
+    `image` holds base64, or the index of another row that does (64 characters at most),
+    or a list of them. It becomes a tuple of base64 texts, or the `Refused` to raise.
 
     Images that other rows point at wait in a temporary file, not in memory.
     """
@@ -228,14 +231,14 @@ def _row(value: Any) -> dict[str, Any]:
 
 
 def missing(value: Any) -> bool:
-    """None, NaN, '', blanks, or the text 'nan' that a missing cell was written as."""
+    """Return whether a cell is None, NaN, '', blank, or the text 'nan'."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return True
     return isinstance(value, str) and value.strip().casefold() in ("", "nan")
 
 
 def text(row: Mapping[str, Any], *names: str, needed: bool = True) -> str:
-    """The first of the columns that is there and not missing, trimmed."""
+    """Return the first of the columns that is there and not missing, trimmed."""
     for name in names:
         if not missing(row.get(name)):
             return str(row[name]).strip()
@@ -245,7 +248,8 @@ def text(row: Mapping[str, Any], *names: str, needed: bool = True) -> str:
 
 
 def options(cells: Sequence[Any]) -> tuple[str, ...]:
-    """Option texts; cells missing at the end are no options. At least two are left."""
+    """Return the option texts, at least two; missing cells at the end are no
+    options."""
     texts = list(cells)
     while texts and missing(texts[-1]):
         texts.pop()
@@ -261,7 +265,7 @@ def options(cells: Sequence[Any]) -> tuple[str, ...]:
 
 
 def columns(row: Mapping[str, Any], names: Sequence[str] = LETTERS):
-    """(options, repairs) of a row with one column per letter."""
+    """Return (options, repairs) of a row with one column per letter."""
     there = [row.get(name) for name in names if name in row]
     texts = options(there)
     said_nan = [c for c in there if isinstance(c, str) and c.strip().lower() == "nan"]
@@ -272,7 +276,7 @@ _LETTER = re.compile(r"\(?\s*([A-Za-z])\s*[).:]?")
 
 
 def letter(value: Any, count: int) -> int:
-    """Index that `C`, `(C)`, `c.` names, of `count` options."""
+    """Return the index that `C`, `(C)`, `c.` names, of `count` options."""
     if missing(value):
         raise Refused("answer is missing (hidden test answers are)")
     match = _LETTER.fullmatch(str(value).strip())
@@ -289,8 +293,8 @@ def normal(value: str) -> str:
 
 
 def index_of(answer: str, texts: Sequence[str]) -> int:
-    """The option with this text: the same, or the same but for case, blanks, a final
-    full stop."""
+    """Return the option with this text: the same, or the same but for case, blanks and
+    a final full stop."""
     same = [i for i, t in enumerate(texts) if t == answer]
     same = same or [i for i, t in enumerate(texts) if normal(t) == normal(answer)]
     if not same:
@@ -301,7 +305,7 @@ def index_of(answer: str, texts: Sequence[str]) -> int:
 
 
 def pictures(*cells: Any, place: Place) -> tuple[bytes, ...]:
-    """Encoded image files of one or more cells, in order.
+    """Return encoded image files of one or more cells, in order.
 
     A cell is bytes, base64 text, the {'bytes', 'path'} of a Hugging Face image, a file
     name below the root, or a list of them. Missing cells hold no image.
@@ -331,7 +335,7 @@ def pictures(*cells: Any, place: Place) -> tuple[bytes, ...]:
 
 
 def one(*cells: Any, place: Place) -> tuple[bytes, ...]:
-    """`pictures`, at least one of them."""
+    """Return `pictures`, of which there must be at least one."""
     files = pictures(*cells, place=place)
     if not files:
         raise Refused("it has no image")
@@ -347,7 +351,8 @@ def decoded(cell: str) -> bytes:
 
 
 def beside(name: str, place: Place, *folders: str) -> bytes:
-    """A file that a row names, below the root or one of its folders."""
+    """Return the bytes of a file that a row names, below the root or one of its
+    folders."""
     relative = Path(str(name).strip().removeprefix("./"))
     if relative.is_absolute() or ".." in relative.parts:
         raise Refused(f"its image {name} lies outside the set's directory")
@@ -362,12 +367,12 @@ def beside(name: str, place: Place, *folders: str) -> bytes:
 
 
 def draw(*words: Any) -> int:
-    """A number from the words, the same on every machine."""
+    """Return an integer hashed from the words, the same on every machine."""
     digest = hashlib.sha256("\0".join(map(str, words)).encode()).digest()
     return int.from_bytes(digest[:8], "big")
 
 
 def shuffled(texts: Sequence[str], answer: int, *words: Any):
-    """(options, answer) in an order drawn from the words."""
+    """Return (options, answer) in an order drawn from the words."""
     order = sorted(range(len(texts)), key=lambda i: (draw("order", *words, i), i))
     return tuple(texts[i] for i in order), order.index(answer)

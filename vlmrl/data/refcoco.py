@@ -46,7 +46,7 @@ def items(row: dict, place: Place) -> list[SetItem]:
 
 
 def written(box: list[float]) -> str:
-    """`[x1, y1, x2, y2]` to a hundredth of a pixel."""
+    """Return `[x1, y1, x2, y2]` to a hundredth of a pixel."""
     return "[" + ", ".join(f"{v:.2f}".rstrip("0").rstrip(".") for v in box) + "]"
 
 

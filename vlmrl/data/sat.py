@@ -66,7 +66,7 @@ def items(row: dict, place: Place) -> list[SetItem]:
 
 
 def kind(question: str) -> str:
-    """The authors' rule by wording; later rules win."""
+    """Return the task by the authors' rule on wording; later rules win."""
     low, task = question.lower(), "other"
     if "how did the camera" in low or "is the camera moving" in low:
         task = "action_sequence"

@@ -45,13 +45,14 @@ def sentence(words: str) -> str:
 
 
 def conclusion(example_options: Sequence[str], index: int, by_letter: bool) -> str:
-    """The sentence that ends a CoT: by the option's text alone or with its letter."""
+    """Return the sentence that ends a CoT: by the option's text alone or with its
+    letter."""
     letter = f", answer {chr(ord('A') + index)}" if by_letter else ""
     return f"So it is {example_options[index]}{letter}."
 
 
 def graph(scene: Scene) -> dict:
-    """The scene as JSON-able data; rows, columns and objects count from 0."""
+    """Return the scene as JSON-able data; rows, columns and objects count from 0."""
     return {
         "objects": [o._asdict() for o in scene.objects],
         "overlap": scene.overlap and list(scene.overlap),
@@ -59,7 +60,7 @@ def graph(scene: Scene) -> dict:
 
 
 def picture(scene: Scene, template: str, question: str) -> Example:
-    """An Example of a scene before it has options; `template` is 'task/form'."""
+    """Return an Example of a scene before it has options; `template` is 'task/form'."""
     task, cluster = template.split("/")[0], f"scenes/{scene.split}/{scene.index}"
     return Example(
         id=f"{cluster}/{task}",
@@ -110,13 +111,13 @@ def _pick(items: Sequence, rng: np.random.Generator):
 
 
 def _others(items: Sequence[str], right: str, number: int, rng) -> list[str]:
-    """`number` of the items, without `right`."""
+    """Draw `number` of the items other than `right`."""
     rest = [item for item in items if item != right]
     return [rest[i] for i in rng.permutation(len(rest))[:number]]
 
 
 def _pairs(objects: Sequence[Object], rng) -> list[tuple[Object, Object]]:
-    """All ordered pairs, in random order."""
+    """Return all ordered pairs, in random order."""
     pairs = [(a, b) for a in objects for b in objects if a is not b]
     return [pairs[i] for i in rng.permutation(len(pairs))]
 
@@ -125,7 +126,8 @@ def _pairs(objects: Sequence[Object], rng) -> list[tuple[Object, Object]]:
 
 
 def count(scene: Scene, rng: np.random.Generator) -> Example | None:
-    """How many objects of a colour, a shape, a size, or in all: one to five."""
+    """Ask how many objects there are of a colour, a shape, a size, or in all: one to
+    five."""
     kinds = {"": scene.objects}
     for o in scene.objects:
         for word in (o.colour, o.shape, o.size):
@@ -155,7 +157,7 @@ def count(scene: Scene, rng: np.random.Generator) -> Example | None:
 
 
 def relation(scene: Scene, rng: np.random.Generator) -> Example | None:
-    """Left or right, or above or below, of two objects that differ on that axis."""
+    """Ask left or right, or above or below, of two objects that differ on that axis."""
     axis = _pick(("column", "row"), rng)
     for a, b in _pairs(scene.objects, rng):
         i, j = getattr(a, axis), getattr(b, axis)
@@ -183,7 +185,7 @@ def relation(scene: Scene, rng: np.random.Generator) -> Example | None:
 
 
 def depth(scene: Scene, rng: np.random.Generator) -> Example | None:
-    """Which of two is in front. Asked of scenes with an overlapping pair: of that pair,
+    """Ask which of two is in front, of scenes with an overlapping pair: of that pair,
     or, where 'neither' is an option, sometimes of two objects that don't overlap."""
     if scene.overlap is None:
         return None
@@ -216,7 +218,7 @@ def depth(scene: Scene, rng: np.random.Generator) -> Example | None:
 
 
 def size(scene: Scene, rng: np.random.Generator) -> Example | None:
-    """Which of two is larger; two options where one is, or three."""
+    """Ask which of two is larger; with two options if one is, or with three."""
     pairs = _pairs(scene.objects, rng)
     same = [p for p in pairs if p[0].size == p[1].size]
     differ = [p for p in pairs if p[0].size != p[1].size]
@@ -246,14 +248,15 @@ def size(scene: Scene, rng: np.random.Generator) -> Example | None:
 
 
 def _asked(attribute: str, o: Object) -> tuple[str, list[str]]:
-    """(answer, all answers) to a question for the colour or the shape of an object."""
+    """Return (answer, all answers) to a question for the colour or the shape of an
+    object."""
     if attribute == "colour":
         return o.colour, list(COLOURS)
     return f"a {o.shape}", [f"a {shape}" for shape in SHAPES]
 
 
 def identity(scene: Scene, rng: np.random.Generator) -> Example | None:
-    """Colour or shape of one object, named by its other property or by its cell."""
+    """Ask colour or shape of one object, named by its other property or by its cell."""
     attribute, by = _pick(("colour", "shape"), rng), _pick(("kind", "cell"), rng)
     other = "shape" if attribute == "colour" else "colour"
     kinds = [getattr(o, other) for o in scene.objects]
@@ -283,7 +286,8 @@ def identity(scene: Scene, rng: np.random.Generator) -> Example | None:
 
 
 def multihop(scene: Scene, rng: np.random.Generator) -> Example | None:
-    """Colour or shape of the one other object in the row or column of a named one."""
+    """Ask colour or shape of the one other object in the row or column of a named
+    one."""
     attribute = _pick(("colour", "shape"), rng)
     for axis in ("row", "column") if rng.integers(2) else ("column", "row"):
         lines = [getattr(o, axis) for o in scene.objects]
@@ -328,14 +332,15 @@ TASKS = {
 
 
 def question(split: str, index: int, task: str) -> Example | None:
-    """The stored question of a task about a scene, or None if the scene has none."""
+    """Return the stored question of a task about a scene, or None if the scene has
+    none."""
     seed = [zlib.crc32(f"{split}/{task}".encode()), index]
     return TASKS[task](make_scene(split, index), np.random.default_rng(seed))
 
 
 def suite(split: str, n: int) -> list[Example]:
-    """`n` stored questions, one per scene, tasks in turn. A scene that does not allow
-    the task at hand is passed over; a longer suite begins with the shorter one."""
+    """Return `n` stored questions, one per scene, tasks in turn. A scene that does not
+    allow the task is skipped; a longer suite begins with the shorter one."""
     examples: list[Example] = []
     index = 0
     while len(examples) < n:
@@ -351,8 +356,8 @@ _WEIGHTS = {"depth": 3.0, "multihop": 1.3, "relation": 1.2, "size": 1.1}
 
 
 def questions(scene: Scene, rng: np.random.Generator, n: int) -> list[Example]:
-    """Up to `n` questions of distinct tasks about one scene, drawn so that tasks come
-    out about equally often over scenes. Ids are unique within one call."""
+    """Return up to `n` questions of distinct tasks about one scene, drawn so that tasks
+    come out about equally often over scenes. Ids are unique within one call."""
     wait = {task: rng.exponential() / _WEIGHTS.get(task, 1.0) for task in TASKS}
     drawn = (TASKS[task](scene, rng) for task in sorted(wait, key=wait.get))
     return [example for example in drawn if example][:n]

@@ -120,7 +120,8 @@ _IN_VIEW = re.compile(r"in (?:the|this) (?:image|picture|photo)\b(?=.)", re.I)
 
 
 def _subject(rest: str) -> tuple[str, str] | None:
-    """(subject, predicate) of what follows a form of `be`; None if not to be told."""
+    """Split what follows a form of `be` into (subject, predicate), None if
+    undecidable."""
     if compared := _m(r"(.*?\S) ((?:\w+er|more|less) than .+)", rest):
         return compared[1], compared[2]
     for match in re.finditer(rf"(?<=\s){_PREDICATE}\b", rest, re.I):
@@ -147,7 +148,7 @@ def _subject(rest: str) -> tuple[str, str] | None:
 
 
 def _claim(core: str, true: bool) -> str:
-    """A yes-or-no question as the claim it asks about, or as its denial."""
+    """Return the claim that a yes-or-no question asks about, or its denial."""
     no = "" if true else " not"
     if m := _m(rf"({_BE}) there (?:(any|an?|some) )?(.+)", core):
         if true:
@@ -184,7 +185,7 @@ def _yes_no(core, option, options):
 
 
 def _or(core, option, options):
-    """Is it A or B? → it is A. Both stand in the question, in either order."""
+    """Map `Is it A or B?` to `it is A`. Both stand in the question, in either order."""
     if len(options) != 2 or not re.match(rf"(?i)(?:{AUX}|do|does|did) ", core):
         return ""
     low = [o.casefold().rstrip(".") for o in options]
@@ -204,15 +205,17 @@ def _or(core, option, options):
 
 
 def _moved(core, option, options):
-    """Were any of them moved? → no objects moved: the option says it all."""
+    """Map `Were any of them moved?` to `no objects moved`: the option is the
+    sentence."""
     moved = r"\bmov(?:ed|ing)\b"
     asked = re.match(r"(?i)(?:were|was|did|have) ", core) and re.search(moved, core)
     return option if asked and re.search(rf"\w {moved}", option) else ""
 
 
 def _shared(first: str, second: str):
-    """`on the left`, `on the right` may be asked as `on the left or right`; `towards
-    the camera`, `away from the camera` as `towards or away from the camera`."""
+    """Yield shortened forms: `on the left`, `on the right` may be asked as `on the left
+    or right`; `towards the camera`, `away from the camera` as `towards or away from the
+    camera`."""
     a, b = first.split(), second.split()
     for n in range(min(len(a), len(b)) - 1, 0, -1):
         if a[:n] == b[:n]:
@@ -323,7 +326,7 @@ def _one_of(core, option, options):
 
 
 def _one_that(core, option):
-    """Which one of them is …, which of the following images shows …"""
+    """Handle `Which one of them is …`, `which of the following images shows …`."""
     some = r"(?:the following|these|them|the)"
     m = _m(rf"which (?:one )?of {some}(?: (.+?))? ({_third_any()}|is|was) (.+)", core)
     if not m:
@@ -394,7 +397,7 @@ def _third_any() -> str:
 
 
 def _acting(rest: str) -> tuple[str, str] | None:
-    """(subject, gerund …) of `the man holding`."""
+    """Return (subject, gerund …) of `the man holding`."""
     for match in re.finditer(r"(?<=\s)\w+ing\b.*", rest):
         subject = rest[: match.start()].strip()
         gerund = match[0].split()[0].lower()

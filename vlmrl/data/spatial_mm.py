@@ -65,7 +65,7 @@ def items(row: dict, place: Place) -> list[SetItem]:
 
 
 def asked(text_: str) -> tuple[str, tuple[str, ...]]:
-    """(question, options) of lines `question`, `A. …`, `B. …`."""
+    """Return (question, options) of lines `question`, `A. …`, `B. …`."""
     lines = text_.splitlines()
     matches = [_OPTION.fullmatch(line) for line in lines]
     first = next((i for i, m in enumerate(matches) if m and m[1] == "A"), None)
@@ -81,7 +81,7 @@ def asked(text_: str) -> tuple[str, tuple[str, ...]]:
 
 
 def answered(raw: str, texts: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
-    """(answer, repairs) of `B. right`."""
+    """Return (answer, repairs) of `B. right`."""
     match = _OPTION.fullmatch(raw)
     if not match:
         return index_of(raw, texts), ()

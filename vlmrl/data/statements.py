@@ -19,7 +19,7 @@ FALLBACK = 'The answer to the question "{}" is {}'
 
 
 def state(question: str, options: Sequence[str], option: int) -> tuple[str, str]:
-    """(sentence, rule) asserting an option: capital first letter, no full stop.
+    """Return (sentence, rule) asserting an option: capital first letter, no full stop.
 
     The rule is 'fallback' where no template fits.
     """
@@ -41,7 +41,7 @@ def state(question: str, options: Sequence[str], option: int) -> tuple[str, str]
 
 
 def states(question: str, options: Sequence[str]) -> tuple[tuple[str, ...], str]:
-    """A sentence per option, and the rule ('fallback' if any fell back)."""
+    """Return a sentence per option, and the rule ('fallback' if any fell back)."""
     pairs = [state(question, options, i) for i in range(len(options))]
     rules = {rule for _, rule in pairs}
     rule = "fallback" if "fallback" in rules else pairs[0][1] if pairs else ""
@@ -49,8 +49,8 @@ def states(question: str, options: Sequence[str]) -> tuple[tuple[str, ...], str]
 
 
 def leaks(sentence: str, question: str, right: str, wrong: str) -> bool:
-    """Whether a sentence for the wrong option names the right one where neither the
-    question nor the wrong option's own text does."""
+    """Return whether a sentence for the wrong option names the right one where neither
+    the question nor the wrong option's own text does."""
 
     def has(text: str) -> bool:
         pattern = re.escape(" ".join(right.casefold().split()).rstrip("."))
@@ -66,8 +66,8 @@ _FIRST = 0xE000  # private characters, one per aside
 
 
 def _hidden(text: str, asides: list[str]) -> str:
-    """The text with `(marked A)` and the like as one character each, at the word that
-    it is said of, so that no rule finds a form inside."""
+    """Replace `(marked A)` and the like by one character each, attached to the word
+    before, so that no rule matches inside."""
 
     def hide(match: re.Match) -> str:
         if match[1] not in asides:
@@ -94,7 +94,7 @@ _DROPPED = re.compile(r"(?:Consider|Considering|Note|Hint)\b[^,.?]*[,.]\s+(?=\w)
 
 
 def _core(question: str, options: Sequence[str]) -> tuple[str, str]:
-    """(leading clause to keep, the question proper without its mark)."""
+    """Return (leading clause to keep, the question proper without its mark)."""
     text = " ".join(question.split())
     text = re.sub(r"(?i)\b(what|where|who|which|how)['’]s\b", r"\1 is", text)
     while match := _DROPPED.match(text):
@@ -118,7 +118,7 @@ def _core(question: str, options: Sequence[str]) -> tuple[str, str]:
 
 
 def _without_choices(text: str, options: Sequence[str]) -> str:
-    """Drops a closing `, the A (…) or the B (…)` that lists the options."""
+    """Drop a closing `, the A (…) or the B (…)` that lists the options."""
     at = text.rfind(" or ")
     if at < 0 or len(options) < 2:
         return text
@@ -145,7 +145,7 @@ _NAMED = re.compile(r"[A-Z] (?:is|are|was|were|has|and|or)\b")  # A, a point or 
 
 
 def _inside(option: str, question: str) -> str:
-    """The option as it stands within a sentence."""
+    """Return the option as it is written within a sentence."""
     first = option.split(" ", 1)[0]
     if len(option) == 1 or _NAMED.match(option):
         return option

@@ -26,7 +26,7 @@ ASK = (
 
 
 def key(example: Example) -> str:
-    """Hash of what the texts are about."""
+    """Return the hash of question and options."""
     words = json.dumps([example.question, example.options], ensure_ascii=False)
     return hashlib.sha256(words.encode()).hexdigest()[:16]
 
@@ -49,7 +49,7 @@ def write(path: Path, entries: Iterable[Mapping]) -> None:
 
 
 def read(path: Path) -> dict[tuple[str, str], dict]:
-    """(source, id) → entry. Raises UserError naming the line that is wrong."""
+    """Return (source, id) → entry. Raises UserError naming the line that is wrong."""
     entries: dict[tuple[str, str], dict] = {}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -72,7 +72,7 @@ def read(path: Path) -> dict[tuple[str, str], dict]:
 def apply(
     examples: Iterable[Example], entries: Mapping[tuple[str, str], dict]
 ) -> Iterator[Example]:
-    """The examples with the file's texts and suggestions in place of their own.
+    """Yield the examples with the file's texts and suggestions in place of their own.
 
     Raises UserError where an example has no entry or one about other words.
     """
@@ -124,7 +124,7 @@ def rewrite(
     progress: Callable[[int], None] = lambda n: None,
     batch: int = 16,
 ) -> int:
-    """A model's sentences instead of templates, one per option, into a file.
+    """Write a file of a model's sentences instead of templates, one per option.
 
     What the file holds already, written by the same model for the same words with the
     same prompt, is kept, so that a run cut off goes on. A reply that is not one line,

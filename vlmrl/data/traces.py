@@ -18,7 +18,8 @@ UNSURE = "I'm not sure"
 
 
 def describe(scene: Scene) -> str:
-    """Every object in reading order, then which of an overlapping pair is in front."""
+    """Return sentences about every object in reading order, then which of an
+    overlapping pair is in front."""
     objects = sorted(scene.objects, key=lambda o: (o.row, o.column))
     lines = [
         f"a {o.size} {o.colour} {o.shape} is in {scenes.row(o)} {scenes.column(o)}"
@@ -31,14 +32,16 @@ def describe(scene: Scene) -> str:
 
 
 def described(scene: Scene) -> tuple[Example, str]:
-    """The auxiliary item 'Describe the picture.', without options, and its target."""
+    """Return the auxiliary item 'Describe the picture.', without options, and its
+    target."""
     example = scenes.picture(scene, "describe", "Describe the picture.")
     return example, describe(scene)
 
 
 def located(scene: scenes.Scene, rng: np.random.Generator) -> tuple[Example, str]:
-    """The auxiliary item 'Where is everything?': place or size of every object by its
-    name, in random order, so that each sentence is a look at what was named first."""
+    """Return the auxiliary item 'Where is everything?': place or size of every object
+    by its name, in random order, so that each sentence is a look at what was named
+    first."""
     lines = []
     for i in rng.permutation(len(scene.objects)):
         o = scene.objects[i]
@@ -56,10 +59,10 @@ def located(scene: scenes.Scene, rng: np.random.Generator) -> tuple[Example, str
 
 
 def drilled(example: Example, rng: np.random.Generator) -> tuple[Example, str]:
-    """The auxiliary item that ties options to letters: the end of a think, four times,
-    for options drawn with replacement, so that only looking up tells the letter; a
-    question asks for it but once. With the letter in the conclusion it is learnt first.
-    """
+    """Return the auxiliary item that ties options to letters: the end of a CoT, four
+    times, for options drawn with replacement, so that only a look-up gives the letter;
+    a question asks for it but once. With the letter in the conclusion it is learnt
+    first."""
     lines = []
     for i in rng.integers(len(example.options), size=4):
         by_letter = rng.random() < 0.5
@@ -78,8 +81,9 @@ WORDS = (
 
 
 def listed(scene: Scene, rng: np.random.Generator) -> tuple[Example, str]:
-    """The auxiliary item 'Name every letter.' of three to five words, whose letters
-    are asked for six times in all: the shortest text in which a letter is looked up."""
+    """Return the auxiliary item 'Name every letter.' of three to five words, whose
+    letters are asked for six times in all: the shortest text in which a letter is
+    looked up."""
     words = [WORDS[i] for i in rng.permutation(len(WORDS))[: rng.integers(3, 6)]]
     example = scenes.picture(scene, "list", "Name every letter.")
     asked = rng.integers(len(words), size=6)
@@ -101,7 +105,7 @@ def supervised(
     direct: float = 0.08,
     abstain: float = 0.05,
 ) -> tuple[Example, str]:
-    """(the example in a context, what the assistant writes after its prefill).
+    """Return (the example in a context, the assistant's text after its prefill).
 
     `brief` is the share of one-sentence thinks; `caption`, `started`, `direct` and
     `abstain` are the shares of the contexts, at most one per example. A started think

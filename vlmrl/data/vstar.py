@@ -50,7 +50,7 @@ def items(row: dict, place: Place) -> list[SetItem]:
 
 
 def asked(text_: str) -> tuple[str, tuple[str, ...]]:
-    """(question, options) of lines `question`, `(A) …`, `(B) …`, the suffix."""
+    """Return (question, options) of lines `question`, `(A) …`, `(B) …`, the suffix."""
     question, texts = [], []
     for line in text_.splitlines():
         line = line.strip()

@@ -64,7 +64,8 @@ def items(row: dict, place: Place) -> list[SetItem]:
 
 
 def preposition(caption: str, one: bool) -> str:
-    """One object: the caption's last word; two: the phrase between them."""
+    """Return the caption's last word for one object, the phrase between them for
+    two."""
     if one:
         return caption.strip().rstrip(".").rsplit(" ", 1)[-1].lower()
     return next((p for p in _TWO if p in caption), "other").replace(" ", "_")

@@ -85,7 +85,7 @@ def compare(raters: dict[str, Verdicts], reading: str) -> Comparison:
 
 
 def codes(labels: Sequence[str]) -> np.ndarray:
-    """Indices into LABELS; UserError for anything else."""
+    """Return indices into LABELS; UserError for anything else."""
     if unknown := set(labels) - set(LABELS):
         raise UserError(
             f"label '{sorted(unknown)[0]}': want one of {', '.join(LABELS)}"
@@ -97,13 +97,13 @@ def codes(labels: Sequence[str]) -> np.ndarray:
 
 
 def strict(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Share of items on which all raters say the same."""
+    """Return the share of items on which all raters agree."""
     same = (labels == labels[:, :1]).all(1)
     return _ratio(weights @ same, weights.sum(-1))
 
 
 def cohen(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Cohen's κ of two raters: (pₒ − pₑ) / (1 − pₑ), pₑ = Σ_c p₁(c) p₂(c).
+    """Return Cohen's κ of two raters: (pₒ − pₑ) / (1 − pₑ), pₑ = Σ_c p₁(c) p₂(c).
 
     1 is perfect, 0 what chance gives; NaN where both always give the one same label.
 
@@ -118,7 +118,7 @@ def cohen(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def fleiss(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Fleiss' κ of r ≥ 2 raters.
+    """Return Fleiss' κ of r ≥ 2 raters.
 
       P_i = (Σ_c n_ic² − r) / (r (r − 1)),   pₑ = Σ_c (Σ_i n_ic / (n r))²,
       κ = (mean P_i − pₑ) / (1 − pₑ),   n_ic raters giving item i the label c
@@ -155,7 +155,7 @@ def _kappa(observed, chance):
 def interval(
     statistic: Callable, labels: np.ndarray, clusters: np.ndarray, **bootstrap
 ) -> Interval:
-    """A statistic with its interval; keywords as in `stats.cluster_bootstrap`.
+    """Return a statistic with its interval; keywords as in `stats.cluster_bootstrap`.
 
     Percentile unless told otherwise: the jackknife behind BCa takes one evaluation per
     cluster.
@@ -167,8 +167,8 @@ def interval(
 
 
 def between(ratings: Ratings, **bootstrap) -> list[dict]:
-    """Agreement of all raters and of each pair, over everything ('all') and by
-    condition: rows with raters, condition, n, strict, cohen (pairs) and fleiss."""
+    """Return the agreement of all raters and of each pair, over everything ('all') and
+    by condition: rows with raters, condition, n, strict, cohen (pairs) and fleiss."""
     rows = []
     r = len(ratings.raters)
     pairs = [(i, j) for i in range(r) for j in range(i + 1, r)]
@@ -191,7 +191,7 @@ def between(ratings: Ratings, **bootstrap) -> list[dict]:
 
 
 def differences(ratings: Ratings, truth: np.ndarray | None = None) -> list[dict]:
-    """Paired tests between each two raters, over everything and by condition.
+    """Test each pair of raters for a difference, over everything and by condition.
 
     Compared are the shares that each calls consistent and, where the truth is known,
     has right. `p` is of one comparison, `holm` corrected for all rows together
@@ -234,7 +234,8 @@ def differences(ratings: Ratings, truth: np.ndarray | None = None) -> list[dict]
 
 
 def confusion(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """int[c, c]: items by the first rater's label (row) and the second's (column)."""
+    """Return int[c, c]: items by the first rater's label (row) and the second's
+    (column)."""
     out = np.zeros((len(LABELS),) * 2, int)
     np.add.at(out, (first, second), 1)
     return out
@@ -261,7 +262,7 @@ def against(
     clusters: Sequence[str] | None = None,
     **bootstrap,
 ) -> Quality:
-    """Precision, coverage, recall, κ and calibration of verdicts on labelled items."""
+    """Return precision, coverage, recall, κ and calibration on labelled items."""
     if len(truth) != len(verdicts):
         raise ValueError(f"against: {len(truth)} labels, {len(verdicts)} verdicts")
     if not truth:

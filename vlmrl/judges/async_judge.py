@@ -69,8 +69,8 @@ class AsyncJudge:
         self._parts.append((items, future))
 
     def collect(self) -> Collected:
-        """Verdicts of everything submitted since the last call, waiting for `seconds`
-        at most.
+        """Return the verdicts of everything submitted since the last call, waiting for
+        `seconds` at most.
 
         Raises:
           UserError: that a judge raised: no item could fare better.
@@ -92,8 +92,7 @@ class AsyncJudge:
 
 
 def later(judge: Judge, items: Sequence[JudgeItem]) -> Future:
-    """`ask` in a thread of its own, which holds up neither caller nor exit: a future of
-    the verdicts."""
+    """Run `ask` in a daemon thread and return a future of the verdicts."""
     future: Future = Future()
 
     def work():
@@ -107,5 +106,6 @@ def later(judge: Judge, items: Sequence[JudgeItem]) -> Future:
 
 
 def _without(items: Sequence[JudgeItem], reason: str, name: str) -> list[Verdict]:
-    """Verdicts where no judge spoke: what needs no judge, else undecided."""
+    """Return verdicts without a judge: what needs none is settled, the rest
+    undecided."""
     return [settled(item, name) or undecided(reason, name) for item in items]

@@ -36,7 +36,7 @@ def make(
     seconds: float = 0.0,
     progress: Callable[[int], None] = lambda n: None,
 ) -> Judge:
-    """The judge of an endpoint.
+    """Return the judge of an endpoint.
 
     Args:
       params: of the request, in place of PARAMS: part of the cache's key.
@@ -90,7 +90,7 @@ def _read(reply: Reply, item: JudgeItem, name: str) -> Verdict | Unreadable:
 
 
 def read(text: str, item: JudgeItem, name: str) -> Verdict:
-    """The verdict that a reply states.
+    """Return the verdict that a reply states.
 
     Thoughts before a `</think>` and one Markdown fence are taken off; what is left must
     be one JSON object with exactly the three keys, of the right kinds, that agree.

@@ -57,7 +57,7 @@ def undecided(reason: str, judge: str, confidence: float = NONE) -> Verdict:
 
 
 def concluded(item: JudgeItem, conclusion: int, judge: str, confidence=NONE) -> Verdict:
-    """The verdict that follows from a conclusion, -1 being none."""
+    """Return the verdict that follows from a conclusion, -1 being none."""
     if conclusion < 0:
         return undecided("the think concludes nothing", judge, confidence)
     same = "consistent" if conclusion == item.predicted else "inconsistent"
@@ -65,7 +65,7 @@ def concluded(item: JudgeItem, conclusion: int, judge: str, confidence=NONE) -> 
 
 
 def ask(judge: Judge, items: Sequence[JudgeItem]) -> list[Verdict]:
-    """Verdicts of items, in their order.
+    """Return the verdicts of items, in their order.
 
     What the condition or the answer settles is not asked: 'not_applicable' items, and
     items without an answer or without a think, which are undecided. Items with the same
@@ -89,7 +89,7 @@ def ask(judge: Judge, items: Sequence[JudgeItem]) -> list[Verdict]:
 
 
 def settled(item: JudgeItem, name: str) -> Verdict | None:
-    """The verdict that needs no judge, None where one is needed."""
+    """Return the verdict that needs no judge, None where one is needed."""
     if not item.applicable:
         return Verdict("not_applicable", -1, NONE, "", name)
     if item.predicted < 0:
@@ -102,7 +102,7 @@ def settled(item: JudgeItem, name: str) -> Verdict | None:
 
 
 def cascade(first: Judge, second: Judge) -> Judge:
-    """The second judge is asked only where the first is undecided."""
+    """Return a judge that asks the second where the first is undecided."""
 
     def judge(items: Sequence[JudgeItem]) -> list[Verdict]:
         out = ask(first, items)
@@ -117,16 +117,17 @@ def cascade(first: Judge, second: Judge) -> Judge:
 
 
 def saving(verdicts: Sequence[Verdict], first: Judge) -> float:
-    """Share of the judged items that a cascade's first judge decided alone; what would
-    have been asked of the second. NaN where nothing was judged."""
+    """Return the share of the judged items that a cascade's first judge decided alone,
+    without asking the second. NaN where nothing was judged."""
     judged = [v for v in verdicts if v.label != "not_applicable"]
     mine = sum(v.judge == first.name and v.label != "undecided" for v in judged)
     return mine / len(judged) if judged else NONE
 
 
 def majority(judges: Sequence[Judge]) -> Judge:
-    """The label that more than half of the judges give, else undecided. Its confidence
-    is the share of votes, its conclusion the commonest of those who gave the label."""
+    """Return a judge that gives the label of more than half of the judges, else
+    undecided. Its confidence is the share of votes, its conclusion the commonest of
+    those who gave the label."""
     name = majority_name([j.name for j in judges])
 
     def judge(items: Sequence[JudgeItem]) -> list[Verdict]:
@@ -142,7 +143,7 @@ def majority_name(names: Sequence[str]) -> str:
 
 
 def elected(vote: Sequence[Verdict], name: str) -> Verdict:
-    """The majority's verdict, `name` being the majority's."""
+    """Return the majority's verdict; `name` is the majority's."""
     label, count = Counter(v.label for v in vote).most_common(1)[0]
     if 2 * count <= len(vote):
         return undecided("votes: " + ", ".join(v.label for v in vote), name)
@@ -158,13 +159,14 @@ def elected(vote: Sequence[Verdict], name: str) -> Verdict:
 
 
 def applicable(condition: str) -> bool:
-    """Whether a condition leaves the model a think of its own to judge."""
+    """Return whether a condition leaves the model a chain of thought to judge."""
     # modifiers stand before it: 'abstain+no_cot', 'noisy+no_cot'
     return condition.rpartition("+")[2] not in ("stop_think", "no_cot")
 
 
 def readings(record: Record) -> tuple[JudgeItem, JudgeItem]:
-    """The two readings of a record: its whole think, and the part the model wrote."""
+    """Return the two readings of a record: its whole chain of thought, and the part
+    that the model wrote."""
     r = record
     run = f"{r.split}/{r.recipe}/{r.seed}/{r.step}"
     name = f"{run}/{r.source}/{r.example}/{r.condition}/{r.sample}"
@@ -176,7 +178,8 @@ def readings(record: Record) -> tuple[JudgeItem, JudgeItem]:
 def apply_verdicts(
     records: Sequence[Record], verdicts: Sequence[Verdict], name: str
 ) -> list[Record]:
-    """The records under another judge: verdicts of both readings of each, in order."""
+    """Return the records under another judge, from verdicts of both readings of
+    each."""
     return [
         r._replace(
             judge=name,
@@ -189,6 +192,6 @@ def apply_verdicts(
 
 
 def rejudged(records: Sequence[Record], judge: Judge) -> list[Record]:
-    """The records under another judge, both readings asked."""
+    """Ask a judge for both readings of each record; return the records under it."""
     items = [item for r in records for item in readings(r)]
     return apply_verdicts(records, ask(judge, items), judge.name)

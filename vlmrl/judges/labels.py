@@ -40,13 +40,14 @@ class Labelled(NamedTuple):
 
     @property
     def conclusion(self) -> int | None:
-        """What more than half of the annotators say; None where they differ."""
+        """Return the option of more than half of the annotators, None where they
+        differ."""
         option, votes = Counter(self.votes.values()).most_common(1)[0]
         return option if 2 * votes > len(self.votes) else None
 
 
 def label(conclusion: int, item: JudgeItem) -> str:
-    """The label a judge should give an item that concludes this."""
+    """Return the label a judge should give an item with this conclusion."""
     if conclusion < 0:
         return "undecided"
     return "consistent" if conclusion == item.predicted else "inconsistent"
@@ -68,7 +69,8 @@ def write_sheet(
     n: int,
     seed: int,
 ) -> int:
-    """A sheet of at most n rows, drawn evenly over conditions; returns how many.
+    """Write a labelling sheet of at most n rows, drawn evenly over conditions; return
+    how many.
 
     Args:
       rows: (item, condition, cluster) to draw from; what a judge would not be asked is
@@ -115,7 +117,7 @@ def _row(item: JudgeItem, condition: str, cluster: str) -> dict:
 
 
 def read(path: str | os.PathLike) -> list[Labelled]:
-    """Labelled items in the order of the file; rows not filled in are left out.
+    """Return labelled items in the order of the file; rows not filled in are left out.
 
     Raises:
       UserError: no such file, a row that is no label, one annotator's two labels of an

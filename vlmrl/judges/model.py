@@ -41,7 +41,7 @@ def make(
     brief: bool = False,
     progress: Callable[[int], None] = lambda n: None,
 ) -> Judge:
-    """The judge of a model.
+    """Return the judge of a model.
 
     Args:
       sure: probability of the likelier word, of the two, below which it is undecided.
@@ -104,8 +104,8 @@ def make(
 
 
 def verdict_ids(processor: tokens.Processor) -> tuple[Array, Array]:
-    """int32[m] ids whose text is Yes, and those whose text is No; any case, with or
-    without a space before.
+    """Return int32[m] ids whose text is Yes, and those whose text is No; any case, with
+    or without a space before.
 
     Raises:
       UserError: the tokenizer writes one of them in pieces only.
@@ -126,7 +126,7 @@ def verdict_ids(processor: tokens.Processor) -> tuple[Array, Array]:
 
 
 def verdict_logprobs(model, params, group, words) -> jax.Array:
-    """log P(Yes), log P(No) of the token after each row, float32[B, 2]."""
+    """Return log P(Yes), log P(No) of the token after each row, float32[B, 2]."""
     cache = prefill(model, params, group)
     logp = id_logprobs(cache.hidden, model.head(params), jnp.concatenate(words))
     split = words[0].shape[0]
@@ -151,7 +151,7 @@ def _verdict(item: JudgeItem, pair, sure: float, mass: float, name: str) -> Verd
 
 
 def writer(tokenizer, prompt: JudgePrompt, brief: bool) -> Callable[[JudgeItem], str]:
-    """item → rendered chat, with the assistant's turn open."""
+    """Return a function item → rendered chat, with the assistant's turn open."""
 
     def write(item: JudgeItem) -> str:
         chat = short(prompt, item) if brief else messages(prompt, item, "token")

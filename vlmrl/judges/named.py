@@ -131,7 +131,8 @@ def summary(judges: Named, verdicts: Sequence[Verdict]) -> dict:
 def parse(
     words: str, endpoint: http.Endpoint | None = None, field: str = "judge"
 ) -> list[tuple[str, str]]:
-    """(kind, name) of each judge that `words` name; loads and asks nothing.
+    """Return (kind, name) of each judge that `words` name, without loading or asking
+    it.
 
     Raises:
       UserError: as `named`, but for what only loading or asking shows.

@@ -26,7 +26,7 @@ NOT_MARK = rf"[^{OPEN}{CLOSE}]"
 
 
 def words(text: str) -> str:
-    """Pattern of any of several phrases, separated by "|", as whole words."""
+    """Return a pattern of any of several phrases, separated by "|", as whole words."""
     return rf"\b(?:{text})\b"
 
 

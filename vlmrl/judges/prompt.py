@@ -37,7 +37,7 @@ class JudgePrompt(NamedTuple):
 
 
 def load(path: str | os.PathLike = DEFAULT) -> JudgePrompt:
-    """Reads a prompt file.
+    """Read a prompt file.
 
     Raises:
       UserError: no such file, no version in its first line, a part missing or given
@@ -67,12 +67,12 @@ def load(path: str | os.PathLike = DEFAULT) -> JudgePrompt:
 
 
 def fill(template: str, **fields: str) -> str:
-    """The template with its {fields} in place; what is filled in is not looked at."""
+    """Return the template with its {fields} filled in; braces in the values stay."""
     return re.sub(r"\{(\w+)\}", lambda m: fields.get(m[1], m[0]), template)
 
 
 def messages(prompt: JudgePrompt, item: JudgeItem, form: str) -> list[dict]:
-    """Chat messages that put an item to a judge, `form` being 'json' or 'token'.
+    """Return chat messages that put an item to a judge; `form` is 'json' or 'token'.
 
     The item goes in as JSON, so that no text of it can pass for the prompt's own.
     """
@@ -90,7 +90,7 @@ def messages(prompt: JudgePrompt, item: JudgeItem, form: str) -> list[dict]:
 
 
 def short(prompt: JudgePrompt, item: JudgeItem) -> list[dict]:
-    """The same in few words, for a tiny model trained to read them."""
+    """Return the same in few words, for a tiny model trained to read them."""
     lines = [f"{k}. {v}" for k, v in zip(LETTERS, item.options, strict=False)]
     text = fill(
         prompt.parts["short"],

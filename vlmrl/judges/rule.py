@@ -48,7 +48,7 @@ def verdict(
     options: Sequence[str],
     applicable: bool = True,
 ) -> str:
-    """Does the think conclude the option that was answered?
+    """Return whether the chain of thought concludes the option that was answered.
 
     Args:
       think: text of the think, without tags; with or without a prefilled part.
@@ -69,7 +69,7 @@ def verdict(
 
 
 def conclude(think: str, question: str, options: Sequence[str]) -> int:
-    """Index of the option that the think finally concludes, -1 if undecided.
+    """Return the option that the chain of thought finally concludes, -1 if undecided.
 
     Args:
       think: text without its tags.
@@ -129,8 +129,8 @@ def _conclude(think: str, question: str, options: tuple[str, ...]) -> int:
 
 
 def _gainsays(clause: str, state: int, item: _Item) -> bool:
-    """Whether the clause opens with "No," after a yes, or the other way round, or with
-    a "No," that goes on to take something back."""
+    """Return whether the clause opens with "No," after a yes, or the other way round,
+    or with a "No," that goes on to take something back."""
     opening = re.match(rf"\s*{p.TEXT_MARK}\s*[,.!]", clause)
     if not opening or item.texts[int(opening[1])].casefold() not in ("yes", "no"):
         return False
@@ -150,7 +150,7 @@ def _digits(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Straight quotes, without Markdown emphasis and LaTeX or XML markup."""
+    """Straighten quotes; remove Markdown emphasis and LaTeX or XML markup."""
     text = text.translate(p.STRAIGHT)
     for pattern, new in p.MARKUP:
         text = pattern.sub(new, text)
@@ -158,13 +158,13 @@ def _plain(text: str) -> str:
 
 
 def _option_text(text: str) -> str:
-    """Comparable form of an option: digits, no article, no final stop."""
+    """Return the comparable form of an option: digits, no article, no final stop."""
     text = " ".join(_digits(_plain(text)).split()).rstrip(".").rstrip()
     return re.sub(r"^(?:the|an?) (?=\S)", "", text, flags=re.I)
 
 
 def _mentions(think: str, texts: list[str]) -> str:
-    """The think with its mentions of options as marks, otherwise lower case."""
+    """Return the text in lower case, mentions of options replaced by marks."""
     text = re.sub(f"[{p.OPEN}{p.CLOSE}]", "", _plain(think))
     for pattern, new in p.IDIOMS:
         text = pattern.sub(new, text)
@@ -177,7 +177,7 @@ def _mentions(think: str, texts: list[str]) -> str:
 
 
 def _mark_texts(text: str, texts: list[str]) -> str:
-    """Marks on option texts; single letters are left to `_letters`."""
+    """Mark option texts; single letters are left to `_letters`."""
     folded = [t.casefold() for t in texts]
 
     def mark(match: re.Match) -> str:
@@ -193,7 +193,8 @@ def _mark_texts(text: str, texts: list[str]) -> str:
 
 
 def _pattern(text: str) -> str:
-    """Regex for an option's text as whole words; numbers not as parts of numbers."""
+    """Return a regex for an option's text as whole words; numbers not inside
+    numbers."""
     body = r"\s+".join(map(re.escape, text.split()))
     before = r"(?<!\w)" if text[0].isalnum() else ""
     after = r"(?!\w)" if text[-1].isalnum() else ""
@@ -207,7 +208,7 @@ def _pattern(text: str) -> str:
 
 
 def _letters(text: str, texts: list[str]) -> str:
-    """Marks on option letters; "A" and "I" only where they can't be words."""
+    """Mark option letters; "A" and "I" only where they can't be words."""
 
     def mark(match: re.Match) -> str:
         letter = match[1] or match[2]
@@ -229,7 +230,7 @@ def _letters(text: str, texts: list[str]) -> str:
 
 
 def _paired(text: str) -> str:
-    """A letter beside an option's text: one mention, or a conflict."""
+    """Merge a letter beside an option's text into one mention, or a conflict."""
 
     def pair(match: re.Match) -> str:
         return _mark("l", int(match[1])) if match[1] == match[2] else _mark("x")
@@ -244,7 +245,7 @@ def _paired(text: str) -> str:
 
 
 def _negated(text: str, count: int) -> str:
-    """Negative marks for "not B", "rather than left", "neither A nor B"."""
+    """Mark negated options: "not B", "rather than left", "neither A nor B"."""
 
     def negate(match: re.Match) -> str:
         return match[1] + (_mark("n", int(match[3])) if match[2] != "x" else "")
@@ -260,7 +261,7 @@ def _negated(text: str, count: int) -> str:
 
 
 def _joined(text: str) -> str:
-    """Several options offered at once: a conflict, unless they are the same."""
+    """Mark several options offered at once as a conflict, unless they are the same."""
 
     def join(match: re.Match) -> str:
         kinds, indices = zip(*re.findall(p.MARK, match[0]), strict=True)
@@ -279,7 +280,7 @@ def _joined(text: str) -> str:
 
 
 def _stems(text: str) -> list[str]:
-    """Words without the endings of plurals, comparatives and superlatives."""
+    """Return words without the endings of plurals, comparatives and superlatives."""
     words = re.findall(r"[a-z0-9]+", _digits(_plain(text)).lower())
     return [re.sub(r"(?<=[a-z]{3})(?:s|er|est)$", "", w) for w in words]
 
@@ -310,7 +311,7 @@ def _item(question: str, texts: list[str]) -> _Item:
 
 
 def _about(subject: str, item: _Item) -> bool:
-    """Whether the subject of a clause is what the question asks about.
+    """Return whether the subject of a clause is what the question asks about.
 
     Every content word of it must be generic or in the question. A subject that the
     question names only behind a preposition ("left of the cat") is refused where
@@ -332,7 +333,7 @@ def _about(subject: str, item: _Item) -> bool:
 
 
 def _claims(clause: str, item: _Item) -> Iterator[tuple[str, int, str]]:
-    """Kind, index and strength of the marks of one clause that claim, in order.
+    """Yield kind, index and strength of the marks of one clause that claim, in order.
 
     Strength is 'strong', 'weak', 'negative', or 'unread': a conclusion that names an
     option in a way the rules can't read.
@@ -359,8 +360,9 @@ def _claims(clause: str, item: _Item) -> Iterator[tuple[str, int, str]]:
 
 
 def _agreed(clause: str, item: _Item) -> list[tuple[str, int, str]]:
-    """The claims of a clause; one conflict where it claims an option by its letter and
-    only others by their texts. Beside a closing ", answer B" every text counts."""
+    """Return the claims of a clause; one conflict where it claims an option by its
+    letter and only others by their texts. Beside a closing ", answer B" every text
+    counts."""
     claims = list(_claims(clause, item))
     firm = [(k, i) for k, i, s in claims if s in ("strong", "weak")]
     letters = {i for k, i in firm if k == "l"}
@@ -374,7 +376,7 @@ def _agreed(clause: str, item: _Item) -> list[tuple[str, int, str]]:
 
 
 def _strength(left: str, right: str, mark: re.Match, lead: bool, item: _Item) -> str:
-    """'strong', 'weak' or '' for a mark between its left and its right context."""
+    """Return 'strong', 'weak' or '' for a mark between its left and right context."""
     core = p.FILL_END.sub("", left)
     if p.ANSWER.search(core) or p.LABEL.search(left) or p.CHOOSE.search(core):
         return "strong"
@@ -417,6 +419,6 @@ def _strength(left: str, right: str, mark: re.Match, lead: bool, item: _Item) ->
 
 
 def _without_adjective(core: str) -> str:
-    """The core without an article and one adjective: "it is a red" → "it is"."""
+    """Drop an article and one adjective from the core: "it is a red" → "it is"."""
     match = re.search(r"\b(?:the|an?) (?!opposite|wrong|other|same|next)[a-z]+$", core)
     return core[: match.start()].rstrip() if match else core

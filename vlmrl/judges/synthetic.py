@@ -69,13 +69,14 @@ class _Task(NamedTuple):
 
 
 def traces(n: int, seed: int = 0, shares: dict[str, float] = KINDS) -> list[Trace]:
-    """n labelled traces, the same for the same seed; kinds by their shares, answers
-    agreeing with the conclusion in about half of those that have one."""
+    """Return n labelled traces, the same for the same seed; kinds by their shares,
+    answers agreeing with the conclusion in about half of those that have one."""
     return [trace(seed, number, shares) for number in range(n)]
 
 
 def trace(seed: int, number: int, shares: dict[str, float] = KINDS) -> Trace:
-    """Trace `number` of a seed; `shares` may also name 'brief': a conclusion alone."""
+    """Return trace `number` of a seed; `shares` may also name 'brief': a conclusion
+    alone."""
     rng = np.random.default_rng([seed, number])
     kinds, weights = list(shares), np.array(list(shares.values()), float)
     kind = kinds[rng.choice(len(kinds), p=weights / weights.sum())]
@@ -204,7 +205,7 @@ _TASKS: tuple[Callable, ...] = (_side, _count, _hue, _closer, _whether)
 
 
 def _named(rng, task: _Task, k: int) -> str:
-    """The option by letter, by text, or by both."""
+    """Return the option by letter, by text, or by both."""
     letter, text = LETTERS[k], task.options[k]
     forms = [letter, f"({letter})", text, f"{letter}. {text}", f"({letter}) {text}"]
     return _pick(rng, forms)
@@ -369,7 +370,7 @@ def _nothing(rng, task, k):
 
 
 def _truncated(rng, task, k):
-    """Cut inside the conclusion's first words, before it names anything."""
+    """Return cut inside the conclusion's first words, before it names anything."""
     lead = _pick(
         rng,
         [

@@ -48,7 +48,7 @@ Verdicts = dict[tuple[str, str], tuple[VerdictRow, Verdict]]
 
 
 def of_records(records: Sequence[Record]) -> list[VerdictRow]:
-    """Both readings of each record, in order."""
+    """Return both readings of each record, in order."""
     rows = []
     for r in records:
         cluster = f"{r.source}/{r.cluster}"
@@ -62,7 +62,7 @@ def of_traces(traces: Sequence[Trace]) -> list[VerdictRow]:
 
 
 def of_labels(labelled: Sequence[labels.Labelled]) -> list[VerdictRow]:
-    """Rows whose truth is what most of the annotators say."""
+    """Return rows whose truth is the majority of the annotators."""
     rows = []
     for one in labelled:
         settled = one.conclusion
@@ -91,7 +91,7 @@ def write(
     verdicts: Sequence[Verdict],
     name: str,
 ) -> None:
-    """The file, whole or not at all; `name` is the judge that was asked."""
+    """Write the file atomically; `name` is the judge that was asked."""
     lines = (
         {
             "id": row.key[0],
@@ -112,7 +112,7 @@ def write(
 
 
 def read(path: str | os.PathLike) -> dict[str, Verdicts]:
-    """judge → what it said, of a file of verdicts or of a directory that holds one.
+    """Return judge → its verdicts, of a file of verdicts or of a directory with one.
 
     Questions, options and thinks are not in the file: items have their ids alone.
 
@@ -142,7 +142,7 @@ def read(path: str | os.PathLike) -> dict[str, Verdicts]:
 
 
 def people(path: str | os.PathLike) -> dict[str, Verdicts]:
-    """annotator → what that person says, of a file of labels."""
+    """Return annotator → that person's verdicts, of a file of labels."""
     by_person: dict[str, Verdicts] = {}
     for one in labels.read(path):
         (row,) = of_labels([one])
@@ -153,8 +153,8 @@ def people(path: str | os.PathLike) -> dict[str, Verdicts]:
 
 
 def gather(places: Sequence[str | os.PathLike]) -> dict[str, Verdicts]:
-    """All raters of several directories and label files; of two with one name, the
-    later is told apart by its place."""
+    """Return all raters of several directories and label files; of two with one name,
+    the later is told apart by its place."""
     if not places:
         raise UserError("expected directories (or label files) to compare, got none")
     raters: dict[str, Verdicts] = {}
@@ -168,14 +168,14 @@ def gather(places: Sequence[str | os.PathLike]) -> dict[str, Verdicts]:
 def shared(
     raters: dict[str, Verdicts], readings: Sequence[str]
 ) -> list[tuple[str, str]]:
-    """What every rater rated, in the order of the first."""
+    """Return the items that every rater rated, in the order of the first."""
     both = set.intersection(*(set(rated) for rated in raters.values()))
     first = next(iter(raters.values()))
     return [key for key in first if key in both and key[1] in readings]
 
 
 def truths(raters: dict[str, Verdicts]) -> dict[tuple[str, str], str]:
-    """Labels that are known, from whichever rater's file knows them."""
+    """Return the labels that are known, from whichever rater's file has them."""
     rows = [row for rated in raters.values() for row, _ in rated.values()]
     return {row.key: row.truth for row in rows if row.truth}
 

@@ -91,7 +91,7 @@ _LETTER_FORM = re.compile(
 
 
 def read_option(answer: str, options: tuple[str, ...], form: str = "letter") -> int:
-    """Index of the option that the text of an answer names, -1 if not exactly one.
+    """Return the option that the text of an answer names, -1 if not exactly one.
 
     Accepted, after trimming white space:
       - a capital ASCII letter of an option: `B`, `(B)`, `B.`, `B)`, `B:`, `(B).`;
@@ -145,7 +145,7 @@ _REFUSALS = (
 
 
 def _vlmevalkit(reply: str, options: tuple[str, ...]) -> int:
-    """The only option letter among its words, if among the last four; else the
+    """Read the only option letter among its words, if among the last four; else the
     only option whose text it contains, unless it is twice as long as all together."""
     if any(refusal in reply for refusal in _REFUSALS):
         return -1
@@ -160,7 +160,7 @@ def _vlmevalkit(reply: str, options: tuple[str, ...]) -> int:
 
 
 def _yes_no(reply: str, options: tuple[str, ...]) -> int:
-    """yes and no as words, one of them only."""
+    """Read yes or no as a word, exactly one of them."""
     words = re.sub(r"[^\w\s]", " ", reply.lower()).split()
     if ("yes" in words) == ("no" in words):
         return -1
@@ -175,15 +175,16 @@ def _exact(reply: str, options: tuple[str, ...]) -> int:
 
 
 def _first_letter(reply: str, options: tuple[str, ...]) -> int:
-    """A letter of either case that opens the answer, brackets aside, whatever follows:
-    `Because` is B."""
+    """Read a letter of either case that opens the answer, brackets aside, whatever
+    follows: `Because` is B."""
     match = re.match(r"[(\s]*([A-Za-z])", reply)
     return _within(match[1], options) if match else -1
 
 
 def _vstar(reply: str, options: tuple[str, ...]) -> int:
-    """In this order: an opening letter A to D, one after `answer` (is), in brackets,
-    before a full stop or bracket, alone between blanks, or the only such letter."""
+    """Read, in this order: an opening letter A to D, one after `answer` (is), in
+    brackets, before a full stop or bracket, alone between blanks, or the only such
+    letter."""
     reply = reply.upper()
     patterns = (
         r"^([A-D])",
@@ -200,14 +201,14 @@ def _vstar(reply: str, options: tuple[str, ...]) -> int:
 
 
 def _by(reply: str, options: tuple[str, ...], patterns: Sequence[str], flags=0) -> int:
-    """The letter that the first pattern found names."""
+    """Return the letter that the first matching pattern names."""
     matches = (re.search(pattern, reply, flags) for pattern in patterns)
     return next((_within(f[1], options) for f in matches if f), -1)
 
 
 def _3dsrbench(reply: str, options: tuple[str, ...]) -> int:
-    """In this order: an opening capital A to D, one after `answer` (is), in brackets,
-    before a full stop, or as a word."""
+    """Read, in this order: an opening capital A to D, one after `answer` (is), in
+    brackets, before a full stop, or as a word."""
     after = [
         rf"{who}nswer(?: is)?[:\s]+([A-D])" for who in ("[Aa]", "[Tt]he a", "[Mm]y a")
     ]
@@ -216,8 +217,8 @@ def _3dsrbench(reply: str, options: tuple[str, ...]) -> int:
 
 
 def _mmvp(reply: str, options: tuple[str, ...]) -> int:
-    """In this order, A or B of either case: opening, after `answer is`, after `option`,
-    before a blank or the end, or as the first letter of a word that opens."""
+    """Read A or B of either case, in this order: opening, after `answer is`, after
+    `option`, before a blank or the end, or as the first letter of a word that opens."""
     opening = r"^\s*\(?([AB])(?:\)?\.?\s*$|\)?[.\s])"
     after = (r"answer\s+is\s+\(?([AB])", r"option\s+\(?([AB])")
     rest = (r"([AB])\)?(?:\s|$)", r"^([AB])")
@@ -225,7 +226,7 @@ def _mmvp(reply: str, options: tuple[str, ...]) -> int:
 
 
 def _first_word(reply: str, options: tuple[str, ...]) -> int:
-    """The first word, punctuation aside, if it is a letter of either case."""
+    """Read the first word, punctuation aside, if it is a letter of either case."""
     word = re.sub(r"[^\w\s]", "", reply).strip().partition(" ")[0]
     return _within(word, options) if re.fullmatch("[A-Za-z]", word) else -1
 

@@ -97,8 +97,9 @@ _SINGLE = "\nAnswer the question using a single word or phrase."
 
 
 def _peer(suffix: str, parser: str, **fields: str) -> Style:
-    """A style of another tool, which asks for the answer alone in every case; where it
-    lists options, a question without them ends as such questions do in both tools."""
+    """Return a style of another tool, which asks for the answer alone in every case;
+    where it lists options, a question without them ends as such questions do in both
+    tools."""
     free = _SINGLE if fields.get("option", "listed") else suffix
     both = dict(think=suffix, direct=suffix, open=free, open_direct=free)
     return Style(system="", parser=parser, **both, **fields)
@@ -178,14 +179,14 @@ STYLES |= {
 
 
 def style(name: str) -> Style:
-    """The named style. Raises UserError listing the known names."""
+    """Return the named style. Raises UserError listing the known names."""
     if name not in STYLES:
         raise UserError(f"unknown prompt style {name!r}; known: {', '.join(STYLES)}")
     return STYLES[name]
 
 
 def _user(example: Example, style: Style) -> tuple[str, list[tuple[int, int]]]:
-    """Text of the user turn and the ranges of it that a condition wrote."""
+    """Return the text of the user turn and the ranges of it that a condition wrote."""
     if len(example.options) > len(LETTERS):
         raise UserError(
             f"example {example.id!r}: {len(example.options)} options, at most"
@@ -224,7 +225,7 @@ def _hint(example: Example, style: Style) -> str:
 
 
 def messages(example: Example, style: Style) -> list[dict]:
-    """Chat messages in the multimodal form that transformers' templates take.
+    """Return chat messages in the multimodal form that transformers' templates take.
 
     Returns:
       `[system?, user]`, each `{"role", "content": [{"type": "image"} per image,
