@@ -48,11 +48,13 @@ def suggest(example: Example, seed: int) -> Example:
     count = len(example.options)
     if not 0 <= example.answer < count:
         raise UserError(
-            f"example {example.id!r}: answer is {example.answer}, should be an index"
-            f" from 0 to {count - 1}"
+            f"example {example.id!r}: answer: expected 0 to {count - 1}, got"
+            f" {example.answer}"
         )
     if count == 1:
-        raise UserError(f"example {example.id!r}: one option only, needs a wrong one")
+        raise UserError(
+            f"example {example.id!r}: expected a wrong option, got one option only"
+        )
     digest = hashlib.sha256(f"suggest\0{seed}\0{example.id}".encode()).digest()
     draw = int.from_bytes(digest, "big") % (count - 1)
     return example._replace(suggested=draw + (draw >= example.answer))
@@ -205,8 +207,8 @@ def _option(example: Example, option: int) -> str:
         raise UserError(f"example {example.id!r}: has no options to assert")
     if not 0 <= option < len(example.options):
         raise UserError(
-            f"example {example.id!r}: option {option} to assert, should be from 0 to"
-            f" {len(example.options) - 1} (call `suggest` first)"
+            f"example {example.id!r}: option to assert: expected 0 to"
+            f" {len(example.options) - 1}, got {option} (call `suggest` first)"
         )
     return example.options[option]
 
@@ -215,8 +217,8 @@ def _entry(example: Example, field: str, option: int) -> str:
     entries = getattr(example, field)
     if len(entries) != len(example.options):
         raise UserError(
-            f"example {example.id!r}: {len(entries)} {field} for"
-            f" {len(example.options)} options, should be one each"
+            f"example {example.id!r}: expected {len(example.options)} {field}, one per"
+            f" option, got {len(entries)}"
         )
     if not entries[option].strip():
         raise UserError(f"example {example.id!r}: {field}[{option}] is empty")

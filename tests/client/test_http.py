@@ -266,10 +266,10 @@ def test_budgets_that_cannot_be_kept_are_refused():
         ("http://10.0.0.1/v1", "plain http to another machine"),
         ("http://127.0.0.1.example.com/v1", "plain http to another machine"),
         ("http://localhost.example.com/v1", "plain http to another machine"),
-        ("ftp://example.com", "want https://host/v1"),
-        ("example.com/v1", "want https://host/v1"),
-        ("https://me:sesame@example.com/v1", "holds a user, query or fragment"),
-        ("https://example.com/v1?key=sesame", "holds a user, query or fragment"),
+        ("ftp://example.com", "expected https://host/v1"),
+        ("example.com/v1", "expected https://host/v1"),
+        ("https://me:sesame@example.com/v1", "expected no user, query or fragment"),
+        ("https://example.com/v1?key=sesame", "expected no user, query or fragment"),
     ],
 )
 def test_refused_urls(url, complaint):
@@ -548,8 +548,8 @@ def test_the_prompt_holds_the_item_and_nothing_of_it_can_pass_for_the_prompt():
 @pytest.mark.parametrize(
     "change, complaint",
     [
-        (lambda t: t[1:], "line 1: want 'version: NAME'"),
-        (lambda t: t.replace("== json ==", "json"), "no part '== json =='"),
+        (lambda t: t[1:], "line 1: expected 'version: NAME'"),
+        (lambda t: t.replace("== json ==", "json"), "got no '== json =='"),
         (lambda t: t.replace("{item}", "item"), "part 'item' lacks the field {item}"),
         (lambda t: t + "\n== json ==\nx", "a part is given twice"),
     ],

@@ -130,9 +130,18 @@ def test_settings_reach_the_perturbation():
             lambda: distort(example()._replace(images=(b"no",)), "blank", 0),
             "x/1 image 0",
         ),
-        (lambda: masked(pixels(), rng(), share=1.5), "distort.share: got 1.5"),
-        (lambda: shuffled(pixels(), rng(), patch=0), "distort.patch: got 0"),
-        (lambda: noisy(pixels(), rng(), sigma=-1), "distort.sigma: got -1"),
+        (
+            lambda: masked(pixels(), rng(), share=1.5),
+            "distort.share: expected 0 to 1, got 1.5",
+        ),
+        (
+            lambda: shuffled(pixels(), rng(), patch=0),
+            "distort.patch: expected at least 1 pixel, got 0",
+        ),
+        (
+            lambda: noisy(pixels(), rng(), sigma=-1),
+            "distort.sigma: expected at least 0, got -1",
+        ),
     ],
 )
 def test_bad_input_is_named(call, named):

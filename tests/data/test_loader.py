@@ -97,7 +97,7 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
 def test_bad_requests_are_named(tmp_path, stored, monkeypatch):
     with pytest.raises(UserError, match="'cenes' is not one of scenes"):
         loader.prepare("cenes", {"train": 1}, tmp_path)
-    with pytest.raises(UserError, match="size of train is 0"):
+    with pytest.raises(UserError, match="size of train: expected at least 1, got 0"):
         loader.prepare("scenes", {"train": 0}, tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="not writable"):
@@ -223,11 +223,14 @@ def test_batches_of_stored_examples(stored):
 @pytest.mark.parametrize(
     "settings, why",
     [
-        (dict(batch=3, process_count=2), "needs a multiple of the 2 processes"),
-        (dict(batch=0), "batch is 0"),
-        (dict(batch=2, process_index=1), "process_index is 1"),
-        (dict(batch=2, start=-1), "start is -1"),
-        (dict(batch=30, epochs=2), "more than the 10 examples × 2 epochs"),
+        (
+            dict(batch=3, process_count=2),
+            "expected a multiple of the 2 processes, got 3",
+        ),
+        (dict(batch=0), "batch: expected a multiple"),
+        (dict(batch=2, process_index=1), "process_index: expected 0 to 0, got 1"),
+        (dict(batch=2, start=-1), "start: expected at least 0, got -1"),
+        (dict(batch=30, epochs=2), "at most the 10 examples × 2 epochs"),
     ],
 )
 def test_sizes_that_do_not_fit(settings, why):
@@ -249,9 +252,9 @@ def test_a_mixture_follows_its_weights_and_continues():
     for step, (_, batch) in enumerate(whole):
         assert [x for half in halves for x in half[step][1]] == batch
     for wrong, why in [
-        (dict(weights=[1]), "need one above 0 for each of the 2 sources"),
-        (dict(weights=[1, 0]), "need one above 0"),
-        (dict(weights=[1, 1], epochs=1), "epochs must be None"),
+        (dict(weights=[1]), "expected 2 numbers above 0"),
+        (dict(weights=[1, 0]), "expected 2 numbers above 0"),
+        (dict(weights=[1, 1], epochs=1), "epochs: expected None"),
     ]:
         with pytest.raises(UserError, match=why):
             next(loader.batches(parts, seed=0, batch=2, **wrong))

@@ -145,7 +145,7 @@ def test_a_judge_without_confidence_has_no_calibration():
 
 
 def test_bad_labels_are_named():
-    with pytest.raises(UserError, match="label 'maybe': want one of consistent, inc"):
+    with pytest.raises(UserError, match="label: expected one of consistent, inc"):
         agree.codes(["consistent", "maybe"])
-    with pytest.raises(UserError, match="want one labelled item at least"):
+    with pytest.raises(UserError, match="expected at least one labelled item"):
         against([], [])

@@ -111,7 +111,7 @@ def test_what_no_item_could_survive_is_raised():
     pending.submit(items(0, 1))
     with pytest.raises(UserError, match="refuses the key"):
         pending.collect()
-    with pytest.raises(UserError, match="judge seconds: got 0, want more than 0"):
+    with pytest.raises(UserError, match="judge seconds: expected more than 0, got 0"):
         AsyncJudge(rule.JUDGE, 0.0)
 
 

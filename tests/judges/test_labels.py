@@ -41,7 +41,7 @@ def test_a_sheet_is_drawn_evenly_and_is_the_same_again(tmp_path):
     assert each == {"base": 10, "wrong_think": 10, "abstain+base": 10, "rare": 4}
     assert len({row["id"] for row in lines(tmp_path / "a")}) == 34
     assert {row["conclusion"] for row in lines(tmp_path / "a")} == {""}
-    with pytest.raises(UserError, match="is there already; give another name"):
+    with pytest.raises(UserError, match="exists already; give another name"):
         labels.write_sheet(tmp_path / "a", todo, n=34, seed=1)
 
 

@@ -258,7 +258,10 @@ def test_sizes():
         ),
         (["prepare", "scene", "--size=test=1"], "'scene' is not one of scenes"),
         (["prepare", "scenes"], "--size: must be given"),
-        (["prepare", "scenes", "--size=test=0"], "size of test is 0, needs >= 1"),
+        (
+            ["prepare", "scenes", "--size=test=0"],
+            "size of test: expected at least 1, got 0",
+        ),
         (["prepare", "scenes", "--size=all=9"], "split 'all' is not one of train"),
     ],
 )

@@ -125,7 +125,7 @@ def test_a_vote_joins_judges_that_were_asked_apart(vlmrl, tmp_path, refused):
     assert {r["confidence"] for r in voted} == {2 / 3, 1.0}
     vlmrl("judge", "agree", tmp_path / "v", places[2], "--workdir", tmp_path / "g")
     said = refused("judge", "vote", *places[:2], workdir=tmp_path / "w")
-    assert said == "vote: 2 judges; want 3 or more for a majority"
+    assert said == "vote: expected 3 or more judges, got 2"
     vlmrl("judge", "--on=synthetic:30", "--workdir", tmp_path / "more")
     said = refused("judge", "vote", tmp_path / "more", *places, workdir=tmp_path / "w")
     assert "has no verdict on 0-24" in said
@@ -238,9 +238,9 @@ def test_an_evaluation_that_is_killed_goes_on_where_it_was(command, start, tmp_p
         (["--on=/nowhere.jsonl"], "/nowhere.jsonl: cannot read labels"),
         (
             ["--on=synthetic:2", "--judge=oracle"],
-            "'oracle' is none of rule, model:DIR",
+            "expected rule, model:DIR or http:MODEL, got 'oracle'",
         ),
-        (["--on=synthetic:2", "--judge=rule:x"], "'rule:x' is none of rule, model"),
+        (["--on=synthetic:2", "--judge=rule:x"], "got 'rule:x'"),
         (["--on=synthetic:2", "--judge=http:a,http:b"], "one http judge at a time"),
         (["--on=synthetic:2", "--judge=http:m"], "an http judge needs a url"),
         (
@@ -288,10 +288,10 @@ def test_bad_labels_name_their_row(refused, tmp_path):
         "note": "",
     }
     for change, complaint in [
-        ({"conclusion": "C"}, "row 1: conclusion 'C'; want none or one of A, B"),
+        ({"conclusion": "C"}, "row 1: conclusion: expected none or one of A, B"),
         ({"conclusion": ""}, "nothing is labelled"),
-        ({"answer": "Z"}, "answer one of them"),
-        ({"think": 3}, "row 1: think must be a text, not 3"),
+        ({"answer": "Z"}, "an answer among them"),
+        ({"think": 3}, "row 1: think: expected a text, got 3"),
     ]:
         path.write_text(json.dumps(row | change) + "\n")
         assert complaint in refused("judge", "--on", path, workdir=tmp_path / "w")

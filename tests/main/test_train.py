@@ -530,7 +530,7 @@ def test_lessons_that_are_refused(fields, complaint, refused, tmp_path):
         ),
         ({"data.size": 4}, "config.data.size is 4, fewer than the 8 prompts of a step"),
         ({"data.split": "all"}, "split 'all' is not one of train, validation"),
-        ({"eval.size": 0}, "size of validation is 0, needs >= 1"),
+        ({"eval.size": 0}, "size of validation: expected at least 1, got 0"),
         ({"style": "x"}, "unknown prompt style 'x'"),
         ({"group_size": 4}, "config.group_size: it is config.sampling.group_size now"),
         ({"lag": 1}, "config.lag: it is config.sampling.off_policy_steps now"),

@@ -84,7 +84,7 @@ def test_what_fits_together_passes(settings):
         ({"judge.name": "http:m"}, ["config.judge.name: an http judge needs a url"]),
         (
             {"judge.name": "rule,gpt:m"},
-            ["config.judge.name: 'gpt:m' is none of rule, model:DIR"],
+            ["config.judge.name: expected rule, model:DIR or http:MODEL, got 'gpt:m'"],
         ),
         ({"judge.name": "model:/nowhere"}, ["model '/nowhere': no such directory"]),
         (

@@ -104,11 +104,13 @@ def check_url(url: str, insecure: bool = False) -> str:
     parts = urlsplit(url)
     shown = f"{parts.scheme}://{parts.hostname or ''}"
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(f"url '{shown}': want https://host/v1 or http://127.0.0.1/v1")
+        raise UserError(
+            f"url: expected https://host/v1 or http://127.0.0.1/v1, got '{shown}'"
+        )
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise UserError(
-            f"url {shown}: holds a user, query or fragment, where secrets would be "
-            "stored with the run; give host and path alone, the key by key_env"
+            f"url {shown}: expected no user, query or fragment: secrets in them "
+            "would be stored with the run; give host and path alone, the key by key_env"
         )
     if parts.scheme == "http" and not (insecure or is_loopback(parts.hostname)):
         raise UserError(

@@ -53,7 +53,7 @@ def noisy(pixels: Array, rng: np.random.Generator, sigma: float = 0.25) -> Array
       sigma: standard deviation as a share of the range of values.
     """
     if not sigma >= 0:
-        raise UserError(f"distort.sigma: got {sigma}, want at least 0")
+        raise UserError(f"distort.sigma: expected at least 0, got {sigma}")
     values = pixels + 255 * sigma * rng.standard_normal(pixels.shape)
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
@@ -72,7 +72,7 @@ def masked(
       patch: side in pixels.
     """
     if not 0 <= share <= 1:
-        raise UserError(f"distort.share: got {share}, want a share in [0, 1]")
+        raise UserError(f"distort.share: expected 0 to 1, got {share}")
     tiles = _tiles(pixels, patch).copy()
     tiles[rng.permutation(len(tiles))[: round(share * len(tiles))]] = 0
     return _untile(tiles, pixels, patch)
@@ -130,7 +130,7 @@ def encode(pixels: Array) -> bytes:
 def _tiles(pixels: Array, patch: int) -> Array:
     """Return whole patches in raster order, uint8[n, patch, patch, 3]."""
     if patch < 1:
-        raise UserError(f"distort.patch: got {patch}, want at least 1 pixel")
+        raise UserError(f"distort.patch: expected at least 1 pixel, got {patch}")
     rows, columns = (side // patch for side in pixels.shape[:2])
     cut = pixels[: rows * patch, : columns * patch]
     cut = cut.reshape(rows, patch, columns, patch, 3).swapaxes(1, 2)

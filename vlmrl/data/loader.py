@@ -92,7 +92,9 @@ def prepare(source: str, sizes: dict[str, int], data_dir: str | os.PathLike) -> 
         raise UserError(f"data source {source!r} is not one of {', '.join(SOURCES)}")
     for split, n in sizes.items():
         if n < 1:
-            raise UserError(f"data source {source}: size of {split} is {n}, needs >= 1")
+            raise UserError(
+                f"data source {source}: size of {split}: expected at least 1, got {n}"
+            )
     final = Path(data_dir) / source / _key(source, sizes)
     if final.exists():
         return final
@@ -314,20 +316,24 @@ def batches(
     """
     if batch < 1 or batch % process_count:
         raise UserError(
-            f"batch is {batch}, needs a multiple of the {process_count} processes"
+            f"batch: expected a multiple of the {process_count} processes, got {batch}"
         )
     if not 0 <= process_index < process_count:
         raise UserError(
-            f"process_index is {process_index}, needs 0 to {process_count - 1}"
+            f"process_index: expected 0 to {process_count - 1}, got {process_index}"
         )
     if start < 0:
-        raise UserError(f"start is {start}, needs >= 0")
+        raise UserError(f"start: expected at least 0, got {start}")
     if weights is not None:
         _check_mixture(source, weights, epochs)
     elif not len(source) or (epochs is not None and epochs * len(source) < batch):
         raise UserError(
-            f"batch is {batch}, more than the {len(source)} examples"
-            + (f" × {epochs} epochs" if epochs is not None else "")
+            f"batch: expected at most the {len(source)} examples"
+            + (
+                f" × {epochs} epochs, got {batch}"
+                if epochs is not None
+                else f", got {batch}"
+            )
         )
     stream = stream_of(source, seed=seed, epochs=epochs, weights=weights)
     size = batch // process_count
@@ -356,10 +362,12 @@ def stream_of(source, *, seed: int, epochs: int | None = None, weights=None):
 def _check_mixture(sources, weights, epochs) -> None:
     if len(sources) != len(weights) or not all(w > 0 for w in weights):
         raise UserError(
-            f"weights are {list(weights)}, need one above 0 for each of the"
-            f" {len(sources)} sources"
+            f"weights: expected {len(sources)} numbers above 0, one per source, got"
+            f" {list(weights)}"
         )
     if epochs is not None:
-        raise UserError("epochs must be None for a mixture, which has no end")
+        raise UserError(
+            f"epochs: expected None for a mixture, which has no end, got {epochs}"
+        )
     if not all(len(part) for part in sources):
         raise UserError("a source of the mixture is empty")

@@ -89,8 +89,8 @@ def apply(
         for name, listed in (("statements", statements), ("thinks", thinks)):
             if listed and len(listed) != len(e.options):
                 raise UserError(
-                    f"texts: {e.source}/{e.id}: {len(listed)} {name} for"
-                    f" {len(e.options)} options"
+                    f"texts: {e.source}/{e.id}: expected {len(e.options)} {name}, got"
+                    f" {len(listed)}"
                 )
         if not -1 <= entry["suggested"] < len(e.options) or (
             entry["suggested"] == e.answer

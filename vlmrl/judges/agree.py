@@ -49,7 +49,9 @@ def compare(raters: dict[str, Verdicts], reading: str) -> Comparison:
       UserError: they share no item that applies to all, or one rater and no truth.
     """
     if reading not in READINGS:
-        raise UserError(f"--reading: '{reading}' is none of {', '.join(READINGS)}")
+        raise UserError(
+            f"--reading: expected one of {', '.join(READINGS)}, got '{reading}'"
+        )
     keys = [
         key
         for key in shared(raters, [reading])
@@ -88,7 +90,7 @@ def codes(labels: Sequence[str]) -> np.ndarray:
     """Return indices into LABELS; UserError for anything else."""
     if unknown := set(labels) - set(LABELS):
         raise UserError(
-            f"label '{sorted(unknown)[0]}': want one of {', '.join(LABELS)}"
+            f"label: expected one of {', '.join(LABELS)}, got '{sorted(unknown)[0]}'"
         )
     return np.array([LABELS.index(label) for label in labels], int)
 
@@ -110,7 +112,7 @@ def cohen(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     Source: Cohen 1960, https://doi.org/10.1177/001316446002000104
     """
     if labels.shape[1] != 2:
-        raise ValueError(f"cohen: {labels.shape[1]} raters; want 2")
+        raise ValueError(f"cohen: expected 2 raters, got {labels.shape[1]}")
     total = weights.sum(-1)
     first, second = (_marginal(labels[:, k], weights) for k in (0, 1))
     chance = _ratio((first * second).sum(-1), total**2)
@@ -127,7 +129,7 @@ def fleiss(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """
     raters = labels.shape[1]
     if raters < 2:
-        raise ValueError("fleiss: one rater; want 2 or more")
+        raise ValueError(f"fleiss: expected at least 2 raters, got {raters}")
     counts = (labels[:, :, None] == np.arange(len(LABELS))).sum(1)  # [n, c]
     agree = ((counts**2).sum(1) - raters) / (raters * (raters - 1))
     total = weights.sum(-1)
@@ -264,9 +266,11 @@ def against(
 ) -> Quality:
     """Return precision, coverage, recall, κ and calibration on labelled items."""
     if len(truth) != len(verdicts):
-        raise ValueError(f"against: {len(truth)} labels, {len(verdicts)} verdicts")
+        raise ValueError(
+            f"against: expected {len(truth)} verdicts, got {len(verdicts)}"
+        )
     if not truth:
-        raise UserError("labels: there are none; want one labelled item at least")
+        raise UserError("labels: expected at least one labelled item, got none")
     true, given = codes(truth), codes([v.label for v in verdicts])
     units = np.arange(len(true)) if clusters is None else np.asarray(clusters)
     right, open_ = true == given, LABELS.index("undecided")

@@ -33,7 +33,7 @@ class Collected(NamedTuple):
 
     verdicts: list[Verdict]  # of all their items, in order
     waited: float  # seconds that `collect` took: what judging added to the step
-    late: int  # items that were undecided for want of time
+    late: int  # items that were undecided because time ran out
 
 
 class AsyncJudge:
@@ -51,7 +51,7 @@ class AsyncJudge:
 
     def __init__(self, judge: Judge, seconds: float, *, most: int = 16):
         if not seconds > 0:
-            raise UserError(f"judge seconds: got {seconds:g}, want more than 0")
+            raise UserError(f"judge seconds: expected more than 0, got {seconds:g}")
         self.judge, self.seconds, self._most = judge, seconds, most
         self._parts: list[tuple[list[JudgeItem], Future]] = []
         self._left: list[Future] = []  # not done when they were collected

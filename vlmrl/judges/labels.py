@@ -81,7 +81,7 @@ def write_sheet(
     """
     path = Path(path)
     if path.exists():
-        raise UserError(f"{path}: is there already; give another name")
+        raise UserError(f"{path}: exists already; give another name")
     fit = {
         item.think: (item, condition, cluster)
         for item, condition, cluster in rows
@@ -163,15 +163,16 @@ def _parse(line: str, where: str) -> Labelled | None:
         ) from None
     for name, value in [*texts.items(), *options.items()]:
         if not isinstance(value, str):
-            raise UserError(f"{where}: {name} must be a text, not {value!r}")
+            raise UserError(f"{where}: {name}: expected a text, got {value!r}")
     if letters != list(LETTERS[: len(letters)]) or answer not in letters:
-        raise UserError(f"{where}: options must be A, B, … and answer one of them")
+        raise UserError(f"{where}: expected options A, B, … and an answer among them")
     letter = texts["conclusion"].strip()
     if not letter:
         return None
     if letter != "none" and letter not in letters:
         raise UserError(
-            f"{where}: conclusion '{letter}'; want none or one of {', '.join(letters)}"
+            f"{where}: conclusion: expected none or one of {', '.join(letters)}, got"
+            f" '{letter}'"
         )
     item = JudgeItem(
         texts["id"],

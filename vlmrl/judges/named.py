@@ -141,7 +141,9 @@ def parse(
     for word in words.split(","):
         kind, _, name = word.strip().partition(":")
         if kind not in ("rule", "model", "http") or (kind == "rule") == bool(name):
-            raise UserError(f"{field}: '{word}' is none of rule, model:DIR, http:MODEL")
+            raise UserError(
+                f"{field}: expected rule, model:DIR or http:MODEL, got '{word}'"
+            )
         kinds.append((kind, name))
     asked = [name for kind, name in kinds if kind == "http"]
     if len(asked) > 1:

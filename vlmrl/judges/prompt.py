@@ -49,7 +49,7 @@ def load(path: str | os.PathLike = DEFAULT) -> JudgePrompt:
         raise UserError(f"{path}: cannot read the judge prompt: {error}") from None
     head = re.match(r"version: (\S+)\n", text)
     if not head:
-        raise UserError(f"{path}: line 1: want 'version: NAME'")
+        raise UserError(f"{path}: line 1: expected 'version: NAME'")
     pieces = re.split(r"^== (\w+) ==\n", text, flags=re.M)
     names = pieces[1::2]
     parts = {n: t.strip() for n, t in zip(names, pieces[2::2], strict=True)}
@@ -57,7 +57,9 @@ def load(path: str | os.PathLike = DEFAULT) -> JudgePrompt:
         raise UserError(f"{path}: a part is given twice: {', '.join(names)}")
     needed = ("system", "item", "json", "token", "repair")
     if missing := [n for n in needed if n not in parts]:
-        raise UserError(f"{path}: no part '== {missing[0]} =='; want {needed}")
+        raise UserError(
+            f"{path}: expected the parts {needed}, got no '== {missing[0]} =='"
+        )
     for name, fields in _FIELDS.items():
         for field in sorted(fields):
             if name in parts and f"{{{field}}}" not in parts[name]:

@@ -187,7 +187,7 @@ def vote(raters: dict[str, Verdicts]) -> tuple[str, list[VerdictRow], list[Verdi
       UserError: fewer raters, or one without a verdict on an item of the first.
     """
     if len(raters) < 3:
-        raise UserError(f"vote: {len(raters)} judges; want 3 or more for a majority")
+        raise UserError(f"vote: expected 3 or more judges, got {len(raters)}")
     first = next(iter(raters.values()))
     for name, rated in raters.items():
         if lack := [key for key in first if key not in rated]:
