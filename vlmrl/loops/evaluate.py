@@ -156,14 +156,6 @@ class Evaluator:
         ]
 
 
-def evaluator(policy: Policy, conditions: Sequence[str], **settings):
-    """run(params, examples, *, recipe, seed, step, split, progress) -> records."""
-    run = Evaluator(policy, conditions, EvalSettings(**settings))
-    return lambda params, examples, *, progress=_ignore, **labels: run(
-        params, examples, RunLabels(**labels), progress
-    )
-
-
 def evaluate(
     policy: Policy,
     examples: Sequence[Example],

@@ -49,7 +49,7 @@ def estimate(job: Job, c: dict) -> Estimate | None:
 def _parameters(name: str) -> int:
     known = registry.published()
     if name in known and not Path(name).is_dir():
-        return registry.build_model(known[name], name)[1].size
+        return registry.build_model(known[name], name).size
     if name == "tiny" or Path(name).is_dir():
         return registry.read_model(name).size
     return UNKNOWN_SIZE
