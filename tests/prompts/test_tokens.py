@@ -4,6 +4,7 @@ import io
 import json
 import time
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -386,6 +387,25 @@ def test_single_rows_are_all_prefix(processor):
         got = flat[n, i, g.vision.order[n, i, index % m]]
         want = e.pictures[i].patches.reshape(-1, 4, 1176)[index % m]
         np.testing.assert_array_equal(got, want)
+
+
+def test_every_array_has_the_batch_axis_first(processor):
+    """A slice along axis 0 of all arrays of a batch is the batch of those groups."""
+    files = [png(56, 84)]
+    rows = [
+        [tokens.encode(processor, (f"{SHOT}{word}{end}", files)) for end in " .:"]
+        for word in (" red", " blue", " left")
+    ]
+    one = BUCKETS._replace(prefix=(32,), branch=(8,))
+    whole = tokens.group(rows, processor.geometry, one)
+    for i in range(3):
+        alone = tokens.group(rows[i : i + 1], processor.geometry, one)
+
+        def part(x, i=i):
+            each = len(x) // 3
+            return x[i * each : (i + 1) * each]
+
+        jax.tree.map(np.testing.assert_array_equal, jax.tree.map(part, whole), alone)
 
 
 def test_captions_share_the_prefix_up_to_the_image(processor):
