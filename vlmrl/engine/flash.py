@@ -32,8 +32,8 @@ def _cudnn():
         from jax._src.cudnn import fused_attention_stablehlo
     except ImportError as e:
         raise UserError(
-            f"attention: back end cudnn needs jax._src.cudnn.fused_attention_stablehlo "
-            f"of jax 0.10 or 0.12 ({e}); choose 'blockwise'"
+            "attention: back end cudnn expected jax._src.cudnn, as in jax 0.10 to "
+            f"0.12, got {e}; install such a version"
         ) from e
     return fused_attention_stablehlo
 

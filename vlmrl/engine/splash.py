@@ -53,8 +53,8 @@ def _library():
         base = masks._ComputableMask
     except (ImportError, AttributeError) as e:
         raise UserError(
-            "attention: back end splash needs the splash attention of jax 0.10 or 0.12 "
-            f"({e}); choose 'blockwise'"
+            "attention: back end splash expected splash attention, as in jax 0.10 to "
+            f"0.12, got {e}; install such a version"
         ) from e
 
     class BranchMask(base):
