@@ -159,7 +159,7 @@ def test_the_whole_demo_measures_every_condition():
             "config.recipes.accuracy.learner.ema",
         ),
         (["--config.recipes.acuracy.steps=1"], "config.recipes.acuracy"),
-        (["--config.size=0"], "size of test is 0, needs >= 1"),
+        (["--config.size=0"], "size of test: expected at least 1, got 0"),
         (["--config.split=all"], "split 'all' is not one of train, validation"),
     ],
 )

@@ -116,7 +116,7 @@ def test_a_workdir_keeps_to_its_config(evaluated, refused):
         (["--config.conditions=('base','wrong')"], "unknown condition 'wrong'; known"),
         (["--config.condition=('base',)"], "unknown config field config.condition"),
         (["--config.size=many"], "--config.size: expected int, got 'many'"),
-        (["--config.size=0"], "size of validation is 0, needs >= 1"),
+        (["--config.size=0"], "size of validation: expected at least 1, got 0"),
         (["--config.split=all"], "split 'all' is not one of train, validation"),
         (["--config.source=scene"], "data source 'scene' is not one of scenes"),
         (["--config.style=x"], "unknown prompt style 'x'; known: tiny"),

@@ -18,7 +18,6 @@ What it promises, whatever the server does:
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import hashlib
 import ipaddress
 import json
@@ -26,12 +25,13 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from vlmrl.client.cache import Budget, ReplyCache, Spent
+from vlmrl.client.replies import Failed, Reply, error_message, parse_reply, retry_after
 from vlmrl.types import UserError
 
 try:
@@ -68,30 +68,6 @@ class Call(NamedTuple):
     messages: list[dict]
     params: dict[str, Any]  # temperature, max_tokens, logprobs, ...
     sample: int = 0  # tells equal calls apart in the cache
-
-
-class Reply(NamedTuple):
-    """What came of a call: `text`, or `error`, why there is none."""
-
-    text: str
-    error: str
-    final: bool  # kept on disk; a call that ran out of time or budget is not
-    finish: str = ""  # finish_reason
-    reasoning: str = ""  # a separate field of some servers
-    logprobs: list[
-        dict
-    ] = []  # per token as served: token, bytes, logprob, top_logprobs
-    model: str = ""  # the model the server says it is
-    attempts: int = 0  # requests this call took when it was sent
-
-
-class _Failed(Exception):
-    """An attempt without a text: (reason, try again?, seconds to wait first, was it
-    certainly free of charge?)."""
-
-    def __init__(self, why: str, again: bool, wait: float = 0.0, free: bool = False):
-        super().__init__(why)
-        self.why, self.again, self.wait, self.free = why, again, wait, free
 
 
 def check_url(url: str, insecure: bool = False) -> str:
@@ -325,7 +301,7 @@ class Client:
             try:
                 reply, usage = await self._attempt(http, call)
                 used = usage or bound
-            except _Failed as failure:
+            except Failed as failure:
                 failed = failure
                 used = (0, 0) if failed.free else bound
             finally:
@@ -349,7 +325,7 @@ class Client:
 
     async def _attempt(self, http, call: Call) -> tuple[Reply, tuple[int, int] | None]:
         """Send one request; return the reply and its reported tokens, or raise
-        _Failed."""
+        Failed."""
         e = self.endpoint
         body = {"model": e.model, "messages": call.messages, **call.params}
         post = {"url": f"{e.url}/chat/completions", "content": json.dumps(body)}
@@ -362,31 +338,29 @@ class Client:
                 status, headers = response.status_code, response.headers
                 data = await self._read(response)
         except (TimeoutError, httpx2.TimeoutException):
-            raise _Failed(f"timed out after {e.attempt_seconds:g} s", True) from None
+            raise Failed(f"timed out after {e.attempt_seconds:g} s", True) from None
         except httpx2.ConnectError as error:
             if "CERTIFICATE" in str(error).upper():
                 raise UserError(f"{e.url}: its TLS certificate is not valid") from None
-            raise _Failed(_UNREACHED, True, free=True) from None
+            raise Failed(_UNREACHED, True, free=True) from None
         except httpx2.TransportError as error:
             name = type(error).__name__
-            raise _Failed(f"connection broke ({name})", True) from None
+            raise Failed(f"connection broke ({name})", True) from None
         self._answered = True
         if status != 200:
             raise self._refusal(status, headers, data)
-        return _reply(data)
+        return parse_reply(data)
 
     async def _read(self, response) -> bytes:
         coding = response.headers.get("content-encoding", "identity")
         if coding != "identity":
-            raise _Failed(f"the reply is compressed ({coding[:20]}), unasked", True)
+            raise Failed(f"the reply is compressed ({coding[:20]}), unasked", True)
         parts, size = [], 0
         async for part in response.aiter_raw():
             parts.append(part)
             size += len(part)
             if size > self.endpoint.max_bytes:
-                raise _Failed(
-                    f"the reply exceeds {self.endpoint.max_bytes} bytes", True
-                )
+                raise Failed(f"the reply exceeds {self.endpoint.max_bytes} bytes", True)
         return self._scrub(b"".join(parts))
 
     def _refusal(self, status: int, headers, data: bytes) -> Exception:
@@ -405,9 +379,9 @@ class Client:
                 f"{e.url}: redirects (status {status}); give the final address"
             )
         if status in _AGAIN or status >= 500:
-            wait = _retry_after(headers.get("retry-after", ""))
-            return _Failed(f"status {status}", True, wait, free=True)
-        return _Failed(f"status {status}: {_message(data)}", False, free=True)
+            wait = retry_after(headers.get("retry-after", ""))
+            return Failed(f"status {status}", True, wait, free=True)
+        return Failed(f"status {status}: {error_message(data)}", False, free=True)
 
 
 def ask_texts(client: Client, prompts: Sequence[str], max_tokens: int) -> list[str]:
@@ -470,72 +444,3 @@ def _scrubber(key: str) -> Callable[[bytes], bytes]:
         return data
 
     return scrub
-
-
-def _retry_after(value: str) -> float:
-    """Return the seconds of a Retry-After header: a number or a date (RFC 9110,
-    10.2.3)."""
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            date = email.utils.parsedate_to_datetime(value)
-        except ValueError:
-            return 0.0
-        seconds = date.timestamp() - time.time()
-    return max(0.0, seconds) if seconds == seconds else 0.0
-
-
-def _message(data: bytes) -> str:
-    """Return the error message of a body, short and on one line."""
-    try:
-        body = json.loads(data)
-        error = body.get("error", body.get("detail", body))
-        text = error.get("message", error) if isinstance(error, dict) else error
-    except (ValueError, AttributeError):
-        text = data.decode("utf-8", "replace")
-    return " ".join(str(text).split())[:200]
-
-
-def _reply(data: bytes) -> tuple[Reply, tuple[int, int] | None]:
-    try:
-        body = json.loads(data)
-    except (ValueError, RecursionError):
-        raise _Failed("the reply is not JSON", True) from None
-    try:
-        choice = body["choices"][0]
-        message = choice["message"]
-        finish = str(choice.get("finish_reason") or "")
-        text = message.get("content")
-        reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
-        refusal = message.get("refusal")
-    except (KeyError, IndexError, TypeError, AttributeError):
-        raise _Failed("the reply has no choices[0].message", True) from None
-    if isinstance(text, list):  # parts, as some servers send
-        text = "".join(str(p.get("text", "")) for p in text if isinstance(p, dict))
-    if refusal and not text:
-        return Reply("", "the model refused", final=True, finish=finish), _usage(body)
-    if not isinstance(text, str) or not isinstance(reasoning, str):
-        if finish in ("content_filter", "length"):
-            error = f"no text (finish reason {finish})"
-            return Reply("", error, final=True, finish=finish), _usage(body)
-        raise _Failed("the reply's content is not a text", True)
-    logprobs = _list(choice.get("logprobs"), "content")
-    name = str(body.get("model") or "")
-    return Reply(text, "", True, finish, reasoning, logprobs, name), _usage(body)
-
-
-def _list(outer, name: str) -> list[dict]:
-    items: Iterable = outer.get(name) if isinstance(outer, dict) else None
-    if not isinstance(items, list):
-        return []
-    return [t for t in items if isinstance(t, dict)]
-
-
-def _usage(body: dict) -> tuple[int, int] | None:
-    usage = body.get("usage")
-    if not isinstance(usage, dict):
-        return None
-    both = [usage.get(k) for k in ("prompt_tokens", "completion_tokens")]
-    whole = all(type(n) is int and n >= 0 for n in both)
-    return (both[0], both[1]) if whole else None

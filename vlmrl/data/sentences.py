@@ -10,104 +10,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-_DET = (
-    r"(?:the|a|an|this|that|these|those|it|he|she|they|we|you|i|his|her|their|its|my"
-    r"|your|each|both|all|some|any|one|someone|point|line|angle|person|[A-Z][\w'’-]*)"
+from vlmrl.data.lexicon import (
+    ATTRIBUTES,
+    AUX,
+    BE,
+    COLOURS,
+    DET,
+    NOUNS,
+    PLACES,
+    PREDICATE,
+    PREPOSITION,
+    RELATIONS,
+    VERBS,
 )
-_BE = r"(?:is|are|was|were)"
-AUX = r"(?:is|are|was|were|has|have|had|can|could|will|would|may|might|should|must)"
-# Words that begin what is said of a subject.
-_PREDICATE = (
-    r"(?:on|in|at|under|underneath|above|below|behind|beneath|beside|besides|near|next"
-    r"|directly|far|together|to|left|right|inside|outside|between|among|from|of|with|against|toward|towards"
-    r"|around|across|along|over|by|for|like|not|more|less|most|least|visible|present"
-    r"|located|placed|positioned|able|closer|nearer|farther|further|higher|lower|larger"
-    r"|smaller|bigger|taller|shorter|longer|wider|thinner|older|younger|brighter|darker"
-    r"|parallel|perpendicular|open|closed|empty|full|equal|the same|true|correct|red"
-    r"|blue|green|yellow|black|white|brown|orange|purple|pink|gray|grey|\d[\w.,%]*"
-    r"|an?|the|also|still|currently|mainly|taken|made|shown|seen|drawn|similar|different"
-    r"|identical|as|straight|curved|round|square|healthy|happy|sad|sitting|standing"
-    r"|\w+ing|\w+ed)"
-)
-# Nouns in -ing, which begin nothing.
-_NOUNS = {
-    *"building ceiling painting drawing string ring king thing wing morning".split(),
-    *"evening clothing railing meaning ending beginning heading spring sibling".split(),
-    *"something anything nothing everything swing wedding lightning crossing".split(),
-    *"parking shopping swimming dining living earring awning bed red hundred".split(),
-}
-_VERBS = (
-    r"(?:say|show|mean|represent|depict|indicate|contain|have|look|hold|wear|use|want"
-    r"|need|point|belong|refer|describe|suggest|express|convey|feel|eat|live|appear"
-    r"|face|move|turn|see|know|expect|do|go|come|cost|exceed|increase|decrease|cross"
-    r"|touch|reach|match|intersect|follow|lead|equal|include|play|ride|carry|exist"
-    r"|stand|sit|lie|overlap|support|win|get|share|correspond|localize|enclose|produce"
-    r"|receive|score|happen|occur|grow|rise|fall)"
-)
-_COLOURS = re.compile(
-    r"(?:red|blue|green|yellow|black|white|brown|orange|purple|pink|gr[ae]y)"
-    r"(?! (?:or|and|in|on|at|from|than|to|with|like)\b)(?= \w)",
-    re.I,
-)  # before a noun, which they say nothing of
-_ATTRIBUTES = {
-    *"color colour shape material size type kind brand number name direction".split(),
-    *"position location orientation texture pattern age gender height weight".split(),
-    *"length width style season weather time year day month date title".split(),
-    *"term statement phrase sentence claim description option caption".split(),
-    *"value letter word text relationship relation mood emotion state".split(),
-}
-_X = ("left", "right")
-_PLACES = {
-    "left": "on the left",
-    "right": "on the right",
-    "top": "at the top",
-    "bottom": "at the bottom",
-    "middle": "in the middle",
-    "center": "in the center",
-    "centre": "in the centre",
-    "front": "in front",
-    "back": "at the back",
-    **{f"{y} {x}": f"at the {y} {x}" for y in ("top", "bottom") for x in _X},
-}
-_RELATIONS = {
-    "left": "to the left of",
-    "right": "to the right of",
-    "front": "in front of",
-    "in front": "in front of",
-    "top": "on top of",
-    "bottom": "at the bottom of",
-    "next": "next to",
-    "back": "behind",
-    "middle": "in the middle of",
-    "center": "in the center of",
-    "to the left": "to the left of",
-    "to the right": "to the right of",
-    "on the left": "on the left of",
-    "on the right": "on the right of",
-    "up": "above",
-    "down": "below",
-    "ahead": "ahead of",
-    **{f"{y} {x}": f"at the {y} {x} of" for y in ("top", "bottom") for x in _X},
-    **{f"{x} {y}": f"at the {y} {x} of" for y in ("top", "bottom") for x in _X},
-    **{w: w for w in "on under above below behind beside near inside in".split()},
-    **{w: w for w in "over beneath underneath between outside facing touching".split()},
-}
-_PREPOSITION = re.compile(
-    r"(?:on|in|at|under|above|below|behind|beside|near|next|to|inside|outside|between"
-    r"|among|from|over|beneath|underneath|along|against|across|around|by|off|within)\b",
-    re.I,
-)
-SENTENCE = re.compile(
-    r"(?:The|A|An|It|They|There|He|She|This|These|That|Both|Some|All|No|One|People|I|We"
-    r"|You|[A-Z][\w'-]+) .*\b(?:is|are|was|were|has|have|had|can|will|does|do|did"
-    r"|cannot|isn't|aren't|moved|rotated|contains|shows)\b.*"
-)
-LOWER = {
-    *"The A An To On In At Under Above Below Behind Near Next Left Right Top".split(),
-    *"Bottom Front Yes No None Both From Between It They There This That These".split(),
-    *"Open Closed Above Inside Outside Red Blue Green Yellow Black White".split(),
-}
-
 
 # -- rules: (core, option, options) → sentence or '' -----------------------------------
 
@@ -124,10 +39,10 @@ def _subject(rest: str) -> tuple[str, str] | None:
     undecidable."""
     if compared := _m(r"(.*?\S) ((?:\w+er|more|less) than .+)", rest):
         return compared[1], compared[2]
-    for match in re.finditer(rf"(?<=\s){_PREDICATE}\b", rest, re.I):
+    for match in re.finditer(rf"(?<=\s){PREDICATE}\b", rest, re.I):
         subject = rest[: match.start()].strip()
         words = subject.split()
-        if match[0].lower() in _NOUNS or not words:
+        if match[0].lower() in NOUNS or not words:
             continue
         articles = ("the", "a", "an", "this", "these", "those", "his", "her", "their")
         if words[-1] in (*articles, "of", "its", "and", "or", "than", "in"):
@@ -139,7 +54,7 @@ def _subject(rest: str) -> tuple[str, str] | None:
             and not named
         ):
             continue
-        if _COLOURS.match(rest, match.start()):
+        if COLOURS.match(rest, match.start()):
             continue
         if match[0].lower() == "of" or _IN_VIEW.match(rest, match.start()):
             continue
@@ -150,17 +65,17 @@ def _subject(rest: str) -> tuple[str, str] | None:
 def _claim(core: str, true: bool) -> str:
     """Return the claim that a yes-or-no question asks about, or its denial."""
     no = "" if true else " not"
-    if m := _m(rf"({_BE}) there (?:(any|an?|some) )?(.+)", core):
+    if m := _m(rf"({BE}) there (?:(any|an?|some) )?(.+)", core):
         if true:
             article = "" if m[2] in (None, "any") else f"{m[2]} "
             return f"There {m[1].lower()} {article}{m[3]}"
         return f"There {m[1].lower()} no {m[3]}"
-    if m := _m(rf"({_BE}) ((?:it|this|that|they|these|those|he|she)) (.+)", core):
+    if m := _m(rf"({BE}) ((?:it|this|that|they|these|those|he|she)) (.+)", core):
         return f"{m[2]} {m[1].lower()}{no} {m[3]}"
-    if (m := _m(rf"({_BE}) (.+)", core)) and (parts := _subject(m[2])):
+    if (m := _m(rf"({BE}) (.+)", core)) and (parts := _subject(m[2])):
         return f"{parts[0]} {m[1].lower()}{no} {parts[1]}"
     modal = r"(does|do|did|can|could|will|would|should|has|have)"
-    if m := _m(rf"{modal} (\S|\S.*?\S) ({_VERBS}|be|been|\w+ed)\b(.*)", core):
+    if m := _m(rf"{modal} (\S|\S.*?\S) ({VERBS}|be|been|\w+ed)\b(.*)", core):
         aux, verb = m[1].lower(), m[3]
         if true and aux in ("does", "do"):
             return f"{m[2]} {_third(verb) if aux == 'does' else verb}{m[4]}"
@@ -228,17 +143,17 @@ def _number(core, option, options):
     m = _m(rf"how many (.+?) ({AUX})(?: there| visible)?(?: (.+))?", core)
     if m:
         noun, aux, rest = m[1], m[2].lower(), m[3] or ""
-        if rest and re.match(rf"(?-i:{_DET})\b", rest) and aux in ("has", "have"):
+        if rest and re.match(rf"(?-i:{DET})\b", rest) and aux in ("has", "have"):
             return f"The number of {noun} that {rest} {aux} is {option}"
         if rest and re.match(r"(?:you|we|i|they|he|she|it)\b", rest, re.I):
             who, _, what = rest.partition(" ")
             return f"The number of {noun} that {who} {aux} {what} is {option}"
-        if re.search(r"(?i)\bthere\b", core) or _PREPOSITION.match(rest) or not rest:
+        if re.search(r"(?i)\bthere\b", core) or PREPOSITION.match(rest) or not rest:
             return f"The number of {noun} {rest} is {option}"
-        if re.match(rf"(?-i:{_DET})\b", rest) and aux not in ("is", "are"):
+        if re.match(rf"(?-i:{DET})\b", rest) and aux not in ("is", "are"):
             return ""
         return f"The number of {noun} that {aux} {rest} is {option}"
-    if m := _m(rf"how many (.+?) (?:do|does|did) (.+?) ({_VERBS})\b(.*)", core):
+    if m := _m(rf"how many (.+?) (?:do|does|did) (.+?) ({VERBS})\b(.*)", core):
         verb = _third(m[3]) if " does " in f" {core.lower()} " else m[3]
         return f"The number of {m[1]} that {m[2]} {verb}{m[4]} is {option}"
     m = _m(r"how many (.+?) ((?:in|on|at|under|behind|above|below) .+)", core)
@@ -278,14 +193,14 @@ def _where(core, option, options):
         r"(?:located|placed|positioned|situated|taken|sitting|standing|lying|parked"
         r"|hanging) "
     )
-    m = _m(rf"where ({_BE}) (.+?) ({placed})?(?:{against}) (.+)", core)
+    m = _m(rf"where ({BE}) (.+?) ({placed})?(?:{against}) (.+)", core)
     if m:
-        relation = _RELATIONS.get(option.casefold())
+        relation = RELATIONS.get(option.casefold())
         where = f"{relation} {m[4]}" if relation else option
-        if not relation and not _PREPOSITION.match(option):
+        if not relation and not PREPOSITION.match(option):
             return ""
         return f"{m[2]} {m[1].lower()} {m[3] or ''}{where}"
-    m = _m(rf"where ({_BE}) (.+?)(?: ({placed.strip()}))?", core)
+    m = _m(rf"where ({BE}) (.+?)(?: ({placed.strip()}))?", core)
     tail = ""
     if m and not m[3] and (split := _ASIDE.fullmatch(m[2])):
         inner = _m(rf"(.+?) ({placed.strip()})", split[1])
@@ -298,8 +213,8 @@ def _where(core, option, options):
             subject, verb, tail = deep[1], deep[2], f" {deep[3]}"
     if not m:
         return ""
-    place = _PLACES.get(option.casefold(), option)
-    if place == option and not _PREPOSITION.match(option):
+    place = PLACES.get(option.casefold(), option)
+    if place == option and not PREPOSITION.match(option):
         if not re.match(r"(?:the|an?) ", option):
             named = f"{subject} {m[1].lower()} {verb}{tail}"
             return f"The place where {named} is {option}"
@@ -317,7 +232,7 @@ def _one_of(core, option, options):
     if not m:
         return _one_that(core, option)
     noun = _singular(re.sub(r"(?i)^(?:two|three|four) ", "", m[1] or "option"))
-    doing = _m(rf"((?!be\b).+?) ({_VERBS})\b(.*)", m[3])
+    doing = _m(rf"((?!be\b).+?) ({VERBS})\b(.*)", m[3])
     if doing and re.match(r"(?i)(?:can|could|will|would|may|might|should)$", m[2]):
         done = f"{m[2].lower()} {doing[2]}{doing[3]}"
         return f"The {noun} that {doing[1]} {done} is {option}"
@@ -350,7 +265,7 @@ def _which(core, option, options):
     noun, aux, rest = m[1], m[2].lower(), m[3]
     be = "are" if aux in ("are", "were", "have") and not noun.endswith("ss") else "is"
     head = noun.split()[-1].lower()
-    plain = head in _ATTRIBUTES or head in option.lower().split()
+    plain = head in ATTRIBUTES or head in option.lower().split()
     named = option if plain else _definite(option)
     if rest.lower() in ("this", "it", "that", "these", "those"):
         return f"The {noun} in the image {be} {named}"
@@ -362,7 +277,7 @@ def _which(core, option, options):
         return f"The {noun}{rest[5:]} {be} {option}"
     if stranded := _m(r"(.+) (in|on|at|from|of|to|for|with|near)", rest):
         return f"The {noun} that {stranded[1]} {aux} {stranded[2]} {be} {option}"
-    if not re.match(rf"(?-i:{_DET}) ", rest) and not re.match(r"(?i)it\b", rest):
+    if not re.match(rf"(?-i:{DET}) ", rest) and not re.match(r"(?i)it\b", rest):
         return f"The {noun} that {aux} {rest} {be} {named}"
     if re.match(
         r"(?:the|a|an) (?:most|least|same|\w+est|only|best|first|last)\b", rest
@@ -371,7 +286,7 @@ def _which(core, option, options):
     if parts := _acting(rest):
         return f"The {noun} that {parts[0]} {aux} {parts[1]} is {named}"
     if aux in ("is", "are", "was", "were") and (
-        head in _ATTRIBUTES or noun.split()[0].lower() in _ATTRIBUTES
+        head in ATTRIBUTES or noun.split()[0].lower() in ATTRIBUTES
     ):
         return f"The {noun} of {rest} is {option}"
     if aux in ("is", "are", "was", "were") and not _subject(rest):
@@ -381,7 +296,7 @@ def _which(core, option, options):
 
 def _which_does(core: str, option: str) -> str:
     aux = r"(does|do|did)"
-    m = _m(rf"(?:which|what) (.+?) {aux} (.+?) ({_VERBS})\b(.*)", core)
+    m = _m(rf"(?:which|what) (.+?) {aux} (.+?) ({VERBS})\b(.*)", core)
     if m:
         verb = {"does": _third(m[4]), "do": m[4]}.get(m[2].lower(), f"did {m[4]}")
         return f"The {m[1]} that {m[3]} {verb}{m[5]} is {option}"
@@ -392,7 +307,7 @@ def _which_does(core: str, option: str) -> str:
 
 
 def _third_any() -> str:
-    verbs = _VERBS.removeprefix("(?:").removesuffix(")").split("|")
+    verbs = VERBS.removeprefix("(?:").removesuffix(")").split("|")
     return "|".join(sorted({_third(v) for v in verbs}, key=len, reverse=True))
 
 
@@ -401,7 +316,7 @@ def _acting(rest: str) -> tuple[str, str] | None:
     for match in re.finditer(r"(?<=\s)\w+ing\b.*", rest):
         subject = rest[: match.start()].strip()
         gerund = match[0].split()[0].lower()
-        if gerund in _NOUNS or re.fullmatch(r"(?i)the|an?|this|that|these", subject):
+        if gerund in NOUNS or re.fullmatch(r"(?i)the|an?|this|that|these", subject):
             continue
         if subject:
             return subject, match[0]
@@ -413,15 +328,15 @@ def _definite(option: str) -> str:
     if not words or len(words) > 4 or not re.fullmatch(r"[a-z][a-z '-]*", option):
         return option
     first = words[0]
-    if _PREPOSITION.match(option) or first.endswith(("ing", "ly")):
+    if PREPOSITION.match(option) or first.endswith(("ing", "ly")):
         return option
-    if re.match(rf"{_DET}\b|none|both|neither|yes|no|not|option|left|right", first):
+    if re.match(rf"{DET}\b|none|both|neither|yes|no|not|option|left|right", first):
         return option
     return f"the {option}"
 
 
 def _what_is(core, option, options):
-    m = _m(rf"what ({_BE}) (.+)", core)
+    m = _m(rf"what ({BE}) (.+)", core)
     if not m:
         return ""
     be, rest = m[1].lower(), m[2]
@@ -429,7 +344,7 @@ def _what_is(core, option, options):
         if option.split()[0].endswith("ing"):
             return f"{doing[1]} {be} {option}{doing[2]}"
         return f"What {doing[1]} {be} doing{doing[2]} is {option}"
-    if re.match(rf"(?-i:{_DET}) ", rest):
+    if re.match(rf"(?-i:{DET}) ", rest):
         if parts := _acting(rest):
             between = re.search(r"\b(?:of|in|on|with|for|by)$", parts[0])
             if not between and not re.search(r" (?:of|in|for) ", parts[0]):
@@ -441,7 +356,7 @@ def _what_is(core, option, options):
 
 
 def _what_does(core, option, options):
-    if m := _m(rf"what (does|do|did) (.+?) ({_VERBS})\b(.*)", core):
+    if m := _m(rf"what (does|do|did) (.+?) ({VERBS})\b(.*)", core):
         verb = {"does": _third(m[3]), "do": m[3]}.get(m[1].lower(), f"did {m[3]}")
         if m[3] == "look" and m[4] == " like":
             return f"{m[2]} {verb} like {option}"
@@ -464,7 +379,7 @@ def _who(core, option, options):
     m = _m(rf"who ({AUX}) (.+)", core)
     if not m:
         return ""
-    if re.match(rf"(?-i:{_DET}) ", m[2]) and m[1].lower() in ("is", "are", "was"):
+    if re.match(rf"(?-i:{DET}) ", m[2]) and m[1].lower() in ("is", "are", "was"):
         return f"{m[2]} {m[1].lower()} {option}"
     return f"The person who {m[1].lower()} {m[2]} is {_definite(option)}"
 
@@ -475,11 +390,11 @@ def _how_is(core, option, options):
         if re.match(past, option):
             return f"{m[1]} {m[2] or ''}{option}{m[3]}"
         return ""
-    if m := _m(rf"how ({_BE}) (.+)", core):
+    if m := _m(rf"how ({BE}) (.+)", core):
         if parts := _acting(m[2]):
             return f"{parts[0]} {m[1].lower()} {parts[1]} {option}"
         return f"{m[2]} {m[1].lower()} {option}"
-    if m := _m(rf"how (\w+) ({_BE}) (.+)", core):
+    if m := _m(rf"how (\w+) ({BE}) (.+)", core):
         aside = " (?:from|to|away) .+"
         if m[1] == "far" and (f := _m(rf"(.+?)({aside})", m[3])):
             return f"{f[1]} {m[2].lower()} {option}{f[2]}"
@@ -508,7 +423,7 @@ _PARTS = "side|direction|position|part|hand|arm|ear|foot|leg|shoulder"
 
 def _on_which(core, option, options):
     m = _m(
-        rf"(on|in|from|to|at) (?:which|what) ({_PARTS}) (of .+? )?({_BE}) (.+)",
+        rf"(on|in|from|to|at) (?:which|what) ({_PARTS}) (of .+? )?({BE}) (.+)",
         core,
     )
     if not m:

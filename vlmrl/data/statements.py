@@ -13,7 +13,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from vlmrl.data.sentences import AUX, LOWER, ORDER, RULES, SENTENCE
+from vlmrl.data.lexicon import AUX, LOWER, SENTENCE
+from vlmrl.data.sentences import ORDER, RULES
 
 FALLBACK = 'The answer to the question "{}" is {}'
 
