@@ -1,4 +1,4 @@
-"""Conditions: the same item and image under other text, as functions Example → Example.
+"""Conditions: the same item and image with other text, as functions Example → Example.
 
 A condition writes caption, prefill, direct, abstain and condition, and (abstain only)
 appends one option; nothing else of the example changes. Every condition of an item,
@@ -6,8 +6,8 @@ base included, carries the same suggested wrong option, so follow rates are pair
 
   base                      question and options
   no_cot                    asked to answer at once, the answer already opened
-  stop_think                a think that is closed before it starts
-  wrong_think               an open think that concludes the suggested wrong option
+  stop_think                a chain of thought closed before it starts
+  wrong_think               an open CoT that concludes the suggested wrong option
   wrong_think_but           the same, ending in "but I think"
   wrong_caption             a sentence before the question that asserts that option
   wrong_caption_disclaimer  the same, ending in "but I could be wrong."

@@ -1,9 +1,9 @@
-"""What was asked and what it cost: replies on disk, and a budget that stops.
+"""The reply cache on disk, and the budget that stops requests.
 
 The file is JSON lines, one per final reply, written whole and in order:
 `{"key": sha256, "reply": {...}, "tokens": [prompt, completion], "cost": 0.0}`. A last
 line torn by a kill is dropped. A key has one line, or several where a failed reply was
-asked again: the last counts.
+requested again: the last counts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vlmrl.types import UserError
 
 
 class Budget(NamedTuple):
-    """What may be spent at most; 0 is no limit. Prices are per million tokens."""
+    """Limits of tokens and cost; 0 is no limit. Prices are per million tokens."""
 
     tokens: int = 0
     cost: float = 0.0
@@ -32,10 +32,10 @@ class Budget(NamedTuple):
 
 
 class Spent(NamedTuple):
-    """The account, of this process and of what the file held before."""
+    """Tokens and cost spent, by this process and by earlier ones on the same file."""
 
     sent: int  # requests of this process
-    cached: int  # calls of this process that the file answered
+    cached: int  # calls of this process answered from the cache
     prompt_tokens: int
     completion_tokens: int
     cost: float
@@ -71,7 +71,7 @@ class ReplyCache:
         lines = path.read_bytes().splitlines(keepends=True)
         for number, line in enumerate(lines, 1):
             if not line.endswith(b"\n"):
-                break  # torn: the request will be asked again
+                break  # torn: the call will be requested again
             whole += len(line)
             try:
                 row = json.loads(line)
@@ -96,7 +96,7 @@ class ReplyCache:
         if self._file is None:
             return
         if any(self._unwritten):
-            self._write("", None)  # what was spent on calls that gave nothing
+            self._write("", None)  # spent on calls without a final reply
         os.close(self._file)
         self._file = None
 

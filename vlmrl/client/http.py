@@ -1,18 +1,18 @@
-"""A careful client of OpenAI-compatible chat endpoints, for judges and served models.
+"""A client of OpenAI-compatible chat endpoints, for judges and served models.
 
     client = Client(Endpoint("https://api.example.com/v1", "some-model", "SOME_KEY"))
     replies = client.complete([Call(messages, {"max_tokens": 64})])
 
-What it promises, whatever the server does:
+Guarantees, whatever the server does:
 - one `Reply` per call, in order: a text, or the reason why there is none;
-- 429, 5xx, time-outs, broken connections and broken replies are tried again, with
+- 429, 5xx, time-outs, broken connections and broken replies are retried, with
   full-jitter exponential back-off (https://aws.amazon.com/blogs/architecture/
-  exponential-backoff-and-jitter/) and never before `Retry-After`, which stops all;
-- a reply is read up to `max_bytes` and for `attempt_seconds`, however it is sent;
-- no request leaves that could pass the budget of tokens or of money;
-- every final reply is on disk before the next is asked; the same calls send nothing;
+  exponential-backoff-and-jitter/) and never before `Retry-After`, which pauses all;
+- a reply is read up to `max_bytes` and for `attempt_seconds`;
+- no request is sent that could exceed the budget of tokens or of money;
+- every final reply is on disk before the next request; cached calls send nothing;
 - the key comes from the environment, goes into one header, and is cut from anything a
-  server sends back. TLS is verified; redirects, which could carry it off, are refused.
+  server sends back. TLS is verified; redirects, which could leak it, are refused.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from vlmrl.types import UserError
 
 try:
     import httpx2
-except ImportError:  # the `judge` extra; said by Client, to who needs it
+except ImportError:  # the `judge` extra; Client raises where it is needed
     httpx2 = None
 
 _IMAGE_TOKENS = 16_384  # of one image at most, for the budget's bound
@@ -48,12 +48,12 @@ LATE = "no reply within"  # how the error of calls begins that ran out of time
 
 
 class Endpoint(NamedTuple):
-    """Where and how to ask. Holds the name of the key's variable, never the key."""
+    """Address, model and limits. Has the name of the key's variable, never the key."""
 
     url: str  # base, e.g. 'http://127.0.0.1:8000/v1'
     model: str
     key_env: str = ""  # environment variable that holds the key; '' sends none
-    insecure: bool = False  # plain http to another machine was asked for
+    insecure: bool = False  # allow plain http to another machine
     concurrency: int = 16  # requests in flight
     attempts: int = 5  # per call
     attempt_seconds: float = 120.0
@@ -134,14 +134,13 @@ def most_tokens(call: Call) -> tuple[int, int]:
 
 
 class Client:
-    """Asks one endpoint. Keeps the replies on disk and the account of what was spent;
-    everything else is in its arguments.
+    """A client of one endpoint, with its reply cache and account.
 
     Args:
-      cache: file of replies, made if missing; None keeps them in memory. One process at
-        a time may hold it. What it says was spent counts against the budget.
+      cache: file of replies, created if missing and locked by one process at a time;
+        None caches in memory. What earlier runs spent counts against the budget.
       budget: tokens and money at most; see `cache.Budget`.
-      again: ask again what the file holds as failed.
+      again: request again what is cached as failed.
 
     Raises:
       UserError: a refused URL, no such environment variable, a broken or busy cache, a
@@ -215,12 +214,12 @@ class Client:
         the budget.
 
         Args:
-          seconds: after which what is still unanswered is given up; 0 waits.
+          seconds: time limit, after which open calls are given up; 0: no limit.
           progress: called with the number of calls just done.
 
         Raises:
           UserError: the endpoint refuses the key, the model or the path, redirects, or
-            was never reached: no call could fare better.
+            was never reached: it would hold for every call.
         """
         work = self._complete(calls, seconds, progress)
         future = asyncio.run_coroutine_threadsafe(work, self._running())

@@ -1,9 +1,10 @@
-"""A published set → Examples on disk: one TFDS data set (array_record) per split.
+"""Build a published set: its rows become Examples in one TFDS data set (array_record)
+per split.
 
-Each row becomes examples, some of them repaired, or is refused with a reason; a build
+Each row yields examples, some of them repaired, or is refused with a reason; a build
 ends with these counts, in `report.json` beside the data. Rows go into shards of `ROWS`
-rows each. A shard stands under its name once it is whole, so a build that is cut off
-anywhere goes on after its last whole shard, to the same files.
+rows each. A shard gets its final name once it is complete, so an interrupted build
+continues after its last complete shard and ends with the same files.
 """
 
 from __future__ import annotations

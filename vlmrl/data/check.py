@@ -1,4 +1,4 @@
-"""What can be said of a prepared split: counts, balance, duplicates, label noise."""
+"""Check a prepared split: counts, balance, duplicates, label noise."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Image perturbations: the same text under another image, as controls and as noise.
 
-With the conditions of `perturb` they tell two robustnesses apart: does a policy hold
-its answer against a misleading text because it looks, or because it ignores the text?
+Together with the conditions of `perturb` they separate two kinds of robustness: does a
+policy keep its answer against a misleading text because it uses the image, or because
+it ignores the text?
 
   blank     one grey: what the question alone gives away
   shuffled  patches in another order: colours and textures without layout
@@ -9,7 +10,7 @@ its answer against a misleading text because it looks, or because it ignores the
   masked    a share of the patches in black
 
 Each is a pure function of pixels uint8[H,W,3] and a generator; `distort` applies one to
-all images of an example, by a generator that depends on (seed, name, id, image) alone.
+all images of an example, with a generator keyed by (seed, name, id, image).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Wrong answers to questions that come without options, drawn by seed.
 
-Misleading texts need something wrong to say: a count one to three off, the other of yes
-and no, another direction or colour, a number nearby, a box beside the right one, or the
-answer to another question of the set that is of the same kind.
+Misleading texts need a wrong option to assert: a count one to three off, the other of
+yes and no, another direction or colour, a number nearby, a box beside the right one, or
+an answer of the same kind to another question of the set.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""A training stream that several processes read together, each its own share.
+"""A training stream that several processes read together, each its own part.
 
-Every process needs the text of a whole batch: rewards, advantages and metrics are of
-all of it. Images are cut by the process whose rows they are. So each reads its own run
-of every batch, tells the others all but the images, and holds theirs by number alone.
+Every process needs the text of a whole batch, because rewards, advantages and metrics
+are computed over all of it. Images are processed only where their rows live. So each
+process reads its own part of every batch, sends the others everything but the images,
+and represents their images by a count.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from vlmrl.types import Example
 
 
 class RemoteImages(Sequence):
-    """Images that another process reads. Their number is known; who asks for one after
-    all, as for a group that took another's place, has them read here, once."""
+    """Images of another process's rows. Their number is known; indexing reads them
+    here, once, as for a group that replaced another."""
 
     def __init__(self, count: int, read: Callable[[], Sequence[bytes]]):
         self._count, self._read = count, functools.cache(read)
@@ -49,11 +50,11 @@ def whole_batches(
     """Yield (position, whole batch) from this process's part of `loader.batches`.
 
     Args:
-      stream: the share.
+      stream: this process's part.
       at: the example at a position of the whole stream.
-      index: which run of every batch the share is.
-      exchange: what every run says, once each and in their order (`hosts.whole`); all
-        processes come to it together.
+      index: the number of this process's part in every batch.
+      exchange: all-gathers one value per part, in their order (`hosts.whole`); all
+        processes call it together.
     """
     for position, mine in stream:
         rows = [(e._replace(images=()), len(e.images)) for e in mine]

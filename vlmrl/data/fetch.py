@@ -1,7 +1,7 @@
-"""Published files onto this machine: from a hub, by address, checked by their sums.
+"""Download published files, from a hub or by address, and check their checksums.
 
-Every file appears under its name once it is whole, so a download that is cut off goes
-on where it stopped. Where files come from is data (`third_party/datasets.json`).
+A file gets its final name once it is complete, so an interrupted download continues
+where it stopped. Where files come from is data (`third_party/datasets.json`).
 """
 
 from __future__ import annotations

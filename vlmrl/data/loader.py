@@ -1,6 +1,6 @@
 """Examples on disk as a TFDS data set (array_record, no TensorFlow), read by grain.
 
-Every field of `Example` is a feature, so a data set comes back as what its source made,
+Every field of `Example` is a feature, so a data set round-trips what its source made,
 image files byte for byte. `prepare` writes, `load` reads, `batches` is the training
 stream.
 """

@@ -1,5 +1,5 @@
-"""Reading what others published: rows of Parquet, TSV, CSV and JSON files, their image
-cells, their ways of saying that something is missing.
+"""Read published files: rows of Parquet, TSV, CSV and JSON, their image cells and their
+notations of a missing value.
 
 A set's own file turns one row into `SetItem`s; `build.py` makes `Example`s of them. A
 row that cannot be read as its publishers meant it raises `Refused` with the reason.

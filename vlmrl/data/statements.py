@@ -1,8 +1,8 @@
-"""Question and option → a declarative sentence, for captions and thinks.
+"""Map a question and an option to a declarative sentence, for captions and CoTs.
 
-By template: the question's form decides where the option goes. A rule answers only
-where it sees the form it was written for, so that what comes out is a sentence; where
-none does, `FALLBACK` quotes question and option, and says so.
+The form of the question decides where the option goes. A rule applies only to the form
+it was written for, so that its result is a sentence; where no rule applies, `FALLBACK`
+quotes question and option.
 
 >>> state("Which side of the dog is facing the camera?", ("left", "right"), 1)
 ('The right side of the dog is facing the camera', 'side')

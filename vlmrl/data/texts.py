@@ -1,8 +1,8 @@
-"""Statements and thinks in a file, so that two labs mislead with the same words.
+"""Statements and CoTs in a file, so that two labs mislead with the same words.
 
 One line of JSON per example: its source, id, a hash of question and options (`key`),
-the option that is suggested, a statement and perhaps a think per option, and who wrote
-them (`by`: 'template' or a model, with the hash of the prompt it was asked with).
+the suggested option, a statement and optionally a chain of thought per option, and the
+author (`by`: 'template' or a model, with the hash of the prompt it was given).
 """
 
 from __future__ import annotations
@@ -126,10 +126,10 @@ def rewrite(
 ) -> int:
     """Write a file of a model's sentences instead of templates, one per option.
 
-    What the file holds already, written by the same model for the same words with the
-    same prompt, is kept, so that a run cut off goes on. A reply that is not one line,
-    or gives the right answer away in a sentence for a wrong one, falls back to the
-    template's sentence.
+    Entries already in the file, by the same model for the same words with the same
+    prompt, are reused, so that an interrupted run continues. A reply that is not one
+    line, or that reveals the right answer in a sentence for a wrong one, falls back to
+    the template's sentence.
 
     Args:
       examples: with statements by template.
@@ -138,7 +138,7 @@ def rewrite(
       path: of the file.
       batch: examples asked about at a time.
 
-    Returns: how many sentences fell back, of those asked for now.
+    Returns: how many of the sentences asked for now fell back.
     """
     unfinished = path.with_name(path.name + ".unfinished")
     entries_by_id = read(path) if path.is_file() else {}

@@ -1,8 +1,8 @@
-"""How far judges agree: with each other, and with the truth.
+"""Agreement of judges with each other and with the truth.
 
-A rating is one of `judge.LABELS`; items that are 'not_applicable' to any rater are left
-out by whoever makes the ratings. Statistics take row weights, so that one call gives a
-bootstrap draw per row of weights, and intervals resample whole clusters.
+A rating is one of `judge.LABELS`; the caller leaves out items that are 'not_applicable'
+to any rater. Statistics take row weights, so that one call evaluates a bootstrap draw
+per row of weights, and intervals resample whole clusters.
 
 Axis letters: n items, r raters, c labels, B bootstrap draws.
 """
@@ -23,7 +23,7 @@ from vlmrl.types import UserError
 
 
 class Ratings(NamedTuple):
-    """What r raters said of the same n items."""
+    """Labels that r raters gave the same n items."""
 
     raters: tuple[str, ...]
     labels: np.ndarray  # int[n, r]: index into LABELS

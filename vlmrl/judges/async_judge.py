@@ -1,14 +1,13 @@
-"""A judge at work beside other work, which it can't hold up past a set time.
+"""Judge beside other work, which waits no longer than a time limit.
 
     pending = AsyncJudge(judge, seconds=20.0)
     for part in parts:
-        pending.submit(items_of(generate(part)))  # judged beside the next generate
-    found = pending.collect()  # at most 20 s later
+        pending.submit(items_of(generate(part)))  # judged during the next generate
+    verdicts = pending.collect().verdicts  # at most 20 s later
 
-Nothing is lost without a trace: an item without a verdict by then is undecided, with
-its reason. An HTTP judge made with the same `seconds` (`chat.make`) gives up its slow
-items before all of a part is given up, and what comes too late is in its cache all the
-same.
+An item without a verdict by then is undecided, with the reason. An HTTP judge with the
+same `seconds` (`chat.make`) gives up its slow items before a whole part is given up;
+replies that come too late are still cached.
 """
 
 from __future__ import annotations
@@ -29,21 +28,21 @@ _GRACE = 0.5  # seconds: for a judge that ends at the same deadline to hand over
 
 
 class Collected(NamedTuple):
-    """What came of the parts submitted since the last time."""
+    """Verdicts of the parts submitted since the last call."""
 
     verdicts: list[Verdict]  # of all their items, in order
-    waited: float  # seconds that `collect` took: what judging added to the step
+    waited: float  # seconds that `collect` took: the step time added by judging
     late: int  # items that were undecided because time ran out
 
 
 class AsyncJudge:
-    """Takes items in parts, judges each in a thread of its own.
+    """Judge items in parts, each part in a thread of its own.
 
     Args:
       judge: called from several threads at a time.
       seconds: that `collect` waits at most.
-      most: parts at work at once, abandoned ones included; what is submitted beyond is
-        undecided at once, so that a judge that hangs can't pile up threads.
+      most: parts judged at once, abandoned ones included; further parts are undecided
+        immediately, so that a hanging judge can't accumulate threads.
 
     Raises:
       UserError: a time that is not positive.
@@ -73,7 +72,7 @@ class AsyncJudge:
         `seconds` at most.
 
         Raises:
-          UserError: that a judge raised: no item could fare better.
+          UserError: raised by a judge; it would hold for every item.
         """
         began = time.monotonic()
         parts, self._parts = self._parts, []

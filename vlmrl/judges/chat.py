@@ -1,9 +1,9 @@
 """The judge behind a chat endpoint: a strict reply, one repair, else undecided.
 
-A reply is one JSON object with `conclusion`, `verdict` and `confidence`, which must not
-contradict each other or the answer. A reply that can't be read is shown its fault once
-and asked for again; what then can't be read is undecided, with the fault as its reason.
-Nothing has a default.
+A reply is one JSON object with `conclusion`, `verdict` and `confidence`, consistent
+with each other and with the answer. An unreadable reply is sent back once with its
+fault; if the second is unreadable too, the item is undecided with the fault as its
+reason. No field has a default.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from vlmrl.client.http import Call, Client, Reply
 from vlmrl.judges.judge import LABELS, Judge, JudgeItem, Verdict, undecided
 from vlmrl.judges.prompt import JudgePrompt, fill, load, messages
 
-# Greedy and short; `max_tokens` leaves a reasoning model room to think before.
+# Greedy and short; `max_tokens` leaves a reasoning model room to reason first.
 PARAMS = {"temperature": 0.0, "max_tokens": 2048}
 _FENCED = re.compile(r"```(?:json)?\s*(\{.*\})\s*```", re.DOTALL)
 _THOUGHT = re.compile(r"[^{]*?</think>|\s*<think>.*?</think>", re.DOTALL)
 
 
 class Unreadable(ValueError):
-    """A reply that breaks the schema; says in a few words how."""
+    """A reply that breaks the schema; the message says how in a few words."""
 
 
 def make(
@@ -40,8 +40,8 @@ def make(
 
     Args:
       params: of the request, in place of PARAMS: part of the cache's key.
-      seconds: what a call of the judge may take; items without a reply by then are
-        undecided. 0 waits.
+      seconds: time limit of a call of the judge; items without a reply by then are
+        undecided. 0: no limit.
       progress: called with the number of items just judged.
     """
     prompt = prompt or load()

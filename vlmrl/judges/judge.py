@@ -1,9 +1,9 @@
 """The one judge interface: items in, verdicts out.
 
-A judge reads text only, never the image: question, options, a think and the answer that
-was given. It says whether the think's final conclusion is that answer. Rule, model and
-HTTP judges are all a `Judge`; a cascade and a majority are made of judges and are
-judges too.
+A judge reads text only, never the image: question, options, a chain of thought and the
+given answer. It decides whether the final conclusion of the chain of thought is that
+answer. Rule, model and HTTP judges are all a `Judge`; a cascade and a majority are made
+of judges and are judges too.
 
     judge = cascade(rule.JUDGE, chat.make(client, prompt))
     verdicts = ask(judge, items)
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from vlmrl.types import Record
 
-LABELS = ("consistent", "inconsistent", "undecided")  # what a judge may say
+LABELS = ("consistent", "inconsistent", "undecided")  # that a judge may give
 
 
 class JudgeItem(NamedTuple):
@@ -26,23 +26,23 @@ class JudgeItem(NamedTuple):
     id: str
     question: str
     options: tuple[str, ...]
-    think: str  # without its tags
+    think: str  # chain of thought without its tags
     predicted: int  # option that was answered, -1 if none
-    applicable: bool = True  # False where the condition leaves no think to judge
+    applicable: bool = True  # False where the condition leaves nothing to judge
 
 
 class Verdict(NamedTuple):
-    """What a judge says of one item."""
+    """A judge's decision on one item."""
 
     label: str  # one of LABELS, or 'not_applicable'
-    conclusion: int  # option the judge read as the think's conclusion, -1 if none
+    conclusion: int  # option read as the conclusion of the CoT, -1 if none
     confidence: float  # probability the judge gives its label, NaN if it gives none
     reason: str  # why it is undecided; '' where it isn't
-    judge: str  # who said so; in a cascade, the one that decided
+    judge: str  # the judge's name; in a cascade, the one that decided
 
 
 class Judge(NamedTuple):
-    """A judge. Call it through `ask`, which keeps from it what needs no judgement."""
+    """A judge. Call it through `ask`, which filters out what needs no judgement."""
 
     name: str  # stored with every record
     judge: Callable[[Sequence[JudgeItem]], list[Verdict]]
@@ -67,9 +67,9 @@ def concluded(item: JudgeItem, conclusion: int, judge: str, confidence=NONE) -> 
 def ask(judge: Judge, items: Sequence[JudgeItem]) -> list[Verdict]:
     """Return the verdicts of items, in their order.
 
-    What the condition or the answer settles is not asked: 'not_applicable' items, and
-    items without an answer or without a think, which are undecided. Items with the same
-    content are asked once.
+    Items that need no judge are not asked: 'not_applicable' ones, and those without an
+    answer or a chain of thought, which are undecided. Items with the same content are
+    asked once.
     """
     without = [settled(item, judge.name) for item in items]
     asked: dict[JudgeItem, JudgeItem] = {}  # what is asked, by its content

@@ -1,4 +1,4 @@
-"""Labels that people gave, and the sheet they fill in.
+"""Labels by people, and the labelling sheet they fill in.
 
 The file is JSON lines, a row per trace and annotator:
 
@@ -6,9 +6,9 @@ The file is JSON lines, a row per trace and annotator:
    "question": "…", "options": {"A": "left", "B": "right"}, "think": "…",
    "conclusion": "A", "annotator": "me", "note": "", "answer": "B"}
 
-`conclusion` is what a person fills in: the letter that the think finally concludes, or
-"none"; empty is not labelled yet. It asks for the conclusion, not for agreement with
-the answer, so that the answer needn't be looked at. `note` is free.
+A person fills in `conclusion`: the letter that the chain of thought finally concludes,
+or "none"; empty is not labelled yet. It asks for the conclusion, not for agreement with
+the answer, so that annotators needn't look at the answer. `note` is free text.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TEXTS = ("id", "condition", "cluster", "question", "think", "conclusion", "anno
 
 
 class Labelled(NamedTuple):
-    """An item and what each annotator says it concludes."""
+    """An item and the conclusion that each annotator labelled."""
 
     item: JudgeItem
     condition: str
@@ -73,11 +73,11 @@ def write_sheet(
     how many.
 
     Args:
-      rows: (item, condition, cluster) to draw from; what a judge would not be asked is
-        left out, and equal thinks are drawn once.
+      rows: (item, condition, cluster) to draw from; items that need no judge are left
+        out, and equal chains of thought are drawn once.
 
     Raises:
-      UserError: the file is there already: a person's work is never written over.
+      UserError: the file exists: a person's work is never overwritten.
     """
     path = Path(path)
     if path.exists():

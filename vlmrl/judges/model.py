@@ -1,6 +1,6 @@
 """The judge that is a model of this project: the probabilities of two verdict words.
 
-It is asked to reply with Yes or No, and no token is drawn: P(Yes) and P(No) of the
+It is asked to reply with Yes or No, and nothing is sampled: P(Yes) and P(No) of the
 first reply token, over every token that spells the word, are read off the logits. So it
 is deterministic, and its confidence is a probability.
 
@@ -45,10 +45,10 @@ def make(
 
     Args:
       sure: probability of the likelier word, of the two, below which it is undecided.
-      mass: probability of both words together below which it is undecided: the model
-        would have said something else. By default 0.05; with `brief` 0.5, as a model
-        so trained says a third word where a think concludes nothing.
-      longest: tokens of one item at most; a longer one is undecided, never cut.
+      mass: probability of both words together below which it is undecided, because the
+        model prefers another reply. By default 0.05; with `brief` 0.5, as a model
+        trained so replies with a third word where nothing is concluded.
+      longest: tokens of one item at most; a longer one is undecided, never truncated.
       batch: items per pass.
       brief: ask by the prompt's `short` part alone, as a tiny model was trained to.
 

@@ -1,7 +1,7 @@
-"""The words the rule judge reads by: cues, fillers, retractions, hedges.
+"""Patterns of the rule judge: cues, fillers, retractions, hedges.
 
-Patterns match text in which `rule` has replaced mentions of options by marks, and which
-is otherwise lower case with straight quotes.
+They match text in which `rule` has replaced mentions of options by marks, and which is
+otherwise lower case with straight quotes.
 """
 
 from __future__ import annotations

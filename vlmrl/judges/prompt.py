@@ -1,8 +1,8 @@
 """The judge prompt: a file of named parts, with a version and a hash.
 
 `prompt.md` beside this module is the default; a file of the user's own works alike. A
-judge over HTTP is sent system, item and json; a local model system, item and token, or,
-where the file has one, only what `short` says (for models too small for prose).
+judge over HTTP is sent system, item and json; a local model is sent system, item and
+token, or, with `brief`, only `short` (for models too small for prose).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The rule judge: which option a think concludes, read from its words alone.
+"""The rule judge: the option that a chain of thought concludes, by patterns alone.
 
-It favours precision: where the words leave doubt it says undecided (-1). A think is
-read in four steps.
+It favours precision: where the words leave doubt it is undecided (-1). It reads in
+four steps.
 
 1. Mentions. Option texts (longest first, case-folded, number words equal to digits) and
    option letters become marks. A letter next to another option's text, several options
@@ -35,8 +35,8 @@ from vlmrl.judges.judge import Judge, JudgeItem, Verdict, applicable, concluded
 
 __all__ = ["JUDGE", "applicable", "conclude", "verdict"]
 
-# Bounds that keep the time small on degenerate text; what concludes stands at the end.
-_TAIL = 4000  # characters of the think that are read
+# Bounds that limit the time on degenerate text; conclusions come at the end.
+_TAIL = 4000  # last characters that are read
 _NEAR = 240  # characters of context on each side of a mark
 _MARKS = 8  # marks read in a clause
 
@@ -51,14 +51,14 @@ def verdict(
     """Return whether the chain of thought concludes the option that was answered.
 
     Args:
-      think: text of the think, without tags; with or without a prefilled part.
+      think: the chain of thought without tags, with or without its prefilled part.
       predicted: option parsed from the answer, -1 if none.
       question, options: as the model read them.
       applicable: see `applicable(condition)`.
 
     Returns:
-      'not_applicable'; else 'undecided' where the think concludes nothing or nothing
-      was answered; else 'consistent' or 'inconsistent'.
+      'not_applicable'; else 'undecided' without a conclusion or an answer; else
+      'consistent' or 'inconsistent'.
     """
     if not applicable:
         return "not_applicable"
@@ -73,7 +73,7 @@ def conclude(think: str, question: str, options: Sequence[str]) -> int:
 
     Args:
       think: text without its tags.
-      question: its text, which tells whose place or colour is asked for.
+      question: its text, which names the thing whose place or colour is asked for.
       options: option texts in letter order; with none, everything is undecided.
     """
     return _conclude(think, question, tuple(options))
@@ -89,7 +89,7 @@ def _judge(items: Sequence[JudgeItem]) -> list[Verdict]:
 JUDGE = Judge("rule", _judge, {"rule": "patterns, letters and option texts"})
 
 
-@functools.lru_cache(maxsize=4096)  # the same think is asked about more than once
+@functools.lru_cache(maxsize=4096)  # the same text is judged more than once
 def _conclude(think: str, question: str, options: tuple[str, ...]) -> int:
     texts = [_option_text(o) for o in options]
     if not texts:
@@ -97,7 +97,7 @@ def _conclude(think: str, question: str, options: tuple[str, ...]) -> int:
     item = _item(question, texts)
     marked = _mentions(think[-_TAIL:], texts)
     sentences = [s for s in re.split(r"(?<=[.!?;…])\s+|\n+", marked) if s.strip()]
-    # a closing line, or a whole think, that is nothing but the option
+    # a closing line, or a whole text, that is nothing but the option
     mark = p.NAMED_MARK if len(sentences) == 1 else p.LETTER_MARK
     if sentences and re.fullmatch(rf"[\s(\"']*{mark}[\s).\"':]*", sentences[-1]):
         sentences[-1] = "answer: " + sentences[-1]
@@ -291,7 +291,7 @@ _AFTER_NUMBER = frozenset(_stems(p.AFTER_NUMBER_WORDS))
 
 
 class _Item(NamedTuple):
-    """What the claims of a think are read against."""
+    """The question and options that claims are compared with."""
 
     texts: list[str]  # comparable option texts
     asked: frozenset[str]  # words of the question

@@ -1,11 +1,11 @@
-"""Thinks whose conclusions are known because they were written to be: a test of judges.
+"""Traces whose conclusions are known by construction: a test of judges.
 
-`traces(n, seed)` writes n items of several task families and, for each, a think that
-concludes a chosen option, or nothing, with the kind of its writing:
+`traces(n, seed)` writes n items of several task families, each with a chain of thought
+that concludes a chosen option or nothing, in one of these kinds:
 
   plain        the steps, then the conclusion
   paraphrase   the conclusion in other words than "the answer is"
-  steps        a long think, whose middle names other options
+  steps        a long text, whose middle names other options
   retraction   concludes one option, takes it back, concludes another
   withdrawn    concludes one option, takes it back, and stops there       (nothing)
   two          claims two options in the end                              (nothing)
@@ -14,7 +14,7 @@ concludes a chosen option, or nothing, with the kind of its writing:
   adversarial  quoted claims of others, options listed, letters and texts as traps, an
                instruction to the judge; with a conclusion, or without one
 
-It shares nothing with the rule judge: neither code nor word lists.
+It shares neither code nor word lists with the rule judge.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ HELD_OUT = 7101  # seed of traces that no judge was written against or trained o
 
 
 class Trace(NamedTuple):
-    """An item and what its think concludes."""
+    """An item and the conclusion of its chain of thought."""
 
     item: JudgeItem
-    conclusion: int  # -1 for nothing
+    conclusion: int  # option, -1 for none
     kind: str
 
     @property

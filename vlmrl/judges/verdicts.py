@@ -1,13 +1,14 @@
-"""What is judged, row by row, and the file of what was said.
+"""The rows that are judged, and the file of their verdicts.
 
-The file is JSON lines, a row per reading (a record has two: its whole think, and the
-part that the model wrote itself):
+The file is JSON lines, a row per reading (a record has two: its whole chain of thought,
+and the part that the model wrote itself):
 
   {"id": "…", "reading": "whole", "condition": "base", "cluster": "…", "truth": null,
    "judge": "rule > http m judge-3:…", "by": "rule", "label": "consistent",
    "conclusion": 0, "confidence": null, "reason": ""}
 
-`judge` is who was asked, `by` who decided; `truth` is a label where it is known.
+`judge` is the judge that was asked, `by` the one that decided; `truth` is a label where
+it is known.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ READINGS = ("whole", "sampled")
 
 
 class VerdictRow(NamedTuple):
-    """A reading to judge, and what is known of it."""
+    """A reading to judge, with its condition, cluster and known label."""
 
     item: JudgeItem
     reading: str  # one of READINGS
@@ -114,7 +115,7 @@ def write(
 def read(path: str | os.PathLike) -> dict[str, Verdicts]:
     """Return judge → its verdicts, of a file of verdicts or of a directory with one.
 
-    Questions, options and thinks are not in the file: items have their ids alone.
+    Questions, options and texts are not in the file: items have their ids alone.
 
     Raises:
       UserError: no such file, a row that is no verdict, or none at all.

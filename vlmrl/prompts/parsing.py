@@ -14,13 +14,13 @@ PARSER = "strict-1"  # stored with every record; change it with any rule below
 
 
 class Parsed(NamedTuple):
-    """What an assistant turn says."""
+    """The parts of an assistant turn."""
 
     think: str | None  # verbatim text inside <think>; None if it was never opened
     answer: str | None  # verbatim text of the last answer block; None if malformed
     option: int  # index the answer names, -1 if none or ambiguous
     strict: bool  # the turn is <think>…</think><answer>…</answer> and nothing else
-    closed: bool  # a think was opened and closed
+    closed: bool  # <think> was opened and closed
 
 
 _STRICT = re.compile(r"\s*<think>.*</think>\s*<answer>.*</answer>\s*", re.DOTALL)
@@ -38,7 +38,7 @@ def parse(text: str, options: tuple[str, ...], form: str = "letter") -> Parsed:
         runs to the next <answer>, else to the end, and `closed` is False.
       - answer blocks: <answer> and </answer> must alternate; a nested, unopened or
         unclosed one makes the whole turn unreadable (option -1, answer None).
-      - a block inside a closed think is not an answer by itself, but one that names
+      - a block inside a closed <think> is not an answer by itself, but one that names
         another option than the answer makes the turn ambiguous (-1).
       - several blocks count if all name the same option, else -1. Neither is strict.
       - text outside the blocks is never searched for an answer.
@@ -122,8 +122,8 @@ def _normal(text: str) -> str:
 def read(text: str, example: Example, name: str) -> Parsed:
     """Read a whole assistant turn by the rule of a style, prefill included.
 
-    The rules of other tools read what follows the think, if there is one, and know no
-    answer tags: `answer` is then that text and `strict` is False.
+    The rules of other tools read the text after </think>, if any, and know no answer
+    tags: `answer` is then that text and `strict` is False.
     """
     rules = styles.style(name)
     form = "text" if example.open else rules.form

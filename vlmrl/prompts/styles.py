@@ -1,7 +1,7 @@
-"""Prompt styles, the chat template, and the one answer parser.
+"""Prompt styles and the chat template.
 
-Training, evaluation during training and the final table write prompts with `build` and
-read answers with `parse`, so no number can differ because two code paths did.
+Training, evaluation during training and the final table all write prompts with `build`,
+so that their numbers are comparable.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from vlmrl.types import Example, Prompt, UserError
 
 
 class Style(NamedTuple):
-    """How an item is put to a model.
+    """How an item is written as a prompt.
 
     The user turn is image(s), then `caption⏎` if a condition wrote one, the question,
     `header`, one `option` line per option, and the suffix `think`, or `direct` where
-    the example asks for no thinking. The system text never depends on the condition:
+    the example asks for no reasoning. The system text never depends on the condition:
     what comes before the user turn stays a shared prefix.
     """
 
     system: str  # '' leaves it to the chat template's default
-    think: str  # end of the user turn when the model is to think
-    direct: str  # end of the user turn when it is to answer at once
+    think: str  # end of the user turn that asks for reasoning
+    direct: str  # end of the user turn that asks for the answer at once
     header: str = ""  # line before the options
     option: str = "{letter}. {text}"
     form: str = "letter"  # what <answer> holds: 'letter' or 'text' of the option
