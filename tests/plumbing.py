@@ -87,9 +87,7 @@ def distributed_batches(mesh, here):
     source = Read(kit.examples(12, "train"))
     index, count = sharding.part(mesh)
     how = dict(seed=1, batch=8)
-    share = loader.batches(
-        source, **how, epochs=1, process_index=index, process_count=count
-    )
+    share = loader.batches(source, **how, epochs=1, part=(index, count))
     at = loader.stream_of(kit.examples(12, "train"), seed=1).__getitem__
     asked = []
     whole = distributed.whole_batches(

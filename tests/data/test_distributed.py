@@ -39,9 +39,7 @@ def both(count=2):
 
     def run(index):
         source, again = (Read(kit.examples(12, "train")) for _ in range(2))
-        stream = loader.batches(
-            source, seed=1, batch=BATCH, process_index=index, process_count=count
-        )
+        stream = loader.batches(source, seed=1, batch=BATCH, part=(index, count))
         at = loader.stream_of(again, seed=1).__getitem__
         batches = distributed.whole_batches(stream, at, index, tell)
         out[index] = list(itertools.islice(batches, STEPS)), source.seen, again.seen

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 
 import pytest
+from grain.python import ReadOptions
 from tensorflow_datasets.proto import tf_example_pb2
 
 from tests.data import published
@@ -128,13 +129,13 @@ def test_batches_follow_the_seed_and_reshuffle_every_epoch():
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_a_position_continues_the_stream(processes):
-    settings = dict(seed=5, batch=8, process_count=processes)
+    settings = dict(seed=5, batch=8)
     for index in range(processes):
-        whole = _take(9, range(21), process_index=index, **settings)
+        whole = _take(9, range(21), part=(index, processes), **settings)
         for cut in (1, 4):
             start = whole[cut - 1][0]
             rest = _take(
-                9 - cut, range(21), process_index=index, start=start, **settings
+                9 - cut, range(21), part=(index, processes), start=start, **settings
             )
             assert rest == whole[cut:]
 
@@ -143,7 +144,7 @@ def test_a_position_continues_the_stream(processes):
 def test_processes_partition_every_batch(processes):
     whole = _take(9, range(21), seed=5, batch=8)
     parts = [
-        _take(9, range(21), seed=5, batch=8, process_index=i, process_count=processes)
+        _take(9, range(21), seed=5, batch=8, part=(i, processes))
         for i in range(processes)
     ]
     for step, (position, batch) in enumerate(whole):
@@ -154,7 +155,7 @@ def test_processes_partition_every_batch(processes):
 def test_a_process_reads_its_own_examples_alone():
     for index in range(2):
         source = Read(range(21))
-        how = dict(process_index=index, process_count=2)
+        how = dict(part=(index, 2))
         given = [
             x for _, part in _take(5, source, seed=5, batch=8, **how) for x in part
         ]
@@ -182,7 +183,7 @@ AHEAD = 2  # batches that wait, at most; one more is being read
 def test_no_more_is_read_ahead_than_asked_and_the_rest_comes_again():
     """The position to save is what was given out, not what was read."""
     source = Read(range(1000))
-    stream = loader.batches(source, seed=0, batch=8, ahead=AHEAD)
+    stream = loader.batches(source, seed=0, batch=8, read=ReadOptions(1, AHEAD))
     for _ in range(3):
         position, _ = next(stream)
     for _ in range(100):  # the reader goes on until its room is full
@@ -202,10 +203,9 @@ def test_a_finite_stream_ends_and_drops_its_remainder():
     flat = [x for _, part in found for x in part]
     assert sorted(flat) == sorted([*range(10)] * 2)
     assert len(list(loader.batches(range(10), seed=0, batch=4, epochs=1))) == 2
-    halves = dict(seed=0, batch=2, epochs=1, process_count=2)
+    halves = dict(seed=0, batch=2, epochs=1)
     two = [
-        len(list(loader.batches(range(11), process_index=i, **halves)))
-        for i in range(2)
+        len(list(loader.batches(range(11), part=(i, 2), **halves))) for i in range(2)
     ]
     assert two == [5, 5]
 
@@ -224,11 +224,11 @@ def test_batches_of_stored_examples(stored):
     "settings, why",
     [
         (
-            dict(batch=3, process_count=2),
+            dict(batch=3, part=(0, 2)),
             "expected a multiple of the 2 processes, got 3",
         ),
         (dict(batch=0), "batch: expected a multiple"),
-        (dict(batch=2, process_index=1), "process_index: expected 0 to 0, got 1"),
+        (dict(batch=2, part=(1, 1)), "process_index: expected 0 to 0, got 1"),
         (dict(batch=2, start=-1), "start: expected at least 0, got -1"),
         (dict(batch=30, epochs=2), "at most the 10 examples × 2 epochs"),
     ],
@@ -246,9 +246,7 @@ def test_a_mixture_follows_its_weights_and_continues():
     assert sum(x < 100 for x in flat) == 150
     assert {x for x in flat if x >= 100} == set(parts[1])
     assert _take(20, parts, start=whole[29][0], **settings) == whole[30:]
-    halves = [
-        _take(50, parts, process_index=i, process_count=2, **settings) for i in (0, 1)
-    ]
+    halves = [_take(50, parts, part=(i, 2), **settings) for i in (0, 1)]
     for step, (_, batch) in enumerate(whole):
         assert [x for half in halves for x in half[step][1]] == batch
     for wrong, why in [
@@ -262,7 +260,7 @@ def test_a_mixture_follows_its_weights_and_continues():
 
 def test_prefetch_changes_nothing():
     plain = _take(9, range(21), seed=5, batch=8)
-    assert plain == _take(9, range(21), seed=5, batch=8, threads=4, ahead=8)
+    assert plain == _take(9, range(21), seed=5, batch=8, read=ReadOptions(4, 8))
 
 
 def test_time_waited_is_counted():

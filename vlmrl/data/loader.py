@@ -30,6 +30,7 @@ SOURCES: dict[str, Callable[[str, int], Iterable[Example]]] = {"scenes": scenes.
 ROOT_VARIABLE = "VLMRL_DATA"
 ROOT = Path("runs/data/data")
 
+READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
 RAW = tfds.decode.DeserializeMethod.RAW_BYTES
 _HASHED = 12  # examples that a data set is recognised by
 
@@ -286,10 +287,8 @@ def batches(
     batch: int,
     epochs: int | None = None,
     start: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-    threads: int = 1,
-    ahead: int = 2,
+    part: tuple[int, int] = (0, 1),
+    read: grain.ReadOptions = READ,
     weights: Sequence[float] | None = None,
 ) -> Iterator[tuple[int, list[Example]]]:
     """Yield (position, this process's part of one global batch).
@@ -306,14 +305,15 @@ def batches(
       epochs: passes over the source, None for no end. The examples left over at the
         very end, too few for a whole batch, are dropped.
       start: position to continue from.
-      process_index, process_count: a batch is cut into `process_count` equal runs, of
-        which this process reads the one numbered `process_index` (`sharding.part`).
-      threads, ahead: that read, and batches they hold ready at most.
+      part: (index, count): a batch is cut into `count` equal runs, of which this
+        process reads number `index` (`sharding.part`).
+      read: threads that read, and the batches they prefetch at most.
       weights: share of each source in the stream, in any unit. Each is shuffled and
         repeated by itself, without end.
 
     Raises UserError where the sizes don't fit each other.
     """
+    process_index, process_count = part
     if batch < 1 or batch % process_count:
         raise UserError(
             f"batch: expected a multiple of the {process_count} processes, got {batch}"
@@ -342,9 +342,8 @@ def batches(
     mine = grain.MapDataset.range(count).map(
         lambda i: stream[first + i // size * batch + i % size]
     )
-    part = mine.batch(size, drop_remainder=True, batch_fn=list)
-    reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-    for i, examples in enumerate(part.to_iter_dataset(reading)):
+    runs = mine.batch(size, drop_remainder=True, batch_fn=list)
+    for i, examples in enumerate(runs.to_iter_dataset(read)):
         yield start + (i + 1) * batch, examples
 
 

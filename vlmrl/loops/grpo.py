@@ -130,8 +130,7 @@ def start(
         seed=seed,
         batch=training.prompts,
         start=carry.position,
-        process_index=index,
-        process_count=count,
+        part=(index, count),
     )
     if count > 1:
         batches = distributed.whole_batches(
