@@ -194,10 +194,10 @@ def test_what_fits_together_passes(settings):
             {"loss": {"aggregation": "token", "length": 5}},
             ["config.loss: aggregation='token'", "length=5"],
         ),
-        ({"loss": {"clip_low": 2.0}}, ["config.loss: clip_low: got 2.0"]),
+        ({"loss": {"clip_low": 2.0}}, ["config.loss: clip_low: expected 0 to 1"]),
         (
             {"loss": {"clip_dual": 1.1}},
-            ["config.loss: clip_dual: got 1.1", "1 + clip_high"],
+            ["config.loss: clip_dual: expected", "1 + clip_high", "got 1.1"],
         ),
         ({"loss": {"clip": 0.2}}, ["config.loss.clip", "surrogate='clipped'"]),
         (

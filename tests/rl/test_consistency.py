@@ -108,7 +108,7 @@ def test_every_other_order_is_as_likely():
 def test_abstain_stays_last_and_one_option_can_not_be_shuffled():
     new, order = shuffle(example((*OPTIONS, "I'm not sure"), abstain=4), 0)
     assert (order[4], new.abstain, new.options[4]) == (4, 4, "I'm not sure")
-    with pytest.raises(UserError, match="1 options to shuffle, want at least 2"):
+    with pytest.raises(UserError, match="1 options to shuffle, expected at least 2"):
         shuffle(example(("left",)), 0)
     assert shuffle(example(("left", "right")), 3).order == (1, 0)
 

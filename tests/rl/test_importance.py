@@ -117,7 +117,7 @@ def test_the_objective_applies_it():
     assert loss.count == plain.count
     assert metrics["truncated"] == Mean(4, 4)
     del extra["sampler_logprobs"]
-    with pytest.raises(UserError, match="needs sampler_logprobs"):
+    with pytest.raises(UserError, match="expected sampler_logprobs"):
         policy_objective(new, -new, MASK, extra, importance={})
 
 
@@ -237,7 +237,7 @@ def test_the_objective_adds_perception():
     np.testing.assert_allclose(loss.sum, want, rtol=1e-6)
     assert metrics["perception"].count == 4
     del extra["masked_logprobs"]
-    with pytest.raises(UserError, match="perception_weight=0.1 needs masked_logprobs"):
+    with pytest.raises(UserError, match="expected masked_logprobs, got none"):
         policy_objective(new, -new, MASK, extra, perception_weight=0.1)
 
 

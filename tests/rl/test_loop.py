@@ -97,12 +97,14 @@ def run(settings, steps, carry=None, prompts=PROMPTS, actor=None):
     tx, fresh = begun(settings, prompts)
     carry = carry or fresh
     made = loop.train(
-        actor or policy(),
-        recipe.make(**settings),
-        batches(carry.position, prompts),
+        rollouts.make_context(
+            actor or policy(),
+            recipe.make(**settings),
+            batches(carry.position, prompts),
+            seed=3,
+        ),
         tx,
         carry,
-        seed=3,
         last=steps,
         example_at=example,
     )

@@ -427,7 +427,7 @@ def test_settings_are_checked_without_arrays():
         "advantages": jax.ShapeDtypeStruct((2,), jnp.float32),
     }
     f = partial(policy_objective, kl_weight=0.1)
-    with pytest.raises(UserError, match=r"kl_weight=0\.1 needs ref_logprobs"):
+    with pytest.raises(UserError, match=r"kl_weight=0\.1: expected ref_logprobs"):
         jax.eval_shape(f, real, real, mask, extra)
 
 

@@ -35,7 +35,7 @@ from vlmrl.models import hf, peft, quant
 from vlmrl.models import lora as adapters
 from vlmrl.policy import Policy
 from vlmrl.rl import check as recipe_check
-from vlmrl.rl import loop, update
+from vlmrl.rl import loop, rollouts, update
 from vlmrl.rl.recipe import Recipe
 from vlmrl.rl.recipe_facts import recipe_facts
 from vlmrl.run import checkpoint, directory, hosts
@@ -120,7 +120,7 @@ def start(
     """Return the steps of a run from `carry` on, and the batches that they read.
 
     Args:
-      phase: see `loop.train`.
+      phase: see `rollouts.make_context`.
     """
     stream = loader.stream_of(data.source, seed=seed, weights=data.weights)
     index, count = sharding.part(actor.policy.mesh)
@@ -137,17 +137,11 @@ def start(
             batches, stream.__getitem__, index, hosts.whole
         )
     batches = loader.TimedIterator(batches)
-    steps = loop.train(
-        actor.policy,
-        training.recipe,
-        batches,
-        tx,
-        carry,
-        seed=seed,
-        last=training.steps,
-        example_at=stream.__getitem__,
-        phase=phase,
+    context = rollouts.make_context(
+        actor.policy, training.recipe, batches, seed=seed, phase=phase
     )
+    last = training.steps
+    steps = loop.train(context, tx, carry, last=last, example_at=stream.__getitem__)
     return steps, batches
 
 

@@ -4,7 +4,7 @@ All take rewards float32[N,G] (N advantage groups of G completions) and a mask
 bool[N,G], False on completions that take no part (padding, filtered out): they neither
 shift the group's statistics nor get an advantage, whatever number or NaN they hold.
 Rewards are data: nothing here is meant to be differentiated. Those that use statistics
-of the batch (mean_B, std_B) want all of it, before it is split into microbatches.
+of the batch (mean_B, std_B) need all of it, before it is split into microbatches.
 
 A group whose valid rewards are all equal says nothing about what to prefer. Its
 advantages are exactly 0 (deviations are taken from the group's minimum first: eight

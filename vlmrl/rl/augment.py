@@ -40,11 +40,13 @@ def check(mix: Mapping[str, float], field: str = "mix") -> None:
             raise UserError(f"{field}: {e}") from None
         number = isinstance(share, (int, float)) and not isinstance(share, bool)
         if not number or not math.isfinite(share) or share < 0:
-            raise UserError(f"{field}.{name}: got {share!r}, want a share in [0, 1]")
+            raise UserError(
+                f"{field}.{name}: expected a share in [0, 1], got {share!r}"
+            )
     if sum(mix.values()) > 1 + 1e-9:
         raise UserError(
-            f"{field}: shares sum to {sum(mix.values()):g}, want at most 1 (base gets "
-            "the rest)"
+            f"{field}: shares sum to {sum(mix.values()):g}, expected at most 1 (base "
+            "gets the rest)"
         )
 
 

@@ -79,8 +79,8 @@ def stripped(think: str) -> str:
     Without this a think that is nothing but "The answer is B." would imply its answer
     perfectly.
     """
-    kept = [s for s in _SENTENCE.split(think.strip()) if s][:-1]
-    return " ".join(s for s in kept if not _STATES.search(s))
+    sentences = [s for s in _SENTENCE.split(think.strip()) if s][:-1]
+    return " ".join(s for s in sentences if not _STATES.search(s))
 
 
 # -- shuffled options
@@ -106,7 +106,7 @@ def shuffle(example: Example, seed: int) -> Shuffle:
     count = len(example.options) - (example.abstain >= 0)
     if count < 2:
         raise UserError(
-            f"example {example.id!r}: {count} options to shuffle, want at least 2"
+            f"example {example.id!r}: {count} options to shuffle, expected at least 2"
         )
     orders, attempt = tuple(range(count)), 0
     while orders == tuple(range(count)):

@@ -46,7 +46,7 @@ def evidence_reward(think: str, least: int) -> float:
       least: distinct words of evidence wanted.
     """
     if least < 1:
-        raise UserError(f"guards.least: got {least}, want at least 1 word")
+        raise UserError(f"guards.least: expected at least 1 word, got {least}")
     return min(1.0, len(set(words(stripped(think)))) / least)
 
 
@@ -130,5 +130,5 @@ def copied(text: str, prompt: str, n: int = 5) -> float:
 
 def _grams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
     if n < 1:
-        raise UserError(f"guards.n: got {n}, want at least 1 word")
+        raise UserError(f"guards.n: expected at least 1 word, got {n}")
     return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]

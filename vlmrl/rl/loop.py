@@ -1,7 +1,7 @@
 """The training loop: prompts → rollouts → rewards → advantages → one update.
 
-A generator: every step yields, so that the caller evaluates, saves and stops when it
-wants. All that a step depends on is in its `Carry` and in (seed, step, example ids).
+A generator: every step yields, so that the caller decides when to evaluate, save and
+stop. All that a step depends on is in its `Carry` and in (seed, step, example ids).
 
 What a recipe chooses stands in `recipe.py`; each choice is a pure function, called in
 order in `steps`: `rollouts` samples and rewards, `batch_advantages` compares, `learner`
@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from vlmrl.policy import Policy
 from vlmrl.rl import learner, replay, rollouts, step_metrics, update
 from vlmrl.rl.batch_advantages import compute_advantages
 from vlmrl.rl.learner import Learner
@@ -54,29 +53,21 @@ def begin(state: update.TrainState, recipe: Recipe, *, prompts: int) -> Carry:
 
 
 def train(
-    policy: Policy,
-    recipe: Recipe,
-    batches: Iterator[tuple[int, list[Example]]],
+    context: Context,
     tx,
     carry: Carry,
     *,
-    seed: int,
     last: int,
     example_at: Callable[[int], Example] | None = None,
-    phase: Callable[..., None] = lambda name, step=None: None,
 ) -> Iterator[TrainStep]:
     """Train from `carry` up to and including step `last`.
 
     Args:
-      policy: its own parameters are the reference of a KL; they are read when this is
-        called, and not later.
-      batches: (data position after it, examples) per step, from carry.position on.
+      context: of the run; its policy's own parameters are the reference of a KL, and
+        are read when this is called, not later.
       tx: the optimizer of `carry.state`.
-      example_at: the example at a position of that stream; replay needs it.
-      phase: called where a phase begins (`phases.Phases`); may raise to stop the run,
-        and no work that `carry` needs is in progress then.
+      example_at: the example at a position of the data stream; replay needs it.
     """
-    context = rollouts.make_context(policy, recipe, batches, seed=seed, phase=phase)
     learn = learner.make_learner(context, tx, carry.state)
     return steps(context, learn, carry, last, example_at)
 

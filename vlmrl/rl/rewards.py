@@ -58,7 +58,7 @@ def accuracy_reward(parsed: Parsed, answer: int) -> float:
         every completion without an answer.
     """
     if answer < 0:
-        raise UserError(f"answer: got {answer}, want the index of the right option")
+        raise UserError(f"answer: expected the index of the right option, got {answer}")
     return float(parsed.option == answer)
 
 
@@ -125,7 +125,7 @@ def lagrangian_reward(
       UserError: the verdict is missing or unknown, or the multiplier is negative.
     """
     if multiplier < 0:
-        raise UserError(f"multiplier: got {multiplier}, want at least 0")
+        raise UserError(f"multiplier: expected at least 0, got {multiplier}")
     base = grpo_reward(parsed, answer, _judged(verdict, "lagrangian"))
     paid = base.total + multiplier * (base.consistent or 0.0)
     return base._replace(total=paid / (1 + multiplier))
@@ -148,7 +148,7 @@ def agreement_reward(
       UserError: the verdict is missing or unknown, or `alone` is out of range.
     """
     if not 0 <= alone <= 1:
-        raise UserError(f"alone: got {alone}, want it in [0, 1]")
+        raise UserError(f"alone: expected it in [0, 1], got {alone}")
     base = grpo_reward(parsed, answer, _judged(verdict, "agreement"))
     share = alone if base.consistent == 0 else 1.0
     return base._replace(total=0.1 * base.format + base.correct * share)
@@ -199,8 +199,8 @@ def overlong_penalty(tokens: int, limit: int, buffer: int) -> float:
     """
     if not 0 < buffer <= limit:
         raise UserError(
-            f"overlong.buffer={buffer} and overlong.limit={limit}: want a buffer of 1 "
-            "to limit tokens"
+            f"overlong.buffer={buffer} and overlong.limit={limit}: expected a buffer "
+            "of 1 to limit tokens"
         )
     return -min(1.0, max(0.0, (tokens - (limit - buffer)) / buffer))
 
@@ -213,7 +213,7 @@ def length_reward(tokens: int, shortest: int, longest: int) -> float:
     """
     if not 0 <= shortest <= longest or longest < 1:
         raise UserError(
-            f"length.shortest={shortest} and length.longest={longest}: want "
+            f"length.shortest={shortest} and length.longest={longest}: expected "
             "0 ≤ shortest ≤ longest, and longest at least 1"
         )
     if tokens < shortest:
@@ -230,7 +230,7 @@ def repetition_penalty(distinct: float) -> float:
     Repeated n-grams as a penalty: https://arxiv.org/abs/2502.03373
     """
     if not 0 <= distinct <= 1:
-        raise UserError(f"distinct: got {distinct}, want a share in [0, 1]")
+        raise UserError(f"distinct: expected a share in [0, 1], got {distinct}")
     return distinct - 1.0
 
 
@@ -247,7 +247,7 @@ def confidence_reward(correct: float, probability: float) -> float:
         after its think (`Scores.letters`), no number that it writes.
     """
     if not 0 <= probability <= 1:
-        raise UserError(f"probability: got {probability}, want it in [0, 1]")
+        raise UserError(f"probability: expected it in [0, 1], got {probability}")
     return correct - (probability - correct) ** 2
 
 
@@ -259,7 +259,7 @@ def p_correct_reward(correct: float, p_correct: float, weight: float = 0.5) -> f
     ones included, and can't be written into a text. A choice of this project.
     """
     if not 0 <= p_correct <= 1:
-        raise UserError(f"p_correct: got {p_correct}, want it in [0, 1]")
+        raise UserError(f"p_correct: expected it in [0, 1], got {p_correct}")
     return correct + weight * p_correct
 
 
@@ -287,7 +287,7 @@ def parts(rewards: Iterable[Reward]) -> dict[str, Mean]:
 def _consistent(verdict: str | None) -> float | None:
     if verdict is not None and verdict not in VERDICTS:
         names = ", ".join(VERDICTS)
-        raise UserError(f"verdict: got {verdict!r}, want one of {names}")
+        raise UserError(f"verdict: expected one of {names}, got {verdict!r}")
     if verdict in (None, "not_applicable"):
         return None
     return float(verdict == "consistent")

@@ -88,7 +88,7 @@ class Context(NamedTuple):
     terms: tuple[str, ...]  # measured of every completion
     letters: Callable | None  # see `cot_probe.reader`; None: no term needs it
     verify: Callable | None  # of open answers, see `verify.checker`
-    phase: Callable[..., None]  # see `loop.train`
+    phase: Callable[..., None]  # see `make_context`
 
 
 def make_context(
@@ -99,7 +99,13 @@ def make_context(
     seed: int,
     phase: Callable[..., None] = lambda name, step=None: None,
 ) -> Context:
-    """Return the Context of a run; `batches` and `phase` as in `loop.train`."""
+    """Return the Context of a run.
+
+    Args:
+      batches: (data position after it, examples) per step, from the run's position on.
+      phase: called where a phase begins (`phases.Phases`); may raise to stop the run,
+        and no work that its `Carry` needs is in progress then.
+    """
     terms = [*recipe.reward.shaping]
     terms += [recipe.ranking.by] if recipe.ranking.weight else []
     needs_letters = any(name in completion_terms.LETTERED for name in terms)

@@ -41,7 +41,7 @@ class PromptStream(Iterator):
 
     Args:
       batches: (data position after it, examples) per step.
-      phase: called with 'data' before examples are read; see `loop.train`.
+      phase: called with 'data' before examples are read.
     """
 
     def __init__(

@@ -77,7 +77,7 @@ def items(
 def _beside_sampling(judge: judging.Judge, seconds: float) -> VerdictSource:
     """Verdicts of a judge that works beside the sampling.
 
-    Metrics: judge/late, the share undecided for want of time; judge/waited, seconds
+    Metrics: judge/late, the share undecided for lack of time; judge/waited, seconds
     that a step waited.
     """
     first = hosts.first()

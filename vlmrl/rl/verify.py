@@ -88,29 +88,29 @@ def quantity(text: str) -> Quantity | None:
         return None
     text = text.strip()
     for _ in range(3):
-        if found := _WRAPPED.fullmatch(text):
-            text = next(g for g in found.groups() if g is not None).strip()
-    if found := _NAMED.fullmatch(text):
-        text = found[1]
+        if match := _WRAPPED.fullmatch(text):
+            text = next(g for g in match.groups() if g is not None).strip()
+    if match := _NAMED.fullmatch(text):
+        text = match[1]
     for pattern, new in _CLEAN:
         text = pattern.sub(new, text)
     head, _, rest = text.strip().partition(" ")
     if head.casefold().rstrip(".") in _WORDS:
         head = str(_WORDS.index(head.casefold().rstrip(".")))
         text = f"{head} {rest}"
-    found = _NUMBER.fullmatch(text.strip())
-    if found is None:
+    match = _NUMBER.fullmatch(text.strip())
+    if match is None:
         return None
-    if found["top"]:
-        bottom = _integer(found["bottom"])
+    if match["top"]:
+        bottom = _integer(match["bottom"])
         if bottom == 0:
             return None
-        value = int(found["mixed"] or 0) + Fraction(_integer(found["top"]), bottom)
+        value = int(match["mixed"] or 0) + Fraction(_integer(match["top"]), bottom)
     else:
-        value = Fraction(found["decimal"].replace(",", ""))
-    if found["sign"] == "-":
+        value = Fraction(match["decimal"].replace(",", ""))
+    if match["sign"] == "-":
         value = -value
-    tail = found["tail"].strip()
+    tail = match["tail"].strip()
     if tail not in _UNITS:
         return None
     scale, base = _UNITS[tail]
@@ -129,18 +129,18 @@ def exact(answer: str, gold: str) -> bool:
       UserError: the gold answer is empty: every empty answer would be right.
     """
     if not gold.strip():
-        raise UserError("answer: the gold answer is empty, want a number or a text")
-    want, got = quantity(gold), quantity(answer)
-    if want is None:
+        raise UserError("answer: the gold answer is empty, expected a number or a text")
+    expected, got = quantity(gold), quantity(answer)
+    if expected is None:
         return _plain(answer) == _plain(gold)
     if got is None:
         return False
-    if want.unit == got.unit:
-        return want.value == got.value
-    if want.unit and got.unit:
+    if expected.unit == got.unit:
+        return expected.value == got.value
+    if expected.unit and got.unit:
         return False
-    share = "%" in (want.unit, got.unit) and want.value == got.value
-    return share or want.written == got.written
+    share = "%" in (expected.unit, got.unit) and expected.value == got.value
+    return share or expected.written == got.written
 
 
 def _integer(text: str) -> int:
@@ -227,8 +227,10 @@ def agree(answer: str, gold: str) -> bool:
 
     def read(text):
         marked = "$" in text or "\\boxed" in text
-        found = parse(text, parsing_timeout=None)
-        return found if marked else [*found, *parse(f"${text}$", parsing_timeout=None)]
+        parsed = parse(text, parsing_timeout=None)
+        return (
+            parsed if marked else [*parsed, *parse(f"${text}$", parsing_timeout=None)]
+        )
 
     if len(answer) > _LONGEST or not answer.strip():
         return False

@@ -63,12 +63,12 @@ def correction(
     for name, value, known in (("level", level, LEVELS), ("mode", mode, MODES)):
         if value not in known:
             raise UserError(
-                f"importance.{name}: got {value!r}, want one of {', '.join(known)}"
+                f"importance.{name}: expected one of {', '.join(known)}, got {value!r}"
             )
     if not 0 <= low <= 1 <= high:
         raise UserError(
-            f"importance.low={low} and importance.high={high}: want 0 ≤ low ≤ 1 ≤ high,"
-            " so that a sampler equal to the trainer is left alone"
+            f"importance.low={low} and importance.high={high}: expected 0 ≤ low ≤ 1 ≤ "
+            "high, so that a sampler equal to the trainer is left alone"
         )
     move = log_ratio(*jax.lax.stop_gradient((logprobs, sampler_logprobs)), mask)
     raw = move

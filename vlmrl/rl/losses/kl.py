@@ -38,7 +38,7 @@ def kl(
     """
     if estimator not in ESTIMATORS:
         names = ", ".join(ESTIMATORS)
-        raise UserError(f"kl estimator: got {estimator!r}, want one of {names}")
+        raise UserError(f"kl estimator: expected one of {names}, got {estimator!r}")
     d = -log_ratio(logprobs, jax.lax.stop_gradient(ref_logprobs), mask)
     if estimator == "k1":
         return -d
@@ -72,8 +72,8 @@ def kl_loss(
     """
     if estimator == "k1":
         raise UserError(
-            "kl estimator: k1 has zero expected gradient as a loss; want k2 or k3, or "
-            "subtract k1 from the reward"
+            "kl estimator: k1 has zero expected gradient as a loss; expected k2 or k3, "
+            "or k1 in the reward"
         )
     values = kl(logprobs, ref_logprobs, mask, estimator)
     if rows is not None:
@@ -98,8 +98,8 @@ def penalised(rewards: Array, values: Array, mask: Array, weight: float) -> Arra
       float32[B], in units of reward, no gradient.
     """
     chex.assert_shape(rewards, mask.shape[:1])
-    kept = jnp.where(mask, values, 0).sum(-1)
-    return jax.lax.stop_gradient(rewards - weight * kept)
+    penalty = weight * jnp.where(mask, values, 0).sum(-1)
+    return jax.lax.stop_gradient(rewards - penalty)
 
 
 def to_go(advantages: Array, values: Array, mask: Array, weight: float) -> Array:
@@ -115,8 +115,8 @@ def to_go(advantages: Array, values: Array, mask: Array, weight: float) -> Array
       float32[B,T], 0 where masked, no gradient; surrogates take it as advantages.
     """
     chex.assert_shape(advantages, mask.shape[:1])
-    kept = jnp.where(mask, values, 0)
-    rest = jnp.cumsum(kept[:, ::-1], -1)[:, ::-1]
+    valid = jnp.where(mask, values, 0)
+    rest = jnp.cumsum(valid[:, ::-1], -1)[:, ::-1]
     wide = jnp.where(mask, advantages[:, None] - weight * rest, 0)
     return jax.lax.stop_gradient(wide)
 

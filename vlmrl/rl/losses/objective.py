@@ -34,15 +34,15 @@ def policy_objective(
     length: int | None = None,
     **settings,
 ) -> tuple[Mean, dict[str, Mean | Max]]:
-    """surrogate + kl_weight · KL(π, ref) − entropy_weight · H(π)
-    − perception_weight · perception, for the update step.
+    """Return surrogate + kl_weight · KL(π, ref) − entropy_weight · H(π)
+    − perception_weight · perception, and metrics, for the update step.
 
     Args:
       logprobs: float32[B,T].
       entropy: float32[B,T] of the next-token distributions, nats.
       mask: bool[B,T].
       extra: 'old_logprobs' float32[B,T], 'advantages' float32[B] or float32[B,T], and
-        what the settings ask for:
+        what the settings need:
           'ref_logprobs'      float32[B,T]  kl_weight
           'masked_logprobs'   float32[B,T]  perception_weight, see `perception`
           'sampler_logprobs'  float32[B,T]  importance; 'old_logprobs' are then the
@@ -66,69 +66,86 @@ def policy_objective(
     Raises:
       UserError: a term asked for without its log-probs; see also the terms.
     """
-    how = {"aggregation": aggregation, "length": length}
-    if isinstance(surrogate, str):
-        if surrogate not in SURROGATES:
-            names = ", ".join(SURROGATES)
-            raise UserError(f"surrogate: got {surrogate!r}, want one of {names}")
-        surrogate = SURROGATES[surrogate]
-    if surrogate is SURROGATES["clip_cov"]:
-        _needs(extra, "noise", "surrogate='clip_cov'")
-        settings = {**settings, "noise": extra["noise"]}
-    old, metrics = extra["old_logprobs"], {}
-    if importance is not None:
-        _needs(extra, "sampler_logprobs", f"importance={importance}")
-        sampler = extra["sampler_logprobs"]
-        settings["weights"], metrics = correction(old, sampler, mask, **importance)
-    policy = surrogate(logprobs, old, extra["advantages"], mask, **how, **settings)
-    metrics = {**policy._asdict(), **metrics}
-    loss = metrics.pop("loss")
+    reduce = {"aggregation": aggregation, "length": length}
+    loss, metrics = _surrogate(
+        logprobs, mask, extra, surrogate, importance, {**settings, **reduce}
+    )
     metrics["entropy"] = aggregate(jax.lax.stop_gradient(entropy), mask)
     if entropy_weight or "entropy_weight" in extra:
         weight, rows = _weight(extra, "entropy_weight", entropy_weight)
         bonus = entropy if rows is None else entropy * rows[:, None]
-        loss = total(loss, (-weight, aggregate(bonus, mask, **how)))
+        loss = total(loss, (-weight, aggregate(bonus, mask, **reduce)))
     if kl_weight or "kl_weight" in extra:
         _needs(extra, "ref_logprobs", f"kl_weight={kl_weight}")
         ref = extra["ref_logprobs"]
         weight, rows = _weight(extra, "kl_weight", kl_weight)
-        penalty = kl_loss(logprobs, ref, mask, estimator=kl_estimator, rows=rows, **how)
+        penalty = kl_loss(
+            logprobs, ref, mask, estimator=kl_estimator, rows=rows, **reduce
+        )
         loss = total(loss, (weight, penalty))
         values = kl(jax.lax.stop_gradient(logprobs), ref, mask, "k3")
         metrics["kl_ref"] = aggregate(values, mask)
     if perception_weight:
         _needs(extra, "masked_logprobs", f"perception_weight={perception_weight}")
         values = perception(logprobs, extra["masked_logprobs"], mask)
-        loss = total(loss, (-perception_weight, aggregate(values, mask, **how)))
+        loss = total(loss, (-perception_weight, aggregate(values, mask, **reduce)))
         metrics["perception"] = aggregate(jax.lax.stop_gradient(values), mask)
     return loss, metrics
 
 
+def _surrogate(
+    logprobs: Array,
+    mask: Array,
+    extra: dict[str, Array],
+    surrogate: str | Callable[..., PolicyLoss],
+    importance: dict[str, Any] | None,
+    settings: dict[str, Any],
+) -> tuple[Mean, dict[str, Mean | Max]]:
+    """Return the policy loss, and its metrics and those of the correction."""
+    if isinstance(surrogate, str):
+        if surrogate not in SURROGATES:
+            names = ", ".join(SURROGATES)
+            raise UserError(f"surrogate: expected one of {names}, got {surrogate!r}")
+        surrogate = SURROGATES[surrogate]
+    if surrogate is SURROGATES["clip_cov"]:
+        _needs(extra, "noise", "surrogate='clip_cov'")
+        settings = {**settings, "noise": extra["noise"]}
+    old, correction_metrics = extra["old_logprobs"], {}
+    if importance is not None:
+        _needs(extra, "sampler_logprobs", f"importance={importance}")
+        sampler = extra["sampler_logprobs"]
+        weights, correction_metrics = correction(old, sampler, mask, **importance)
+        settings = {**settings, "weights": weights}
+    result = surrogate(logprobs, old, extra["advantages"], mask, **settings)
+    metrics = {**result._asdict(), **correction_metrics}
+    return metrics.pop("loss"), metrics
+
+
 def needs(loss: Mapping[str, Any]) -> frozenset[str]:
-    """Names of what `policy_objective` wants in `extra` under these settings, beside
-    'old_logprobs' and 'advantages'."""
-    asked = {
+    """Return the names that `policy_objective` needs in `extra` under these settings,
+    besides 'old_logprobs' and 'advantages'."""
+    needed = {
         "ref_logprobs": bool(loss.get("kl_weight")),
         "masked_logprobs": bool(loss.get("perception_weight")),
         "sampler_logprobs": loss.get("importance") is not None,
         "noise": loss.get("surrogate") in ("clip_cov", SURROGATES["clip_cov"]),
     }
-    return frozenset(name for name, wanted in asked.items() if wanted)
+    return frozenset(name for name, needs_it in needed.items() if needs_it)
 
 
 def supervised_objective(
     logprobs: Array, entropy: Array, mask: Array, extra: dict[str, Array], **settings
 ) -> tuple[Mean, dict[str, Mean]]:
-    """`cross_entropy` for the update step, with the signature of `policy_objective`."""
+    """Return `cross_entropy` with the signature of `policy_objective`."""
     loss, sure = cross_entropy(logprobs, mask, **settings)
     return loss, {"sure": sure, "entropy": aggregate(entropy, mask)}
 
 
 def _needs(extra: dict[str, Array], name: str, setting: str) -> None:
     if name not in extra:
-        raise UserError(f"{setting} needs {name}, and there are none")
+        raise UserError(f"{setting}: expected {name}, got none")
 
 
 def _weight(extra, name: str, setting: float) -> tuple[float, Array | None]:
-    """Weight of a term, and of its rows: a setting, or `extra`'s weight per row."""
+    """Return a term's weight and its rows' weights: the setting, or `extra`'s rows."""
     return (1.0, extra[name]) if name in extra else (setting, None)

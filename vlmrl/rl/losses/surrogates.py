@@ -32,7 +32,7 @@ from vlmrl.types import Array, Mean, UserError
 
 
 class PolicyLoss(NamedTuple):
-    """A policy loss, and what it saw; the metrics are per valid token."""
+    """A policy loss and its metrics, which are per valid token."""
 
     loss: Mean
     clipped_low: Mean  # share with A < 0 and ratio < 1 − clip_low
@@ -83,8 +83,8 @@ def clipped(
     move, advantage = _inputs(logprobs, old_logprobs, advantages, mask)
     ratio = jnp.exp(move)
     values, low, high, dual = _clip(ratio, advantage, clip_low, clip_high, clip_dual)
-    how = (aggregation, length)
-    return _policy(values, move, mask, how, weights, low=low, high=high, dual=dual)
+    reduce = (aggregation, length)
+    return _policy(values, move, mask, reduce, weights, low=low, high=high, dual=dual)
 
 
 def gspo(
@@ -234,8 +234,9 @@ def clip_cov(
     able = mask & ~low & ~high & (cov > cov_low) & (cov < cov_high)
     drawn = _top(jnp.where(able, -noise, -jnp.inf), mask, cov_share)
     values = jnp.where(drawn, jax.lax.stop_gradient(values), values)
-    how = (aggregation, length)
-    return _policy(values, move, mask, how, weights, low=low, high=high, chosen=drawn)
+    reduce = (aggregation, length)
+    events = {"low": low, "high": high, "chosen": drawn}
+    return _policy(values, move, mask, reduce, weights, **events)
 
 
 def kl_cov(
@@ -269,8 +270,8 @@ def kl_cov(
     values = -jnp.exp(move) * advantage
     away = move * jax.lax.stop_gradient(jnp.sign(move))  # |move|, flat at 0
     values = values + jnp.where(chosen, cov_weight * away, 0)
-    how = (aggregation, length)
-    return _policy(values, move, mask, how, weights, chosen=chosen)
+    reduce = (aggregation, length)
+    return _policy(values, move, mask, reduce, weights, chosen=chosen)
 
 
 # By name in a config; `policy_objective` also takes a function of your own.
@@ -324,44 +325,51 @@ def _top(scores: Array, mask: Array, share: float) -> Array:
     return (scores >= ranked[count - 1]) & (scores > -jnp.inf)
 
 
-def _policy(
-    values, move, mask, how, weights, *, low=None, high=None, dual=None, chosen=None
-) -> PolicyLoss:
-    """Aggregate per-token losses, and the metrics that are the same for all."""
+def _policy(values, move, mask, reduce, weights, **events) -> PolicyLoss:
+    """Return the aggregated loss, and the metrics that all surrogates share.
+
+    Args:
+      reduce: (aggregation, length).
+      events: bool[B,T] by name: low, high, dual, chosen; none where left out.
+    """
     raw = jax.lax.stop_gradient(jnp.exp(move))
     none = jnp.zeros_like(mask)
 
-    def share(event):
-        return aggregate((none if event is None else event).astype(raw.dtype), mask)
+    def share(name):
+        return aggregate(events.get(name, none).astype(raw.dtype), mask)
 
     if weights is not None:
         chex.assert_equal_shape([weights, mask])
         values = values * jnp.where(mask, jax.lax.stop_gradient(weights), 0)
     return PolicyLoss(
-        loss=aggregate(values, mask, *how),
-        clipped_low=share(low),
-        clipped_high=share(high),
-        clipped_dual=share(dual),
-        chosen=share(chosen),
+        loss=aggregate(values, mask, *reduce),
+        clipped_low=share("low"),
+        clipped_high=share("high"),
+        clipped_dual=share("dual"),
+        chosen=share("chosen"),
         ratio=aggregate(raw, mask),
         ratio_max=Max(jnp.where(mask, raw, 0).max()),
-        outside=share((raw < 0.9) | (raw > 1.1)),
+        outside=aggregate(((raw < 0.9) | (raw > 1.1)).astype(raw.dtype), mask),
         kl_old=aggregate(jax.lax.stop_gradient(jnp.expm1(move) - move), mask),
     )
 
 
 def _check(clip_low: float, clip_high: float, clip_dual: float | None = None) -> None:
     if not 0 <= clip_low <= 1:
-        raise UserError(f"clip_low: got {clip_low}, want 0 to 1 (ratio ≥ 1 − clip_low)")
+        raise UserError(
+            f"clip_low: expected 0 to 1 (ratio ≥ 1 − clip_low), got {clip_low}"
+        )
     if not clip_high >= 0:
-        raise UserError(f"clip_high: got {clip_high}, want at least 0")
+        raise UserError(f"clip_high: expected at least 0, got {clip_high}")
     if clip_dual is not None and not clip_dual > 1 + clip_high:
         raise UserError(
-            f"clip_dual: got {clip_dual}, want more than 1 + clip_high = "
-            f"{1 + clip_high:g} (the usual 3), or None"
+            f"clip_dual: expected more than 1 + clip_high = {1 + clip_high:g} "
+            f"(the usual 3), or None, got {clip_dual}"
         )
 
 
 def _check_share(cov_share: float) -> None:
     if not 0 < cov_share <= 1:
-        raise UserError(f"cov_share: got {cov_share}, want a share of tokens in (0, 1]")
+        raise UserError(
+            f"cov_share: expected a share of tokens in (0, 1], got {cov_share}"
+        )

@@ -49,14 +49,14 @@ def aggregate(
     chex.assert_equal_shape([values, mask])
     if aggregation not in AGGREGATIONS:
         names = ", ".join(AGGREGATIONS)
-        raise UserError(f"aggregation: got {aggregation!r}, want one of {names}")
+        raise UserError(f"aggregation: expected one of {names}, got {aggregation!r}")
     if (aggregation == "constant") != (length is not None):
         raise UserError(
             f"aggregation={aggregation!r} and length={length} contradict each other: "
             "'constant' needs a length in tokens (max_tokens), the others take none"
         )
     if length is not None and length <= 0:
-        raise UserError(f"length: got {length}, want a positive number of tokens")
+        raise UserError(f"length: expected a positive number of tokens, got {length}")
     values = jnp.where(mask, values, 0)
     tokens = mask.sum(-1, dtype=values.dtype)
     rows = mask.any(-1).sum(dtype=values.dtype)
