@@ -55,8 +55,8 @@ def test_blind_verdict(letters, predicted, applicable, want):
 
 
 def test_a_think_that_implies_too_little_is_undecided():
-    assert blind_verdict([0.2, 0.45, 0.35], 1, least=0.5) == "undecided"
-    assert blind_verdict([0.2, 0.55, 0.25], 1, least=0.5) == "consistent"
+    assert blind_verdict([0.2, 0.45, 0.35], 1, min_probability=0.5) == "undecided"
+    assert blind_verdict([0.2, 0.55, 0.25], 1, min_probability=0.5) == "consistent"
 
 
 @pytest.mark.parametrize(

@@ -96,8 +96,8 @@ def test_a_prompt_echo_and_a_copied_caption_are_seen():
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (lambda: evidence_reward("x", 0), "guards.least: got 0"),
-        (lambda: distinct("x", 0), "guards.n: got 0"),
+        (lambda: evidence_reward("x", 0), "min_words: expected at least 1 word, got 0"),
+        (lambda: distinct("x", 0), "cot_statistics.n: expected"),
     ],
 )
 def test_bad_settings_are_named(call, named):

@@ -63,7 +63,7 @@ def test_aggregations_coincide_for_equal_lengths():
 @pytest.mark.parametrize(
     ("how", "length", "named"),
     [
-        ("mean", None, "aggregation: got 'mean'"),
+        ("mean", None, "aggregation: expected one of .*, got 'mean'"),
         ("constant", None, "aggregation='constant' and length=None"),
         ("token", 5, "aggregation='token' and length=5"),
         ("constant", 0, "length: got 0"),

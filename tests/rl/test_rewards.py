@@ -249,7 +249,7 @@ def test_length_by_hand(tokens, want):
 
 def test_length_with_no_least_and_contradicting_bounds():
     assert length_reward(0, 0, 20) == 1
-    with pytest.raises(UserError, match="shortest=30 and length.longest=20"):
+    with pytest.raises(UserError, match="min_length=30 and reward.max_length=20"):
         length_reward(5, 30, 20)
 
 

@@ -1,4 +1,4 @@
-"""Advantages: how much better a completion did than the others of its group.
+"""Advantages: rewards of completions relative to those of their group or batch.
 
 All take rewards float32[N,G] (N advantage groups of G completions) and a mask
 bool[N,G], False on completions that take no part (padding, filtered out): they neither
@@ -23,7 +23,7 @@ from vlmrl.types import Array, Mean
 
 
 def dr_grpo(rewards: Array, mask: Array) -> Array:
-    """Group-centred reward, not scaled: A = r − mean(r).
+    """Return group-centred rewards, not scaled: A = r − mean(r).
 
     Without the division by the deviation, easy and hard groups (whose rewards hardly
     vary) don't weigh more than the others. Dr. GRPO: https://arxiv.org/abs/2503.20783
@@ -39,7 +39,7 @@ def dr_grpo(rewards: Array, mask: Array) -> Array:
 
 
 def grpo(rewards: Array, mask: Array, *, ddof: int = 1, eps: float = 1e-6) -> Array:
-    """Group-normalised reward: A = (r − mean(r)) / (std(r) + eps).
+    """Return group-normalised rewards: A = (r − mean(r)) / (std(r) + eps).
 
     GRPO: https://arxiv.org/abs/2402.03300, which leaves the kind of std open. Here it
     is sqrt(Σ(r − mean)² / (n − ddof)) over the n valid rewards of the group; ddof = 1
@@ -61,7 +61,9 @@ def grpo(rewards: Array, mask: Array, *, ddof: int = 1, eps: float = 1e-6) -> Ar
 
 
 def rloo(rewards: Array, mask: Array) -> Array:
-    """Leave-one-out baseline: A_i = r_i − mean_{j≠i}(r_j) = n/(n−1) (r_i − mean(r)).
+    """Return rewards less a leave-one-out baseline.
+
+      A_i = r_i − mean_{j≠i}(r_j) = n/(n−1) (r_i − mean(r))
 
     The baseline doesn't depend on the completion it is subtracted from, hence the
     policy gradient is unbiased; `dr_grpo`'s is (n−1)/n of it.
@@ -79,7 +81,7 @@ def rloo(rewards: Array, mask: Array) -> Array:
 
 
 def reinforce_pp(rewards: Array, mask: Array, *, eps: float = 1e-6) -> Array:
-    """Batch-normalised reward: A = (r − mean_B(r)) / (std_B(r) + eps).
+    """Return batch-normalised rewards: A = (r − mean_B(r)) / (std_B(r) + eps).
 
     No baseline per prompt, hence good for one completion per prompt; mean and std
     (divided by n − 1) are over the n valid completions of the whole batch, so that a
@@ -101,7 +103,9 @@ def reinforce_pp(rewards: Array, mask: Array, *, eps: float = 1e-6) -> Array:
 
 
 def reinforce_pp_baseline(rewards: Array, mask: Array, *, eps: float = 1e-6) -> Array:
-    """Group-centred, batch-scaled: A = (r − mean(r)) / (std_B(r − mean(r)) + eps).
+    """Return group-centred rewards, scaled by the batch.
+
+      A = (r − mean(r)) / (std_B(r − mean(r)) + eps)
 
     Group means are 0 after centring, so subtracting the batch mean would change
     nothing but rounding. Here the paper puts the KL (k2) into the loss.
@@ -136,7 +140,7 @@ def decoupled(
     *,
     normalise: Callable[[Array, Array], Array] = grpo,
 ) -> Array:
-    """Every reward normalised apart, then summed: A = Σ_k w_k · normalise(r_k).
+    """Normalise every reward separately, then sum: A = Σ_k w_k · normalise(r_k).
 
     Normalising a sum lets the reward that varies most drown the others, and gives
     different combinations of rewards the same advantage. With (task, consistency) this
@@ -168,7 +172,9 @@ def gdpo(
     *,
     eps: float = 1e-6,
 ) -> Array:
-    """`decoupled`, then scaled by the batch: A = Â / (std_B(Â) + eps), Â = Σ_k w_k Â_k.
+    """Return `decoupled` advantages, scaled by the batch.
+
+      A = Â / (std_B(Â) + eps), Â = Σ_k w_k Â_k
 
     The last step keeps the size of advantages from growing with the number of rewards;
     the batch mean of Â is 0 already. GDPO: https://arxiv.org/abs/2601.05242
@@ -191,7 +197,7 @@ DECOUPLED = {"decoupled": decoupled, "gdpo": gdpo}  # (parts, mask, weights)
 
 
 def mixed(correct: Array, mask: Array) -> Array:
-    """Dynamic sampling's filter: completions of groups that hold a right and a wrong.
+    """Return the completions of groups with a right and a wrong one (dynamic sampling).
 
     Groups all right or all wrong are dropped, and more are sampled until the batch is
     full. It looks at correctness, not at the reward: differences of format alone don't
@@ -211,7 +217,7 @@ def mixed(correct: Array, mask: Array) -> Array:
 
 
 def ranked(scores: Array, among: Array) -> Array:
-    """Groupwise ranking: b_i = (#{j: s_i > s_j} − #{j: s_i < s_j}) / (m − 1).
+    """Rank within groups: b_i = (#{j: s_i > s_j} − #{j: s_i < s_j}) / (m − 1).
 
     j runs over the m ranked completions of the group, usually its correct ones: a
     zero-sum bonus in [−1, 1] that moves reward from the worse-argued right answers to
@@ -239,7 +245,7 @@ def ranked(scores: Array, among: Array) -> Array:
 
 
 def degenerate(rewards: Array, mask: Array) -> Mean:
-    """Groups whose valid rewards are all equal, over groups with a valid reward.
+    """Count groups whose valid rewards are all equal, over groups with a valid reward.
 
     Such a group gives no gradient; the share is the part of the batch that is wasted.
 
@@ -256,7 +262,7 @@ def degenerate(rewards: Array, mask: Array) -> Mean:
 
 
 def _shifted(rewards: Array, mask: Array) -> Array:
-    """Rewards minus the smallest valid one of their group, 0 where masked."""
+    """Subtract the smallest valid reward of each group; 0 where masked."""
     chex.assert_rank(rewards, 2)
     chex.assert_equal_shape([rewards, mask])
     lowest = jnp.where(mask, rewards, jnp.inf).min(-1, keepdims=True)
@@ -270,7 +276,7 @@ def _centred(rewards: Array, mask: Array) -> Array:
 
 
 def _batch_scaled(centred: Array, mask: Array, eps: float) -> Array:
-    """Deviations divided by their root mean square over the batch (n − 1)."""
+    """Divide deviations by their root mean square over the batch (n − 1)."""
     n = mask.sum()
     variance = jnp.square(centred).sum() / jnp.maximum(n - 1, 1)
     return centred / (jnp.sqrt(variance) + eps)

@@ -1,4 +1,4 @@
-"""Augmentation: what a training prompt is shown under, in its text or in its image.
+"""Augmentation: the condition of a training prompt, in its text or in its image.
 
 A mix is data: a share per condition, the rest is base. The choice is a function of
 (seed, example id) alone, by a hash that is the same on every machine: all G completions
@@ -51,7 +51,7 @@ def check(mix: Mapping[str, float], field: str = "mix") -> None:
 
 
 def choose(example_id: str, seed: int, mix: Mapping[str, float] = MIX) -> str:
-    """The condition of one training prompt.
+    """Return the condition of one training prompt.
 
     Args:
       example_id: unique and stable, e.g. `Example.id`.
@@ -74,7 +74,7 @@ def choose(example_id: str, seed: int, mix: Mapping[str, float] = MIX) -> str:
 
 
 def apply(example: Example, name: str, seed: int) -> Example:
-    """The example under what `choose` chose.
+    """Return the example under a condition, an image perturbation, or both.
 
     Args:
       example: a base example.
@@ -96,12 +96,12 @@ def augmented(example: Example, mix: Mapping[str, float], seed: int) -> Example:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Image perturbation ('' for none) and condition of a name."""
+    """Return the image perturbation ('' for none) and the condition of a name."""
     head, _, rest = name.partition("+")
     return (head, rest or "base") if head in distort.DISTORTIONS else ("", name)
 
 
 def _uniform(seed: int, use: str, name: str) -> float:
-    """A number in [0, 1) from the first 53 bits of sha256 of (seed, use, name)."""
+    """Return a number in [0, 1): 53 bits of sha256 of (seed, use, name)."""
     digest = hashlib.sha256(f"{seed}/{use}/{name}".encode()).digest()
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53

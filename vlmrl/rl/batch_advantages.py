@@ -74,7 +74,7 @@ def compute_advantages(
 
 
 def _weights(recipe: Recipe, coefficients: dict, step: int) -> tuple[float, float]:
-    """Weights of task and consistency at a step."""
+    """Return the weights of task and consistency at a step."""
     task, consistency = recipe.advantage.weights
     consistency = coefficients.get("multiplier", consistency)
     if recipe.advantage.warmup:

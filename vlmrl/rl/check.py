@@ -100,7 +100,7 @@ def check(settings: Mapping[str, Any], field: str = "config") -> Recipe:
 
 
 def _check_groups(recipe: Recipe, field: str) -> None:
-    """What compares the completions of a group needs several, and different ones."""
+    """Check that a group has several completions, and different ones, to compare."""
     size, name = recipe.sampling.group_size, recipe.advantage.name
     if size == 1 and (name in GROUPED or name in DECOUPLED):
         raise UserError(

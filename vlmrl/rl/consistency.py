@@ -1,12 +1,12 @@
-"""Verdicts without a judge: does the think, put to the model again, give its answer?
+"""Verdicts without a judge: does the CoT, put to the model again, give its answer?
 
-Both read a completion's think back to the policy and compare what it then answers; the
+Both read a completion's CoT back to the policy and compare what it then answers; the
 verdict has a judge's labels, so every reward that needs one takes it.
 
-  blind probe       the think without the image: if the answer can't be read off the
-                    think, the think did not carry it
-  shuffled options  the same think, its letters remapped, under options in another
-                    order: an answer that follows the place and not the think gives
+  blind probe       the CoT without the image: if the answer can't be read off the
+                    CoT, the CoT did not carry it
+  shuffled options  the same CoT, its letters remapped, under options in another
+                    order: an answer that follows the place and not the CoT gives
                     itself away (ACRE, https://arxiv.org/abs/2510.10104)
 
 These functions make the second prompt's parts and score what came back; reading it
@@ -25,9 +25,7 @@ from vlmrl.judges import patterns
 from vlmrl.perturb import TAGS
 from vlmrl.types import Example, UserError
 
-OPENING = (
-    "</think>\n<answer"  # what follows a think that is read back; no bracket: `>A`
-)
+OPENING = "</think>\n<answer"  # what follows a CoT that is read back; no bracket: `>A`
 # is one token for Qwen's tokenizer
 
 
@@ -39,27 +37,27 @@ def blind_verdict(
     predicted: int,
     applicable: bool = True,
     *,
-    least: float = 0.0,
+    min_probability: float = 0.0,
 ) -> str:
-    """Is the answer the option that the think alone implies?
+    """Judge whether the answer is the option that the CoT alone implies.
 
     Args:
-      letters: float[C], probabilities of the options after the think, re-read without
+      letters: float[C], probabilities of the options after the CoT, re-read without
         the image and with its literal conclusion stripped (`Scores.blind[:, 1]`).
       predicted: option parsed from the answer, -1 if none.
       applicable: see `judges.rule.applicable`.
-      least: probability below which the think implies nothing. At 0 the prior of a
-        think that says nothing still names a letter, and agrees by chance.
+      min_probability: below which the CoT implies nothing. At 0 the prior of a
+        CoT that says nothing still names a letter, and agrees by chance.
 
     Returns:
-      'not_applicable'; 'undecided' where nothing was answered, or the think implies
+      'not_applicable'; 'undecided' where nothing was answered, or the CoT implies
       nothing (too little, or two options alike); 'consistent'; 'inconsistent'.
     """
     if not applicable:
         return "not_applicable"
     best = max(letters, default=0.0)
     implied = [i for i, p in enumerate(letters) if p == best]
-    if predicted < 0 or len(implied) != 1 or best < least:
+    if predicted < 0 or len(implied) != 1 or best < min_probability:
         return "undecided"
     return "consistent" if implied == [predicted] else "inconsistent"
 
@@ -72,11 +70,11 @@ _STATES = re.compile(
 
 
 def stripped(think: str) -> str:
-    """The think without its literal conclusion: what it argues, not what it announces.
+    """Return the CoT without its literal conclusion: the argument alone.
 
     Its last sentence goes, and every sentence that opens with so, thus, hence or
     therefore, or names an answer, option, choice, conclusion or a letter by itself.
-    Without this a think that is nothing but "The answer is B." would imply its answer
+    Without this a CoT that is nothing but "The answer is B." would imply its answer
     perfectly.
     """
     sentences = [s for s in _SENTENCE.split(think.strip()) if s][:-1]
@@ -87,16 +85,16 @@ def stripped(think: str) -> str:
 
 
 class Shuffle(NamedTuple):
-    """An item under another order of its options."""
+    """An example with its options in another order."""
 
     example: Example
     order: tuple[int, ...]  # option i of `example` was option order[i]
 
 
 def shuffle(example: Example, seed: int) -> Shuffle:
-    """Another order of the options, never the same one, drawn by (seed, id).
+    """Shuffle the options, never into the same order, by (seed, id).
 
-    Answer, suggested option, statements and thinks move along; an abstain option stays
+    Answer, suggested option, statements and CoTs move along; an abstain option stays
     last. Captions and other texts of a condition name options by their text, not their
     letter, and stay as they are.
 
@@ -117,7 +115,7 @@ def shuffle(example: Example, seed: int) -> Shuffle:
         )
     order = (*orders, *range(count, len(example.options)))
 
-    def moved(entries):  # an abstain option has no statement and no think
+    def moved(entries):  # an abstain option has no statement and no CoT
         return tuple(entries[old] for old in order if old < len(entries))
 
     def place(old):
@@ -145,7 +143,7 @@ _ORDINAL = re.compile(rf"\b({'|'.join(_ORDINALS)})(\s+(?:option|choice)\b)", re.
 
 
 def remap(think: str, order: Sequence[int], options: Sequence[str] = ()) -> str:
-    """The think with its letters, and "second option", as the new order has them.
+    """Rewrite letters, and "second option", of a CoT for the new order.
 
     A letter is a capital by itself: B, (B), B., "option B". "A" and "I" count only
     where they can't be words. A letter that is itself an option's text names that text,
@@ -179,7 +177,7 @@ def remap(think: str, order: Sequence[int], options: Sequence[str] = ()) -> str:
 
 
 def _is_letter(text: str, match: re.Match) -> bool:
-    """Whether a bare "A" or "I" names an option, by what stands around it."""
+    """Return whether a bare "A" or "I" names an option, from its context."""
     before, after = text[: match.start()][-24:], text[match.end() :][:24]
     if patterns.NAMES_LETTER.search(before):
         return True
@@ -191,7 +189,7 @@ def _is_letter(text: str, match: re.Match) -> bool:
 
 
 def reread(changed: Shuffle, think: str, options: Sequence[str]) -> Example | None:
-    """The shuffled item with the remapped think prefilled and the answer opened.
+    """Return the shuffled example with the remapped CoT prefilled, up to the answer.
 
     Args:
       changed: from `shuffle`.
@@ -199,7 +197,7 @@ def reread(changed: Shuffle, think: str, options: Sequence[str]) -> Example | No
       options: the original option texts.
 
     Returns:
-      An Example to write and answer; None where the think can't be read back, because
+      An Example to write and answer; None where the CoT can't be read back, because
       it is empty or holds tags or control tokens: its verdict is 'undecided'.
     """
     if not think.strip() or any(tag in think for tag in TAGS) or "<|" in think:
@@ -211,7 +209,7 @@ def reread(changed: Shuffle, think: str, options: Sequence[str]) -> Example | No
 def shuffle_verdict(
     predicted: int, again: int, order: Sequence[int], applicable: bool = True
 ) -> str:
-    """Do both answers name the same option, the second un-shuffled?
+    """Judge whether both answers name the same option, the second un-shuffled.
 
     Args:
       predicted: option of the original item, -1 if none.

@@ -1,4 +1,4 @@
-"""Controllers: weights that follow what was measured, as pure state updates.
+"""Controllers: coefficients that follow a measurement, as pure state updates.
 
 Each maps (weight, measurement, settings) to the next weight; the state is that one
 number, kept in a checkpoint like any other. Measure over the whole batch, update once
@@ -16,7 +16,7 @@ from vlmrl.types import Array
 
 
 def ppo_kl(weight: Array, kl: Array, target: float) -> Array:
-    """PPO's adaptive KL coefficient.
+    """Update PPO's adaptive KL coefficient.
 
       β ← β / 2 where KL < target / 1.5;  β ← 2 β where KL > 1.5 · target;  else β
 
@@ -34,7 +34,7 @@ def ppo_kl(weight: Array, kl: Array, target: float) -> Array:
 def proportional_kl(
     weight: Array, kl: Array, target: float, *, gain: float = 0.1
 ) -> Array:
-    """A proportional controller of the KL in log space.
+    """Update a KL coefficient proportionally, in log space.
 
       β ← β · (1 + gain · clip(KL / target − 1, −0.2, 0.2))
 
@@ -49,7 +49,7 @@ def proportional_kl(
 def entropy_target(
     weight: Array, entropy: Array, target: float, *, change: float = 0.005
 ) -> Array:
-    """The weight of an entropy bonus that holds a floor under the entropy.
+    """Update the weight of an entropy bonus that keeps the entropy above a target.
 
       c ← max(0, c + change) where H < target;  max(0, c − change) where H > target
 
@@ -66,7 +66,7 @@ def entropy_target(
 
 
 def entropy_bonus(weight: Array, entropy: Array, target: float) -> Array:
-    """The weight to use now: c where H ≤ target, else 0. See `entropy_target`."""
+    """Return the weight in use: c where H ≤ target, else 0; see `entropy_target`."""
     return jnp.where(entropy <= target, weight, 0)
 
 
@@ -78,7 +78,7 @@ def dual_ascent(
     rate: float = 0.1,
     max: float = 10.0,
 ) -> Array:
-    """Lagrange multiplier of the constraint E[c] ≥ τ.
+    """Update the Lagrange multiplier of the constraint E[c] ≥ τ.
 
       λ ← clip(λ + rate · (τ − mean(c)), 0, max)
 

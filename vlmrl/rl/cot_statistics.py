@@ -1,6 +1,6 @@
-"""Guards: what a policy does to its think when a reward looks at it, as numbers.
+"""Statistics of chains of thought (CoT), which a reward for consistency may distort.
 
-A reward for consistency is paid for thinks that announce the answer, and one is
+A reward for consistency is paid for CoTs that announce the answer, and one is
 cheapest when it is short, the same for every item, or copied from the prompt. These
 functions measure that; a recipe logs them always and may add them as shaping terms
 (`rewards.shaped`), so whether a guard is needed is seen, not assumed.
@@ -26,32 +26,34 @@ _TAG = re.compile(r"</?(?:think|answer)>")
 
 
 def words(text: str) -> list[str]:
-    """Comparable words, tags left out."""
+    """Return comparable words, without tags."""
     folded = unicodedata.normalize("NFKC", _TAG.sub(" ", text)).casefold()
     return _WORD.findall(folded)
 
 
 def evidence(think: str) -> int:
-    """Words of the think that are no conclusion (`consistency.stripped`)."""
+    """Count the words of the CoT outside its conclusion (`consistency.stripped`)."""
     return len(words(stripped(think)))
 
 
-def evidence_reward(think: str, least: int) -> float:
-    """min(1, evidence / least): 0 for a bare conclusion, 1 from `least` words on.
+def evidence_reward(think: str, min_words: int) -> float:
+    """Return min(1, evidence / min_words): 0 for a bare conclusion.
 
     Distinct words are counted, so that repeating one does not pay.
 
     Args:
       think: text inside <think>, '' if none.
-      least: distinct words of evidence wanted.
+      min_words: distinct words of evidence for the full reward.
     """
-    if least < 1:
-        raise UserError(f"guards.least: expected at least 1 word, got {least}")
-    return min(1.0, len(set(words(stripped(think)))) / least)
+    if min_words < 1:
+        raise UserError(
+            f"cot_statistics.min_words: expected at least 1 word, got {min_words}"
+        )
+    return min(1.0, len(set(words(stripped(think)))) / min_words)
 
 
 def skeleton(think: str, options: Sequence[str] = ()) -> tuple[str, ...]:
-    """The words of a think with what an item fills in left blank.
+    """Return the words of a CoT with what depends on the item left blank.
 
     Option texts, single letters and numbers become '_', runs of them one ("a" too: it
     may be a letter).
@@ -68,9 +70,9 @@ def skeleton(think: str, options: Sequence[str] = ()) -> tuple[str, ...]:
 def template_rate(
     thinks: Sequence[str], options: Sequence[Sequence[str]], items: Sequence[str]
 ) -> Mean:
-    """Share of thinks whose skeleton a think of another item has, too.
+    """Return the share of CoTs whose skeleton a CoT of another item has, too.
 
-    0: every item is argued in its own words. 1: one form letter for all. Empty thinks
+    0: every item is argued in its own words. 1: one form letter for all. Empty CoTs
     are alike. It falls with the size of the set: compare equal sizes.
 
     Args:
@@ -90,13 +92,13 @@ def template_rate(
 
 
 def distinct(text: str, n: int = 3) -> float:
-    """Distinct n-grams over all n-grams of one text; 1 where it has none."""
+    """Return distinct n-grams over all n-grams of one text; 1 where it has none."""
     grams = _grams(words(text), n)
     return len(set(grams)) / len(grams) if grams else 1.0
 
 
 def distinct_n(texts: Sequence[str], n: int = 2) -> Mean:
-    """Distinct-n of a set: different n-grams over all n-grams of all texts.
+    """Return distinct-n of a set: different n-grams over all n-grams of all texts.
 
     https://arxiv.org/abs/1510.03055. It falls with the size of the set: compare equal
     sizes; sums of several sets average them, weighted by their n-grams.
@@ -109,13 +111,13 @@ def distinct_n(texts: Sequence[str], n: int = 2) -> Mean:
 
 
 def copied(text: str, prompt: str, n: int = 5) -> float:
-    """Share of a text's n-grams that stand in the prompt, in [0, 1].
+    """Return the share of a text's n-grams that are in the prompt, in [0, 1].
 
-    A think that echoes the question, the options or a misleading caption argues
+    A CoT that echoes the question, the options or a misleading caption argues
     nothing. A text of fewer than n words is compared whole.
 
     Args:
-      text: think or completion.
+      text: CoT or completion.
       prompt: what the model read (`Prompt.text`, prefill included).
       n: words.
     """
@@ -130,5 +132,5 @@ def copied(text: str, prompt: str, n: int = 5) -> float:
 
 def _grams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
     if n < 1:
-        raise UserError(f"guards.n: expected at least 1 word, got {n}")
+        raise UserError(f"cot_statistics.n: expected at least 1 word, got {n}")
     return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]

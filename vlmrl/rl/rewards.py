@@ -6,15 +6,15 @@ Every reward has the signature `(parsed, answer, verdict) -> Reward`:
            the option inside <answer>, -1 if none; `strict` says whether the exact
            <think>…</think><answer>…</answer> format holds
   answer   index of the right option
-  verdict  what a judge said of think against answer: 'consistent', 'inconsistent',
+  verdict  what a judge said of CoT against answer: 'consistent', 'inconsistent',
            'undecided' (no conclusion, truncated, judge unsure), 'not_applicable';
            None where no judge was asked
 
-Rewards read nothing but the parser's fields: an answer that stands only in the think,
+Rewards read nothing but the parser's fields: an answer that stands only in the CoT,
 or an example of the format copied from the prompt, is the parser's matter and decided
 there once, for training and evaluation alike.
 
-Faithfulness is two choices. Where the verdict comes from: a judge that reads the think,
+Faithfulness is two choices. Where the verdict comes from: a judge that reads the CoT,
 or, with no judge, the blind probe or shuffled options (`consistency.py`). And what it
 does: gate, add, be a constraint with a price (`lagrangian_reward`), be normalised apart
 from the task (`advantages.decoupled`), or rank the correct rollouts of a group
@@ -46,12 +46,12 @@ class Reward(NamedTuple):
 
 
 def format_reward(parsed: Parsed) -> float:
-    """1 if the completion is exactly <think>…</think><answer>…</answer>, else 0."""
+    """Return 1 if the text is exactly <think>…</think><answer>…</answer>, else 0."""
     return float(parsed.strict)
 
 
 def accuracy_reward(parsed: Parsed, answer: int) -> float:
-    """1 if the option read from <answer> is the right one, else 0.
+    """Return 1 if the option read from <answer> is the right one, else 0.
 
     Raises:
       UserError: `answer` is not an option's index: -1 would otherwise be "right" for
@@ -63,7 +63,7 @@ def accuracy_reward(parsed: Parsed, answer: int) -> float:
 
 
 def grpo_reward(parsed: Parsed, answer: int, verdict: str | None = None) -> Reward:
-    """The paper's reward: R = 0.1 · format + 1.0 · correct, in [0, 1.1].
+    """Return the paper's reward: R = 0.1 · format + 1.0 · correct, in [0, 1.1].
 
     https://arxiv.org/abs/2602.12506. A verdict is only passed on to the log.
     """
@@ -72,13 +72,13 @@ def grpo_reward(parsed: Parsed, answer: int, verdict: str | None = None) -> Rewa
 
 
 def gated_reward(parsed: Parsed, answer: int, verdict: str | None) -> Reward:
-    """The paper's faithfulness reward: R · [think ≡ answer], in [0, 1.1].
+    """Return the paper's faithfulness reward: R · [think ≡ answer], in [0, 1.1].
 
     https://arxiv.org/abs/2602.12506. Undecided counts as not consistent, so writing no
     conclusion earns nothing. Where the verdict is not applicable the condition asked
     for no thinking (stop_think, no_cot), there is nothing to be faithful to, and R is
     paid in full. 'not_applicable' must therefore follow from the condition alone, never
-    from what the model wrote: an empty think would open the gate. As it is the same
+    from what the model wrote: an empty CoT would open the gate. As it is the same
     for a whole prompt, it never makes two completions of one group differ.
 
     Raises:
@@ -92,9 +92,9 @@ def gated_reward(parsed: Parsed, answer: int, verdict: str | None) -> Reward:
 def additive_reward(
     parsed: Parsed, answer: int, verdict: str | None, *, weight: float = 0.5
 ) -> Reward:
-    """R + weight · [think ≡ answer], in [0, 1.1 + weight].
+    """Return R + weight · [think ≡ answer], in [0, 1.1 + weight].
 
-    Unlike the gate it also pays for a wrong answer that the think supports, and pays
+    Unlike the gate it also pays for a wrong answer that the CoT supports, and pays
     for the right answer that it does not: the two aims are traded, not required
     together. The weight is this project's choice: below 1, so that a right answer is
     always worth more than agreement. Undecided earns nothing; where the verdict is not
@@ -110,7 +110,7 @@ def additive_reward(
 def lagrangian_reward(
     parsed: Parsed, answer: int, verdict: str | None, *, multiplier: float = 0.0
 ) -> Reward:
-    """(R + λ · [think ≡ answer]) / (1 + λ), in [0, 1.1].
+    """Return (R + λ · [think ≡ answer]) / (1 + λ), in [0, 1.1].
 
     R + λ · (c − τ) is what the constraint E[c] ≥ τ adds to E[R]; λ · τ is the same for
     every completion and drops out of any advantage. Dividing by 1 + λ keeps the scale,
@@ -134,7 +134,7 @@ def lagrangian_reward(
 def agreement_reward(
     parsed: Parsed, answer: int, verdict: str | None, *, alone: float = 0.5
 ) -> Reward:
-    """0.1 · format + correct · (1 where think ≡ answer, else `alone`), in [0, 1.1].
+    """Return 0.1 · format + correct · (1 where CoT ≡ answer, else `alone`).
 
     Full reward only for an answer that is right and agrees, less for one that is only
     right, none for agreeing on a wrong one. With the verdict of shuffled options this
@@ -185,7 +185,7 @@ JUDGED = frozenset(REWARDS) - {"grpo"}  # those that need a verdict
 
 
 def overlong_penalty(tokens: int, limit: int, buffer: int) -> float:
-    """Soft overlong penalty, in [−1, 0].
+    """Return the soft overlong penalty, in [−1, 0].
 
       0 up to limit − buffer tokens, then falling linearly to −1 at `limit`; −1 beyond
 
@@ -205,27 +205,28 @@ def overlong_penalty(tokens: int, limit: int, buffer: int) -> float:
     return -min(1.0, max(0.0, (tokens - (limit - buffer)) / buffer))
 
 
-def length_reward(tokens: int, shortest: int, longest: int) -> float:
-    """1 within [shortest, longest] tokens, falling linearly to 0 at 0 and 2 · longest.
+def length_reward(tokens: int, min_length: int, max_length: int) -> float:
+    """Return 1 within [min_length, max_length] tokens, falling linearly to 0 at 0 and
+    at 2 · max_length.
 
-    It pays for a length, whatever stands in it: use it to keep a think from collapsing,
-    together with `guards`. A choice of this project.
+    It rewards a length, whatever the text says: use it to keep a CoT from collapsing,
+    together with `cot_statistics`. A choice of this project.
     """
-    if not 0 <= shortest <= longest or longest < 1:
+    if not 0 <= min_length <= max_length or max_length < 1:
         raise UserError(
-            f"length.shortest={shortest} and length.longest={longest}: expected "
-            "0 ≤ shortest ≤ longest, and longest at least 1"
+            f"reward.min_length={min_length} and reward.max_length={max_length}: "
+            "expected 0 ≤ min_length ≤ max_length, and max_length at least 1"
         )
-    if tokens < shortest:
-        return max(0, tokens) / shortest
-    return 1.0 if tokens <= longest else max(0.0, 2 - tokens / longest)
+    if tokens < min_length:
+        return max(0, tokens) / min_length
+    return 1.0 if tokens <= max_length else max(0.0, 2 - tokens / max_length)
 
 
 def repetition_penalty(distinct: float) -> float:
-    """−(1 − distinct), in [−1, 0]: the share of n-grams that were written before.
+    """Return −(1 − distinct), in [−1, 0]: the share of repeated n-grams.
 
     Args:
-      distinct: of one text, `guards.distinct`; a text too short for any has 1.
+      distinct: of one text, `cot_statistics.distinct`; a text too short for any has 1.
 
     Repeated n-grams as a penalty: https://arxiv.org/abs/2502.03373
     """
@@ -235,7 +236,7 @@ def repetition_penalty(distinct: float) -> float:
 
 
 def confidence_reward(correct: float, probability: float) -> float:
-    """correct − (probability − correct)²: right, and as sure as it should be.
+    """Return correct − (probability − correct)²: right, and as sure as it should be.
 
     The Brier score is proper: with a chance q of being right its expectation is largest
     at probability = q, so neither bluffing nor hedging pays. RLCR:
@@ -244,7 +245,7 @@ def confidence_reward(correct: float, probability: float) -> float:
     Args:
       correct: 0 or 1.
       probability: that the policy gives to its own answer: its letter probability
-        after its think (`Scores.letters`), no number that it writes.
+        after its CoT (`Scores.letters`), no number that it writes.
     """
     if not 0 <= probability <= 1:
         raise UserError(f"probability: expected it in [0, 1], got {probability}")
@@ -252,10 +253,10 @@ def confidence_reward(correct: float, probability: float) -> float:
 
 
 def p_correct_reward(correct: float, p_correct: float, weight: float = 0.5) -> float:
-    """correct + weight · P(correct), in [0, 1 + weight].
+    """Return correct + weight · P(correct), in [0, 1 + weight].
 
-    P(correct) is the probability of the right option after the completion's own think
-    (`Scores.p_correct`): it tells thinks apart whose sampled answers agree, all wrong
+    P(correct) is the probability of the right option after the completion's own CoT
+    (`Scores.p_correct`): it tells CoTs apart whose sampled answers agree, all wrong
     ones included, and can't be written into a text. A choice of this project.
     """
     if not 0 <= p_correct <= 1:
@@ -264,7 +265,7 @@ def p_correct_reward(correct: float, p_correct: float, weight: float = 0.5) -> f
 
 
 def shaped(reward: Reward, terms: Mapping[str, float], weights: Mapping[str, float]):
-    """The reward plus Σ weight · term, over the terms that `weights` names.
+    """Return the reward plus Σ weight · term, over the terms that `weights` names.
 
     Raises:
       UserError: a weight without its term.
@@ -277,7 +278,7 @@ def shaped(reward: Reward, terms: Mapping[str, float], weights: Mapping[str, flo
 
 
 def parts(rewards: Iterable[Reward]) -> dict[str, Mean]:
-    """Sums and counts of every part, for the log; parts that are None don't count."""
+    """Return sums and counts of every part, for the log; None does not count."""
     rewards = list(rewards)
     columns = {name: [getattr(r, name) for r in rewards] for name in Reward._fields}
     known = {k: [v for v in column if v is not None] for k, column in columns.items()}

@@ -1,4 +1,4 @@
-"""Sample rollouts on disk: what was written, by which parameters, what it earned."""
+"""Sample rollouts on disk: completions, the parameters that sampled them, rewards."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from vlmrl.types import UserError
 def write(
     path: Path, samples: Sequence[Sample], advantages, *, step: int, lag: int, seed: int
 ) -> None:
-    """Writes the rollouts of one step as Parquet, whole or not at all.
+    """Write the rollouts of one step as Parquet, whole or not at all.
 
     Args:
       samples: in branch order; advantages: float32[N, G] of them.
-      step: of the update that learnt from them; the weights that sampled are those
-        after update `weights_step` = step − 1 − lag.
+      step: of the update that learned from them; the parameters that sampled are
+        those after update `weights_step` = step − 1 − lag.
     """
     count = np.asarray(advantages).shape[1]
     rows = [
