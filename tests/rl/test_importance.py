@@ -94,8 +94,8 @@ def test_weights_have_no_gradient():
 @pytest.mark.parametrize(
     ("bad", "named"),
     [
-        ({"level": "word"}, "importance.level: got 'word'"),
-        ({"mode": "clip"}, "importance.mode: got 'clip'"),
+        ({"level": "word"}, "importance.level: expected .*, got 'word'"),
+        ({"mode": "clip"}, "importance.mode: expected .*, got 'clip'"),
         ({"high": 0.5}, r"importance.low=0.0 and importance.high=0.5"),
         ({"low": 1.5}, r"importance.low=1.5"),
     ],

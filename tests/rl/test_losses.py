@@ -66,7 +66,7 @@ def test_aggregations_coincide_for_equal_lengths():
         ("mean", None, "aggregation: expected one of .*, got 'mean'"),
         ("constant", None, "aggregation='constant' and length=None"),
         ("token", 5, "aggregation='token' and length=5"),
-        ("constant", 0, "length: got 0"),
+        ("constant", 0, "length: expected .*, got 0"),
     ],
 )
 def test_bad_aggregations_are_named(how, length, named):
@@ -252,7 +252,7 @@ def test_k1_as_a_loss_is_refused_and_unknown_ones_too():
     new, ref, _, mask = batch()
     with pytest.raises(UserError, match="k1 has zero expected gradient"):
         kl_loss(new, ref, mask, estimator="k1")
-    with pytest.raises(UserError, match="kl estimator: got 'k4'"):
+    with pytest.raises(UserError, match="kl estimator: expected .*, got 'k4'"):
         kl_loss(new, ref, mask, estimator="k4")
 
 

@@ -84,13 +84,13 @@ def test_the_dict_has_one_signature(name):
             REWARDS[name](RIGHT, 1, None)
     else:
         REWARDS[name](RIGHT, 1, None)
-    with pytest.raises(UserError, match="verdict: got 'Consistent'"):
+    with pytest.raises(UserError, match="verdict: expected .*, got 'Consistent'"):
         REWARDS[name](RIGHT, 1, "Consistent")
 
 
 def test_no_answer_is_never_right():
     assert accuracy_reward(NOTHING, 0) == 0
-    with pytest.raises(UserError, match="answer: got -1"):
+    with pytest.raises(UserError, match="answer: expected .*, got -1"):
         accuracy_reward(NOTHING, -1)
 
 
@@ -201,7 +201,7 @@ def test_lagrangian_without_a_price_is_the_task():
         for parsed in (RIGHT, WRONG, SLOPPY, NOTHING):
             got = lagrangian_reward(parsed, 1, verdict)
             assert got.total == grpo_reward(parsed, 1).total
-    with pytest.raises(UserError, match="multiplier: got -1"):
+    with pytest.raises(UserError, match="multiplier: expected .*, got -1"):
         lagrangian_reward(RIGHT, 1, "consistent", multiplier=-1)
 
 
@@ -218,7 +218,7 @@ def test_agreement_between_the_task_and_the_gate():
             alone = agreement_reward(parsed, 1, verdict, alone=1.0)
             assert alone.total == pytest.approx(grpo_reward(parsed, 1).total)
     for bad in (-0.1, 1.5, float("nan")):
-        with pytest.raises(UserError, match="alone: got"):
+        with pytest.raises(UserError, match="alone: expected .*, got"):
             agreement_reward(RIGHT, 1, "consistent", alone=bad)
 
 
@@ -256,7 +256,7 @@ def test_length_with_no_least_and_contradicting_bounds():
 def test_repetition_by_hand():
     assert repetition_penalty(1.0) == 0
     assert repetition_penalty(0.25) == -0.75
-    with pytest.raises(UserError, match="distinct: got 1.5"):
+    with pytest.raises(UserError, match="distinct: expected .*, got 1.5"):
         repetition_penalty(1.5)
 
 
@@ -273,14 +273,14 @@ def test_confidence_by_hand_and_proper():
 
         best = max((i / 100 for i in range(101)), key=expected)
         assert best == pytest.approx(chance)
-    with pytest.raises(UserError, match="probability: got nan"):
+    with pytest.raises(UserError, match="probability: expected .*, got nan"):
         confidence_reward(1, float("nan"))
 
 
 def test_p_correct_by_hand():
     assert p_correct_reward(1, 0.8) == pytest.approx(1.4)
     assert p_correct_reward(0, 0.8, weight=0.25) == pytest.approx(0.2)
-    with pytest.raises(UserError, match="p_correct: got 2"):
+    with pytest.raises(UserError, match="p_correct: expected .*, got 2"):
         p_correct_reward(1, 2)
 
 
