@@ -51,6 +51,16 @@ def write_json(path: str | os.PathLike, data) -> None:
     atomic_write(path, json.dumps(data, indent=1) + "\n")
 
 
+def numbered_lines(path: str | os.PathLike) -> Iterator[tuple[int, str]]:
+    """Yield (number from 1, line) of the lines of a text file that aren't blank.
+
+    Lines end at a newline alone: `str.splitlines` also splits at U+2028 and the like,
+    which JSON text may hold.
+    """
+    with open(path, encoding="utf-8") as file:
+        yield from ((n, line) for n, line in enumerate(file, 1) if line.strip())
+
+
 def json_lines(rows: Iterable) -> Iterator[str]:
     """Yield each row as a line of JSON, for `atomic_write`."""
     return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -108,3 +108,15 @@ def vlmrl():
         assert cli.main([str(word) for word in words]) == 0
 
     return run
+
+
+def test_a_line_ends_at_a_newline_alone(tmp_path):
+    """U+2028 and U+0085 within a text end no line of the file."""
+    item = JudgeItem("i", "Where?", ("left", "right"), "One.\u2028Two.\x85So B.", 1)
+    labels.write_sheet(tmp_path / "s", [(item, "base", "c")], n=1, seed=0)
+    (row,) = (json.loads(x) for x in (tmp_path / "s").read_text().split("\n") if x)
+    row |= {"conclusion": "B", "annotator": "ann"}
+    line = json.dumps(row, ensure_ascii=False)
+    (tmp_path / "l.jsonl").write_text(line + "\n", encoding="utf-8")
+    (one,) = labels.read(tmp_path / "l.jsonl")
+    assert one.item.think == item.think and one.conclusion == 1

@@ -255,7 +255,7 @@ def test_an_evaluation_that_is_killed_goes_on_where_it_was(command, start, tmp_p
         (["agree"], "expected directories"),
         (["vote"], "expected directories"),
         (["agree", "/nowhere"], "/nowhere: holds no verdicts.jsonl"),
-        (["agre"], "unexpected word 'agre'"),
+        (["agre"], "expected agree, vote or sheet, got 'agre'"),
         (["--on=synthetic:2", "--prompt=/nowhere"], "cannot read the judge prompt"),
     ],
 )

@@ -7,44 +7,37 @@ over. Letters follow the order of `choices`.
 
 from __future__ import annotations
 
-from vlmrl.data.reading import (
-    Place,
-    Refused,
-    Set,
-    SetItem,
-    columns,
-    letter,
-    one,
-    options,
-    text,
-)
+from vlmrl.data import reading
+from vlmrl.data.reading import Place, Refused, Set, SetItem
 
 SOURCES = ("ADE20K", "COCO", "Omni3D")
 
 
 def items(row: dict, place: Place) -> list[SetItem]:
     if "choices" in row:
-        texts, repairs = options(row["choices"] or ()), ()
+        texts, repairs = reading.options(row["choices"] or ()), ()
     else:  # the TSV form
-        texts, repairs = columns(row, "ABCDEF")
-    source = text(row, "source")
+        texts, repairs = reading.columns(row, "ABCDEF")
+    source = reading.text(row, "source")
     if source not in SOURCES:
         raise Refused(f"source {source!r} is not one of {', '.join(SOURCES)}")
-    kind = text(row, "type", needed=False) or ("3D" if source == "Omni3D" else "2D")
-    task = text(row, "task", "category")
-    number = text(row, "idx", "index")
+    kind = reading.text(row, "type", needed=False) or (
+        "3D" if source == "Omni3D" else "2D"
+    )
+    task = reading.text(row, "task", "category")
+    number = reading.text(row, "idx", "index")
     return [
         SetItem(
             id=f"{kind}/{number}",
-            images=one(row.get("image"), place=place),
-            question=text(row, "question"),
+            images=reading.one(row.get("image"), place=place),
+            question=reading.text(row, "question"),
             options=texts,
-            answer=letter(row.get("answer"), len(texts)),
+            answer=reading.letter(row.get("answer"), len(texts)),
             task=f"{kind}/{task}/{source}",
             meta={
-                "prompt": text(row, "prompt", needed=False),
-                "filename": text(row, "filename", needed=False),
-                "source_filename": text(row, "source_filename", needed=False),
+                "prompt": reading.text(row, "prompt", needed=False),
+                "filename": reading.text(row, "filename", needed=False),
+                "source_filename": reading.text(row, "source_filename", needed=False),
             },
             repairs=repairs,
         )

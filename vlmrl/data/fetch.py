@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vlmrl.data.reading import Set
-from vlmrl.files import atomic_write
+from vlmrl.files import atomic_write, numbered_lines
 from vlmrl.types import UserError
 
 AGENT = "vlmrl (research on vision-language models)"
@@ -245,7 +245,7 @@ def images(
     manifest = folder / "manifest.jsonl"
     entries: dict[str, dict] = {}
     if manifest.is_file():
-        for line in manifest.read_text().splitlines():
+        for _, line in numbered_lines(manifest):
             try:
                 entry = json.loads(line)
             except ValueError:  # the line it was cut off in

@@ -7,37 +7,28 @@ Newer revisions list four choices; without them the question is open. Where
 
 from __future__ import annotations
 
-from vlmrl.data.reading import (
-    Place,
-    Set,
-    SetItem,
-    index_of,
-    letter,
-    missing,
-    one,
-    options,
-    text,
-)
+from vlmrl.data import reading
+from vlmrl.data.reading import Place, Set, SetItem
 
 
 def items(row: dict, place: Place) -> list[SetItem]:
-    question = text(row, "problem").replace("<image>", "").strip()
-    raw = text(row, "answer")
+    question = reading.text(row, "problem").replace("<image>", "").strip()
+    raw = reading.text(row, "answer")
     repairs: tuple[str, ...] = ()
     choices = row.get("choices") or ()
     if choices:
-        texts = options(choices)
-        answer = index_of(raw, texts)
+        texts = reading.options(choices)
+        answer = reading.index_of(raw, texts)
         named = row.get("ground_truth")
-        if not missing(named) and letter(named, len(texts)) != answer:
+        if not reading.missing(named) and reading.letter(named, len(texts)) != answer:
             repairs = (f"ground_truth {named} contradicts the answer: its text counts",)
     else:
         texts, answer = (raw,), 0
     number = row.get("id")
     return [
         SetItem(
-            id=f"{place.split}/{place.row if missing(number) else number}",
-            images=one(row.get("images"), place=place),
+            id=f"{place.split}/{place.row if reading.missing(number) else number}",
+            images=reading.one(row.get("images"), place=place),
             question=question,
             options=texts,
             answer=answer,

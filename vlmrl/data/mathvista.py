@@ -8,59 +8,51 @@ rounded to the row's `precision`.
 
 from __future__ import annotations
 
-from vlmrl.data.reading import (
-    Place,
-    Refused,
-    Set,
-    SetItem,
-    index_of,
-    missing,
-    one,
-    options,
-    text,
-)
+from vlmrl.data import reading
+from vlmrl.data.reading import Place, Refused, Set, SetItem
+
+PATH = ("task", "source")  # metadata that names an example's task
 
 
 def items(row: dict, place: Place) -> list[SetItem]:
     facts = row.get("metadata") or {}
-    kind = text(row, "question_type")
-    raw = text(row, "answer")
+    kind = reading.text(row, "question_type")
+    raw = reading.text(row, "answer")
     if kind == "multi_choice":
-        texts = options(row.get("choices") or ())
-        answer = index_of(raw, texts)
+        texts = reading.options(row.get("choices") or ())
+        answer = reading.index_of(raw, texts)
     elif kind == "free_form":
         texts, answer = (canonical(raw, row),), 0
     else:
         raise Refused(f"question_type {kind!r} is not multi_choice or free_form")
     return [
         SetItem(
-            id=text(row, "pid"),
-            images=one(row.get("decoded_image"), place=place),
-            question=text(row, "question"),
+            id=reading.text(row, "pid"),
+            images=reading.one(row.get("decoded_image"), place=place),
+            question=reading.text(row, "question"),
             options=texts,
             answer=answer,
             open=kind == "free_form",
-            task="/".join(
-                text(facts, name, needed=False) or "none" for name in ("task", "source")
-            ),
+            task="/".join(reading.text(facts, k, needed=False) or "none" for k in PATH),
             meta={
-                "unit": text(row, "unit", needed=False),
-                "answer_type": text(row, "answer_type"),
+                "unit": reading.text(row, "unit", needed=False),
+                "answer_type": reading.text(row, "answer_type"),
                 "skills": list(facts.get("skills") or ()),
-                "category": text(facts, "category", needed=False),
-                "query": text(row, "query", needed=False),
+                "category": reading.text(facts, "category", needed=False),
+                "query": reading.text(row, "query", needed=False),
             },
         )
     ]
 
 
 def canonical(raw: str, row: dict) -> str:
-    kind, precision = text(row, "answer_type"), row.get("precision")
+    kind, precision = reading.text(row, "answer_type"), row.get("precision")
     try:
         if kind == "integer":
             return str(int(float(raw)))
         if kind == "float":
-            return f"{float(raw):.{0 if missing(precision) else int(precision)}f}"
+            digits = 0 if reading.missing(precision) else int(precision)
+            return f"{float(raw):.{digits}f}"
     except ValueError:
         raise Refused(f"answer {raw!r} is not a number, answer_type {kind}") from None
     return raw

@@ -28,20 +28,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlmrl.data.reading import (
-    LETTERS,
-    Place,
-    Refused,
-    Set,
-    SetItem,
-    columns,
-    index_of,
-    letter,
-    missing,
-    options,
-    pictures,
-    text,
-)
+from vlmrl.data import reading
+from vlmrl.data.reading import LETTERS, Place, Refused, Set, SetItem
 from vlmrl.types import UserError
 
 KNOWN = (
@@ -87,9 +75,9 @@ def _own(row: dict, place: Place) -> SetItem:
         raise Refused("options are not a list")
     raw = row.get("answer")
     if shown:
-        texts = options(shown)
+        texts = reading.options(shown)
         answer = _index(raw, texts)
-    elif missing(raw):
+    elif reading.missing(raw):
         raise Refused("answer is missing")
     else:
         texts, answer = (str(raw).strip(),), 0
@@ -106,19 +94,19 @@ def _own(row: dict, place: Place) -> SetItem:
     meta = row.get("meta") or {}
     if not isinstance(meta, dict):
         raise Refused("meta is not an object")
-    hint = text(row, "hint", needed=False)
+    hint = reading.text(row, "hint", needed=False)
     return SetItem(
-        id=text(row, "id", needed=False) or f"{place.split}/{place.row}",
-        images=pictures(row.get("images", row.get("image")), place=place),
-        question=text(row, "question"),
+        id=reading.text(row, "id", needed=False) or f"{place.split}/{place.row}",
+        images=reading.pictures(row.get("images", row.get("image")), place=place),
+        question=reading.text(row, "question"),
         options=texts,
         answer=answer,
-        task=text(row, "task", needed=False) or "own",
-        group=text(row, "group", needed=False),
-        cluster=text(row, "cluster", needed=False),
+        task=reading.text(row, "task", needed=False) or "own",
+        group=reading.text(row, "group", needed=False),
+        cluster=reading.text(row, "cluster", needed=False),
         open=not shown,
         suggested=suggested,
-        trace=text(row, "trace", needed=False),
+        trace=reading.text(row, "trace", needed=False),
         meta={**meta, **({"hint": hint} if hint else {})},
         **lists,
     )
@@ -130,22 +118,22 @@ def _index(raw, texts: tuple[str, ...]) -> int:
             raise Refused(f"answer {raw} is not an index of its {len(texts)} options")
         return raw
     if isinstance(raw, str) and raw.strip() not in texts and len(raw.strip()) == 1:
-        return letter(raw, len(texts))
-    if missing(raw):
+        return reading.letter(raw, len(texts))
+    if reading.missing(raw):
         raise Refused("answer is missing")
-    return index_of(str(raw).strip(), texts)
+    return reading.index_of(str(raw).strip(), texts)
 
 
 def _tsv(row: dict, place: Place) -> SetItem:
     letters = [name for name in LETTERS if name in row]
-    raw = text(row, "answer")
-    hint = text(row, "hint", needed=False)
-    level = text(row, "l2-category", "L2-category", needed=False)
-    category = text(row, "category", needed=False)
+    raw = reading.text(row, "answer")
+    hint = reading.text(row, "hint", needed=False)
+    level = reading.text(row, "l2-category", "L2-category", needed=False)
+    category = reading.text(row, "category", needed=False)
     repairs: tuple[str, ...] = ()
-    if letters and not all(missing(row[name]) for name in letters):
-        texts, repairs = columns(row, letters)
-        answer, is_open = letter(raw, len(texts)), False
+    if letters and not all(reading.missing(row[name]) for name in letters):
+        texts, repairs = reading.columns(row, letters)
+        answer, is_open = reading.letter(raw, len(texts)), False
     elif raw.casefold() in ("yes", "no"):
         texts, answer, is_open = (
             ("Yes", "No"),
@@ -155,11 +143,11 @@ def _tsv(row: dict, place: Place) -> SetItem:
     else:
         texts, answer, is_open = (raw,), 0, True
     used = {"index", "question", "hint", "answer", "image", "category", *letters}
-    rest = {k: v for k, v in row.items() if k not in used and not missing(v)}
+    rest = {k: v for k, v in row.items() if k not in used and not reading.missing(v)}
     return SetItem(
-        id=text(row, "index"),
-        images=pictures(row.get("image"), place=place),
-        question=text(row, "question"),
+        id=reading.text(row, "index"),
+        images=reading.pictures(row.get("image"), place=place),
+        question=reading.text(row, "question"),
         options=texts,
         answer=answer,
         task="/".join(filter(None, [level, category])) or "own",

@@ -11,18 +11,8 @@ from __future__ import annotations
 
 import re
 
-from vlmrl.data.reading import (
-    Place,
-    Refused,
-    Set,
-    SetItem,
-    index_of,
-    normal,
-    one,
-    options,
-    shuffled,
-    text,
-)
+from vlmrl.data import reading
+from vlmrl.data.reading import Place, Refused, Set, SetItem
 
 TASKS = (
     "other",
@@ -37,20 +27,20 @@ _SLIP = re.compile(r"\s*\bin the first frame\b")  # the authors call it a small 
 
 def items(row: dict, place: Place) -> list[SetItem]:
     answers = list(row.get("answers") or ())
-    right = text(row, "correct_answer")
+    right = reading.text(row, "correct_answer")
     cleaned = [_SLIP.sub("", a) if isinstance(a, str) else a for a in answers]
     repairs = ("'in the first frame' taken out of an answer",) * (cleaned != answers)
-    texts = options(cleaned)
-    if len({normal(t) for t in texts}) < len(texts):
+    texts = reading.options(cleaned)
+    if len({reading.normal(t) for t in texts}) < len(texts):
         raise Refused("its answers repeat one another")
-    right = index_of(_SLIP.sub("", right), texts)
-    question = text(row, "question").replace("<image>", "").strip()
-    task = text(row, "question_type", needed=False) or kind(question)
+    right = reading.index_of(_SLIP.sub("", right), texts)
+    question = reading.text(row, "question").replace("<image>", "").strip()
+    task = reading.text(row, "question_type", needed=False) or kind(question)
     id = f"{'test' if place.split == 'test_circular' else place.split}/{place.row}"
-    texts, right = shuffled(texts, right, place.seed, id)
+    texts, right = reading.shuffled(texts, right, place.seed, id)
     item = SetItem(
         id=id,
-        images=one(row.get("images", row.get("image_bytes")), place=place),
+        images=reading.one(row.get("images", row.get("image_bytes")), place=place),
         question=question,
         options=texts,
         answer=right,

@@ -9,45 +9,35 @@ from __future__ import annotations
 
 import re
 
-from vlmrl.data.reading import (
-    LETTERS,
-    Place,
-    Refused,
-    Set,
-    SetItem,
-    beside,
-    index_of,
-    normal,
-    options,
-    text,
-)
+from vlmrl.data import reading
+from vlmrl.data.reading import LETTERS, Place, Refused, Set, SetItem
 
 FOLDERS = ("images", "data", "data/images", "Spatial_MM_Obj", "Spatial_MM_CoT")
 _OPTION = re.compile(r"\s*([A-Z])\s*[.)]\s*(.*)")
 
 
 def items(row: dict, place: Place) -> list[SetItem]:
-    image = text(row, "image_name")
+    image = reading.text(row, "image_name")
     common = dict(
         id=f"{place.split}/{place.row}",
-        images=(beside(image, place, *FOLDERS),),
+        images=(reading.beside(image, place, *FOLDERS),),
         cluster=image,
     )
     if place.split == "multihop":
-        hop = text(row, "hop")
+        hop = reading.text(row, "hop")
         return [
             SetItem(
                 **common,
-                question=text(row, "question"),
-                options=(text(row, "answer"),),
+                question=reading.text(row, "question"),
+                options=(reading.text(row, "answer"),),
                 answer=0,
                 open=True,
                 task=f"multihop/{hop}",
-                meta={"reasoning": text(row, "reasoning", needed=False)},
+                meta={"reasoning": reading.text(row, "reasoning", needed=False)},
             )
         ]
-    question, texts = asked(text(row, "question"))
-    answer, repairs = answered(text(row, "answer"), texts)
+    question, texts = asked(reading.text(row, "question"))
+    answer, repairs = answered(reading.text(row, "answer"), texts)
     return [
         SetItem(
             **common,
@@ -56,17 +46,17 @@ def items(row: dict, place: Place) -> list[SetItem]:
             answer=answer,
             task=f"{place.split}/{perspective(question)}",
             meta={
-                "object1": text(row, "object1", needed=False),
-                "object2": text(row, "object2", needed=False),
+                "object1": reading.text(row, "object1", needed=False),
+                "object2": reading.text(row, "object2", needed=False),
             },
             repairs=repairs,
         )
     ]
 
 
-def asked(text_: str) -> tuple[str, tuple[str, ...]]:
+def asked(raw: str) -> tuple[str, tuple[str, ...]]:
     """Return (question, options) of lines `question`, `A. …`, `B. …`."""
-    lines = text_.splitlines()
+    lines = raw.splitlines()
     matches = [_OPTION.fullmatch(line) for line in lines]
     first = next((i for i, m in enumerate(matches) if m and m[1] == "A"), None)
     if first is None or not "\n".join(lines[:first]).strip():
@@ -77,20 +67,20 @@ def asked(text_: str) -> tuple[str, tuple[str, ...]]:
             texts.append(m[2])
         elif line.strip():
             raise Refused(f"line {line.strip()!r} is not option {LETTERS[len(texts)]}")
-    return "\n".join(lines[:first]).strip(), options(texts)
+    return "\n".join(lines[:first]).strip(), reading.options(texts)
 
 
 def answered(raw: str, texts: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
     """Return (answer, repairs) of `B. right`."""
     match = _OPTION.fullmatch(raw)
     if not match:
-        return index_of(raw, texts), ()
+        return reading.index_of(raw, texts), ()
     index, rest = LETTERS.index(match[1]), match[2]
-    if index < len(texts) and normal(texts[index]) == normal(rest):
+    if index < len(texts) and reading.normal(texts[index]) == reading.normal(rest):
         return index, ()
     if not rest.strip():
         raise Refused(f"answer {raw!r} has no text")
-    right = index_of(rest, texts)
+    right = reading.index_of(rest, texts)
     return right, (f"answer {raw!r} contradicts its letter: its text counts",)
 
 

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 from vlmrl.data.statements import leaks
-from vlmrl.files import atomic_write, json_lines
+from vlmrl.files import atomic_write, json_lines, numbered_lines
 from vlmrl.types import Example, UserError
 
 ASK = (
@@ -52,10 +52,10 @@ def read(path: Path) -> dict[tuple[str, str], dict]:
     """Return (source, id) → entry. Raises UserError naming the line that is wrong."""
     entries: dict[tuple[str, str], dict] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = list(numbered_lines(path))
     except OSError as error:
         raise UserError(f"{path}: no such file of texts") from error
-    for number, line in enumerate(lines, 1):
+    for number, line in lines:
         try:
             entry = json.loads(line)
             place = (entry["source"], entry["id"])
@@ -143,7 +143,7 @@ def rewrite(
     unfinished = path.with_name(path.name + ".unfinished")
     entries_by_id = read(path) if path.is_file() else {}
     if unfinished.is_file():
-        for line in unfinished.read_text(encoding="utf-8").splitlines():
+        for _, line in numbered_lines(unfinished):
             with contextlib.suppress(ValueError):  # the line it was cut off in
                 known = json.loads(line)
                 entries_by_id[known["source"], known["id"]] = known

@@ -8,18 +8,8 @@ from __future__ import annotations
 
 import re
 
-from vlmrl.data.reading import (
-    LETTERS,
-    Place,
-    Refused,
-    Set,
-    SetItem,
-    columns,
-    letter,
-    one,
-    options,
-    text,
-)
+from vlmrl.data import reading
+from vlmrl.data.reading import LETTERS, Place, Refused, Set, SetItem
 
 TASKS = ("direct_attributes", "relative_position")
 _OPTION = re.compile(r"\(([A-Z])\)\s*(.*)")
@@ -29,30 +19,30 @@ _SUFFIX = "Answer with the option's letter"
 def items(row: dict, place: Place) -> list[SetItem]:
     repairs: tuple[str, ...] = ()
     if "text" in row:
-        question, texts = asked(text(row, "text"))
+        question, texts = asked(reading.text(row, "text"))
     else:  # the TSV form
-        question = text(row, "question")
-        texts, repairs = columns(row, "ABCD")
-    task = text(row, "category")
+        question = reading.text(row, "question")
+        texts, repairs = reading.columns(row, "ABCD")
+    task = reading.text(row, "category")
     if task not in TASKS:
         raise Refused(f"category {task!r} is not one of {', '.join(TASKS)}")
     return [
         SetItem(
-            id=text(row, "question_id", "index"),
-            images=one(row.get("image"), place=place),
+            id=reading.text(row, "question_id", "index"),
+            images=reading.one(row.get("image"), place=place),
             question=question,
             options=texts,
-            answer=letter(row.get("label", row.get("answer")), len(texts)),
+            answer=reading.letter(row.get("label", row.get("answer")), len(texts)),
             task=task,
             repairs=repairs,
         )
     ]
 
 
-def asked(text_: str) -> tuple[str, tuple[str, ...]]:
+def asked(raw: str) -> tuple[str, tuple[str, ...]]:
     """Return (question, options) of lines `question`, `(A) …`, `(B) …`, the suffix."""
     question, texts = [], []
-    for line in text_.splitlines():
+    for line in raw.splitlines():
         line = line.strip()
         match = _OPTION.fullmatch(line)
         if match and match[1] == LETTERS[len(texts)]:
@@ -61,7 +51,7 @@ def asked(text_: str) -> tuple[str, tuple[str, ...]]:
             question.append(line)
         elif line and not line.startswith(_SUFFIX):
             raise Refused(f"line {line!r} is no option ({LETTERS[len(texts)]})")
-    return "\n".join(question).strip(), options(texts)
+    return "\n".join(question).strip(), reading.options(texts)
 
 
 SET = Set(

@@ -71,32 +71,20 @@ def preposition(caption: str, one: bool) -> str:
     return next((p for p in _TWO if p in caption), "other").replace(" ", "_")
 
 
+# Split → (file, examples).
+FILES = {
+    "controlled_a": ("controlled_images_dataset", 412),
+    "controlled_b": ("controlled_clevr_dataset", 408),
+    "coco_one": ("coco_qa_one_obj", 2247),
+    "coco_two": ("coco_qa_two_obj", 440),
+    "gqa_one": ("vg_qa_one_obj", 1160),
+    "gqa_two": ("vg_qa_two_obj", 291),
+}
 SET = Set(
     name="whatsup",
     about="captions that differ in a preposition",
-    splits={
-        "controlled_a": 412,
-        "controlled_b": 408,
-        "coco_one": 2247,
-        "coco_two": 440,
-        "gqa_one": 1160,
-        "gqa_two": 291,
-    },
-    tasks=(
-        "controlled_a",
-        "controlled_b",
-        "coco_one",
-        "coco_two",
-        "gqa_one",
-        "gqa_two",
-    ),
-    files={
-        "controlled_a": ("**/controlled_images_dataset.json",),
-        "controlled_b": ("**/controlled_clevr_dataset.json",),
-        "coco_one": ("**/coco_qa_one_obj.json",),
-        "coco_two": ("**/coco_qa_two_obj.json",),
-        "gqa_one": ("**/vg_qa_one_obj.json",),
-        "gqa_two": ("**/vg_qa_two_obj.json",),
-    },
+    splits={split: count for split, (_, count) in FILES.items()},
+    tasks=tuple(FILES),
+    files={split: (f"**/{name}.json",) for split, (name, _) in FILES.items()},
     items=items,
 )

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vlmrl.files import atomic_write, json_lines
+from vlmrl.files import atomic_write, json_lines, numbered_lines
 from vlmrl.judges.judge import JudgeItem
 from vlmrl.types import Record, UserError
 
@@ -124,13 +124,11 @@ def read(path: str | os.PathLike) -> list[Labelled]:
         item, rows of an item that differ, or nothing labelled.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = list(numbered_lines(path))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot read labels: {error}") from None
     items: dict[str, Labelled] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in lines:
         one = _parse(line, f"{path}: row {number}")
         if one is None:
             continue

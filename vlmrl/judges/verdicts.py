@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vlmrl.files import atomic_write, json_lines
+from vlmrl.files import atomic_write, json_lines, numbered_lines
 from vlmrl.judges import judge, labels, synthetic
 from vlmrl.judges.judge import JudgeItem, Verdict
 from vlmrl.judges.synthetic import Trace
@@ -125,7 +125,7 @@ def read(path: str | os.PathLike) -> dict[str, Verdicts]:
     if not path.is_file():
         raise UserError(f"{path.parent}: holds no {NAME}; run vlmrl judge first")
     by_judge: dict[str, Verdicts] = {}
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    for number, line in numbered_lines(path):
         try:
             v = json.loads(line)
             item = JudgeItem(v["id"], "", (), "", -1)

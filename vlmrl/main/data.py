@@ -146,5 +146,4 @@ def write_texts(name: str, f, workdir: Path) -> None:
         print(f"{path}: {fallbacks} sentences fell back to their templates")
 
 
-ACTIONS = {"prepare": prepare, "show": show, "check": check_splits}
-ACTIONS |= {"texts": write_texts}
+ACTIONS = dict(prepare=prepare, show=show, check=check_splits, texts=write_texts)

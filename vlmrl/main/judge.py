@@ -5,9 +5,8 @@
       WORKDIR/verdicts.jsonl and judge.json (prompt hash, cost, what a cascade saved)
   vlmrl judge --on=synthetic:2000        2,000 traces whose conclusions are known
   vlmrl judge --on=labels.jsonl            traces that people labelled
-  vlmrl judge agree A B C                  agreement of several such WORKDIRs (or label
-      files) per condition, with intervals and paired tests (Holm-corrected), and
-      against the truth where it is known
+  vlmrl judge agree A B C      agreement of several such WORKDIRs (or label files) per
+      condition, with intervals, Holm-corrected paired tests, and against known truth
   vlmrl judge vote A B C                   the majority of several such WORKDIRs
   vlmrl judge sheet --on=runs/x --count=200    traces for people to label, drawn evenly
       over conditions from the records of the run's last step
@@ -21,8 +20,7 @@ left undecided. With --vote they are a majority. A judge is one of
   http:MODEL    a model behind an OpenAI-compatible endpoint at --url, with the key in
                 the environment variable --key_env
 
-Replies are cached in WORKDIR/replies.jsonl: the same command continues a run that was
-killed or whose budget was spent.
+Replies are cached in WORKDIR/replies.jsonl: the same command continues a stopped run.
 """
 
 from __future__ import annotations
@@ -76,8 +74,7 @@ def main(argv):
     action, *places = flags.args or [""]
     actions = {"": judge_run, "agree": compare, "vote": vote, "sheet": write_sheet}
     if action not in actions or (places and action == "sheet"):
-        word = places[0] if action == "sheet" else action
-        raise UserError(f"unexpected word '{word}'; expected agree, vote or sheet")
+        raise UserError(f"expected agree, vote or sheet, got '{' '.join(flags.args)}'")
     actions[action](workdir, flags, *places)
 
 
