@@ -33,6 +33,8 @@ DTYPES = ("float32", "bfloat16")
 
 
 class Policy(NamedTuple):
+    """A model with its parameters, how text is written for it, and where it runs."""
+
     model: Model
     params: Any
     processor: tokens.Processor

@@ -9,6 +9,8 @@ Letters as in `merge.py`; C blocks of q query tokens, s keys in a block.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -85,6 +87,7 @@ class _Blocks:
 def _forward(q, k, v, mask: KeyMask, causal: bool):
     blocks = _Blocks(q, k, mask)
     k, v = blocks.to_bkth(k), blocks.to_bkth(v)
+    product = functools.partial(jnp.einsum, preferred_element_type=blocks.kind)
 
     def attend_block(xs):
         q, stop, positions = xs
@@ -95,12 +98,7 @@ def _forward(q, k, v, mask: KeyMask, causal: bool):
             top = jnp.maximum(m, jnp.max(jnp.where(visible, s, MASKED), axis=-1))
             p = jnp.where(visible, jnp.exp(s - top[..., None]), 0)
             values = jax.lax.dynamic_slice_in_dim(v, at * blocks.s, blocks.s, 2)
-            more = jnp.einsum(
-                "bkqs,bksh->bkqh",
-                p.astype(v.dtype),
-                values,
-                preferred_element_type=blocks.kind,
-            )
+            more = product("bkqs,bksh->bkqh", p.astype(v.dtype), values)
             scale = jnp.exp(m - top)
             return top, scale * l + p.sum(-1), scale[..., None] * o + more
 
@@ -124,6 +122,7 @@ def _backward(q, k, v, mask: KeyMask, causal: bool, out, lse, g):
     blocks = _Blocks(q, k, mask)
     k, v = blocks.to_bkth(k), blocks.to_bkth(v)
     kind = blocks.kind
+    product = functools.partial(jnp.einsum, preferred_element_type=kind)
     delta = jnp.sum(g.astype(kind) * out.astype(kind), axis=-1)
 
     def add(x, at, more):
@@ -133,9 +132,6 @@ def _backward(q, k, v, mask: KeyMask, causal: bool, out, lse, g):
 
     def differentiate_block(carry, xs):
         q, g, lse, delta, stop, positions = xs
-
-        def product(pattern, a, b):
-            return jnp.einsum(pattern, a, b, preferred_element_type=kind)
 
         def step(at, carry):
             dq, dk, dv = carry

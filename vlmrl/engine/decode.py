@@ -1,5 +1,5 @@
 """Attention of one new token per row: a decoding step over cached segments in the
-layout BKTH, so that keys and values are multiplied where they lie in the cache.
+layout BKTH, so that keys and values are multiplied in place.
 
 Under continuous batching the rows being decoded are any of the cache's branches:
 `RowIndex` says which, so that a finished row makes room for another while the keys of a

@@ -52,15 +52,12 @@ def estimate(model: Model, params, request: RolloutRequest, **options):
       options: as for `prefill`.
     """
 
-    def read(params, group):
-        return prefill(model, params, group, **options)
-
-    def head(params, hidden):
-        return logits(hidden, model.head(params))
+    def run(params, group):
+        cache = prefill(model, params, group, **options)
+        return cache, logits(cache.hidden, model.head(params))
 
     group, rows, length, slots = request
-    cache = jax.eval_shape(read, params, group)
-    vocabulary = jax.eval_shape(head, params, cache.hidden).shape[-1]
+    cache, raw = jax.eval_shape(run, params, group)
     prefixes = sum(_bytes((s.k, s.v)) for s in cache.segments)
     last = cache.segments[-1]
     token = _bytes((last.k, last.v)) // last.mask.size  # of one row
@@ -71,7 +68,7 @@ def estimate(model: Model, params, request: RolloutRequest, **options):
         # Twice: decoding copies the cache to the layout BKTH.
         2 * prefixes * groups // request.groups + images,
         rows * length * token,
-        LOGITS_COPIES * 4 * rows * vocabulary,
+        LOGITS_COPIES * 4 * rows * raw.shape[-1],
     )
 
 

@@ -115,22 +115,19 @@ def encode(
     Raises:
       UserError: placeholders and images differ in number, or an image is bad.
     """
-    text, images, name = _parts(prompt, name)
-    ids = _ids(processor, text, len(images), name)
-    pictures = tuple(
-        processor.cut(data, _called(name, i), processor.pixels)
-        for i, data in enumerate(images)
-    )
-    return _place(processor, ids, pictures, name)
+    return _encode(processor, [_parts(prompt, name)])[0]
 
 
 def encode_all(processor: Processor, prompts: Sequence[Prompt]) -> list[Encoded]:
     """Encode many prompts, their images cut in a pool of threads."""
-    parts = [_parts(p) for p in prompts]
+    return _encode(processor, [_parts(p) for p in prompts])
+
+
+def _encode(processor: Processor, parts) -> list[Encoded]:
     # The tokenizer is not thread-safe, and its errors (missing images) come first.
     ids = [_ids(processor, text, len(images), name) for text, images, name in parts]
     files = [
-        (data, _called(name, i))
+        (data, f"example {name} image {i}")
         for _, images, name in parts
         for i, data in enumerate(images)
     ]
@@ -145,10 +142,6 @@ def _parts(prompt, name: str = ""):
     if isinstance(prompt, Prompt):
         return prompt.text, prompt.example.images, prompt.example.id
     return *prompt, name
-
-
-def _called(name: str, i: int) -> str:
-    return f"example {name} image {i}"
 
 
 def _ids(processor: Processor, text: str, images: int, name: str) -> np.ndarray:
