@@ -29,8 +29,8 @@ ORDER = [
     ["vlmrl.judges"],
     ["vlmrl.rl", "vlmrl.eval"],
     ["vlmrl.loops", "vlmrl.report"],
-    ["vlmrl.studies", "vlmrl.plan", "vlmrl.tiny"],
-    ["vlmrl.bench"],
+    ["vlmrl.plan", "vlmrl.tiny"],
+    ["vlmrl.studies", "vlmrl.bench"],
     ["vlmrl.main"],
 ]
 RANK = {part: rank for rank, row in enumerate(ORDER) for part in row}

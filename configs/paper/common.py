@@ -110,9 +110,8 @@ def study(arg, *, title: str, paper: str = "", tables: tuple = (), **options):
     c.mesh.fsdp = 1
     c.mesh.tensor = 1
 
-    c.device = ConfigDict()  # what the estimate assumes: H100 SXM, one host of eight
+    c.device = ConfigDict()  # what estimates assume: one host of eight H100 SXM
+    c.device.chip = "host" if small else "h100"  # vlmrl/plan/chips.py: CHIPS
     c.device.count = 1 if small else 8
-    c.device.flops = 5e10 if small else 4e14  # sustained in matmuls, per device
-    c.device.bandwidth = 1e10 if small else 3e12  # bytes/s
-    c.device.memory = 2e9 if small else 8e10  # bytes
+    c.device.efficiency = 0.8 if small else 0.4  # share of its FLOP/s that is reached
     return read, c

@@ -10,7 +10,9 @@ from typing import NamedTuple
 from vlmrl.data import loader
 from vlmrl.data.sets import SETS
 from vlmrl.models import registry
+from vlmrl.plan.chips import CHIPS, Chip
 from vlmrl.studies.jobs import Job
+from vlmrl.types import UserError
 
 IMAGE_TOKENS, TEXT_TOKENS = 1000, 250  # assumed of an example
 UNKNOWN_SIZE = 8_300_000_000  # parameters of the 7B models here, tuned from one base
@@ -21,11 +23,20 @@ class Estimate(NamedTuple):
     memory: float  # bytes per device
 
 
+def _chip(c: dict) -> Chip:
+    name = c["device"]["chip"]
+    if name not in CHIPS:
+        raise UserError(
+            f"config.device.chip: expected one of {', '.join(CHIPS)}, got {name!r}"
+        )
+    return CHIPS[name]
+
+
 def estimate(job: Job, c: dict) -> Estimate | None:
     """Return the estimate of an evaluation, None for other jobs.
 
-    Prompts run at the device's sustained FLOP/s, decoding at its memory bandwidth, once
-    per batch and token. Weights are bfloat16, split over the mesh's tensor axis and
+    Prompts run at a share of the chip's FLOP/s (`config.device.efficiency`), decoding
+    at its memory bandwidth, once per batch and token. Weights are bfloat16, split over the mesh's tensor axis and
     gathered over fsdp, with a third on top.
     """
     if job.kind != "evaluate":
@@ -33,15 +44,16 @@ def estimate(job: Job, c: dict) -> Estimate | None:
     size = _parameters(job.about["model"])
     about, kernel = job.about, job.about["kernel"]
     device, mesh = c["device"], c["mesh"]
+    chip, count = _chip(c), device["count"]
     examples = about["size"] or _examples(about["source"], about["split"]) or 1000
     conditions = len(about["conditions"]) * (1 + len(about["images"]))
     branches = conditions * kernel["samples"]
     read = IMAGE_TOKENS * (1 + len(about["images"])) + TEXT_TOKENS * conditions
     flops = 2.0 * size * examples * (read + branches * about["max_tokens"] / 2)
     passes = math.ceil(examples / 16) * about["max_tokens"] * 0.6
-    seconds = flops / (device["flops"] * device["count"])
-    seconds += passes * 2 * size / (device["bandwidth"] * device["count"])
-    shares = [n if n > 0 else device["count"] for n in (mesh["fsdp"], mesh["tensor"])]
+    seconds = flops / (chip.flops * device["efficiency"] * count)
+    seconds += passes * 2 * size / (chip.bandwidth * count)
+    shares = [n if n > 0 else count for n in (mesh["fsdp"], mesh["tensor"])]
     copies = 1 + 1 / shares[0] if shares[0] > 1 else 1
     return Estimate(seconds, copies * 2 * size * 1.33 / shares[1])
 
@@ -72,16 +84,17 @@ def describe(jobs: Sequence[Job], c: dict) -> str:
     if not known:
         return "\n".join(lines)
     device = c["device"]
+    chip = _chip(c)
     memory = max(x.memory for x in known)
     lines.append(
         f"  in all about {_duration(sum(x.seconds for x in known))} and "
-        f"{memory / 1e9:.1f} GB of weights per device, on {device['count']} device(s) "
-        f"of {device['flops']:.0e} FLOP/s (config.device); without what has no estimate"
+        f"{memory / 1e9:.1f} GB of weights per device, on {device['count']} × "
+        f"{device['chip']} (config.device); jobs without an estimate not counted"
     )
-    if memory > device["memory"]:
+    if memory > chip.memory:
         lines.append(
-            f"  that is more than the {device['memory'] / 1e9:.0f} GB of a device "
-            "(config.device.memory): raise config.mesh.tensor"
+            f"  that is more than the {chip.memory / 1e9:.0f} GB of a device "
+            "(config.device.chip): raise config.mesh.tensor"
         )
     return "\n".join(lines)
 
