@@ -36,8 +36,8 @@ def estimate(job: Job, c: dict) -> Estimate | None:
     """Return the estimate of an evaluation, None for other jobs.
 
     Prompts run at a share of the chip's FLOP/s (`config.device.efficiency`), decoding
-    at its memory bandwidth, once per batch and token. Weights are bfloat16, split over the mesh's tensor axis and
-    gathered over fsdp, with a third on top.
+    at its memory bandwidth, once per batch and token. Weights are bfloat16, split over
+    the mesh's tensor axis and gathered over fsdp, with a third on top.
     """
     if job.kind != "evaluate":
         return None
