@@ -194,7 +194,7 @@ def test_in_slots_the_same_completions_are_drawn(plain, monkeypatch):
     with pytest.raises(UserError, match=r"config\.slots: .* need .* slots fit"):
         drawn()
     eight = policy()._replace(mesh=sharding.make_mesh())
-    with pytest.raises(UserError, match="config.slots is 5: wants one data shard"):
+    with pytest.raises(UserError, match="config.slots is 5: expected one data shard"):
         sampling.make_sampler(eight, slots=5, **how)
 
 
