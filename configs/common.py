@@ -22,7 +22,7 @@ def parse_arg(arg: str | None, **defaults) -> ConfigDict:
     `arg` is a list of words parted by commas: `name=value` sets an option, `name` alone
     switches it on, and `noname` off. A value has the type of its default; a default
     that is a tuple lists the values there are, its first being the default. Every
-    config knows `runlocal`, off unless said: the smallest run that goes through every
+    config knows `runlocal`, off by default: the smallest run that goes through every
     step.
 
     Example:

@@ -1,4 +1,4 @@
-"""Closed models behind an API. Hidden thinking can't be prefilled, so a started think
+"""Closed models behind an API. Hidden thinking can't be prefilled, so a started CoT
 is quoted in the user turn; records say so.
 
 Options after ':' — url (an OpenAI-compatible base URL), key_env (variable with its

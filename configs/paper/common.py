@@ -1,6 +1,6 @@
 """What the studies of the paper share: models, sets, conditions, decoding.
 
-The paper is arXiv 2602.12506. What it leaves unsaid is the project's choice and marked
+The paper is arXiv 2602.12506. What it does not state is the project's choice and marked
 so. `:runlocal` swaps models and sets for the tiny model on scenes, the smallest run
 that goes through every step; studies then share one evaluation, but for those of other
 prompts, other images and of training.

@@ -1,4 +1,4 @@
-"""Controls: correct captions and thinks have the same form as the wrong ones, so they
+"""Controls: correct captions and CoTs have the same form as the wrong ones, so they
 show that content, not format, does the harm."""
 
 from configs.paper import common
@@ -8,7 +8,7 @@ SHOWN = ("base", "correct_caption", "wrong_caption", "correct_think", "wrong_thi
 
 def get_config(arg=None):
     _, c = common.study(
-        arg, title="Correct captions and thinks", tables=("conditions", "comparisons")
+        arg, title="Correct captions and CoTs", tables=("conditions", "comparisons")
     )
     c.shown = SHOWN  # of the conditions measured
     return c

@@ -20,7 +20,7 @@ def get_config(arg=None):
         arg,
         title="Training curves",
         tables=("leaderboard", "drift", "conditions", "seeds"),
-        seeds=0,  # 0: the paper's three, or one in small
+        seeds=0,  # 0: the paper's three, or one at toy size
     )
     small = options.runlocal
     c.kind = "train"

@@ -1,4 +1,4 @@
-"""ACRE (arXiv 2510.10104): full reward only if the same think, read back under shuffled
+"""ACRE (arXiv 2510.10104): full reward only if the same CoT, read back under shuffled
 options, gives the same answer, on augmented prompts. No judge."""
 
 from configs.tiny import grpo

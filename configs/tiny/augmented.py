@@ -1,5 +1,5 @@
 """Accuracy-only reward on augmented prompts: 10 % each of right and wrong captions and
-thinks."""
+CoTs."""
 
 from configs.tiny import grpo
 

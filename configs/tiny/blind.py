@@ -1,4 +1,4 @@
-"""The blind probe as the judge: the accuracy reward is paid where the think alone,
+"""The blind probe as the judge: the accuracy reward is given where the CoT alone,
 re-read without the image and with its conclusion stripped, gives the answer; with a
 small reward for evidence, on augmented prompts. No judge."""
 

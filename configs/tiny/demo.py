@@ -1,4 +1,4 @@
-"""The main job in small: the warm start, then two recipes trained from it, each
+"""The main job at toy size: the warm start, then two recipes trained from it, each
 measured under every condition on the held-out test split.
 
 Options after ':' — runlocal (seconds instead of minutes), seeds=N.
@@ -15,7 +15,7 @@ def get_config(arg=None):
         arg,
         RECIPES,
         seeds=1,
-        title="RL fine-tuning in small: what it does to robustness and reasoning",
+        title="RL fine-tuning at toy size: what it does to robustness and reasoning",
         summary=(
             "A small vision-language model of the Qwen2.5-VL architecture, before and "
             "after GRPO on procedural scenes, measured under misleading captions and "

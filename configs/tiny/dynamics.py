@@ -1,5 +1,5 @@
-"""The paper's study in small: four recipes × three seeds from one warm start, measured
-while they train and at the end, then a verdict on each of the paper's eight claims.
+"""The paper's study at toy size: four recipes × three seeds from one warm start,
+measured while they train and at the end, then a verdict on each of its eight claims.
 
     vlmrl study --config configs/tiny/dynamics.py --workdir runs/dynamics
 
@@ -15,7 +15,7 @@ from configs.tiny import accuracy, augmented, both, faithful, grpo
 RECIPES = {
     "accuracy": accuracy,  # (ii): right answers pay
     "augmented": augmented,  # (iii): on perturbed prompts, too
-    "faithful": faithful,  # (iv): only where the think concludes the answer
+    "faithful": faithful,  # (iv): only where the CoT concludes the answer
     "both": both,
 }
 
@@ -65,7 +65,7 @@ def get_config(arg=None):
         arg,
         RECIPES,
         seeds=3,
-        title="What RL does to robustness and faithfulness, in small",
+        title="What RL does to robustness and faithfulness, at toy size",
         summary=(
             "Four recipes, three seeds each, from one warm start on procedural scenes: "
             "accuracy reward, with augmentation, with the faithfulness reward, both."

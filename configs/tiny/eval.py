@@ -18,7 +18,9 @@ def get_config(arg=None):
     c.dtype = ""  # of the parameters: 'float32', 'bfloat16'; '' as they are stored
     c.compute = ""  # of activations; '' as the parameters
     c.pixels = ()  # least and most pixels of an image; () as the checkpoint says
-    c.buckets = ConfigDict()  # static lengths programs are made for; () as for scenes
+    c.buckets = (
+        ConfigDict()
+    )  # static shapes that programs are compiled for; () as for scenes
     c.buckets.prefix = ()  # tokens of a prompt, (512, 1024)
     c.buckets.branch = ()  # tokens of a condition's text
     c.buckets.images = ()  # images of an example

@@ -1,4 +1,4 @@
-"""Faithfulness reward: the accuracy reward, paid only where the think concludes the
+"""Faithfulness reward: the accuracy reward, given only where the CoT concludes the
 answer that was given."""
 
 from configs.tiny import grpo

@@ -35,7 +35,9 @@ def recipe(arg, *, name: str, reward: str = "grpo", mix: dict | None = None):
     c.dtype = "float32"  # of the parameters that learn, and their moments
     c.compute = ""  # 'bfloat16': of activations, and weights as they are read
     c.pixels = ()  # least and most pixels of an image; () as the checkpoint says
-    c.buckets = ConfigDict()  # static lengths programs are made for; () as for scenes
+    c.buckets = (
+        ConfigDict()
+    )  # static shapes that programs are compiled for; () as for scenes
     c.buckets.prefix = ()  # tokens of a prompt, (512, 1024)
     c.buckets.branch = ()  # tokens of a condition's text
     c.buckets.images = ()  # images of an example
@@ -63,13 +65,13 @@ def recipe(arg, *, name: str, reward: str = "grpo", mix: dict | None = None):
 
     c.data = ConfigDict()
     c.data.source = "scenes"  # or a prepared set, or several: 'sat,geometry3k'
-    c.data.weights = ()  # share of each of several sources; equal if not said
+    c.data.weights = ()  # share of each of several sources; equal if empty
     c.data.split = "train"
     c.data.size = 64 if small else 2400  # examples of each source; 0: all it has
     c.data.texts = ""  # file of misleading texts instead of the sources' own
 
     c.eval = ConfigDict()  # during training, on a held-out split
-    c.eval.source = ""  # of what is held out; data.source if not said
+    c.eval.source = ""  # of what is held out; '': data.source
     c.eval.texts = ""  # as data.texts
     c.eval.split = "validation"
     c.eval.size = 8 if small else 72

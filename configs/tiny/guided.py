@@ -1,5 +1,5 @@
 """Guided by what it says undisturbed: in every group of a misled prompt half of the
-completions are sampled without the caption or think that misleads, and learnt as if
+completions are sampled without the caption or CoT that misleads, and learned as if
 written after it, with the faithfulness reward. No judge but the rule."""
 
 from configs.common import parse_arg
@@ -17,7 +17,7 @@ MIX = {
 def get_config(arg=None):
     c = grpo.recipe(arg, name="guided-faithful-augmented", reward="gated", mix=MIX)
     c.distillation.share = 0.5
-    # Both tuned on validation: what misleads is unlearnt slowly.
+    # Both tuned on validation: what misleads is unlearned slowly.
     c.optimizer.peak = 4e-4
     if not parse_arg(arg, seeds=1).runlocal:
         c.steps = 100

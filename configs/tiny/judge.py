@@ -1,4 +1,4 @@
-"""The tiny judge: a text model of 0.5 M parameters that says whether a think concludes
+"""The tiny judge: a text model of 0.5 M parameters that says whether a CoT concludes
 the answer that was given.
 
     judge=configs/tiny/judge.py
@@ -6,15 +6,15 @@ the answer that was given.
     vlmrl sft --config $judge:stage=whole --config.model=A/model --workdir B
     vlmrl convert --source B/model --dtype bfloat16 --target vlmrl/tiny/judge
 
-It begins as the tiny model's decoder and learns from thinks whose conclusions are known
+It begins as the tiny model's decoder and learns from CoTs whose conclusions are known
 because they were written to be (vlmrl/tiny/judge_data.py), never of the seed that
 judges are tested on. The first stage is of conclusions alone, the second of whole
-thinks.
+CoTs.
 
-What ships as vlmrl/tiny/judge was made so, with these differences: in `brief`
+What ships as vlmrl/tiny/judge was trained like this, with these differences: in `brief`
 the prompts began with the question, and batches were drawn four at a time, not eight.
 
-A step is 64 thinks of 40 to 130 tokens: about 1.4 seconds of processor time. Every
+A step is 64 CoTs of 40 to 130 tokens: about 1.4 seconds of processor time. Every
 length of `buckets.prefix` is a program, and each takes half a minute to compile; with
 `unroll` and seven lengths the compiler took longer than the training.
 
@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from configs.common import parse_arg
 
-# mix: shares of kinds of thinks (synthetic.KINDS, 'brief', 'scenes').
+# mix: shares of kinds of CoTs (synthetic.KINDS, 'brief', 'scenes').
 STAGES = {
     "brief": dict(
         seed=11, steps=100, average=1, mix=dict(brief=80, two=10, scenes=10)
@@ -47,9 +47,9 @@ def get_config(arg=None):
     c.algorithm = "sft"  # run by `vlmrl sft`
     c.source = "lessons"
     c.model = ""  # directory to start from; '' makes the tiny judge's
-    c.seed = stage["seed"]  # of the thinks
+    c.seed = stage["seed"]  # of the CoTs
     c.steps = 4 if small else stage["steps"]
-    c.groups = 8 if small else 64  # thinks per step
+    c.groups = 8 if small else 64  # CoTs per step
     c.mix = ConfigDict(stage["mix"])
 
     c.buckets = ConfigDict()  # static lengths, tokens; a program for each

@@ -1,5 +1,5 @@
 """Uncertainty-aware ranking (after arXiv 2604.18892): right completions of a group are
-ranked by the probability that their own think leaves for the right option, a zero-sum
+ranked by the probability that their own CoT leaves for the right option, a zero-sum
 bonus on top of the gated reward, on augmented prompts."""
 
 from configs.tiny import grpo

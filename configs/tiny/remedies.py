@@ -24,7 +24,7 @@ def get_config(arg=None):
         arg,
         RECIPES,
         seeds=3,
-        title="Remedies for unfaithful reasoning, in small",
+        title="Remedies for unfaithful reasoning, at toy size",
         summary=(
             "Six remedies and plain accuracy training, three seeds each, from one "
             "warm start on procedural scenes."

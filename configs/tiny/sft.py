@@ -10,17 +10,17 @@
     vlmrl sft --config $sft:stage=brief --config.model=F/model --workdir G
 
 Without pictures it learns to look up letters in short lists, then at the ends of
-thinks; with pictures, to describe what it sees, to reason about it and to answer. The
-last stage teaches the habit of a brief think, by its first word alone, while brief
-thinks are still the less often right: the room that RL has. By the seconds per step
+CoTs; with pictures, to describe what it sees, to reason about it and to answer. The
+last stage teaches the habit of a brief CoT, by its first word alone, while brief
+CoTs are still the less often right: the room that RL has. By the seconds per step
 seen on 2 cores beside other work (0.6, 0.8, 1.3, 1.3, 1.8, 1.6, 0.6), the stages take
 about 6, 4, 17, 17, 15, 7 and 1 minutes.
 
-What ships as vlmrl/tiny/model was made so, with these differences: `ends` drew the
+What ships as vlmrl/tiny/model was trained like this, but for this: `ends` drew the
 lines of `traces.drilled` in an earlier form; `scenes` began with the vision tower of a
 run of revision fd1ac1a (its stages letters, ends, look, and 600 steps of scenes) and
 was stopped at step 600; `answers` were two runs, of 300 and, with seed 5 and a peak of
-1.2e-3, of 500 steps; up to `look`, thinks about relations named the row or the column
+1.2e-3, of 500 steps; up to `look`, CoTs about relations named the row or the column
 alone; `careful` were two runs, of 250 steps and, with seed 11, mix.brief 0 and
 mix.direct 0, of 170.
 
@@ -81,12 +81,12 @@ def get_config(arg=None):
     )
 
     c.pictures = stage["pictures"]  # else items are asked as text alone
-    c.opening = stage.get("opening", "")  # of texts that begin so, no more is learnt
+    c.opening = stage.get("opening", "")  # of texts that begin so, no more is learned
 
     c.mix = ConfigDict()  # data/traces.py: supervised
     c.mix.brief = stage.get("brief", 0.3)  # share of bare conclusions
     c.mix.caption = 0.12  # context: a true caption
-    c.mix.started = 0.12  # context: a started true think
+    c.mix.started = 0.12  # context: a started true CoT
     c.mix.direct = 0.08  # asked to answer at once
     c.mix.abstain = 0.05  # offered "I'm not sure"
 

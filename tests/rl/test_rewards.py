@@ -18,7 +18,6 @@ from vlmrl.rl.rewards import (
     lagrangian_reward,
     length_reward,
     overlong_penalty,
-    p_correct_reward,
     parts,
     repetition_penalty,
     shaped,
@@ -275,13 +274,6 @@ def test_confidence_by_hand_and_proper():
         assert best == pytest.approx(chance)
     with pytest.raises(UserError, match="probability: expected .*, got nan"):
         confidence_reward(1, float("nan"))
-
-
-def test_p_correct_by_hand():
-    assert p_correct_reward(1, 0.8) == pytest.approx(1.4)
-    assert p_correct_reward(0, 0.8, weight=0.25) == pytest.approx(0.2)
-    with pytest.raises(UserError, match="p_correct: expected .*, got 2"):
-        p_correct_reward(1, 2)
 
 
 def test_shaped_adds_weighted_terms():

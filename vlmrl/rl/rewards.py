@@ -252,18 +252,6 @@ def confidence_reward(correct: float, probability: float) -> float:
     return correct - (probability - correct) ** 2
 
 
-def p_correct_reward(correct: float, p_correct: float, weight: float = 0.5) -> float:
-    """Return correct + weight · P(correct), in [0, 1 + weight].
-
-    P(correct) is the probability of the right option after the completion's own CoT
-    (`Scores.p_correct`): it tells CoTs apart whose sampled answers agree, all wrong
-    ones included, and can't be written into a text. A choice of this project.
-    """
-    if not 0 <= p_correct <= 1:
-        raise UserError(f"p_correct: expected it in [0, 1], got {p_correct}")
-    return correct + weight * p_correct
-
-
 def shaped(reward: Reward, terms: Mapping[str, float], weights: Mapping[str, float]):
     """Return the reward plus Σ weight · term, over the terms that `weights` names.
 
