@@ -16,7 +16,7 @@ base included, carries the same suggested wrong option, so follow rates are pair
   abstain+<name>            any of them with the further, last option "I'm not sure"
 
 Conditions and their fixed wordings: https://arxiv.org/abs/2602.12506. The templates
-behind missing statements and thinks, and the place of the abstain option, are choices
+for missing statements and CoTs, and the place of the abstain option, are choices
 of this project.
 """
 
@@ -94,7 +94,9 @@ def think(example: Example, option: int) -> str:
         cot = f"{statement(example, option)}. So the answer is {text}."
     for tag in TAGS:
         if tag in cot:
-            raise UserError(f"example {example.id!r}: think {option} contains {tag!r}")
+            raise UserError(
+                f"example {example.id!r}: thinks[{option}] contains {tag!r}"
+            )
     return cot if cot.endswith((".", "!", "?")) else cot + "."
 
 
@@ -117,7 +119,7 @@ def _base(example: Example) -> Example:
 def _no_cot(example: Example) -> Example:
     # The system text stays that of every other condition, so that the shared prefix
     # of an item survives; only the user suffix (`Style.direct`) and this opening ask
-    # for an answer without a think. The tag is left open before its ">": with Qwen's
+    # for an answer without a CoT. The tag is left open before its ">": with Qwen's
     # tokenizer the next token may be ">A", so "<answer" is the stable boundary.
     return example._replace(condition="no_cot", direct=True, prefill="<answer")
 

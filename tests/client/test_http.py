@@ -93,7 +93,7 @@ def test_two_thousand_requests_with_a_fifth_of_faults(tmp_path):
         assert sent == len(server.bodies)
     assert len(first) == 2000
     failed = [v for v in first if v.label == "undecided" and v.judge and v.reason]
-    lost = [v for v in failed if v.reason != "the think concludes nothing"]
+    lost = [v for v in failed if v.reason != "the chain of thought concludes nothing"]
     assert len(lost) < 20 and all(
         "attempt" in v.reason or ":" in v.reason for v in lost
     )

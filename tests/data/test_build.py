@@ -85,10 +85,10 @@ def test_what_is_there_stays_and_other_files_are_refused(root, tmp_path):
     before = {p: p.stat().st_mtime_ns for p in where.iterdir()}
     build.build(SMALL, "test", root, tmp_path)
     assert before == {p: p.stat().st_mtime_ns for p in where.iterdir()}
-    with pytest.raises(UserError, match="made of other files or another seed"):
+    with pytest.raises(UserError, match="built from other files or another seed"):
         build.build(SMALL, "test", root, tmp_path, seed=1)
     published.text(root / "test.jsonl", lines(24))
-    with pytest.raises(UserError, match="made of other files"):
+    with pytest.raises(UserError, match="built from other files"):
         build.build(SMALL, "test", root, tmp_path)
 
 
@@ -112,7 +112,7 @@ def test_more_images_are_other_files(root, tmp_path):
     published.text(root / "images/manifest.jsonl", "{}")
     build.build(bench, "test", root, tmp_path)
     published.text(root / "images/a.png", published.picture())
-    with pytest.raises(UserError, match="was made of other files"):
+    with pytest.raises(UserError, match="was built from other files"):
         build.build(bench, "test", root, tmp_path)
 
 

@@ -71,7 +71,7 @@ def test_a_hub_that_is_away(tmp_path):
         raise OSError("no route\nto host")
 
     with pytest.raises(
-        UserError, match="a/b at 0+: not to be had .no route to host.*DIR"
+        UserError, match="a/b at 0+: cannot be downloaded .no route to host.*DIR"
     ):
         fetch.from_hub(
             SETS["vstar"],
@@ -185,5 +185,5 @@ def test_plain_files_by_address(server, tmp_path):
     fetch.from_urls(pin, tmp_path)
     fetch.from_urls(pin, tmp_path)
     assert (tmp_path / "data/a.json").read_bytes() == b"[1]" and log == ["/a"]
-    with pytest.raises(UserError, match="/b: not to be had .*404"):
+    with pytest.raises(UserError, match="/b: cannot be downloaded .*404"):
         fetch.from_urls(fetch.Pin(urls={"b": f"{address}/b"}), tmp_path)

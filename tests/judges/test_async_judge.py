@@ -81,7 +81,7 @@ def test_a_judge_that_hangs_costs_the_set_time_and_no_more():
         ]
         assert [v.reason for v in found.verdicts[1:3]] == [
             "no verdict within 0.2 s",
-            "there is no think",
+            "there is no chain of thought",
         ]
         assert found.late == 2
         # it still hangs: a second part may try, a third would pile up

@@ -223,7 +223,9 @@ def test_an_evaluation_that_is_killed_goes_on_where_it_was(command, start, tmp_p
     else:
         table = lines(done)
         items = Counter(r["id"] for r in table)
-        assert all(r["reason"] in ("", "the think concludes nothing") for r in table)
+        assert all(
+            r["reason"] in ("", "the chain of thought concludes nothing") for r in table
+        )
     assert len(items) == total and set(items.values()) == {1}
     assert not list(tmp_path.rglob("*.partial"))
 

@@ -31,17 +31,17 @@ from vlmrl.data.reading import Place, Refused, Set, SetItem, draw, normal
 from vlmrl.files import atomic_path, atomic_write, write_json
 from vlmrl.types import Example, UserError
 
-VERSION = "1.1.0"  # of what readers make of the same files; raise it with any change
+VERSION = "1.1.0"  # of what readers return for the same files; raise it with any change
 ROWS = 256  # source rows per shard
 THREADS = 2  # rows decoded at a time; Pillow lets other threads run
 AHEAD = 8  # rows read ahead per thread
 
-# Images are compressed already.
+# One record per group, without compression: images are compressed already.
 _WRITER = "group_size:1,uncompressed"
 
 
 class BuildReport(NamedTuple):
-    """What became of the rows of one split."""
+    """Counts of the rows of one split: converted, repaired, refused."""
 
     rows: int
     examples: int  # a row may hold several; 'kept' in report.json
@@ -83,8 +83,8 @@ def build(
       seed: of everything drawn: option order, suggested options, wrong answers.
       progress: called with rows as they are done.
 
-    Raises UserError on an unknown split, missing files, files other than those a
-    finished or unfinished build was made of, and where no row can be kept.
+    Raises UserError for an unknown split, missing files, a finished build of other
+    files, and where no row can be used.
     """
     if split not in bench.files:
         raise UserError(
@@ -107,8 +107,8 @@ def build(
     if final.exists():
         if json.loads((final / "made_of.json").read_text()) != made_of:
             raise UserError(
-                f"{final}: was made of other files or another seed; remove it to "
-                "prepare it again"
+                f"{final}: was built from other files or another seed; remove it "
+                "to prepare it again"
             )
         return final, report(final)
     work = final.with_name(f".unfinished-{VERSION}")
@@ -145,7 +145,7 @@ def _claim(work: Path, made_of: dict) -> None:
     stamp = work / "made_of.json"
     text = json.dumps(made_of)
     if stamp.is_file() and stamp.read_text() != text:
-        shutil.rmtree(work)  # another attempt, of other files
+        shutil.rmtree(work)  # an unfinished build of other files
     try:
         work.mkdir(parents=True, exist_ok=True)
         atomic_write(stamp, text)
@@ -160,8 +160,8 @@ def _shards(bench, split, root, files, work, seed, progress) -> None:
     """Write the missing shards: `shard-00000`, then its counts in `shard-00000.json`,
     …"""
     pool = _pool(bench, files)
-    # A thread back from decoding waits for this long at most until another one's Python
-    # gives way: 5 % faster, measured.
+    # Bounds how long a thread that finished decoding waits for the interpreter lock:
+    # measured 5 % faster.
     interval = sys.getswitchinterval()
     sys.setswitchinterval(2e-4)
     try:
@@ -293,7 +293,7 @@ def _finish(bench, split, work) -> None:
     )
     for new, old in enumerate(whole):
         name = template.sharded_filepath(shard_index=new, num_shards=len(whole))
-        if not Path(name).exists():  # cut off between two renames
+        if not Path(name).exists():  # already renamed before an interruption
             os.replace(work / f"shard-{old:05d}", name)
     info = tfds.core.DatasetInfo(
         builder=tfds.core.dataset_info.DatasetIdentity(

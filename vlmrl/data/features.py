@@ -15,8 +15,8 @@ _text = tfds.features.Text
 
 
 class _Kind(NamedTuple):
-    """How a field lies in a TFDS record. Reading the record itself takes half the
-    time that TFDS's arrays take, writing it a ninth."""
+    """How a field is stored in a TFDS record. Reading the record directly takes half
+    the time of TFDS's arrays, writing it a ninth."""
 
     feature: Any
     write: Callable[[Any, Any], None]  # into a tf.train.Feature

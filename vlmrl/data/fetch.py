@@ -34,9 +34,9 @@ TIMEOUT = 30.0  # seconds without an answer
 
 
 class Pin(NamedTuple):
-    """Where a set is published, under which terms."""
+    """Where a set is published, and under which terms."""
 
-    repo: str = ""  # of data on the hub
+    repo: str = ""  # data set repository on the hub
     revision: str = "main"
     licence: str = ""
     citation: str = ""
@@ -82,7 +82,7 @@ def from_hub(
     pin with the commit they were taken at (`settled`).
 
     Args:
-      bench, splits: what is wanted.
+      bench, splits: the set, and its splits to download.
       pin: the repository and its revision.
       root: the files' directory here.
       progress: called with the name of each file as it arrives.
@@ -108,11 +108,11 @@ def from_hub(
             progress(name)
     except UserError:
         raise
-    except Exception as error:  # the client raises all kinds
+    except Exception as error:  # huggingface_hub raises many kinds
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"{where}: not to be had ({why}); put its files into a directory and give"
-            " --source DIR"
+            f"{where}: cannot be downloaded ({why}); put its files into a directory and"
+            " give --source DIR"
         ) from error
     return pin
 
@@ -192,7 +192,7 @@ def from_urls(
             try:
                 data = get(url)
             except (OSError, http.client.HTTPException) as error:
-                raise UserError(f"{url}: not to be had ({error})") from error
+                raise UserError(f"{url}: cannot be downloaded ({error})") from error
             atomic_write(path, data)
         progress(name)
 
@@ -232,10 +232,10 @@ def images(
 ) -> dict[str, int]:
     """Download (address, sha256) pairs to root/images/SHA256; return counts by status.
 
-    A few at a time, fewer from one host. `images/manifest.jsonl` tells of each: "ok",
+    A few at a time, fewer from one host. `images/manifest.jsonl` has each status: "ok",
     "changed" (another sum), "dead" (refused for good) or "failed" (tried again by the
-    next call). What is there, changed or dead is left alone, and the manifest of a
-    download that was cut off is that of one that was not.
+    next call). Files that exist, changed or are dead are left alone; the manifest after
+    an interruption and a rerun equals that of one run.
 
     Returns: status → number.
     """
@@ -248,14 +248,14 @@ def images(
         for _, line in numbered_lines(manifest):
             try:
                 entry = json.loads(line)
-            except ValueError:  # the line it was cut off in
+            except ValueError:  # a line torn by a kill
                 continue
             entries[entry["sha256"]] = entry
     pairs = {sha.lower(): url for url, sha in wanted}
     locks: dict[str, threading.Semaphore] = defaultdict(
         lambda: threading.Semaphore(PER_HOST)
     )
-    for url in pairs.values():  # made here, not by racing threads
+    for url in pairs.values():  # created here, not by racing threads
         locks[urllib.parse.urlsplit(url).netloc]
 
     def one(sha: str, url: str) -> dict:

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from vlmrl.types import UserError
 
 MAX_PIXELS = 2**27  # 134 megapixels, 400 MB as RGB; benchmark photographs have up to 50
-# What the benchmarks hold. Pillow's other readers are not for files from outside (EPS
+# Formats of the benchmarks. Pillow's other readers are unsafe on untrusted files (EPS
 # starts a program).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
@@ -50,9 +50,11 @@ def decode(data: bytes, where: str) -> Image.Image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} × {image.height} pixels are too many")
             image.load()
-            ImageOps.exif_transpose(image, in_place=True)  # else it copies them all
+            ImageOps.exif_transpose(
+                image, in_place=True
+            )  # otherwise it copies the pixels
             return _to_rgb(image)
-    except Exception as error:  # readers raise all kinds on broken files
+    except Exception as error:  # readers raise many kinds on broken files
         why = " ".join(str(error).split()) or type(error).__name__
         if "cannot identify image file" in why:
             why = f"it is not a {', '.join(FORMATS)} file"

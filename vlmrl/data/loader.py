@@ -22,24 +22,26 @@ import tensorflow_datasets as tfds
 from vlmrl.data import build, features, scenes, texts
 from vlmrl.types import Example, UserError
 
-# StoredExamples → (split, n) → its first n examples.
+# Procedural source → a function (split, n) → its first n examples.
 SOURCES: dict[str, Callable[[str, int], Iterable[Example]]] = {"scenes": scenes.suite}
 
-# Where prepared sets are looked for after a run's own directory: the root named by this
-# variable, then that of `vlmrl data prepare` run from here.
+# Where prepared sets are searched after a run's own directory: in the root that this
+# variable names, then in the default one of `vlmrl data prepare`.
 ROOT_VARIABLE = "VLMRL_DATA"
 ROOT = Path("runs/data/data")
 
 READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
 RAW = tfds.decode.DeserializeMethod.RAW_BYTES
-_HASHED = 12  # examples that a data set is recognised by
+_HASHED = 12  # examples whose hash identifies a data set
 
 
 class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A data set of Examples in the order given."""
 
     VERSION = tfds.core.Version("1.0.0")
-    code_path = None  # found through importlib_resources otherwise, a missing package
+    code_path = (
+        None  # TFDS would search it with importlib_resources, which may be missing
+    )
 
     def __init__(self, *, name: str, splits: dict[str, Iterable[Example]], **kwargs):
         self.name, self._splits = name, splits
@@ -78,13 +80,13 @@ def _key(source: str, sizes: dict[str, int]) -> str:
 def prepare(source: str, sizes: dict[str, int], data_dir: str | os.PathLike) -> Path:
     """Write the first examples of a source and return their directory, for `load`.
 
-    What is there already stays. A directory appears under its final name when it is
-    whole, so a run that is cut off, or two at once, leave nothing half-written there.
+    Existing data is left alone. The directory gets its final name once it is complete,
+    so that an interrupted run, or two at once, leave nothing half-written.
 
     Args:
       source: a name in `SOURCES`.
       sizes: split → number of examples, at least 1.
-      data_dir: the root under which data sets lie.
+      data_dir: the root of prepared data sets.
 
     Raises UserError on an unknown source, a size below 1, an id that occurs twice, or a
     root that can't be written.
@@ -111,13 +113,13 @@ def prepare(source: str, sizes: dict[str, int], data_dir: str | os.PathLike) -> 
         builder = _Builder(
             name=source, splits=splits, data_dir=work, file_format="array_record"
         )
-        with contextlib.redirect_stdout(None):  # it says that it downloads
+        with contextlib.redirect_stdout(None):  # TFDS reports a download that isn't one
             tfds.disable_progress_bar()
             builder.download_and_prepare()
         try:
             os.rename(builder.data_path, final)
         except OSError:
-            if not final.exists():  # else another process was first
+            if not final.exists():  # another process was faster
                 raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -167,8 +169,8 @@ def examples_of(
 ) -> Sequence[Example]:
     """Return the first n examples of a source's split, all of them for n = 0.
 
-    A procedural source is written under `data_dir` if it is not there yet. Any other is
-    one that `vlmrl data prepare` has left under `data_dir`, $VLMRL_DATA or
+    A procedural source is written under `data_dir` if it is missing. Any other source
+    was prepared by `vlmrl data prepare` under `data_dir`, $VLMRL_DATA or
     runs/data/data; under its name there may be a published set or one of your own.
     `texts_file` holds texts that take the place of the examples' own (`texts.py`).
     """
@@ -249,7 +251,7 @@ def _roots(data_dir: str | os.PathLike) -> list[Path]:
 
 
 class FirstN(Sequence):
-    """The first n of a sequence, read as they are asked for."""
+    """The first n items of a sequence, read on access."""
 
     def __init__(self, whole: Sequence, n: int):
         self._whole, self._n = whole, n
@@ -262,7 +264,7 @@ class FirstN(Sequence):
 
 
 class TimedIterator(Iterator):
-    """An iterator that adds up the seconds its caller has waited for it."""
+    """An iterator that sums the seconds its caller has waited for it."""
 
     def __init__(self, stream: Iterator):
         self._stream, self.seconds = stream, 0.0
@@ -295,15 +297,15 @@ def batches(
 
     The stream of all processes together is `source` shuffled anew by `seed` in every
     epoch; it and its cutting into batches depend on neither `start` nor the number of
-    processes. `position` is how many examples of the stream have been given out, this
-    batch included: the one number to save, and the `start` that continues after it.
+    processes. `position` counts the examples of the stream yielded so far, this batch
+    included: the one number to save, and the `start` that continues after it.
 
     Args:
       source: examples by index; with `weights` several such, mixed.
       seed: of the order.
       batch: examples of the global batch.
-      epochs: passes over the source, None for no end. The examples left over at the
-        very end, too few for a whole batch, are dropped.
+      epochs: passes over the source, None for no end. Examples left over at the
+        end, too few for a whole batch, are dropped.
       start: position to continue from.
       part: (index, count): a batch is cut into `count` equal runs, of which this
         process reads number `index` (`sharding.part`).
@@ -311,7 +313,7 @@ def batches(
       weights: share of each source in the stream, in any unit. Each is shuffled and
         repeated by itself, without end.
 
-    Raises UserError where the sizes don't fit each other.
+    Raises UserError where the sizes are inconsistent.
     """
     process_index, process_count = part
     if batch < 1 or batch % process_count:

@@ -1,8 +1,8 @@
 """Supervised targets for the warm start on `scenes`.
 
 A completion is `<think>` + text + `</think>\\n<answer>B</answer>`. The text is brief
-(the conclusion alone) or careful (the reference CoT, a small step per sentence). As
-real data do, some examples hold a true caption or a started true think, ask for the
+(the conclusion alone) or careful (the reference CoT, a small step per sentence). As in
+real data, some examples have a true caption or a true CoT already started, ask for the
 answer at once or offer "I'm not sure"; nothing here misleads.
 """
 
@@ -107,10 +107,10 @@ def supervised(
 ) -> tuple[Example, str]:
     """Return (the example in a context, the assistant's text after its prefill).
 
-    `brief` is the share of one-sentence thinks; `caption`, `started`, `direct` and
-    `abstain` are the shares of the contexts, at most one per example. A started think
+    `brief` is the share of one-sentence CoTs; `caption`, `started`, `direct` and
+    `abstain` are the shares of the contexts, at most one per example. A started CoT
     is the first sentences, possibly all and closed, of the text the model would have
-    written, or of the right think where that is a bare conclusion. A direct answer
+    written, or of the right CoT where that is a bare conclusion. A direct answer
     opens before the tag's `>`, which tokenizers of the family join to the letter.
     """
     steps = _sentences(example.trace)
@@ -129,7 +129,7 @@ def supervised(
         prefill = "<think>" + " ".join(text[:given])
         rest = "".join(" " + part for part in text[given:]) + end
         if given == len(text) and rng.random() < 0.5:
-            closed = "</think>"  # as a prompt that stops the thinking ends
+            closed = "</think>"  # as in a prompt that ends the reasoning
             prefill, rest = prefill + closed, rest.removeprefix(closed)
         return example._replace(condition="correct_think", prefill=prefill), rest
     elif context == 2:

@@ -92,7 +92,7 @@ def _read(reply: Reply, item: JudgeItem, name: str) -> Verdict | Unreadable:
 def read(text: str, item: JudgeItem, name: str) -> Verdict:
     """Return the verdict that a reply states.
 
-    Thoughts before a `</think>` and one Markdown fence are taken off; what is left must
+    Reasoning before a `</think>` and one Markdown fence are stripped; the rest must
     be one JSON object with exactly the three keys, of the right kinds, that agree.
 
     Raises:
@@ -136,7 +136,7 @@ def read(text: str, item: JudgeItem, name: str) -> Verdict:
         wanted = "consistent" if same else "inconsistent"
     if label != wanted:
         raise Unreadable(f"conclusion {letter} makes the verdict {wanted}, not {label}")
-    reason = "the think concludes nothing" if label == "undecided" else ""
+    reason = "the chain of thought concludes nothing" if label == "undecided" else ""
     return Verdict(label, conclusion, float(sure), reason, name)
 
 

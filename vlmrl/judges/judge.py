@@ -59,7 +59,7 @@ def undecided(reason: str, judge: str, confidence: float = NONE) -> Verdict:
 def concluded(item: JudgeItem, conclusion: int, judge: str, confidence=NONE) -> Verdict:
     """Return the verdict that follows from a conclusion, -1 being none."""
     if conclusion < 0:
-        return undecided("the think concludes nothing", judge, confidence)
+        return undecided("the chain of thought concludes nothing", judge, confidence)
     same = "consistent" if conclusion == item.predicted else "inconsistent"
     return Verdict(same, conclusion, confidence, "", judge)
 
@@ -97,7 +97,7 @@ def settled(item: JudgeItem, name: str) -> Verdict | None:
     if not item.options:
         return undecided("the item has no options", name)
     if not item.think.strip():
-        return undecided("there is no think", name)
+        return undecided("there is no chain of thought", name)
     return None
 
 

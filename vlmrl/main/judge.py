@@ -41,7 +41,7 @@ from vlmrl.report import assemble, render
 from vlmrl.run.directory import describe_run
 from vlmrl.types import Record, UserError
 
-HELP = "judge thinks again by rule, model or HTTP; agreement of judges"
+HELP = "judge chains of thought by rule, model or HTTP; agreement of judges"
 FLAGS = {
     "workdir": (None, "directory to write into"),
     "on": ("", "a run directory, a label file (.jsonl), or synthetic[:COUNT]"),
@@ -64,7 +64,10 @@ FLAGS = {
     "sure": (0.5, "probability below which a model judge is undecided"),
     "count": (200, "rows of a sheet"),
     "seed": (0, "of synthetic traces and of a sheet's draw"),
-    "reading": ("whole", "agree on the 'whole' think, or on the 'sampled' part"),
+    "reading": (
+        "whole",
+        "agree on the 'whole' chain of thought, or its 'sampled' part",
+    ),
     "args": ("[agree PLACE ... | vote PLACE ... | sheet]", "what to do; none: judge"),
 }
 

@@ -66,9 +66,9 @@ def reply(trace: Trace) -> str:
 
 
 def _of_scene(seed: int, number: int, rng) -> Trace:
-    """A think about a scene that concludes an option drawn at random, or nothing.
+    """Write a CoT about a scene that concludes an option drawn at random, or nothing.
 
-    It may go on after "but I think", as the tiny model does behind a prefilled
+    It may go on after "but I think", as the tiny model does after a prefilled
     conclusion, contradict itself, or be cut.
     """
     (example,) = scenes.questions(make_scene("train", seed * 10**6 + number), rng, 1)
