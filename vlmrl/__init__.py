@@ -9,11 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vlmrl.loops.evaluate import evaluate, score_options
+    from vlmrl.loops.grpo import train
     from vlmrl.policy import load
     from vlmrl.types import Example, Record
 
 __version__ = "0.1.0"
-__all__ = ["Example", "Record", "__version__", "evaluate", "load", "score_options"]
+__all__ = [
+    "Example",
+    "Record",
+    "__version__",
+    "evaluate",
+    "load",
+    "score_options",
+    "train",
+]
 
 _MODULES = {
     "Example": "vlmrl.types",
@@ -21,6 +30,7 @@ _MODULES = {
     "evaluate": "vlmrl.loops.evaluate",
     "load": "vlmrl.policy",
     "score_options": "vlmrl.loops.evaluate",
+    "train": "vlmrl.loops.grpo",
 }
 
 
