@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import sys
 import tokenize
 from collections.abc import Sequence
@@ -67,15 +68,14 @@ def config_fields(path_and_arg: str) -> list[tuple[str, str]]:
 
 def _imported_configs(path: Path) -> list[Path]:
     """Return the files of the `configs.*` modules that a config file imports."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
     names = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+            "configs"
+        ):
             names += [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
-        elif isinstance(node, ast.Import):
-            names += [a.name for a in node.names]
-    modules = [sys.modules.get(n) for n in names if n.split(".")[0] == "configs"]
-    return [Path(m.__file__) for m in modules if getattr(m, "__file__", None)]
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in names]
+    return [Path(file) for file in files if file]
 
 
 def _flatten(config: ConfigDict, prefix: str = ""):
@@ -87,66 +87,58 @@ def _flatten(config: ConfigDict, prefix: str = ""):
 
 
 def _comments(source: str) -> dict[str, str]:
-    """Return config field → comment, from assignments `c.a.b = …  # comment` and from
-    the keywords and keys inside their values."""
-    lines = source.splitlines()
-    by_line = {
-        token.start[0]: token.string.lstrip("# ").strip()
-        for token in tokenize.generate_tokens(iter(source.splitlines(True)).__next__)
-        if token.type == tokenize.COMMENT
-    }
-
-    def near(first: int, last: int) -> str:
-        if last in by_line or first in by_line:
-            return by_line.get(first) or by_line[last]
-        above, line = [], first - 1
-        while line in by_line and lines[line - 1].lstrip().startswith("#"):
-            above.insert(0, by_line[line])
-            line -= 1
-        return " ".join(above)
-
+    """Return config field → comment, of assignments `c.a.b = …  # comment` and of the
+    keywords and keys inside their values: the comment on its line, or those above."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    texts = {t.start[0]: t for t in tokens if t.type == tokenize.COMMENT}
     comments: dict[str, str] = {}
-
-    def inside(node, prefix: str) -> None:
-        if isinstance(node, ast.Call):
-            pairs = [(k.arg, k.value) for k in node.keywords if k.arg]
-            for argument in node.args:
-                inside(argument, prefix)
-        elif isinstance(node, ast.Dict):
-            keys = [k.value if isinstance(k, ast.Constant) else None for k in node.keys]
-            pairs = [(k, v) for k, v in zip(keys, node.values, strict=True) if k]
-        else:
-            return
-        for key, value in pairs:
-            note(f"{prefix}{key}", value, value.lineno, value.end_lineno)
-
-    def note(field: str, value, first: int, last: int) -> None:
-        nested = isinstance(value, ast.Call | ast.Dict) and last > first
-        text = near(first, first if nested else last)
+    for field, value, first in _assigned(ast.parse(source)):
+        nested = isinstance(value, ast.Call | ast.Dict)
+        lines = [
+            n for n in (first, first if nested else value.end_lineno) if n in texts
+        ]
+        if not lines:
+            line = first - 1
+            while line in texts and texts[line].line.lstrip().startswith("#"):
+                lines.insert(0, line)
+                line -= 1
+        text = " ".join(
+            texts[n].string.lstrip("# ").strip() for n in dict.fromkeys(lines)
+        )
         if text:
             comments.setdefault(field, text)
-        inside(value, field + ".")
-
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Assign | ast.AnnAssign):
-            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
-            field = _dotted(target)
-            if isinstance(target, ast.Attribute) and field:
-                note(field, node.value, node.lineno, node.end_lineno)
-            elif isinstance(target, ast.Name):
-                inside(node.value, "")
-        elif isinstance(node, ast.Return):
-            inside(node.value, "")
     return comments
 
 
-def _dotted(node) -> str:
-    """Return 'a.b' of the target `c.a.b`; '' for anything else."""
-    parts = []
-    while isinstance(node, ast.Attribute):
-        parts.insert(0, node.attr)
-        node = node.value
-    return ".".join(parts) if isinstance(node, ast.Name) else ""
+def _assigned(tree: ast.AST):
+    """Yield (field, value, first line) of what a config sets, in order."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            _, _, field = ast.unparse(target).partition(".")  # of c.a.b: a.b
+            if field:
+                yield field, node.value, node.lineno
+            yield from _inside(node.value, field + "." * bool(field))
+        elif isinstance(node, ast.Return):
+            yield from _inside(node.value, "")
+
+
+def _inside(node, prefix: str):
+    """Yield the same of the keywords of a call and the keys of a dict."""
+    pairs = []
+    if isinstance(node, ast.Call):
+        pairs = [(k.arg, k.value) for k in node.keywords if k.arg]
+        for argument in node.args:
+            yield from _inside(argument, prefix)
+    elif isinstance(node, ast.Dict):
+        pairs = [
+            (getattr(k, "value", None), v)
+            for k, v in zip(node.keys, node.values, strict=True)
+        ]
+    for key, value in pairs:
+        if isinstance(key, str):
+            yield prefix + key, value, value.lineno
+            yield from _inside(value, f"{prefix}{key}.")
 
 
 def _kind(default) -> str:
