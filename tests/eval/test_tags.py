@@ -40,7 +40,7 @@ def check(words, rows, text, after=None):
         pieces = [words[j] for j in row]
         wanted = by_bytes(pieces, text, -1 if after is None else after[i])
         said = (pieces, jax.tree.map(lambda x, i=i: x[i].item(), found))
-        assert found.found[i] == (wanted is not None), said
+        assert found.matched[i] == (wanted is not None), said
         if wanted is None:
             assert found.index[i] == LENGTH and not found.exact[i], said
         else:
@@ -76,9 +76,9 @@ def test_padding_is_not_read():
     size = np.array([len(w) for w in processor.token_bytes], np.int32)
     tag = table(processor.token_bytes, b"</think>")
     mask = np.ones_like(ids, bool)
-    assert run(tag, size, ids, mask).found.all()
+    assert run(tag, size, ids, mask).matched.all()
     mask[:, -1] = False
-    assert not run(tag, size, ids, mask).found.any()
+    assert not run(tag, size, ids, mask).matched.any()
 
 
 def test_tables_of_the_shipped_tokenizer():

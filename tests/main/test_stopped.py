@@ -240,7 +240,7 @@ def test_every_other_start_ends_well(runs):
 
 def files(seed: Path) -> dict[str, bytes]:
     """What is compared byte by byte."""
-    names = ("model/*", "rollouts/*", "course.jsonl")
+    names = ("model/*", "rollouts/*", "learning_curve.jsonl")
     return {
         str(p.relative_to(seed)): p.read_bytes()
         for name in names

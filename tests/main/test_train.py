@@ -106,9 +106,9 @@ def test_a_run_leaves_what_it_promises(runs):
     assert sorted(samples) == [1, 2, 3, 4]
     for (drawn,) in samples.values():
         assert len(drawn) == 8 * 2
-    course = metrics.read(seed / "course.jsonl")
-    assert [row["step"] for row in course] == [2, 4]
-    assert "base/accuracy" in course[0] and "base/accuracy/change" in course[1]
+    curve = metrics.read(seed / "learning_curve.jsonl")
+    assert [row["step"] for row in curve] == [2, 4]
+    assert "base/accuracy" in curve[0] and "base/accuracy/change" in curve[1]
     conditions = {s.condition for (drawn,) in samples.values() for s in drawn}
     assert "base" in conditions and len(conditions) > 1
     assert (workdir / "data").is_dir()
@@ -243,8 +243,8 @@ def test_a_study_of_two_recipes_and_the_same_again(vlmrl, tmp_path):
         done = workdir / "lagrange-faithful-augmented" / f"seed-{seed}"
         (row,) = metrics.read(done / "metrics.jsonl")
         assert row["control/multiplier"] == 0.0
-        (course,) = metrics.read(done / "course.jsonl")
-        assert course["step"] == 1 and 0 <= course["base/accuracy"] <= 1
+        (curve,) = metrics.read(done / "learning_curve.jsonl")
+        assert curve["step"] == 1 and 0 <= curve["base/accuracy"] <= 1
         assert (done / "model").is_dir()
     for name in ("claims", "remedies"):
         text = (workdir / "tables" / f"{name}.md").read_text()

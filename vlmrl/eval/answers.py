@@ -12,9 +12,9 @@ def number(text: str, whole: bool = True) -> float | None:
     """The first number of a text, thousands commas dropped; None if there is none.
     Written-out numbers up to twelve count."""
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
-    found = re.search(r"-?\d+" if whole else r"-?\d+(?:\.\d+)?|-?\.\d+", text)
-    if found:
-        return int(found[0]) if whole else float(found[0])
+    match = re.search(r"-?\d+" if whole else r"-?\d+(?:\.\d+)?|-?\.\d+", text)
+    if match:
+        return int(match[0]) if whole else float(match[0])
     for word in re.findall(r"[a-z]+", text.lower()):
         if word in _WORDS:
             return _WORDS.index(word)
@@ -40,20 +40,20 @@ def phrase(text: str) -> str:
     words = [w for w in words if w not in ("a", "an", "the")]
     while len(words) > 1 and words[0] in ("to", "on", "in", "at", "it", "is", "its"):
         words.pop(0)
-    said = " ".join(str(_WORDS.index(w)) if w in _WORDS else w for w in words)
-    return _SAME.get(said, said)
+    joined = " ".join(str(_WORDS.index(w)) if w in _WORDS else w for w in words)
+    return _SAME.get(joined, joined)
 
 
-def equal(right: str, said: str, tolerance: float = 1e-2) -> bool:
+def equal(right: str, given: str, tolerance: float = 1e-2) -> bool:
     """Same text but for blanks and case, or values within a relative tolerance."""
-    if not said.strip():
+    if not given.strip():
         return False
-    boxed = re.search(r"\\boxed\s*\{(.*)\}", said, re.DOTALL)
-    said = boxed[1] if boxed else said
-    a, b = _plain(right), _plain(said)
+    boxed = re.search(r"\\boxed\s*\{(.*)\}", given, re.DOTALL)
+    given = boxed[1] if boxed else given
+    a, b = _plain(right), _plain(given)
     if a == b:
         return True
-    x, y = value(right), value(said)
+    x, y = value(right), value(given)
     if x is None or y is None:
         return False
     return math.isclose(x, y, rel_tol=tolerance, abs_tol=1e-9)
@@ -88,10 +88,10 @@ def value(text: str) -> float | None:
     if len(code) > 200 or not re.fullmatch(r"[\d.()+\-*/a-z]+", code):
         return None
     try:
-        found = _evaluated(ast.parse(code, mode="eval").body)
+        result = _evaluated(ast.parse(code, mode="eval").body)
     except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
         return None
-    return found if isinstance(found, float) and math.isfinite(found) else None
+    return result if isinstance(result, float) and math.isfinite(result) else None
 
 
 _OPERATORS = {
@@ -137,8 +137,8 @@ _BOX = re.compile(rf"[\[(]{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}[\])]")
 
 def box(text: str) -> Box:
     """The first `[x1, y1, x2, y2]` of a text, (0, 0, 0, 0) without one."""
-    found = _BOX.search(text)
-    return tuple(map(float, found.groups())) if found else (0.0, 0.0, 0.0, 0.0)
+    match = _BOX.search(text)
+    return tuple(map(float, match.groups())) if match else (0.0, 0.0, 0.0, 0.0)
 
 
 def iou(a: Box, b: Box) -> float:

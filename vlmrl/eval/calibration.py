@@ -45,12 +45,12 @@ def reliability(confidence, right, clusters, bins: int = 10) -> list[Bin]:
     for b in range(bins):
         at = which == b
         if at.any():
-            held = confidence[at]
+            inside = confidence[at]
             out.append(
                 Bin(
-                    float(held.min()),
-                    float(held.max()),
-                    float(held.mean()),
+                    float(inside.min()),
+                    float(inside.max()),
+                    float(inside.mean()),
                     stats.proportion(right[at], clusters[at]),
                 )
             )
@@ -112,8 +112,8 @@ def risk_coverage(confidence, right) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(-confidence, kind="stable")
     _, codes = np.unique(-confidence[order], return_inverse=True)
     wrong = np.bincount(codes, 1 - right[order]) / np.bincount(codes)
-    kept = np.arange(1, n + 1)
-    return kept / n, np.cumsum(wrong[codes]) / kept
+    count = np.arange(1, n + 1)
+    return count / n, np.cumsum(wrong[codes]) / count
 
 
 def aurc(confidence, right) -> float:
@@ -128,8 +128,8 @@ def aurc(confidence, right) -> float:
 def selective_accuracy(confidence, right, coverage: float) -> float:
     """Share right among the most confident ⌈coverage · n⌉ rows; NaN without rows."""
     _, risk = risk_coverage(confidence, right)
-    kept = int(np.ceil(coverage * len(risk) - 1e-9))
-    return float(1 - risk[kept - 1]) if kept else np.nan
+    count = int(np.ceil(coverage * len(risk) - 1e-9))
+    return float(1 - risk[count - 1]) if count else np.nan
 
 
 class Areas(NamedTuple):

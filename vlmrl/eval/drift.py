@@ -71,13 +71,18 @@ def drift(before: tuple[Cell, Cell], after: tuple[Cell, Cell], **bootstrap) -> D
       bootstrap: keywords of `cluster_bootstrap`, for the two changes.
     """
     (x0, y0), (x1, y1) = before, after
-    told = [~np.isnan(y.values) & ~np.isnan(x.values) for x, y in (before, after)]
+    valid = [~np.isnan(y.values) & ~np.isnan(x.values) for x, y in (before, after)]
     for x, y in (before, after):
         if (x.examples != y.examples).any():
             raise ValueError("drift: accuracy and consistent must be of the same rows")
     x0, y0, x1, y1 = (
         Cell(*(field[keep] for field in cell))
-        for cell, keep in ((x0, told[0]), (y0, told[0]), (x1, told[1]), (y1, told[1]))
+        for cell, keep in (
+            (x0, valid[0]),
+            (y0, valid[0]),
+            (x1, valid[1]),
+            (y1, valid[1]),
+        )
     )
     gain, change = stats.paired_difference(x0, x1, **bootstrap), stats.NOTHING
     if gain.n:

@@ -38,7 +38,7 @@ class Imported(NamedTuple):
     where: str  # file the stated accuracy is from
 
 
-class Row(NamedTuple):
+class LoggedSample(NamedTuple):
     """A sample as either tool logs it."""
 
     id: str
@@ -48,13 +48,13 @@ class Row(NamedTuple):
     question: str
     options: tuple[str, ...]
     answer: int
-    said: str  # what the model wrote
+    completion: str  # what the model wrote
     correct: bool | None  # None where the file does not say: our parser does
     asked: str  # the prompt as logged
 
 
 def as_records(
-    rows: Iterable[Row],
+    rows: Iterable[LoggedSample],
     *,
     source: str,
     model: str,
@@ -72,14 +72,14 @@ def as_records(
     return [_record(r, source, model, condition, style, tool, seed) for r in rows]
 
 
-def _record(row: Row, source, model, condition, style, tool, seed) -> Record:
+def _record(row: LoggedSample, source, model, condition, style, tool, seed) -> Record:
     e = Example(
         row.id, (), row.question, row.options, row.answer, -1, source, row.task,
         row.cluster, open=len(row.options) < 2, condition=condition,
     )  # fmt: skip
     if not e.open and row.answer >= 0:
         e = perturb.suggest(e, seed)
-    parsed = parsing.read(row.said, e, style)
+    parsed = parsing.read(row.completion, e, style)
     option, correct = parsed.option, row.correct
     if correct is None:
         correct = option >= 0 and option == row.answer
@@ -90,7 +90,7 @@ def _record(row: Row, source, model, condition, style, tool, seed) -> Record:
     prompt = Prompt(e, row.asked, "", (), style, styles.text_hash(row.asked))
     record = build_record(
         prompt,
-        row.said,
+        row.completion,
         finish="stop",
         engine=tool,
         parsed=parsed._replace(option=option),
@@ -104,7 +104,7 @@ def _record(row: Row, source, model, condition, style, tool, seed) -> Record:
 # -- VLMEvalKit ------------------------------------------------------------------------
 
 
-def vlmevalkit(path: Path) -> tuple[list[Row], float | None, str]:
+def vlmevalkit(path: Path) -> tuple[list[LoggedSample], float | None, str]:
     """Rows of a prediction or result file, and the accuracy in `…_acc.csv` beside it.
 
     A result file of a circular benchmark holds the unrotated rows, whose `hit` is that
@@ -137,7 +137,7 @@ def vlmevalkit(path: Path) -> tuple[list[Row], float | None, str]:
         group = int(index) % 1_000_000 if index.isdigit() else index
         listed = "\n".join(f"{styles.LETTERS[i]}. {o}" for i, o in enumerate(options))
         rows.append(
-            Row(
+            LoggedSample(
                 index,
                 f"{group}",
                 "/".join(str(p) for p in parts if p) or "all",
@@ -157,8 +157,8 @@ def vlmevalkit(path: Path) -> tuple[list[Row], float | None, str]:
 def _options(cells: dict) -> tuple[str, ...]:
     out = []
     for letter in styles.LETTERS:
-        held = cells.get(letter)
-        text = "" if held is None else str(held)
+        cell = cells.get(letter)
+        text = "" if cell is None else str(cell)
         if text in ("", "nan"):
             break
         out.append(text)
@@ -201,11 +201,11 @@ def _table(path: Path) -> list[dict]:
         if path.suffix == ".xlsx":
             return read_xlsx(path)
         if path.suffix == ".json":
-            held = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(held, dict):  # pandas: column → {row: value}
-                keys = list(next(iter(held.values())))
-                return [{c: v[k] for c, v in held.items()} for k in keys]
-            return held
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(content, dict):  # pandas: column → {row: value}
+                keys = list(next(iter(content.values())))
+                return [{c: v[k] for c, v in content.items()} for k in keys]
+            return content
         if path.suffix in (".tsv", ".csv"):
             csv.field_size_limit(1 << 30)  # images as base64
             mark = "\t" if path.suffix == ".tsv" else ","
@@ -222,7 +222,9 @@ _LINE = re.compile(r"^\s*\(?([A-Z])[.):]\s*(\S.*?)\s*$", re.MULTILINE)
 _INLINE = re.compile(r"\(([A-Z])\)\s*(.*?)(?=\s*\([A-Z]\)|\s*$)", re.DOTALL)
 
 
-def lmms_eval(path: Path, metric: str = "") -> tuple[list[Row], float | None, str]:
+def lmms_eval(
+    path: Path, metric: str = ""
+) -> tuple[list[LoggedSample], float | None, str]:
     """Rows of a samples file, and the accuracy in the results file beside it.
 
     Args:
@@ -245,18 +247,18 @@ def lmms_eval(path: Path, metric: str = "") -> tuple[list[Row], float | None, st
         raise UserError(f"{path}: holds no samples")
     task = path.stem.partition("_samples_")[2] or path.stem
     results, where = _results(path)
-    said = results.get("results", {}).get(task, {})
-    names = [k.partition(",")[0] for k in said if "stderr" not in k]
+    scores = results.get("results", {}).get(task, {})
+    names = [k.partition(",")[0] for k in scores if "stderr" not in k]
     names += [k for k in samples[0] if k not in _NOT_METRICS]
-    held = [n for n in dict.fromkeys(names) if any(n in s for s in samples)]
-    if metric and metric not in held:
-        raise UserError(f"{path}: no metric '{metric}'; it has {', '.join(held)}")
+    present = [n for n in dict.fromkeys(names) if any(n in s for s in samples)]
+    if metric and metric not in present:
+        raise UserError(f"{path}: no metric '{metric}'; it has {', '.join(present)}")
     if not metric:
-        everywhere = [n for n in held if all(n in s for s in samples)]
+        everywhere = [n for n in present if all(n in s for s in samples)]
         if not everywhere:
             raise UserError(
                 f"{path}: no metric that every sample has; name one of "
-                f"{', '.join(held) or 'none'} with --metric"
+                f"{', '.join(present) or 'none'} with --metric"
             )
         metric = everywhere[0]
     samples = [s for s in samples if metric in s]
@@ -282,11 +284,11 @@ def _results(path: Path) -> tuple[dict, str]:
     return {}, ""
 
 
-def _sample(s: dict, task: str, metric: str, path: Path) -> Row:
+def _sample(s: dict, task: str, metric: str, path: Path) -> LoggedSample:
     value = s[metric]
     about = value if isinstance(value, dict) else {}
     asked = _first_text(s.get("input", s.get("arguments", "")))
-    said = _first_text(s.get("resps", s.get("filtered_resps", "")))
+    completion = _first_text(s.get("resps", s.get("filtered_resps", "")))
     question, options = _choices(asked)
     target = str(s["target"]).strip()
     letter = re.fullmatch(r"\(?([A-Z])\)?\.?", target)
@@ -297,7 +299,7 @@ def _sample(s: dict, task: str, metric: str, path: Path) -> Row:
         question, options, answer = asked, (target,), 0
     media = s.get("input_media") or [about.get("image") or s["doc_id"]]
     kind = [about.get(k) for k in ("category", "type", "task", "l2_category")]
-    return Row(
+    return LoggedSample(
         str(s["doc_id"]),
         str(media[0] if isinstance(media, list) else media),
         "/".join(str(k) for k in kind if k) or task,
@@ -305,7 +307,7 @@ def _sample(s: dict, task: str, metric: str, path: Path) -> Row:
         question,
         options,
         answer,
-        said,
+        completion,
         _right(value, target, f"{path}: doc_id {s['doc_id']}: {metric}"),
         asked,
     )
@@ -321,12 +323,12 @@ def _choices(asked: str) -> tuple[str, tuple[str, ...]]:
     """(question, options) of a prompt that lists them: `A. text` or `(A) text`, a line
     each, or `(A) text (B) text` in one; no options where letters don't run from A."""
     for pattern in (_LINE, _INLINE):
-        found = list(pattern.finditer(asked))
-        letters = "".join(m[1] for m in found)
-        if len(found) > 1 and styles.LETTERS.startswith(letters):
-            options = [m[2].strip() for m in found]
+        listed = list(pattern.finditer(asked))
+        letters = "".join(m[1] for m in listed)
+        if len(listed) > 1 and styles.LETTERS.startswith(letters):
+            options = [m[2].strip() for m in listed]
             options[-1] = options[-1].partition("\n")[0].strip()
-            return asked[: found[0].start()].strip(), tuple(options)
+            return asked[: listed[0].start()].strip(), tuple(options)
     return asked.strip(), ()
 
 
@@ -352,9 +354,9 @@ def _right(value, target: str, where: str) -> bool:
 def _stated(results: dict, task: str, metric: str, ours: float) -> float | None:
     """The accuracy the tool states: the metric, as a share or in per cent, where it is
     a mean of the samples; otherwise the count of correct ones it keeps besides."""
-    said = results.get("results", {}).get(task, {})
-    found = [v for k, v in said.items() if k.partition(",")[0] == metric]
-    numbers = [float(v) for v in found if isinstance(v, int | float)]
+    scores = results.get("results", {}).get(task, {})
+    values = [v for k, v in scores.items() if k.partition(",")[0] == metric]
+    numbers = [float(v) for v in values if isinstance(v, int | float)]
     for value in numbers:
         for share in (value, value / 100):
             if math.isclose(share, ours, abs_tol=5e-5):

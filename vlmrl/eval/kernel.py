@@ -82,7 +82,7 @@ def read(tables: TagTables, rollout: Rollout, stage) -> CotSpans:
     steps = jnp.arange(length)
     opened = find(tables.think, tables.size, tokens, mask)
     close = find(tables.close, tables.size, tokens, mask)
-    closes = close.found & (stage < THOUGHT)
+    closes = close.matched & (stage < THOUGHT)
     closed = closes | (stage >= THOUGHT)
     after = jnp.where(closes, close.index, jnp.where(stage >= THOUGHT, -1, length))
     answer = find(tables.answer, tables.size, tokens, mask, after)
@@ -231,15 +231,15 @@ def evaluate(
 
 def _sample(model, params, cache: PrefixCache, batch, tables, settings, options):
     """Return the Rollout and the cache with the samples as its last segment."""
-    how = dict(max_tokens=settings.max_tokens, sampling=settings.sampling)
-    how |= _without(options, "attend")
+    decoding = dict(max_tokens=settings.max_tokens, sampling=settings.sampling)
+    decoding |= _without(options, "attend")
     slots = settings.slots
     if not slots:
-        return generate(model, params, cache, batch.keys, tables.stops, **how)
+        return generate(model, params, cache, batch.keys, tables.stops, **decoding)
     source = continuous_batching.from_cache(cache, batch.group.prefix.ids.shape[0])
     rollout, _ = continuous_batching.generate(
         model, params, source, batch.keys, tables.stops,
-        slots=continuous_batching.SlotCounts(slots, slots), **how,
+        slots=continuous_batching.SlotCounts(slots, slots), **decoding,
     )  # fmt: skip
     _, own = extend(
         model, params, cache, rollout.tokens, rollout.mask, **_without(options)

@@ -113,10 +113,10 @@ def _at(lists: pa.ChunkedArray, places: pa.ChunkedArray) -> np.ndarray:
     """float64[n]: the element of each list at its place, NaN where there is none."""
     lists, places = lists.combine_chunks(), places.to_numpy()
     lengths = pa.compute.list_value_length(lists).to_numpy(zero_copy_only=False)
-    held = (places >= 0) & (places < lengths)
+    inside = (places >= 0) & (places < lengths)
     out = np.full(len(lengths), np.nan)
     starts = np.cumsum(lengths) - lengths
-    out[held] = lists.flatten().to_numpy()[(starts + places)[held]]
+    out[inside] = lists.flatten().to_numpy()[(starts + places)[inside]]
     return out
 
 

@@ -194,8 +194,8 @@ def _read_jsonl(path: Path) -> pa.Table:
                 ("unknown", [n for n in row if n not in SCHEMA.names]),
             ):
                 if wrong:
-                    said = ", ".join(wrong)
-                    raise UserError(f"{path}, line {number}: {name} field {said}")
+                    listed = ", ".join(wrong)
+                    raise UserError(f"{path}, line {number}: {name} field {listed}")
             rows.append(Record(**{n: _number(row[n], n) for n in SCHEMA.names}))
     return _table(path, rows)
 

@@ -45,49 +45,49 @@ class Row(NamedTuple):
         return self.options[self.answer]
 
     @property
-    def said(self) -> str:
+    def written(self) -> str:
         """Text of the answer block; without one, all that was written."""
         whole = self.prefill + self.completion
-        found = parsing.parse(whole, tuple(self.options), "text").answer
-        return (whole if found is None else found).strip()
+        block = parsing.parse(whole, tuple(self.options), "text").answer
+        return (whole if block is None else block).strip()
 
 
 _CELL = ("split", "recipe", "seed", "step", "condition")
 
 
-def rows(source: str, records: Iterable[Record] | pa.Table) -> list[Row]:
+def rows_of(source: str, records: Iterable[Record] | pa.Table) -> list[Row]:
     """The rows of a source. Raises UserError where they mix conditions or models."""
     names = [*Row._fields, "source", *_CELL]
     if isinstance(records, pa.Table):
-        found = records.select(names).to_pylist()
+        fields = records.select(names).to_pylist()
     else:
-        found = [{name: getattr(r, name) for name in names} for r in records]
-    found = [r for r in found if r["source"] == source]
-    if not found:
+        fields = [{name: getattr(r, name) for name in names} for r in records]
+    fields = [r for r in fields if r["source"] == source]
+    if not fields:
         raise UserError(f"scoring: no records of {source}")
     for name in _CELL[1:]:
-        if len(kinds := {r[name] for r in found}) > 1:
+        if len(kinds := {r[name] for r in fields}) > 1:
             listed = ", ".join(sorted(map(str, kinds)))
             raise UserError(f"scoring {source}: records of one {name} wanted: {listed}")
-    return [Row(*(r[name] for name in Row._fields)) for r in found]
+    return [Row(*(r[name] for name in Row._fields)) for r in fields]
 
 
 def score(source: str, records: Iterable[Record] | pa.Table, **more) -> dict:
     """Every score of a set; plain accuracy by task for one that has no rule."""
-    return SCORES.get(source, by_task)(rows(source, records), **more)
+    return SCORES.get(source, by_task)(rows_of(source, records), **more)
 
 
 def by_condition(source: str, records: Iterable[Record], **more) -> dict[str, dict]:
     """Condition → the scores under it; a number that does not exist is None."""
-    found: dict[str, list[Record]] = {}
+    parts: dict[str, list[Record]] = {}
     for record in records:
-        found.setdefault(record.condition, []).append(record)
+        parts.setdefault(record.condition, []).append(record)
     return {
         name: {
             k: None if np.isnan(v) else v
             for k, v in score(source, some, **more).items()
         }
-        for name, some in found.items()
+        for name, some in parts.items()
     }
 
 
@@ -99,34 +99,34 @@ def mean(values: Iterable[float]) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
-def accuracy(found: Iterable[Row]) -> float:
-    return mean(r.correct for r in found)
+def accuracy(rows: Iterable[Row]) -> float:
+    return mean(r.correct for r in rows)
 
 
-def groups(found: Iterable[Row], key: Callable[[Row], str]) -> dict[str, list[Row]]:
+def groups(rows: Iterable[Row], key: Callable[[Row], str]) -> dict[str, list[Row]]:
     out = defaultdict(list)
-    for row in found:
+    for row in rows:
         out[key(row)].append(row)
     return dict(out)
 
 
 def all_right(
-    found: Iterable[Row], key: Callable[[Row], str], size: int | None = None
+    rows: Iterable[Row], key: Callable[[Row], str], size: int | None = None
 ) -> list[float]:
     """1 or 0 per group and sample: are all of its rows right? Groups of fewer rows than
     `size`, their others refused, are left out."""
     out = []
-    for part in groups(found, lambda r: f"{key(r)}#{r.sample}").values():
+    for part in groups(rows, lambda r: f"{key(r)}#{r.sample}").values():
         if size is None or len(part) == size:
             out.append(float(all(r.correct for r in part)))
     return out
 
 
-def by_task(found: list[Row], depth: int = 1) -> dict[str, float]:
+def by_task(rows: list[Row], depth: int = 1) -> dict[str, float]:
     """Micro accuracy, and that of every category path down to `depth`."""
-    out = {"accuracy": accuracy(found)}
+    out = {"accuracy": accuracy(rows)}
     for level in range(1, depth + 1):
-        parts = groups(found, lambda r, n=level: "/".join(r.parts[:n]))
+        parts = groups(rows, lambda r, n=level: "/".join(r.parts[:n]))
         out |= {task: accuracy(part) for task, part in sorted(parts.items())}
     return out
 
@@ -134,7 +134,7 @@ def by_task(found: list[Row], depth: int = 1) -> dict[str, float]:
 # -- one per set -----------------------------------------------------------------------
 
 
-def threedsrbench(found: list[Row]) -> dict[str, float]:
+def threedsrbench(rows: list[Row]) -> dict[str, float]:
     """The published script ("official": rotations together, the mirrored question
     apart), VLMEvalKit's four, and the official score by type."""
 
@@ -145,52 +145,52 @@ def threedsrbench(found: list[Row]) -> dict[str, float]:
         return row.example[: 13 if "flip" in row.example else 8]
 
     out = {
-        "official": mean(all_right(found, unrotated)),
-        "vanilla": accuracy(found),
-        "flip": mean(all_right(found, lambda r: r.example.replace("-flip", ""))),
-        "circular": mean(all_right(found, circular)),
-        "flip_circular": mean(all_right(found, lambda r: r.example[:8])),
+        "official": mean(all_right(rows, unrotated)),
+        "vanilla": accuracy(rows),
+        "flip": mean(all_right(rows, lambda r: r.example.replace("-flip", ""))),
+        "circular": mean(all_right(rows, circular)),
+        "flip_circular": mean(all_right(rows, lambda r: r.example[:8])),
     }
-    for kind, part in sorted(groups(found, lambda r: r.parts[0]).items()):
+    for kind, part in sorted(groups(rows, lambda r: r.parts[0]).items()):
         out[kind] = mean(all_right(part, unrotated))
     return out
 
 
-def cv_bench(found: list[Row]) -> dict[str, float]:
+def cv_bench(rows: list[Row]) -> dict[str, float]:
     """Micro; the mean of 2D and 3D; and the official ½·((ADE20K + COCO)/2 + Omni3D)."""
-    kinds = groups(found, lambda r: r.parts[0])
-    sources = groups(found, lambda r: r.parts[-1])
-    out = {"micro": accuracy(found)}
+    kinds = groups(rows, lambda r: r.parts[0])
+    sources = groups(rows, lambda r: r.parts[-1])
+    out = {"micro": accuracy(rows)}
     out |= {kind: accuracy(kinds.get(kind, [])) for kind in ("2D", "3D")}
     out |= {s: accuracy(sources.get(s, [])) for s in ("ADE20K", "COCO", "Omni3D")}
     out["mean_2D_3D"] = (out["2D"] + out["3D"]) / 2
     out["official"] = ((out["ADE20K"] + out["COCO"]) / 2 + out["Omni3D"]) / 2
-    for task, part in groups(found, lambda r: r.parts[1]).items():
+    for task, part in groups(rows, lambda r: r.parts[1]).items():
         out[task] = accuracy(part)
     return out
 
 
-def mmbench(found: list[Row]) -> dict[str, float]:
+def mmbench(rows: list[Row]) -> dict[str, float]:
     """Circular: a question counts if every rotation is right. Vanilla: rotation 0."""
 
     def base(row):
         return str(int(row.example) % 1_000_000)
 
     out = {
-        "circular": mean(all_right(found, base)),
-        "vanilla": accuracy(r for r in found if int(r.example) < 1_000_000),
+        "circular": mean(all_right(rows, base)),
+        "vanilla": accuracy(r for r in rows if int(r.example) < 1_000_000),
     }
-    for level, part in sorted(groups(found, lambda r: r.parts[0]).items()):
+    for level, part in sorted(groups(rows, lambda r: r.parts[0]).items()):
         out[level] = mean(all_right(part, base))
     return out
 
 
-def mmvp(found: list[Row]) -> dict[str, float]:
-    pairs = all_right(found, lambda r: str((int(r.example) + 1) // 2), 2)
-    return {"pairs": mean(pairs), "rows": accuracy(found)}
+def mmvp(rows: list[Row]) -> dict[str, float]:
+    pairs = all_right(rows, lambda r: str((int(r.example) + 1) // 2), 2)
+    return {"pairs": mean(pairs), "rows": accuracy(rows)}
 
 
-def hallusionbench(found: list[Row]) -> dict[str, float]:
+def hallusionbench(rows: list[Row]) -> dict[str, float]:
     """aAcc by question; fAcc: all questions of a figure, VS figure 0 (no image) left
     out; qAcc: a question on all of its figures."""
 
@@ -201,11 +201,11 @@ def hallusionbench(found: list[Row]) -> dict[str, float]:
         *scene, _, asked = row.example.split("_")
         return "_".join([*scene, asked])
 
-    figures = [r for r in found if not (r.task.startswith("VS") and _blank(r))]
+    figures = [r for r in rows if not (r.task.startswith("VS") and _blank(r))]
     return {
-        "aAcc": accuracy(found),
+        "aAcc": accuracy(rows),
         "fAcc": mean(all_right(figures, figure)),
-        "qAcc": mean(all_right(found, question)),
+        "qAcc": mean(all_right(rows, question)),
     }
 
 
@@ -213,16 +213,16 @@ def _blank(row: Row) -> bool:
     return row.example.split("_")[-2] == "0"
 
 
-def pope(found: list[Row]) -> dict[str, float]:
+def pope(rows: list[Row]) -> dict[str, float]:
     """Per category and averaged over them; option 0 is yes, the positive class. An
     answer that can't be read is wrong and no yes."""
     out: dict[str, float] = {}
-    parts = groups(found, lambda r: r.task)
+    parts = groups(rows, lambda r: r.task)
     for category, part in sorted(parts.items()):
-        said = np.array([r.predicted == 0 for r in part])
+        yes = np.array([r.predicted == 0 for r in part])
         true = np.array([r.answer == 0 for r in part])
-        hit = float((said & true).sum())
-        precision = hit / said.sum() if said.any() else 0.0
+        hit = float((yes & true).sum())
+        precision = hit / yes.sum() if yes.any() else 0.0
         recall = hit / true.sum() if true.any() else 0.0
         both = precision + recall
         out |= {
@@ -230,37 +230,37 @@ def pope(found: list[Row]) -> dict[str, float]:
             f"{category}/precision": float(precision),
             f"{category}/recall": float(recall),
             f"{category}/f1": float(2 * precision * recall / both) if both else 0.0,
-            f"{category}/yes": float(said.mean()),
+            f"{category}/yes": float(yes.mean()),
         }
     for name in ("accuracy", "precision", "recall", "f1", "yes"):
         out[name] = mean(v for k, v in out.items() if k.endswith(f"/{name}"))
     return out
 
 
-def blink(found: list[Row]) -> dict[str, float]:
+def blink(rows: list[Row]) -> dict[str, float]:
     """Macro: the mean over tasks."""
-    out = by_task(found)
+    out = by_task(rows)
     return {"macro": mean(v for k, v in out.items() if k != "accuracy"), **out}
 
 
-def sat(found: list[Row]) -> dict[str, float]:
+def sat(rows: list[Row]) -> dict[str, float]:
     """`average` over rows, which the authors report on the test with its reversed
     copies; `circular`: both of a row right."""
 
     def both(row):
         return re.sub(r"-1$", "", row.example)
 
-    return {"average": accuracy(found), "circular": mean(all_right(found, both))} | {
+    return {"average": accuracy(rows), "circular": mean(all_right(rows, both))} | {
         task: accuracy(part)
-        for task, part in sorted(groups(found, lambda r: r.task).items())
+        for task, part in sorted(groups(rows, lambda r: r.task).items())
     }
 
 
-def whatsup(found: list[Row]) -> dict[str, float]:
+def whatsup(rows: list[Row]) -> dict[str, float]:
     """Caption accuracy; for the controlled photographs also pairs of opposite relations
     and whole sets of four; COCO and GQA as the mean of one and two objects."""
     out = {}
-    kinds = groups(found, lambda r: r.parts[0])
+    kinds = groups(rows, lambda r: r.parts[0])
     for kind, part in kinds.items():
         out[kind] = accuracy(part)
         if kind.startswith("controlled"):
@@ -278,29 +278,29 @@ def _opposite(row: Row) -> str:
     return f"{scene}/{'sides' if relation in ('left_of', 'right_of') else 'other'}"
 
 
-def spatial_mm(found: list[Row]) -> dict[str, float]:
+def spatial_mm(rows: list[Row]) -> dict[str, float]:
     """Accuracy by file and by perspective or hop; free answers of the multihop file
     are compared as phrases (`answers.phrase`)."""
     judged = [
-        r._replace(correct=phrase(r.said) == phrase(r.right))
+        r._replace(correct=phrase(r.written) == phrase(r.right))
         if r.parts[0] == "multihop"
         else r
-        for r in found
+        for r in rows
     ]
     return by_task(judged, depth=2)
 
 
-def mme_realworld_lite(found: list[Row]) -> dict[str, float]:
+def mme_realworld_lite(rows: list[Row]) -> dict[str, float]:
     """Over rows, by Task and Subtask; `macro` is the mean over subtasks."""
-    out = by_task(found, depth=2)
+    out = by_task(rows, depth=2)
     out["macro"] = mean(v for k, v in out.items() if "/" in k)
     return out
 
 
-def pixmo_count(found: list[Row]) -> dict[str, float]:
+def pixmo_count(rows: list[Row]) -> dict[str, float]:
     """Exact, at most one off, and the mean absolute error of the answers that hold a
     number. The first whole number of an answer counts."""
-    off = [(number(r.said), int(r.right)) for r in found]
+    off = [(number(r.written), int(r.right)) for r in rows]
     return {
         "exact": mean(n == right for n, right in off),
         "off_by_one": mean(n is not None and abs(n - right) <= 1 for n, right in off),
@@ -309,35 +309,35 @@ def pixmo_count(found: list[Row]) -> dict[str, float]:
     }
 
 
-def geometry3k(found: list[Row]) -> dict[str, float]:
+def geometry3k(rows: list[Row]) -> dict[str, float]:
     """Answer equality (`answers.equal`): a letter that was read, or the value."""
-    return {"accuracy": mean(r.correct or equal(r.right, r.said) for r in found)}
+    return {"accuracy": mean(r.correct or equal(r.right, r.written) for r in rows)}
 
 
-def mathvista(found: list[Row]) -> dict[str, float]:
+def mathvista(rows: list[Row]) -> dict[str, float]:
     """Answer equality: multiple choice takes the option read, else the nearest by edit
     distance; whole numbers and numbers of the row's precision by value; lists as text.
     """
-    judged = [r._replace(correct=_mathvista(r)) for r in found]
+    judged = [r._replace(correct=_mathvista(r)) for r in rows]
     return by_task(judged)
 
 
 def _mathvista(row: Row) -> bool:
     if row.correct:
         return True
-    said, right = row.said, row.right
+    written, right = row.written, row.right
     if re.fullmatch(r"-?\d+(\.\d+)?", right):
         digits = len(right.partition(".")[2])
-        value = number(said, whole=False)
+        value = number(written, whole=False)
         return value is not None and round(value, digits) == float(right)
-    if row.predicted >= 0 or not said:
+    if row.predicted >= 0 or not written:
         return False
-    near = min(row.options, key=lambda o: distance(o.casefold(), said.casefold()))
+    near = min(row.options, key=lambda o: distance(o.casefold(), written.casefold()))
     return near == right and not right.startswith("[")
 
 
 def refcoco(
-    found: list[Row],
+    rows: list[Row],
     sizes: Mapping[str, tuple[int, int]] | None = None,
     scale: float | None = None,
 ) -> dict[str, float]:
@@ -351,16 +351,16 @@ def refcoco(
         answers in pixels.
     """
     over, centre = [], []
-    for row in found:
-        right, said = box(row.right), box(row.said)
+    for row in rows:
+        right, answer = box(row.right), box(row.written)
         if scale is not None:
             if sizes is None or row.example not in sizes:
                 raise UserError(f"scoring refcoco: no image size of {row.example}")
             width, height = sizes[row.example]
             sides = (width, height, width, height)
-            said = tuple(v / scale * s for v, s in zip(said, sides, strict=True))
-        over.append(iou(right, said))
-        x, y = (said[0] + said[2]) / 2, (said[1] + said[3]) / 2
+            answer = tuple(v / scale * s for v, s in zip(answer, sides, strict=True))
+        over.append(iou(right, answer))
+        x, y = (answer[0] + answer[2]) / 2, (answer[1] + answer[3]) / 2
         centre.append(right[0] <= x <= right[2] and right[1] <= y <= right[3])
     at = {f"acc@{t}": mean(o >= t for o in over) for t in (0.1, 0.3, 0.5, 0.7, 0.9)}
     return {**at, "iou": mean(over), "centre": mean(centre)}

@@ -146,8 +146,8 @@ def turns(
     A condition that opens the answer (`no_cot`) has no prefill in the user turn: its
     suffix asks for the answer alone.
     """
-    how = styles.style(style)
-    messages = styles.messages(example, how)
+    prompt_style = styles.style(style)
+    messages = styles.messages(example, prompt_style)
     spans = [list(s) for s in styles.build(example, style).spans]
     text = example.prefill
     if not text:
@@ -269,9 +269,9 @@ def letter_probabilities(
     """
     tokens = [_bytes(t) for t in served]
     text, given = b"".join(tokens), prefill.encode()
-    found = list(_OPENED.finditer(given + text))
-    if found:
-        at = found[-1].end() - len(given)
+    openings = list(_OPENED.finditer(given + text))
+    if openings:
+        at = openings[-1].end() - len(given)
     else:
         bare = _BARE.match(text)
         if bare is None or b"<" in text:

@@ -300,10 +300,10 @@ def holm(p) -> np.ndarray:
       float64[k], in the order given.
     """
     p = np.asarray(p, float)
-    told = np.flatnonzero(~np.isnan(p))
-    if ((p[told] < 0) | (p[told] > 1)).any():
+    valid = np.flatnonzero(~np.isnan(p))
+    if ((p[valid] < 0) | (p[valid] > 1)).any():
         raise ValueError("holm: p values must lie in [0, 1]")
-    order = told[np.argsort(p[told], kind="stable")]
+    order = valid[np.argsort(p[valid], kind="stable")]
     scaled = p[order] * np.arange(len(order), 0, -1)
     out = np.full(p.shape, np.nan)
     out[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)

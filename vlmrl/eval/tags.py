@@ -73,8 +73,8 @@ def make_tables(processor: Processor, options: int) -> TagTables:
         return np.array(processor.tokenizer.encode(text), np.int32)
 
     def tag(text):
-        found = automaton(processor.token_bytes, (text.encode(),))
-        return Tag(*(jnp.asarray(x) for x in found))
+        tables = automaton(processor.token_bytes, (text.encode(),))
+        return Tag(*(jnp.asarray(x) for x in tables))
 
     stops = make_stops(processor)
     tables = TagTables(
@@ -117,16 +117,16 @@ def _ragged(rows: dict[str, list[int]]) -> np.ndarray:
     return np.array([r + [-1] * (width - len(r)) for r in rows.values()], np.int32)
 
 
-class Found(NamedTuple):
+class TagMatch(NamedTuple):
     """First match of a tag in each row: B rows."""
 
-    found: Array  # bool[B]
+    matched: Array  # bool[B]
     index: Array  # int32[B]: token in which it is completed; T if not found
     exact: Array  # bool[B]: its last byte is that token's last byte
     byte: Array  # int32[B]: offset of its first byte from the row's start
 
 
-def find(tag: Tag, size, tokens, mask, after=None) -> Found:
+def find(tag: Tag, size, tokens, mask, after=None) -> TagMatch:
     """First completion of a tag in every row, at token index > `after` int32[B]."""
     rows, length = tokens.shape
 
@@ -142,8 +142,8 @@ def find(tag: Tag, size, tokens, mask, after=None) -> Found:
     state, hit, ends = state.T, hit.T & mask, ends.T
     if after is not None:
         hit = hit & (jnp.arange(length) > after[:, None])
-    found = hit.any(-1)
-    index = jnp.where(found, jnp.argmax(hit, -1), length)
+    matched = hit.any(-1)
+    index = jnp.where(matched, jnp.argmax(hit, -1), length)
     at = jnp.minimum(index, length - 1)[:, None]
 
     def there(x):
@@ -151,7 +151,7 @@ def find(tag: Tag, size, tokens, mask, after=None) -> Found:
 
     sizes = jnp.where(mask, size[tokens], 0)
     past = jnp.cumsum(sizes, -1)  # bytes up to the end of each token
-    exact = there(ends) & found
+    exact = there(ends) & matched
     # A token that holds a whole tag may follow bytes that only seemed to begin one.
     begin = there(past) - jnp.where(exact, tag.table.shape[1] - 1, there(sizes + state))
-    return Found(found, index.astype(jnp.int32), exact, begin)
+    return TagMatch(matched, index.astype(jnp.int32), exact, begin)

@@ -178,7 +178,7 @@ class PeriodicEvaluation(NamedTuple):
                 lambda n: self.phases("eval"),
             )
         if hosts.first():
-            watch.course_of(self.workdir, folder, step)
+            watch.learning_curve(self.workdir, folder, step)
         hosts.wait("records")  # all read what the first one wrote
         best = training.saving.best
         return score_of(path, best) if best else None

@@ -1,25 +1,29 @@
-"""What a run leaves to look at while it trains: its course and sample rollouts."""
+"""What a run leaves to look at while it trains: learning curve, sample rollouts."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from vlmrl.eval import records
-from vlmrl.eval.course import course
+from vlmrl.eval.learning_curve import curve_point
 from vlmrl.files import atomic_write, json_lines
 from vlmrl.rl import rollout_log
 from vlmrl.run import hosts
 
 
-def course_of(workdir: Path, kept: Path, step: int) -> None:
-    """course.jsonl: a line per evaluation up to `step`, with measures by condition and
-    paired changes since the first (`eval.course`), made anew from the records."""
-    files = {int(p.stem.rpartition("-")[2]): p for p in kept.glob("step-*.parquet")}
+def learning_curve(workdir: Path, folder: Path, step: int) -> None:
+    """Write learning_curve.jsonl: a line per evaluation up to `step`, with measures by
+    condition and paired changes since the first (`eval.learning_curve`), from the
+    records in `folder`. It replaces the course.jsonl of earlier versions."""
+    files = {int(p.stem.rpartition("-")[2]): p for p in folder.glob("step-*.parquet")}
     steps = sorted(s for s in files if s <= step)
     first = records.read(files[steps[0]])
-    rows = [{"step": steps[0], **course(first)}]
-    rows += [{"step": s, **course(records.read(files[s]), first)} for s in steps[1:]]
-    atomic_write(workdir / "course.jsonl", json_lines(rows))
+    rows = [{"step": steps[0], **curve_point(first)}]
+    rows += [
+        {"step": s, **curve_point(records.read(files[s]), first)} for s in steps[1:]
+    ]
+    atomic_write(workdir / "learning_curve.jsonl", json_lines(rows))
+    (workdir / "course.jsonl").unlink(missing_ok=True)
 
 
 def rollouts_of(workdir: Path, samples, advantages, *, step, lag, seed) -> None:

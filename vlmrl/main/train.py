@@ -11,9 +11,9 @@ WORKDIR/seed-N/adapter and merged into model/; config.quantize='int8' holds the 
 under it in 8 bits.
 
 A run directory holds config.json, environment.json, metrics.jsonl, records/ (one
-Parquet file per evaluation), course.jsonl (their measures and changes), rollouts/ (if
-kept), checkpoints/, model/, time.jsonl (seconds by phase, a line per step) and
-goodput.jsonl (the same, a line per start of the run).
+Parquet file per evaluation), learning_curve.jsonl (their measures and changes),
+rollouts/ (if kept), checkpoints/, model/, time.jsonl (seconds by phase, a line per
+step) and goodput.jsonl (the same, a line per start of the run).
 
 On several hosts the same command runs on each, with the run directory where all see it;
 see launch/. SIGTERM to any of them is honoured at the next safe point of all: the state

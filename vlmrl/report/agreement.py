@@ -104,26 +104,26 @@ def _p(value: float) -> str | None:
     return f"{value:.3f}" if value >= 0.001 else "<0.001"
 
 
-def quality(held: dict[str, Sequence[tuple[VerdictRow, Verdict]]]) -> Table:
+def quality(judges: dict[str, Sequence[tuple[VerdictRow, Verdict]]]) -> Table:
     """Judges against the truth, all together and by condition.
 
     Args:
       held: judge → rows whose truth is known, with its verdicts.
     """
     rows = []
-    for name, said in held.items():
-        kinds = ["all", *dict.fromkeys(r.condition for r, _ in said)]
+    for name, verdicts in judges.items():
+        kinds = ["all", *dict.fromkeys(r.condition for r, _ in verdicts)]
         for kind in kinds:
-            part = [(r, v) for r, v in said if kind in ("all", r.condition)]
+            part = [(r, v) for r, v in verdicts if kind in ("all", r.condition)]
             part = [(r, v) for r, v in part if v.label != "not_applicable"]
-            found = agree.against(
+            result = agree.against(
                 [r.truth for r, _ in part],
                 [v for _, v in part],
                 [r.cluster for r, _ in part],
             )
-            brier = None if math.isnan(found.brier) else found.brier
-            shares = (found.precision, found.coverage, found.accuracy, found.kappa)
-            rows.append((name, kind, found.n, *map(_cell, shares), brier))
+            brier = None if math.isnan(result.brier) else result.brier
+            shares = (result.precision, result.coverage, result.accuracy, result.kappa)
+            rows.append((name, kind, result.n, *map(_cell, shares), brier))
     return Table(
         "truth",
         "Judges against known conclusions",

@@ -28,7 +28,7 @@ QUADRANTS = {  # name → (verdict, answered right)
 
 def build(view: View, split: str) -> list[Table]:
     """Return the tables of one split."""
-    made = (
+    tables = (
         leaderboard(view, split),
         quadrants(view, split),
         calibrated(view, split),
@@ -36,7 +36,7 @@ def build(view: View, split: str) -> list[Table]:
         comparisons(view, split),
         drifts(view, split),
     )
-    return [table for table in made if table.rows]
+    return [table for table in tables if table.rows]
 
 
 def ends(view: View) -> list[tuple[str, list[tuple]]]:
@@ -48,19 +48,19 @@ def ends(view: View) -> list[tuple[str, list[tuple]]]:
 
 def share(view: View, points: list[tuple], condition: str, measure: str):
     """(value, lo, hi) of a share over clusters and seeds; None if not measured."""
-    found = []
+    intervals = []
     for point in points:
         cell = view.cell(point, condition, measure)
         if cell is not None:
-            found.append(stats.proportion(cell.values, cell.clusters))
-    return _triple(found)
+            intervals.append(stats.proportion(cell.values, cell.clusters))
+    return _triple(intervals)
 
 
-def _triple(found: list[Interval]):
-    found = [i for i in found if i.n and not np.isnan(i.value)]
-    if not found:
+def _triple(intervals: list[Interval]):
+    intervals = [i for i in intervals if i.n and not np.isnan(i.value)]
+    if not intervals:
         return None
-    value, lo, hi = stats.over_seeds(found)[:3]
+    value, lo, hi = stats.over_seeds(intervals)[:3]
     return value, lo, hi
 
 
@@ -75,15 +75,15 @@ def leaderboard(view: View, split: str) -> Table:
             continue
         robust, firm = [], []
         for point in points:
-            held = {
+            cells = {
                 c: view.rows[(*point, c)]
                 for c in conditions
                 if (*point, c) in view.rows
             }
-            robust.append(measures.robust(view.data, held))
+            robust.append(measures.robust(view.data, cells))
             thinking = {
                 c: i
-                for c, i in held.items()
+                for c, i in cells.items()
                 if not np.isnan(view.data["faithful_accuracy"][i]).all()
             }
             if thinking:
@@ -132,15 +132,15 @@ def quadrants(view: View, split: str) -> Table:
                 if index is None:
                     continue
                 verdict = view.data["verdict"][index]
-                told = verdict != "not_applicable"
-                if not told.any():
+                judged = verdict != "not_applicable"
+                if not judged.any():
                     continue
                 right = view.data["accuracy"][index]
-                total.append(int(told.sum()))
-                for name, (want, good) in QUADRANTS.items():
-                    hit = (verdict == want) & (right == good)
-                    parts[name].append(hit[told].mean())
-                parts["undecided"].append((verdict == "undecided")[told].mean())
+                total.append(int(judged.sum()))
+                for name, (label, good) in QUADRANTS.items():
+                    hit = (verdict == label) & (right == good)
+                    parts[name].append(hit[judged].mean())
+                parts["undecided"].append((verdict == "undecided")[judged].mean())
             if total:
                 means = (float(np.mean(parts[name])) for name in parts)
                 rows.append((recipe, condition, total[0], *means))
@@ -166,12 +166,12 @@ def calibrated(view: View, split: str) -> Table:
     rows = []
     for recipe, points in ends(view):
         for condition in view.conditions(recipe):
-            found = [_calibration(view, p, condition) for p in points]
-            found = [f for f in found if f is not None]
-            if not found:
+            seeds = [_calibration(view, p, condition) for p in points]
+            seeds = [f for f in seeds if f is not None]
+            if not seeds:
                 continue
-            means = [float(np.mean([f[k] for f in found])) for k in range(6)]
-            area = _triple([f[6] for f in found])
+            means = [float(np.mean([f[k] for f in seeds])) for k in range(6)]
+            area = _triple([f[6] for f in seeds])
             rows.append((recipe, condition, *means, area))
     return Table(
         f"calibration-{split}",
@@ -238,10 +238,10 @@ def prediction(view: View, split: str) -> Table:
                 areas: dict[str, list] = {name: [] for name in SCORES}
                 apart = []
                 for point in points:
-                    found = predicts(view, point, condition, only)
-                    if found is None:
+                    predictors = predicts(view, point, condition, only)
+                    if predictors is None:
                         continue
-                    scores, label, clusters = found
+                    scores, label, clusters = predictors
                     for name, score in scores.items():
                         areas[name].append(
                             calibration.auroc_interval(score, label, clusters)
@@ -310,21 +310,21 @@ def predicts(view: View, point: tuple, condition: str, only_correct: bool):
 def comparisons(view: View, split: str) -> Table:
     """Accuracy of each condition against base, and of each recipe against the first,
     with Holm's correction over the whole table."""
-    found = []
+    compared = []
     recipes = ends(view)
     for recipe, points in recipes:
         for condition in view.conditions(recipe):
             if condition != "base":
                 label = f"{recipe}: {condition} against base"
                 pairs = [((p, "base"), (p, condition)) for p in points]
-                found.append((label, _compared(view, pairs)))
+                compared.append((label, _compared(view, pairs)))
     for recipe, points in recipes[1:]:
         first, start = recipes[0]
         pairs = [((start[0], "base"), (p, "base")) for p in points]
         label = f"base: {recipe} against {first}"
-        found.append((label, _compared(view, pairs)))
-    found = [(label, made) for label, made in found if made is not None]
-    corrected = stats.holm([made[2] for _, made in found])
+        compared.append((label, _compared(view, pairs)))
+    compared = [(label, result) for label, result in compared if result is not None]
+    corrected = stats.holm([result[2] for _, result in compared])
     return Table(
         f"comparisons-{split}",
         f"Paired comparisons of accuracy, {split}",
@@ -332,7 +332,7 @@ def comparisons(view: View, split: str) -> Table:
         "0.5 medium, 0.8 large). p: McNemar's exact test where clusters are single "
         "rows, else a bootstrap over clusters; with several seeds the larger of the "
         "smallest of these and Student's t over the seeds. Holm: corrected for the "
-        f"{len(found)} comparisons of this table.",
+        f"{len(compared)} comparisons of this table.",
         (
             ("Comparison", "text"),
             ("Difference", "gap"),
@@ -342,8 +342,8 @@ def comparisons(view: View, split: str) -> Table:
             ("Test", "text"),
         ),
         [
-            (label, made[0], made[1], made[2], float(p), made[3])
-            for (label, made), p in zip(found, corrected, strict=True)
+            (label, result[0], result[1], result[2], float(p), result[3])
+            for (label, result), p in zip(compared, corrected, strict=True)
         ],
     )
 
@@ -379,18 +379,18 @@ def drifts(view: View, split: str) -> Table:
     rows = []
     for recipe, points in ends(view):
         for condition in view.conditions(recipe):
-            found = []
+            per_seed = []
             for point in points:
                 start = view.start(recipe, point[1])
                 if start is None or start == point:
                     continue
                 pairs = [_both(view, at, condition) for at in (start, point)]
                 if all(p is not None for p in pairs):
-                    found.append(drift.drift(*pairs, draws=1000))
-            found = [d for d in found if d.change.n]
-            if not found:
+                    per_seed.append(drift.drift(*pairs, draws=1000))
+            per_seed = [d for d in per_seed if d.change.n]
+            if not per_seed:
                 continue
-            whole = drift.drift_over_seeds(found)
+            whole = drift.drift_over_seeds(per_seed)
             rows.append(
                 (
                     recipe,

@@ -29,11 +29,11 @@ def gather(runs: Sequence[Path]) -> tuple[pa.Table, dict[str, bytes]]:
     Raises:
       UserError: a run without records, or two of the same name that share a recipe.
     """
-    found = [find_records(run) for run in runs]
-    names = [table.column("recipe").unique().to_pylist() for table in found]
+    tables_ = [find_records(run) for run in runs]
+    names = [table.column("recipe").unique().to_pylist() for table in tables_]
     shared = {n for i, a in enumerate(names) for b in names[:i] for n in {*a} & {*b}}
     out, images = [], {}
-    for run, table in zip(runs, found, strict=True):
+    for run, table in zip(runs, tables_, strict=True):
         renamed = [
             f"{run.resolve().name}/{r}" if r in shared else r
             for r in table.column("recipe").to_pylist()
@@ -56,9 +56,9 @@ def find_records(workdir: Path) -> pa.Table:
 def write_images(workdir: Path, examples: Sequence[Example]) -> None:
     """images.parquet: the first image of every example, by source/id."""
     path = workdir / "images.parquet"
-    held = read_images(workdir)
-    held.update({f"{e.source}/{e.id}": e.images[0] for e in examples if e.images})
-    table = pa.table({"example": list(held), "image": list(held.values())})
+    images = read_images(workdir)
+    images.update({f"{e.source}/{e.id}": e.images[0] for e in examples if e.images})
+    table = pa.table({"example": list(images), "image": list(images.values())})
     atomic_write(path, lambda partial: pq.write_table(table, partial))
 
 
@@ -66,8 +66,8 @@ def read_images(workdir: Path) -> dict[str, bytes]:
     path = workdir / "images.parquet"
     if not path.is_file():
         return {}
-    held = pq.read_table(path).to_pydict()
-    return dict(zip(held["example"], held["image"], strict=True))
+    columns = pq.read_table(path).to_pydict()
+    return dict(zip(columns["example"], columns["image"], strict=True))
 
 
 def build(
@@ -88,10 +88,10 @@ def build(
     write_json(workdir / "metrics.json", rows)
     write_json(workdir / "claims.json", claim.as_rows(claims))
     write_json(workdir / "info.json", info)
-    made = tables.build(table, rows)
-    render.write(workdir / "tables", made)
+    built = tables.build(table, rows)
+    render.write(workdir / "tables", built)
     figures.write(workdir / "figures", figures.build(rows))
     names = {one.name for one in own}
-    made = [*own, *(one for one in made if one.name not in names)]
-    page = html.Page(table, rows, made, info, claims)
-    return Report(made[0], html.write_report(workdir, page, images), claims)
+    built = [*own, *(one for one in built if one.name not in names)]
+    page = html.Page(table, rows, built, info, claims)
+    return Report(built[0], html.write_report(workdir, page, images), claims)

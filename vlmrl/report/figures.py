@@ -74,14 +74,14 @@ class Drawing(NamedTuple):
 
 def build(rows: list[dict], theme: str = "light") -> list[Drawing]:
     """Every figure of a run: accuracy per condition and letter shift for each split,
-    and the course of training for each split measured at two steps or more.
+    and learning curves for each split measured at two steps or more.
 
     Args:
       rows: `measures.summarise` of the records.
       theme: 'light' or 'dark'.
     """
-    made = points(rows)
-    if not made:
+    all_points = points(rows)
+    if not all_points:
         raise UserError("records: no rows; evaluate something first")
     ink = _INK[theme]
     style = _STYLE | {
@@ -96,8 +96,8 @@ def build(rows: list[dict], theme: str = "light") -> list[Drawing]:
     }
     out = []
     with matplotlib.rc_context(style):
-        for split in dict.fromkeys(p.split for p in made):
-            here = [p for p in made if p.split == split]
+        for split in dict.fromkeys(p.split for p in all_points):
+            here = [p for p in all_points if p.split == split]
             out.append(_accuracy(split, here, ink))
             if any(p.mean("p_correct") is not None for p in final(here)):
                 out.append(_letters(split, here, ink))
@@ -106,16 +106,16 @@ def build(rows: list[dict], theme: str = "light") -> list[Drawing]:
     return out
 
 
-def _accuracy(split: str, made: list[Point], ink: dict) -> Drawing:
+def _accuracy(split: str, points: list[Point], ink: dict) -> Drawing:
     """Accuracy per condition, a row each, a marker per recipe, intervals."""
-    made = final(made)
-    recipes, conditions = _unique(made, "recipe"), _unique(made, "condition")
+    points = final(points)
+    recipes, conditions = _unique(points, "recipe"), _unique(points, "condition")
     height = 0.55 + len(conditions) * max(0.24, 0.095 * len(recipes) + 0.07)
     figure = _figure(height + 0.55)
     axes = figure.add_subplot()
     gap = min(0.22, 0.66 / len(recipes))
     for r, recipe in enumerate(recipes):
-        mine = [p for p in made if p.recipe == recipe]
+        mine = [p for p in points if p.recipe == recipe]
         bars = np.array([p.interval("accuracy") for p in mine], float) * 100
         y = [
             conditions.index(p.condition) + gap * (r - (len(recipes) - 1) / 2)
@@ -147,21 +147,21 @@ def _accuracy(split: str, made: list[Point], ink: dict) -> Drawing:
         f"accuracy-{split}",
         f"Accuracy per condition, {split}",
         "Same items and images in every row; only text differs. "
-        f"n = {made[0].n} per point. {seeds_note(made)}",
+        f"n = {points[0].n} per point. {seeds_note(points)}",
         figure,
     )
 
 
-def _steps(split: str, made: list[Point], ink: dict) -> Drawing:
+def _steps(split: str, points: list[Point], ink: dict) -> Drawing:
     """Accuracy, consistency and entropy against step; a row of panels per recipe."""
     panels = (
         ("accuracy", "Accuracy (%)", 100),
         ("consistent", "Consistent (%)", 100),
         ("entropy", "Letter entropy (nats)", 1),
     )
-    start = [p for p in made if p.starts]
-    recipes = _unique([p for p in made if not p.starts] or made, "recipe")
-    conditions = _legible(_unique(made, "condition"))
+    start = [p for p in points if p.starts]
+    recipes = _unique([p for p in points if not p.starts] or points, "recipe")
+    conditions = _legible(_unique(points, "condition"))
     figure = _figure(0.55 + 1.65 * len(recipes))
     grid = figure.subplots(len(recipes), 3, sharex=True, sharey="col", squeeze=False)
     for (r, recipe), (c, (measure, label, scale)) in (
@@ -169,13 +169,13 @@ def _steps(split: str, made: list[Point], ink: dict) -> Drawing:
     ):
         axes = grid[r, c]
         for k, condition in enumerate(conditions):
-            course = [
-                p for p in made if p.condition == condition and p.recipe == recipe
+            curve = [
+                p for p in points if p.condition == condition and p.recipe == recipe
             ]
-            if not any(p.starts for p in course) and all(p.step for p in course):
-                course = [p for p in start if p.condition == condition] + course
+            if not any(p.starts for p in curve) and all(p.step for p in curve):
+                curve = [p for p in start if p.condition == condition] + curve
             xs, ys = [], []
-            for p in sorted(course, key=lambda p: p.step):
+            for p in sorted(curve, key=lambda p: p.step):
                 value = p.mean(measure)
                 if value is not None:
                     xs, ys = [*xs, p.step], [*ys, scale * value]
@@ -192,8 +192,8 @@ def _steps(split: str, made: list[Point], ink: dict) -> Drawing:
                 label=condition,
                 clip_on=False,
             )
-            if course and len(course[-1].rows) > 1:
-                _band(axes, course, measure, scale, colour)
+            if curve and len(curve[-1].rows) > 1:
+                _band(axes, curve, measure, scale, colour)
         axes.set_title(label if r == 0 else "", loc="left")
         axes.grid(axis="y")
         axes.set_axisbelow(True)
@@ -210,24 +210,24 @@ def _steps(split: str, made: list[Point], ink: dict) -> Drawing:
         least = min(drawn, default=0) / 10 - 0.5
         column[0].set_ylim(max(0, 10 * np.floor(least)), 100)
     _legend(figure, grid[0, 0].get_legend_handles_labels(), 4)
-    more = [c for c in _unique(made, "condition") if c not in conditions]
+    more = [c for c in _unique(points, "condition") if c not in conditions]
     return Drawing(
         f"steps-{split}",
-        f"The course of training, {split}",
+        f"Learning curves, {split}",
         "Consistent: the think's conclusion agrees with the answer, undecided counted "
         "as failure; it is not defined where there is no think. "
         + ("Not drawn: " + ", ".join(more) + ". " if more else "")
-        + seeds_note(made),
+        + seeds_note(points),
         figure,
     )
 
 
-def _band(axes, course, measure, scale, colour):
+def _band(axes, curve, measure, scale, colour):
     """The range over seeds, behind their mean."""
-    course = [p for p in sorted(course, key=lambda p: p.step) if p.mean(measure)]
-    values = [[scale * r[measure] for r in p.rows if r[measure]] for p in course]
+    curve = [p for p in sorted(curve, key=lambda p: p.step) if p.mean(measure)]
+    values = [[scale * r[measure] for r in p.rows if r[measure]] for p in curve]
     axes.fill_between(
-        [p.step for p in course],
+        [p.step for p in curve],
         [min(v) for v in values],
         [max(v) for v in values],
         color=colour,
@@ -253,10 +253,10 @@ def _legible(conditions: list[str]) -> list[str]:
     return ranked[:7]
 
 
-def _letters(split: str, made: list[Point], ink: dict) -> Drawing:
+def _letters(split: str, points: list[Point], ink: dict) -> Drawing:
     """P(correct), P(suggested), the rest: a bar per condition, a panel per recipe."""
-    made = [p for p in final(made) if p.mean("p_correct") is not None]
-    recipes, conditions = _unique(made, "recipe"), _unique(made, "condition")
+    points = [p for p in final(points) if p.mean("p_correct") is not None]
+    recipes, conditions = _unique(points, "recipe"), _unique(points, "condition")
     figure = _figure(0.95 + 0.21 * len(conditions))
     grid = figure.subplots(1, max(len(recipes), 1), sharey=True, squeeze=False)[0]
     parts = (
@@ -265,7 +265,7 @@ def _letters(split: str, made: list[Point], ink: dict) -> Drawing:
         ("p_other", "P(other options)", ink["other"]),
     )
     for axes, recipe in zip(grid, recipes, strict=False):
-        mine = [p for p in made if p.recipe == recipe]
+        mine = [p for p in points if p.recipe == recipe]
         y = [conditions.index(p.condition) for p in mine]
         left = np.zeros(len(mine))
         for name, _, colour in parts:
@@ -292,7 +292,7 @@ def _letters(split: str, made: list[Point], ink: dict) -> Drawing:
         f"Letter distribution, {split}",
         "Mean probability of the right option, of the one wrong option that every "
         "misleading text suggests, and of the rest, after the model's own chain of "
-        f"thought, over the item's options. {seeds_note(made) if made else ''}",
+        f"thought, over the item's options. {seeds_note(points) if points else ''}",
         figure,
     )
 
@@ -315,8 +315,8 @@ def _legend(figure, handles_labels, columns):
     )
 
 
-def _unique(made: list[Point], field: str) -> list[str]:
-    return list(dict.fromkeys(getattr(p, field) for p in made))
+def _unique(points: list[Point], field: str) -> list[str]:
+    return list(dict.fromkeys(getattr(p, field) for p in points))
 
 
 def png(figure: Figure, dpi: int = 200) -> bytes:

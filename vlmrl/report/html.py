@@ -65,11 +65,11 @@ def write_report(
       UserError: no records, or a directory that can't be written.
     """
     path = Path(run_dir) / "report.html"
-    found = browser(page.table, images)
-    beside = sum(map(len, found.images)) > INSIDE
+    content = browser(page.table, images)
+    beside = sum(map(len, content.images)) > INSIDE
     try:
-        sources = _beside(path.parent / FOLDER, found.images) if beside else None
-        atomic_write(path, render_page(page, found, sources))
+        sources = _beside(path.parent / FOLDER, content.images) if beside else None
+        atomic_write(path, render_page(page, content, sources))
     except OSError as error:
         raise UserError(f"{path}: cannot write the report: {error.strerror}") from None
     return path
@@ -86,7 +86,7 @@ def _beside(folder: Path, images: list[bytes]) -> list[str]:
     return [f"{folder.name}/{name}" for name in names]
 
 
-def render_page(page: Page, found: Browser, sources: list[str] | None = None) -> str:
+def render_page(page: Page, content: Browser, sources: list[str] | None = None) -> str:
     """Return the page as text.
 
     Args:
@@ -104,7 +104,7 @@ def render_page(page: Page, found: Browser, sources: list[str] | None = None) ->
     split = headline(page.table)
     view = measures.view(measures.columns(page.table), split)
     recipes = view.names(lambda _: True)
-    conditions = found.index["conditions"]
+    conditions = content.index["conditions"]
     points = [p for p in tables.points(page.rows) if p.split == split]
     views_ = {
         "heat": interactive.heat(view, recipes, conditions),
@@ -113,7 +113,7 @@ def render_page(page: Page, found: Browser, sources: list[str] | None = None) ->
         "recipes": recipes,
         "conditions": conditions,
     }
-    pictures = [_uri(i) for i in found.images] if sources is None else sources
+    pictures = [_uri(i) for i in content.images] if sources is None else sources
     return environment.get_template("report.html.j2").render(
         title=str(page.info.get("title", "vlmrl report")),
         summary=str(page.info.get("summary", "")),
@@ -136,13 +136,13 @@ def render_page(page: Page, found: Browser, sources: list[str] | None = None) ->
             }
             for a, b in zip(light, dark, strict=True)
         ],
-        note=found.note,
+        note=content.note,
         has_curves=bool(views_["curves"]),
         has_letters=any(any(row) for row in views_["calibration"]),
         beside=sources is not None,
-        data=script_json(found.index),
+        data=script_json(content.index),
         views=script_json(views_),
-        chunks=[script_json(chunk) for chunk in found.chunks],
+        chunks=[script_json(chunk) for chunk in content.chunks],
         pictures=[
             script_json(pictures[i : i + PICTURES])
             for i in range(0, len(pictures), PICTURES)
@@ -279,7 +279,7 @@ def browser(table: pa.Table, images: dict[str, bytes]) -> Browser:
     variants = list(dict.fromkeys(k[1] for k in keys))
     conditions = list(dict.fromkeys(k[4] for k in keys))
     place = {item: n for n, item in enumerate(sorted(chosen))}
-    held = sorted(
+    order = sorted(
         (
             place[data["item"][i]],
             conditions.index(str(data["condition"][i])),
@@ -293,12 +293,12 @@ def browser(table: pa.Table, images: dict[str, bytes]) -> Browser:
     pictures: dict[str, tuple[int, bytes]] = {}
     columns: dict[str, list] = {name: [] for name in ("x", "c", "v", "y", "ok", "ver")}
     chunks = []
-    for start in range(0, len(held), CHUNK):
-        part = held[start : start + CHUNK]
+    for start in range(0, len(order), CHUNK):
+        part = order[start : start + CHUNK]
         prompts: dict[tuple, int] = {}
         rows = []
-        found = table.take([i for *_, i in part]).to_pylist()
-        for (x, c, v, _), row in zip(part, found, strict=True):
+        taken = table.take([i for *_, i in part]).to_pylist()
+        for (x, c, v, _), row in zip(part, taken, strict=True):
             item = f"{row['source']}/{row['example']}"
             if item not in examples:
                 examples[item] = _example(row, item, images, pictures)
@@ -323,7 +323,7 @@ def browser(table: pa.Table, images: dict[str, bytes]) -> Browser:
     note += f", seed {min(seed.values())} of {len(seeds)}." if len(seeds) > 1 else "."
     if len(examples) < total:
         note += " Chosen by a hash of their ids, evenly over tasks, not by result."
-    found = {
+    taken = {
         "variants": [f"{r} · step {last[r]}" for r in variants],
         "conditions": conditions,
         "verdicts": records.VERDICTS,
@@ -333,7 +333,7 @@ def browser(table: pa.Table, images: dict[str, bytes]) -> Browser:
         "chunk": CHUNK,
         **columns,
     }
-    return Browser(found, chunks, [i for _, i in sorted(pictures.values())], note)
+    return Browser(taken, chunks, [i for _, i in sorted(pictures.values())], note)
 
 
 def _example(row, item, images, pictures) -> dict:
@@ -363,8 +363,8 @@ def _row(row) -> dict:
         "con": row["conclusion"],
         "j": row["judge"],
         "l": [round(p, 4) for p in row["letters"]],
-        "h": _told(row["entropy"]),
-        "m": _told(row["option_mass"]),
+        "h": _rounded(row["entropy"]),
+        "m": _rounded(row["option_mass"]),
         "nat": row["natural"],
         "cut": row["truncated"],
         "n": row["think_tokens"],
@@ -374,7 +374,7 @@ def _row(row) -> dict:
     }
 
 
-def _told(value: float) -> float | None:
+def _rounded(value: float) -> float | None:
     """None where a model behind an API, or another tool's log, does not tell."""
     return None if math.isnan(value) else round(value, 3)
 

@@ -50,10 +50,10 @@ def heat(view: View, variants: list[str], conditions: list[str]) -> dict:
       None.
     """
     data = view.data
-    held = np.concatenate(list(view.rows.values()))
-    sources = list(dict.fromkeys(data["source"][held]))
+    rows = np.concatenate(list(view.rows.values()))
+    sources = list(dict.fromkeys(data["source"][rows]))
     kind = "source" if len(sources) > 1 else "task"
-    names = sources if kind == "source" else sorted(set(data[kind][held]))
+    names = sources if kind == "source" else sorted(set(data[kind][rows]))
     names = [str(n) for n in names]
     groups = ["all", *names] if len(names) > 1 else names
     member = {g: np.isin(data[kind], [g]) for g in names}
@@ -61,7 +61,7 @@ def heat(view: View, variants: list[str], conditions: list[str]) -> dict:
     points = dict(analysis.ends(view))
 
     def value(measure, recipe, group, condition):
-        found = []
+        intervals = []
         for point in points[recipe]:
             index = view.rows.get((*point, condition))
             if index is None:
@@ -70,19 +70,19 @@ def heat(view: View, variants: list[str], conditions: list[str]) -> dict:
             if measure.name == "drop":
                 base = view.rows.get((*point, "base"))
                 if base is not None and condition != "base":
-                    found.append(_drop(data, base[member[group][base]], index))
+                    intervals.append(_drop(data, base[member[group][base]], index))
                 continue
             values, clusters = data[measure.name][index], data["cluster"][index]
             if measure.percent:
-                found.append(stats.proportion(values, clusters))
+                intervals.append(stats.proportion(values, clusters))
             elif not np.isnan(values).all():
                 middle = float(np.nanmean(values))
-                found.append(stats.Interval(middle, np.nan, np.nan, len(index), 1))
-        found = [f for f in found if f.n]
-        if not found:
+                intervals.append(stats.Interval(middle, np.nan, np.nan, len(index), 1))
+        intervals = [f for f in intervals if f.n]
+        if not intervals:
             return None
-        middle, lo, hi = stats.over_seeds(found)[:3]
-        return [*map(_short, (middle, lo, hi)), sum(f.n for f in found)]
+        middle, lo, hi = stats.over_seeds(intervals)[:3]
+        return [*map(_short, (middle, lo, hi)), sum(f.n for f in intervals)]
 
     return {
         "measures": [m._asdict() for m in MEASURES],
@@ -110,24 +110,24 @@ def _drop(data, base, index):
     return stats.mean(lost, data["cluster"][base], draws=400, method="percentile")
 
 
-def curves(made: list[Point]) -> list[dict]:
+def curves(all_points: list[Point]) -> list[dict]:
     """Lines over steps: one per measure, recipe and condition with two steps or more.
 
-    A line is {m, recipe, c, points: [[step, value, lo, hi], ...]}.
+    A line is {m, recipe, c, all_points: [[step, value, lo, hi], ...]}.
     """
-    start = {p.condition: p for p in made if p.starts}
+    start = {p.condition: p for p in all_points if p.starts}
     lines: dict[tuple, list[Point]] = {}
-    for p in made:
+    for p in all_points:
         lines.setdefault((p.recipe, p.condition), []).append(p)
     out = []
-    for (recipe, condition), course in lines.items():
-        if course[0].starts:
+    for (recipe, condition), line in lines.items():
+        if line[0].starts:
             continue
-        if all(p.step for p in course) and condition in start:
-            course = [start[condition], *course]
-        course = sorted(course, key=lambda p: p.step)
+        if all(p.step for p in line) and condition in start:
+            line = [start[condition], *line]
+        line = sorted(line, key=lambda p: p.step)
         for measure in CURVES:
-            points = [_point(p, measure) for p in course]
+            points = [_point(p, measure) for p in line]
             points = [p for p in points if p[1] is not None]
             if len(points) > 1:
                 out.append({"m": measure, "r": recipe, "c": condition, "p": points})

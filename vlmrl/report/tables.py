@@ -75,19 +75,19 @@ def points(rows: list[dict]) -> list[Point]:
     return [Point(*key, len(g), g[0]["n"], g) for key, g in groups.items()]
 
 
-def final(made: list[Point]) -> list[Point]:
+def final(points: list[Point]) -> list[Point]:
     """The points at the last step of each recipe in each split."""
     last: dict[tuple, int] = {}
-    for p in made:
+    for p in points:
         key = (p.split, p.recipe)
         last[key] = max(last.get(key, p.step), p.step)
-    return [p for p in made if p.step == last[p.split, p.recipe]]
+    return [p for p in points if p.step == last[p.split, p.recipe]]
 
 
-def seeds_note(made: list[Point]) -> str:
+def seeds_note(points: list[Point]) -> str:
     """One sentence on seeds, so that nobody takes one for several."""
-    recipes = {p.recipe: p.seeds for p in made}
-    trained = {p.recipe: p.seeds for p in made if not p.starts} or recipes
+    recipes = {p.recipe: p.seeds for p in points}
+    trained = {p.recipe: p.seeds for p in points if not p.starts} or recipes
     if set(trained.values()) == {1}:
         return (
             "One seed: intervals (95 %) are over items, clustered by image, and say "
@@ -108,13 +108,13 @@ def build(table: pa.Table, rows: list[dict]) -> list[Table]:
       table: records.
       rows: their `measures.summarise`.
     """
-    made = final(points(rows))
-    if not made:
+    last = final(points(rows))
+    if not last:
         raise UserError("records: no rows; evaluate something first")
     data = measures.columns(table)
     out = []
-    for split in dict.fromkeys(p.split for p in made):
-        here = [p for p in made if p.split == split]
+    for split in dict.fromkeys(p.split for p in last):
+        here = [p for p in last if p.split == split]
         out += [
             _conditions(split, here),
             _robustness(split, here),
@@ -125,20 +125,20 @@ def build(table: pa.Table, rows: list[dict]) -> list[Table]:
     return out
 
 
-def _conditions(split: str, made: list[Point]) -> Table:
-    conditions = list(dict.fromkeys(p.condition for p in made))
-    made = sorted(made, key=lambda p: conditions.index(p.condition))
+def _conditions(split: str, points: list[Point]) -> Table:
+    conditions = list(dict.fromkeys(p.condition for p in points))
+    points = sorted(points, key=lambda p: conditions.index(p.condition))
     robust = [
         ("all of these", p.recipe, p.step, p.interval("robust_accuracy", "robust"))
-        for p in made
+        for p in points
         if p.condition == "base" and len(conditions) > 1
     ]
     return Table(
         f"conditions-{split}",
         f"Conditions and recipes, {split}",
-        f"n = {_span(p.n for p in made)} per cell. Consistent and faithful accuracy "
+        f"n = {_span(p.n for p in points)} per cell. Consistent and faithful accuracy "
         "are over items with a think to judge, undecided counted as failure; 'all of "
-        "these' is robust accuracy, right under every condition. " + seeds_note(made),
+        "these' is robust accuracy, right under every condition. " + seeds_note(points),
         (
             ("Condition", "text"),
             ("Recipe", "text"),
@@ -164,13 +164,13 @@ def _conditions(split: str, made: list[Point]) -> Table:
                 p.mean("faithful_accuracy"),
                 p.mean("follow"),
             )
-            for p in made
+            for p in points
         ]
         + [(*row, *(None,) * 6) for row in robust],
     )
 
 
-def _robustness(split: str, made: list[Point]) -> Table:
+def _robustness(split: str, points: list[Point]) -> Table:
     """What each condition costs against base."""
     return Table(
         f"robustness-{split}",
@@ -196,15 +196,15 @@ def _robustness(split: str, made: list[Point]) -> Table:
                 p.mean("retention"),
                 p.mean("follow_excess"),
             )
-            for p in made
+            for p in points
             if p.condition != "base"
         ],
     )
 
 
-def _letters(split: str, made: list[Point]) -> Table:
+def _letters(split: str, points: list[Point]) -> Table:
     """How far each condition moves the letter distribution."""
-    base = {p.recipe: p for p in made if p.condition == "base"}
+    base = {p.recipe: p for p in points if p.condition == "base"}
 
     def shift(p, name):
         there = base.get(p.recipe)
@@ -233,13 +233,13 @@ def _letters(split: str, made: list[Point]) -> Table:
                 *(shift(p, name) for name in names),
                 p.mean("option_mass"),
             )
-            for p in made
+            for p in points
             if p.condition != "base"
         ],
     )
 
 
-def _agreement(split: str, made: list[Point]) -> Table:
+def _agreement(split: str, points: list[Point]) -> Table:
     """Readings of consistency side by side, and what the think was like."""
     return Table(
         f"agreement-{split}",
@@ -280,21 +280,21 @@ def _agreement(split: str, made: list[Point]) -> Table:
                     )
                 ),
             )
-            for p in made
+            for p in points
             if p.mean("consistent") is not None
         ],
     )
 
 
-def _tasks(split: str, made: list[Point], table: pa.Table) -> Table:
+def _tasks(split: str, points: list[Point], table: pa.Table) -> Table:
     """Base accuracy per task, with its chance level and the most frequent guess."""
     data = measures.columns(table)
     lengths = pa.compute.list_value_length(table["options"]).to_numpy()
-    recipes = {p.recipe: p.step for p in made}
-    held = (data["split"] == split) & (data["condition"] == "base")
+    recipes = {p.recipe: p.step for p in points}
+    base = (data["split"] == split) & (data["condition"] == "base")
     rows = []
-    for task in sorted(set(data["task"][held])):
-        mine = held & (data["task"] == task)
+    for task in sorted(set(data["task"][base])):
+        mine = base & (data["task"] == task)
         cells = []
         for recipe, step in recipes.items():
             at = mine & (data["recipe"] == recipe) & (data["step"] == step)
@@ -315,7 +315,7 @@ def _tasks(split: str, made: list[Point], table: pa.Table) -> Table:
     return Table(
         f"tasks-{split}",
         f"Base accuracy per task, {split}",
-        "Chance is the mean of one over the number of options. " + seeds_note(made),
+        "Chance is the mean of one over the number of options. " + seeds_note(points),
         (
             ("Task", "text"),
             ("Examples", "count"),

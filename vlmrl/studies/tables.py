@@ -72,13 +72,13 @@ def build(
     if not len(table):
         raise UserError("records: no rows; evaluate something first")
     usual = _usual(table) if set(names) & set(USUAL) else []
-    made = []
+    tables_ = []
     for name in names:
         if name in TABLES:
-            made += TABLES[name](table, known)
+            tables_ += TABLES[name](table, known)
         else:
-            made += [t for t in usual if t.name.partition("-")[0] == name]
-    return [t for t in made if t.rows]
+            tables_ += [t for t in usual if t.name.partition("-")[0] == name]
+    return [t for t in tables_ if t.rows]
 
 
 def _usual(table: pa.Table) -> list[Table]:
@@ -100,13 +100,13 @@ def base(table: pa.Table, known: Sequence[Known]) -> list[Table]:
     for source in dict.fromkeys(data["split"]):
         view = measures.view(data, source)
         for recipe, points in analysis.ends(view):
-            found = analysis.share(view, points, "base", "accuracy")
-            if found is None:
+            accuracy = analysis.share(view, points, "base", "accuracy")
+            if accuracy is None:
                 continue
             paper = stated.get((recipe, source, "base", "accuracy"))
-            gap = None if paper is None else tuple(v - paper for v in found)
+            gap = None if paper is None else tuple(v - paper for v in accuracy)
             n = len(view.rows.get((*points[0], "base"), ()))
-            rows.append((recipe, source, n, found, paper, gap))
+            rows.append((recipe, source, n, accuracy, paper, gap))
     return [
         Table(
             "base",
@@ -129,9 +129,9 @@ def base(table: pa.Table, known: Sequence[Known]) -> list[Table]:
 def official(table: pa.Table, known: Sequence[Known]) -> list[Table]:
     """Every published score of each benchmark, under base."""
     rows = []
-    held = table.filter(pc.equal(table["condition"], "base"))
-    for source in dict.fromkeys(held.column("source").to_pylist()):
-        mine = held.filter(pc.equal(held["source"], source))
+    base_rows = table.filter(pc.equal(table["condition"], "base"))
+    for source in dict.fromkeys(base_rows.column("source").to_pylist()):
+        mine = base_rows.filter(pc.equal(base_rows["source"], source))
         for recipe in dict.fromkeys(mine.column("recipe").to_pylist()):
             part = _last(mine.filter(pc.equal(mine["recipe"], recipe)))
             for name, value in scoring.score(source, part).items():
@@ -270,13 +270,13 @@ def grounding(table: pa.Table, known: Sequence[Known]) -> list[Table]:
         for name in keys:
             part = part.filter(pc.equal(part[name], key[name]))
         part = _last(part)
-        found = scoring.rows(key["source"], part)
-        scores = scoring.refcoco(found)
-        boxes = [any(scoring.box(r.said)) for r in found]
+        answers = scoring.rows_of(key["source"], part)
+        scores = scoring.refcoco(answers)
+        boxes = [any(scoring.box(r.written)) for r in answers]
         rows.append(
             (
                 *(key[n] for n in keys),
-                len(found),
+                len(answers),
                 float(np.mean(boxes)),
                 scores["acc@0.5"],
                 scores["centre"],
@@ -320,8 +320,8 @@ def seeds(table: pa.Table, known: Sequence[Known]) -> list[Table]:
                 stats.proportion(data[m][index], clusters)
                 for m in ("accuracy", "consistent", "faithful_accuracy")
             )
-            found = (None if np.isnan(s.value) else s[:3] for s in shares)
-            rows.append((recipe, condition, seed, step, *found))
+            triples = (None if np.isnan(s.value) else s[:3] for s in shares)
+            rows.append((recipe, condition, seed, step, *triples))
     rows.sort(key=lambda r: r[:3])
     return [
         Table(

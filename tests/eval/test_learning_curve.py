@@ -4,7 +4,7 @@ import pyarrow as pa
 
 from tests.eval.test_records import record
 from vlmrl.eval import records
-from vlmrl.eval.course import course
+from vlmrl.eval.learning_curve import curve_point
 
 
 def table(step: int, right: int, agree: int, n: int = 40) -> pa.Table:
@@ -23,14 +23,14 @@ def table(step: int, right: int, agree: int, n: int = 40) -> pa.Table:
 
 
 def test_means_alone():
-    got = course(table(0, 20, 30))
+    got = curve_point(table(0, 20, 30))
     assert got["base/accuracy"] == 0.5 and got["base/consistent"] == 0.75
     assert got["base/p_correct"] == 0.75 and got["base/think_tokens"] == 4
     assert not any("change" in name or "drift" in name for name in got)
 
 
 def test_changes_since_the_start():
-    got = course(table(4, 32, 20), table(0, 20, 30))
+    got = curve_point(table(4, 32, 20), table(0, 20, 30))
     assert abs(got["base/accuracy/change"] - 0.3) < 1e-9
     assert abs(got["base/consistent/change"] + 0.25) < 1e-9
     low, high = (got[f"base/accuracy/change/{end}"] for end in ("lo", "hi"))
@@ -41,7 +41,7 @@ def test_changes_since_the_start():
 
 
 def test_no_gain_no_slope():
-    got = course(table(4, 20, 20), table(0, 20, 30))
+    got = curve_point(table(4, 20, 20), table(0, 20, 30))
     assert got["base/accuracy/change"] == 0 and "base/drift" not in got
 
 
@@ -49,6 +49,6 @@ def test_a_condition_that_was_not_measured_before_has_no_change():
     now = table(4, 20, 20)
     column = pa.array(["wrong_think"] * len(now))
     other = now.set_column(now.schema.get_field_index("condition"), "condition", column)
-    got = course(pa.concat_tables([now, other]), table(0, 20, 30))
+    got = curve_point(pa.concat_tables([now, other]), table(0, 20, 30))
     assert "base/accuracy/change" in got and "wrong_think/accuracy" in got
     assert "wrong_think/accuracy/change" not in got

@@ -1,4 +1,4 @@
-"""How a run is doing: measures of an evaluation, and its change since the start.
+"""The learning curve of a run: measures of an evaluation and their change.
 
 From records alone, like every table; these are the numbers logged while training.
 """
@@ -24,8 +24,8 @@ MEASURES = (
 )
 
 
-def course(now: pa.Table, start: pa.Table | None = None) -> dict[str, float]:
-    """Numbers by name, of one evaluation of one run.
+def curve_point(now: pa.Table, start: pa.Table | None = None) -> dict[str, float]:
+    """Return the numbers of one evaluation of one run, by name.
 
     `<condition>/<measure>`: means. With `start`, an earlier evaluation of the same
     items, also `<condition>/<measure>/change` with `/lo` and `/hi`, a paired 95 %
@@ -47,12 +47,12 @@ def course(now: pa.Table, start: pa.Table | None = None) -> dict[str, float]:
             tuple(_cell(*at, name) for name in ("accuracy", "consistent"))
             for at in (old, (here, rows))
         ]
-        found = drift(*pairs, draws=1000)
-        for name, change in (("accuracy", found.gain), ("consistent", found.change)):
+        shift = drift(*pairs, draws=1000)
+        for name, change in (("accuracy", shift.gain), ("consistent", shift.change)):
             if change.n:
                 out |= _named(f"{condition}/{name}/change", *change[:3])
-        if found.slope.kind == "bounded":
-            out |= _named(f"{condition}/drift", *found.slope[:3])
+        if shift.slope.kind == "bounded":
+            out |= _named(f"{condition}/drift", *shift.slope[:3])
     return out
 
 
@@ -66,5 +66,5 @@ def _cell(data, rows, measure: str) -> stats.Cell:
 
 
 def _named(name: str, value: float, lo: float, hi: float) -> dict[str, float]:
-    found = {name: value, f"{name}/lo": lo, f"{name}/hi": hi}
-    return {k: float(v) for k, v in found.items() if np.isfinite(v)}
+    numbers = {name: value, f"{name}/lo": lo, f"{name}/hi": hi}
+    return {k: float(v) for k, v in numbers.items() if np.isfinite(v)}
