@@ -131,9 +131,10 @@ def _info(c: dict, policy, minutes: float) -> dict:
     return {
         "Model": f"{c['model']}, {policy.model.size / 1e6:.2f} M parameters",
         "Training": (
-            f"{first['prompts']} prompts × {first['group_size']} completions a step: "
+            f"{first['prompts']} prompts × {first['sampling']['group_size']} "
+            "completions a step: "
             + ", ".join(
-                f"{r['recipe']} ({r['steps']} steps, reward {r['reward']})"
+                f"{r['recipe']} ({r['steps']} steps, reward {r['reward']['name']})"
                 for r in recipes
             )
         ),
