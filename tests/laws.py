@@ -32,6 +32,7 @@ LAWS: dict[str, tuple[str, ...]] = {
         "tests/engine/test_generate.py::test_recorded_logprobs_and_entropies_are_those_of_score",
         "tests/engine/test_generate.py::test_decoding_is_a_full_forward_at_every_step",
         "tests/engine/test_generate.py::test_the_cache_continues_from_each_rows_own_end",
+        "tests/engine/test_generate.py::test_a_token_after_a_prefix_has_the_next_position",
     ),
     "continuous batching = one batch": (
         "tests/engine/test_continuous_batching.py::test_every_branch_is_that_of_the_plain_loop",
@@ -225,7 +226,7 @@ FAULTS = (
         "vlmrl/engine/prefix_cache.py",
         "top.max(-1) + 1",
         "top.max(-1)",
-        "tests/eval/test_kernel.py::test_scores_of_given_samples_against_plain_rows",
+        "tests/engine/test_generate.py::test_a_token_after_a_prefix_has_the_next_position",
     ),
     Fault(
         "position of a new token off by one",

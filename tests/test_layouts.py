@@ -108,8 +108,8 @@ def main(directory: str, port: str, process: str, _: str) -> None:
 def found(tmp_path_factory):
     """{layout: numbers}"""
     import jax
-    from tests.test_hosts import both, free_port
 
+    from tests.run.test_hosts import both, free_port
     from vlmrl import sharding
 
     top = tmp_path_factory.mktemp("layouts")

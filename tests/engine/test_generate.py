@@ -20,7 +20,7 @@ from vlmrl.engine.generate import (
     truncate,
 )
 from vlmrl.engine.score import completions, score
-from vlmrl.types import Group
+from vlmrl.types import Group, Tokens
 
 GAP = 1e-4  # between the two best logits: closer ones may change places
 LENGTH = 10
@@ -34,6 +34,20 @@ def stops_of_toy(end=()) -> Stops:
     """The tokenizer's stops, with further end tokens."""
     stops = make_stops(kit.processor())
     return stops._replace(end=stops.end | np.isin(np.arange(len(stops.end)), end))
+
+
+def test_a_token_after_a_prefix_has_the_next_position():
+    """Qwen2-VL, section 2.1 (https://arxiv.org/abs/2409.12191): text goes on after the
+    largest position of the three axes, whatever padding holds."""
+    text, image, junk = [0, 0, 0], [[1, 1, 1], [1, 1, 2], [1, 1, 3]], [9, 9, 9]
+    rows = [[text, *image, junk], [text, [1, 1, 1], junk, junk, junk], [junk] * 5]
+    mask = np.arange(5) < np.array([[4], [2], [0]])
+    ids = np.zeros((3, 5), np.int32)
+    tokens = Tokens(ids, np.array(rows, np.int32).swapaxes(1, 2), mask, ids - 1)
+    assert prefix_cache.next_position(tokens).tolist() == [4, 2, 0]
+    prefix = kit.group(2).prefix  # ends with text, whose three positions are equal
+    last = prefix.positions[np.arange(2), :, prefix.mask.sum(-1) - 1]
+    assert (prefix_cache.next_position(prefix)[:, None] == last + 1).all()
 
 
 @functools.partial(jax.jit, static_argnames="sampling")
