@@ -166,12 +166,14 @@ run_tests() {
     flags=(--quick)
   fi
   # Compiling takes one core, so a worker per core halves the time; each wants a GiB or
-  # two of memory. A file stays with one worker, which loads its models once.
+  # two of memory. A file stays with one worker, which loads its models once. Files are
+  # taken in the order of collection, which has the long ones first (tests/conftest.py).
   workers=$(nproc 2>/dev/null || echo 2)
   workers=$((workers < 4 ? workers : 4))
   say "running the tests with $workers workers"
   cd "$root"
-  exec "$venv/bin/python" -m pytest -n "$workers" --dist loadfile "${flags[@]}" "$@"
+  exec "$venv/bin/python" -m pytest -n "$workers" --dist loadfile \
+    --no-loadscope-reorder "${flags[@]}" "$@"
 }
 
 run_processes() { # run_processes N [--dry-run] COMMAND [flags]

@@ -69,6 +69,31 @@ NEEDS = {
 }
 LOCAL = ("gpu",)  # markers of what `test --all` does not bring
 
+# Files that take minutes, the longest first. Workers take whole files in this order
+# (`launch/local.sh`), so that none of them begins last, while other workers are idle.
+LONG = (
+    "main/test_stopped.py",
+    "main/test_train.py",
+    "test_layouts.py",
+    "judges/test_served.py",
+    "main/test_reproduce.py",
+    "rl/test_loop.py",
+    "main/test_demo.py",
+    "main/test_plan.py",
+    "engine/test_laws.py",
+    "engine/test_continuous_batching.py",
+    "engine/test_sharding.py",
+    "eval/test_kernel.py",
+    "models/test_qwen2_5_vl.py",
+    "models/test_qwen3_vl.py",
+    "models/test_internvl.py",
+    "models/test_text.py",
+    "launch/test_slurm.py",
+    "models/test_big.py",
+    "rl/test_update.py",
+    "main/test_eval.py",
+)
+
 
 def pytest_addoption(parser):
     parser.addoption(
@@ -95,6 +120,8 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
+    order = {ROOT / "tests" / name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
     quick = {"slow": (lambda: False, "takes long: launch/local.sh test --all")}
     needs = NEEDS | (quick if config.getoption("--quick") else {})
     for marker, (present, reason) in needs.items():

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import yaml
 
+from tests.conftest import LONG
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -42,3 +44,8 @@ def test_pre_commit_uses_the_pinned_ruff():
 
 def test_ci_run_is_valid_bash():
     subprocess.run(["bash", "-n", ROOT / ".ci" / "run"], check=True)
+
+
+def test_files_that_begin_first_exist():
+    missing = [name for name in LONG if not (ROOT / "tests" / name).is_file()]
+    assert not missing
