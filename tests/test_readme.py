@@ -28,6 +28,7 @@ def commands() -> list[str]:
     return [row for row in rows if re.match("vlmrl (?!test)", row)]
 
 
+@pytest.mark.slow
 def test_the_python_runs(capsys):
     for code in blocks("python"):
         exec(compile(code, "README.md", "exec"), {})
