@@ -29,7 +29,6 @@ PUBLISHED_BUCKETS = tokens.Buckets(
     images=(1, 2, 4),
     windows=(*BUCKETS.windows, 16, 36, 64, 100, 144, 256, 400, 1024),
 )
-DTYPES = ("float32", "bfloat16")
 
 
 class Policy(NamedTuple):
@@ -171,8 +170,8 @@ def load(
     if len(pixels or ()) not in (0, 2):
         raise UserError(f"pixels: expected (min, max) of an image, got {pixels}")
     for field, kind in (("dtype", dtype), ("compute", compute)):
-        if kind not in ("", *DTYPES):
-            known = ", ".join(DTYPES)
+        if kind not in ("", *weights.DTYPES):
+            known = ", ".join(weights.DTYPES)
             raise UserError(f"{field}: expected {known} or '', got '{kind}'")
     path = registry.resolve(name)
     mesh = mesh or sharding.make_mesh()

@@ -105,7 +105,7 @@ def test_there_and_back_through_orbax(vlmrl, tmp_path, tiny):
 def test_an_adapter_is_merged(vlmrl, tmp_path, tiny):
     model, params = tiny
     held = lora.Adapter(2, 4.0, ("vision.layers.o", "text.layers.q"))
-    both = lora.start(model, held, params, jax.random.key(0))
+    both = lora.init(model, held, params, jax.random.key(0))
     both = {n: x + 0.1 if n.endswith(".b") else x for n, x in both.items()}
     peft.save(tmp_path / "adapter", model, held, both, "tiny")
     words = ["convert", "--source=tiny", "--adapter", tmp_path / "adapter"]
@@ -141,9 +141,9 @@ def test_refusals(refused, tmp_path, run):
     assert "--target: must be given" in refused("convert", "--source=tiny")
     assert "--source: must be given" in refused("convert", f"--target={target}")
     said = refused(*to, "tiny", "--dtype=float16")
-    assert said == "--dtype is 'float16', want float32 or bfloat16"
+    assert said == "--dtype: expected float32 or bfloat16, got 'float16'"
     said = refused(*to, "tiny", "--format=bin")
-    assert said == "--format is 'bin', want hf or orbax"
+    assert said == "--format: expected hf or orbax, got 'bin'"
     said = refused(*to, "tiny", "--adapter", tmp_path / "nowhere")
     assert "adapter_config.json: No such file" in said
     assert "no such directory" in refused(*to, tmp_path / "nowhere")

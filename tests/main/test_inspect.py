@@ -68,7 +68,7 @@ def test_chips_by_hand(size, gb, wanted):
 def test_refusals(refused, tmp_path):
     assert "takes one MODEL, as one of: " in refused("inspect")
     assert "takes one MODEL" in refused("inspect", "tiny", "tiny")
-    assert "--rank is 0, want 1 or more" in refused("inspect", "tiny", "--rank=0")
+    assert "--rank: expected 1 or more, got 0" in refused("inspect", "tiny", "--rank=0")
     assert "no such directory" in refused("inspect", tmp_path / "nowhere")
     (tmp_path / "config.json").write_text('{"model_type": "llava"}')
     assert "model_type 'llava' is not supported" in refused("inspect", tmp_path)

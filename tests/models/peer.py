@@ -296,7 +296,7 @@ def check_gradients(peer: Peer, nought: tuple[str, ...] = ()):
     whole = np.sqrt(sum(float(g.square().sum()) for g in stored.values()))
     worst = {}
     for part in hf.pending_tensors(peer.model.table, found):
-        made, wanted = part.make(), stored[part.name].numpy()
+        made, wanted = part.compute(), stored[part.name].numpy()
         worst[part.name] = kit.normwise(made, wanted)
         if part.name.endswith(nought):
             sizes = [np.linalg.norm(g) for g in (made, wanted)]

@@ -70,12 +70,14 @@ def write(path: Path) -> int:
         shape = tuple(p.stored_shape)
         for name in p.stored_names:
             seed = len(plans)
-            plan = files.Plan(name, kind, shape, lambda x=shape, i=seed: make(x, i))
+            plan = files.PendingTensor(
+                name, kind, shape, lambda x=shape, i=seed: make(x, i)
+            )
             plans.append(plan)
     parts = files.shards(sorted(plans, key=files.natural_order), 10**9)
     for file, part in parts:
         files.write(path / file, part)
-    (path / files.INDEX).write_text(files.index_of(parts))
+    (path / files.INDEX).write_text(files.index_json(parts))
     return sum(p.nbytes for p in plans)
 
 
@@ -221,7 +223,7 @@ def main(path: str, port: str, processes: str, index: str, cold: str = "") -> No
     watcher.join()
     found["read"], found["peak"] = proc("io", "rchar") - before, peak[0]
     found["plain"].append(read_plainly())
-    stored = files.tensors(path)
+    stored = files.list_tensors(path)
     found["equal"] = all(
         same(p, params[key], i, files.read(stored[name]))
         for key, p in model.table.items()

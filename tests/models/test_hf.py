@@ -301,17 +301,20 @@ def test_bytes_that_belong_to_nobody(copy):
         ("[]", "no valid entry"),
         (
             '{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
-            "want 0 to 8",
+            "expected bytes 0 to 8",
         ),
         (
             '{"a": {"dtype": "X", "shape": [2], "data_offsets": [0, 8]}}',
             "no valid entry",
         ),
-        ('{"a": {"dtype": "U8", "shape": [-1], "data_offsets": [0, 4]}}', "want 0 to"),
+        (
+            '{"a": {"dtype": "U8", "shape": [-1], "data_offsets": [0, 4]}}',
+            "expected bytes 0 to",
+        ),
         (
             '{"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]},'
             ' "b": {"dtype": "U8", "shape": [4], "data_offsets": [2, 6]}}',
-            "tensor b, .* lies at bytes 2 to 6 of its data, want 4 to 8",
+            "tensor b, .* expected bytes 4 to 8, got 2 to 6",
         ),
         (
             '{"a": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]},'
@@ -524,7 +527,7 @@ def test_a_mesh_reads_every_byte_once(whole, monkeypatch):
     _, params = weights.load(whole, shardings=places)
     monkeypatch.undo()
     equal(params, kit.params())
-    sizes = {n: t.nbytes for n, t in files.tensors(whole).items()}
+    sizes = {n: t.nbytes for n, t in files.list_tensors(whole).items()}
     assert {n: sum(x) for n, x in rows.items()} == sizes
     assert len(rows["model.layers.0.self_attn.k_proj.weight"]) == 3
     split = [p for p in params.values() if not p.sharding.is_fully_replicated]
@@ -532,7 +535,7 @@ def test_a_mesh_reads_every_byte_once(whole, monkeypatch):
 
 
 def test_rows_are_read_alone(whole):
-    t = files.tensors(whole)["model.layers.1.mlp.down_proj.weight"]
+    t = files.list_tensors(whole)["model.layers.1.mlp.down_proj.weight"]
     everything = load_file(t.file)[t.name]
     np.testing.assert_array_equal(files.read(t), everything)
     np.testing.assert_array_equal(files.read(t, 3, 7), everything[3:7])
@@ -560,7 +563,7 @@ def test_8_bits_are_rounded_per_output(whole):
         small = params[name]
         assert small.values.dtype == jnp.int8 and small.values.shape == p.shape
         assert small.values.sharding == places[name]
-        kept = quant.outputs(p, layers=True)
+        kept = quant.output_axes(p, layers=True)
         axes = tuple(i for i in range(len(p.shape)) if i not in kept)
         scale = np.abs(exact).max(axes, keepdims=True) / 127
         np.testing.assert_allclose(small.scale, scale, rtol=0.01)

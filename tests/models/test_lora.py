@@ -28,7 +28,7 @@ LINEARS = {
 @pytest.fixture(scope="module")
 def adapted():
     """(Model, params) of the toy with an adapter on every linear layer, none at 0."""
-    params = lora.start(kit.model(), EVERY, kit.params(), jax.random.key(3))
+    params = lora.init(kit.model(), EVERY, kit.params(), jax.random.key(3))
     noise = jax.random.split(jax.random.key(4), len(params))
     for (name, p), key in zip(list(params.items()), noise, strict=True):
         if name.endswith(".b"):
@@ -69,7 +69,7 @@ def test_every_linear_layer_can_be_adapted_and_nothing_else():
 @pytest.mark.slow
 def test_a_fresh_adapter_changes_nothing(logits):
     model, params = kit.model(), kit.params()
-    started = lora.start(model, EVERY, params, jax.random.key(0))
+    started = lora.init(model, EVERY, params, jax.random.key(0))
     assert not any(p.any() for n, p in started.items() if n.endswith(".b"))
     found = logits(lora.attach(model, EVERY), started)
     np.testing.assert_array_equal(found, logits(model, params))
@@ -138,7 +138,7 @@ def test_adapters_are_sharded_like_their_weights():
     table = kit.model().table
     places = sharding.param_shardings(mesh, table)
     params = {n: jax.device_put(p, places[n]) for n, p in kit.params().items()}
-    started = lora.start(kit.model(), EVERY, params, jax.random.key(0))
+    started = lora.init(kit.model(), EVERY, params, jax.random.key(0))
     wanted = sharding.param_shardings(mesh, lora.attach(kit.model(), EVERY).table)
     for name in started.keys() - table.keys():
         assert started[name].sharding == wanted[name], name
@@ -155,7 +155,7 @@ def test_an_8_bit_base_can_be_adapted(adapted, logits):
     def rounded(name, p):
         if name not in LINEARS:
             return p
-        kept = quant.outputs(table[name], layers=True)
+        kept = quant.output_axes(table[name], layers=True)
         axes = tuple(i for i in range(p.ndim) if i not in kept)
         scale = jnp.max(jnp.abs(p), axis=axes, keepdims=True) / 127
         return quant.Int8(jnp.round(p / scale).astype(jnp.int8), scale)
@@ -274,7 +274,7 @@ def test_scales_of_rslora(saved):
 def test_targets_that_are_none():
     with pytest.raises(UserError, match=r"target 'text.head' is no linear layer"):
         lora.attach(kit.model(), lora.Adapter(2, 2.0, ("text.head",)))
-    with pytest.raises(UserError, match="rank is 0, want 1 or more"):
+    with pytest.raises(UserError, match="adapter rank: expected 1 or more, got 0"):
         lora.attach(kit.model(), lora.Adapter(0, 2.0))
     names = lora.targets(kit.model(), lora.Adapter(2, 2.0))
     assert names and all(n.startswith("text.") for n in names)

@@ -87,10 +87,10 @@ def adapt(policy: Policy, adapter: adapters.Adapter | None, seed: int) -> Actor:
     if adapter is None:
         return Actor(policy, (), lambda params: params)
     base, model = policy.model, adapters.attach(policy.model, adapter)
-    params = adapters.start(base, adapter, policy.params, jax.random.key(seed))
+    params = adapters.init(base, adapter, policy.params, jax.random.key(seed))
     actor = policy._replace(model=model, params=params)
     small = any(isinstance(p, quant.Int8) for p in policy.params.values())
-    add = adapters.joined if small else adapters.merge
+    add = adapters.adapted_params if small else adapters.merge
     return Actor(actor, tuple(base.table), lambda params: add(base, adapter, params))
 
 

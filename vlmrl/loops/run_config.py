@@ -186,7 +186,7 @@ def _check_model(settings: dict) -> None:
             "config.lora.rank is 0: expected an adapter, or quantize=''"
         )
     if quantize:
-        quant.check(quantize)
+        quant.check_method(quantize)
     if compute and rank:
         raise UserError(
             f"config.compute is '{compute}' beside an adapter (config.lora.rank): its "

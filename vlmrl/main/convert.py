@@ -35,40 +35,30 @@ FLAGS = {
     "adapter": ("", "directory of a LoRA adapter, merged into the weights"),
     "step": (0, "checkpoint of a run to convert; 0 is its newest"),
 }
-DTYPES = ("", "float32", "bfloat16")
 FORMATS = ("hf", "orbax")
 
 
 def main(argv):
-    _, _, other = args.parse(argv, FLAGS)
+    _, _, flags = args.parse(argv, FLAGS)
     for flag in ("source", "target"):
-        if not getattr(other, flag):
+        if not getattr(flags, flag):
             raise UserError(f"--{flag}: must be given; see --help")
-    for flag, known in (("dtype", DTYPES[1:]), ("format", FORMATS)):
-        value = getattr(other, flag)
+    for flag, known in (("dtype", weights.DTYPES), ("format", FORMATS)):
+        value = getattr(flags, flag)
         if value not in (*known, FLAGS[flag][0]):
-            raise UserError(f"--{flag} is '{value}', want {' or '.join(known)}")
-    print(
-        convert(
-            other.source,
-            other.target,
-            other.dtype,
-            other.step,
-            other.format,
-            other.adapter,
-        )
-    )
+            raise UserError(f"--{flag}: expected {' or '.join(known)}, got '{value}'")
+    print(convert(**{name: getattr(flags, name) for name in FLAGS}))
 
 
 def convert(
     source: str,
     target: str,
-    dtype: str = "",
-    step: int = 0,
     format: str = "hf",
+    dtype: str = "",
     adapter: str = "",
+    step: int = 0,
 ) -> Path:
-    """Writes the directory; arguments as in FLAGS.
+    """Write the directory `target` and return it; arguments as in FLAGS.
 
     Raises:
       UserError: `source` is no model, has no such step, or holds other tensors than its
@@ -76,30 +66,27 @@ def convert(
     """
     if Path(target).exists():
         raise UserError(f"--target {target}: exists already; choose a new directory")
-    if not (Path(source) / registry.CHECKPOINTS).is_dir():
-        runs = sorted(
-            str(p.parent) for p in Path(source).glob(f"**/{registry.CHECKPOINTS}")
-        )
+    checkpoints = registry.CHECKPOINTS
+    if not (Path(source) / checkpoints).is_dir():
+        runs = sorted(str(p.parent) for p in Path(source).glob(f"**/{checkpoints}"))
         if runs:
-            raise UserError(f"--source {source}: holds runs; give one: "
-                            f"{', '.join(runs)}")  # fmt: skip
-        if step:
             raise UserError(
-                f"--step: {source} has no {registry.CHECKPOINTS}/ to choose from"
+                f"--source {source}: holds runs; give one: {', '.join(runs)}"
             )
-    origin = registry.resolve(source)
+        if step:
+            raise UserError(f"--step: {source} has no {checkpoints}/ to choose from")
+    base = registry.resolve(source)
     model, params = weights.load(source, dtype=dtype or None, step=step)
     if adapter:
-        held, both = peft.load(adapter, model, params)
-        params = lora.merge(model, held, both)
-    # What most of the numbers are: norms may be kept wider.
-    kind = dtype or np.dtype(max(params.values(), key=lambda x: x.size).dtype)
+        params = lora.merge(model, *peft.load(adapter, model, params))
+    # The dtype of most of the numbers: norms may be wider.
+    dtype = dtype or np.dtype(max(params.values(), key=lambda x: x.size).dtype)
     try:
         if format == "hf":
-            return hf.save(target, model, params, origin, kind)
-        with hf.new_directory(Path(target)) as beside:
-            hf.copy_side_files(origin, beside, kind)
-            checkpoint.save(beside / registry.CHECKPOINTS, 0, {"params": params})()
+            return hf.save(target, model, params, base, dtype)
+        with hf.new_directory(target) as partial:
+            hf.copy_side_files(base, partial, dtype)
+            checkpoint.save(partial / checkpoints, 0, {"params": params})()
         return Path(target)
     except OSError as error:
         raise UserError(f"--target {target}: {error.strerror or error}") from error

@@ -1,11 +1,11 @@
-"""Say what a model is, without reading its weights: family, number of parameters,
-memory by dtype, prompt style, and on how many chips it fits.
+"""Print what a model is, without reading its weights: family, number of parameters,
+memory by dtype, prompt style, and the number of chips it needs.
 
 MODEL is 'tiny', a directory with a config.json, a run, or a hub id (org/name); those in
 the list below are known without the hub.
 
-What fits where counts parameters and what training keeps beside them, and leaves a
-fifth of a chip's memory to activations and caches; spread evenly over chips.
+The number of chips counts parameters and what training stores beside them, spread
+evenly, and leaves a fifth of a chip's memory to activations and caches.
 
   inference      bfloat16: 2 bytes per parameter
   LoRA           base in bfloat16, 2 bytes; adapters with gradients and AdamW moments in
@@ -38,7 +38,7 @@ GB = 1e9  # as vendors count
 # Memory of a chip, GB: https://cloud.google.com/tpu/docs/system-architecture-tpu-vm and
 # NVIDIA's data sheets.
 CHIPS = {"v5e": 16, "v5p": 95, "v6e": 32, "A100": 80, "H100": 80, "H200": 141}
-USED = 0.8  # share of a chip's memory given to what is counted
+USED = 0.8  # share of a chip's memory that parameters and optimizer may take
 
 
 def main(argv):
@@ -47,12 +47,12 @@ def main(argv):
         known = ", ".join(registry.published())
         raise UserError(f"vlmrl inspect takes one MODEL, as one of: {known}")
     if other.rank < 1:
-        raise UserError(f"--rank is {other.rank}, want 1 or more")
+        raise UserError(f"--rank: expected 1 or more, got {other.rank}")
     print(describe(other.args[0], other.rank))
 
 
 def describe(name: str, rank: int = 16) -> str:
-    """The text that the command prints."""
+    """Return the text that the command prints."""
     known = registry.published()
     if name in known and not Path(name).is_dir():
         model = registry.build_model(known[name], name)
@@ -80,7 +80,8 @@ def describe(name: str, rank: int = 16) -> str:
 
 
 def count(model: Model) -> dict[str, int]:
-    """Parameters by part: vision (tower and merger; none in text models), text."""
+    """Return the number of parameters by part: vision (tower and merger, where there
+    are any), text."""
     parts: dict[str, int] = {}
     for p in model.table.values():
         part = "vision" if p.role == "vision" else "text"
@@ -89,24 +90,25 @@ def count(model: Model) -> dict[str, int]:
 
 
 def weights(model: Model) -> dict[str, int]:
-    """Bytes of the weights by dtype; int8 holds linear layers in 8 bits with float32
-    scales, the rest in bfloat16."""
-    small = 0
+    """Return the bytes of the weights by dtype; int8 stores linear layers in 8 bits
+    with float32 scales, the rest in bfloat16."""
+    int8 = 0
     for p in model.table.values():
-        leaves = jax.tree.leaves(quant.like(p)) if linear(p) else []
-        held = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
-        small += held or 2 * math.prod(p.shape)
-    return {"float32": 4 * model.size, "bfloat16": 2 * model.size, "int8": small}
+        leaves = jax.tree.leaves(quant.shapes_of(p)) if linear(p) else []
+        size = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
+        int8 += size or 2 * math.prod(p.shape)
+    return {"float32": 4 * model.size, "bfloat16": 2 * model.size, "int8": int8}
 
 
 def adapters(model: Model, rank: int) -> int:
-    """Parameters of LoRA adapters on every linear layer of the decoder."""
+    """Return the number of parameters of adapters on every linear layer of the
+    decoder."""
     rows = lora.rows(model, lora.Adapter(rank, rank))
     return sum(math.prod(p.shape) for p in rows.values())
 
 
 def uses(model: Model, added: int) -> dict[str, int]:
-    """Bytes by use; see the module's docstring."""
+    """Return bytes by use; see the module's docstring."""
     return {
         "inference": 2 * model.size,
         "LoRA": 2 * model.size + 16 * added,
@@ -116,12 +118,12 @@ def uses(model: Model, added: int) -> dict[str, int]:
 
 
 def chips(size: int, gb: float) -> int:
-    """How many chips of `gb` GB hold `size` bytes."""
+    """Return how many chips of `gb` GB store `size` bytes."""
     return max(1, math.ceil(size / (USED * gb * GB)))
 
 
 def style(model: Model) -> str:
-    """The prompt style a model is asked in unless told otherwise."""
+    """Return the default prompt style of a model."""
     return "tiny" if model.table["text.embed"].shape[0] <= 512 else "r1v"
 
 

@@ -1,10 +1,10 @@
 """Tensors of files → parameters on the devices, without a second copy anywhere.
 
 Every process reads an equal share of each tensor, in whole rows; the devices gather the
-tensor, turn it into our layout, and keep their shards of it in the stacked array. So a
-file is read once in all and in long runs, whatever the sharding (columns that a shard
-needs would touch every page of it), the host holds its share of one tensor at a time,
-and a device, for a moment, one whole tensor.
+tensor, rearrange it into our layout, and keep their shards of it in the stacked array.
+So a file is read once in all and in long runs, whatever the sharding (columns that a
+shard needs would touch every page of it), the host has its share of one tensor at a
+time, and a device, for a moment, one whole tensor.
 """
 
 from __future__ import annotations
@@ -23,112 +23,117 @@ from vlmrl.models.api import Param
 SMALL = 2**20  # bytes of a tensor that every process reads by itself
 
 
-def assemble(p: Param, tensors: list[files.Stored], dtype, place, small: bool):
-    """One parameter: its tensors read one after the other, each put in its place.
+def assemble(
+    p: Param, tensors: list[files.StoredTensor], dtype, sharding, int8: bool
+) -> jax.Array | quant.Int8:
+    """Return one parameter; read its tensors one after the other.
 
     Args:
-      dtype: None: as stored. place: its sharding; None is the default device.
-      small: rounded to 8 bits, as `quant.Int8`.
+      dtype: None: as stored. sharding: None: on the default device.
+      int8: round to 8 bits, `quant.Int8`.
     """
     dtype = np.dtype(dtype or tensors[0].dtype)
-    stacked = p.stacked
-    turn = _turner(
+    rearrange = _rearranger(
         p.layout,
         tuple(p.sizes.items()),
         tensors[0].shape[:1],
-        _of_layer(place, stacked),
+        _of_layer(sharding, p.stacked),
     )
-    scaled, shapes = None, jax.ShapeDtypeStruct(p.shape, dtype)
-    if small:
-        scaled, shapes, place = quant.outputs(p), quant.like(p), quant.place(p, place)
-    if not stacked:
-        return _finisher(dtype, scaled, place)(turn(_read(tensors[0], place)))
-    stack = _maker(shapes, place)()
-    put = _putter(dtype, scaled, place)
+    axes, shapes = None, jax.ShapeDtypeStruct(p.shape, dtype)
+    if int8:
+        axes, shapes = quant.output_axes(p), quant.shapes_of(p)
+        sharding = quant.shardings_of(p, sharding)
+    if not p.stacked:
+        layer = rearrange(_read(tensors[0], sharding))
+        return _converter(dtype, axes, sharding)(layer)
+    stack = _allocator(shapes, sharding)()
+    put = _putter(dtype, axes, sharding)
     for i, tensor in enumerate(tensors):
-        # Blocks, or the next tensor would be read while this one is still held.
-        stack = jax.block_until_ready(put(stack, turn(_read(tensor, place)), i))
+        # Block, or the next tensor is read while this one is still in memory.
+        layer = rearrange(_read(tensor, sharding))
+        stack = jax.block_until_ready(put(stack, layer, i))
     return stack
 
 
 @functools.cache
-def _turner(layout: str, sizes, rows: tuple[int, ...], place):
-    """part → a layer in our layout, as it is sharded. On its own: a transpose that is
-    fused with casts and updates runs four to six times slower on CPUs."""
-    everywhere = _everywhere(place)
+def _rearranger(layout: str, sizes, rows: tuple[int, ...], sharding):
+    """Return the program rows of a tensor → a layer in our layout, as it is sharded. It
+    stands alone: a transpose that is fused with casts and updates runs four to six
+    times slower on CPUs."""
+    replicated = _replicated(sharding)
 
-    def turn(part):
-        if everywhere is not None:
-            # One gather, said outright: left to itself the partitioner tries an
+    def rearrange(part):
+        if replicated is not None:
+            # One gather, stated outright: left to itself the partitioner tries an
             # exchange per layout, and mostly ends here, after much compiling.
-            part = jax.lax.with_sharding_constraint(part, everywhere)
+            part = jax.lax.with_sharding_constraint(part, replicated)
         part = part[: rows[0]] if rows else part
         return einops.rearrange(part, layout, **dict(sizes))
 
-    return jax.jit(turn, out_shardings=place)
+    return jax.jit(rearrange, out_shardings=sharding)
 
 
-def _finish(layer, dtype, scaled):
+def _convert(layer, dtype, axes):
     layer = layer.astype(dtype)
-    return layer if scaled is None else quant.quantize(layer, scaled)
+    return layer if axes is None else quant.quantize(layer, axes)
 
 
 @functools.cache
-def _finisher(dtype, scaled, place):
-    return jax.jit(lambda x: _finish(x, dtype, scaled), out_shardings=place)
+def _converter(dtype, axes, sharding):
+    return jax.jit(lambda x: _convert(x, dtype, axes), out_shardings=sharding)
 
 
 @functools.cache
-def _putter(dtype, scaled, place):
+def _putter(dtype, axes, sharding):
     def put(stack, layer, i):
         update = jax.lax.dynamic_update_index_in_dim
-        layer = _finish(layer, dtype, scaled)
+        layer = _convert(layer, dtype, axes)
         return jax.tree.map(lambda s, x: update(s, x, i, 0), stack, layer)
 
-    return jax.jit(put, donate_argnums=0, out_shardings=place)
+    return jax.jit(put, donate_argnums=0, out_shardings=sharding)
 
 
 @functools.cache
-def _maker(shapes, place):
+def _allocator(shapes, sharding):
     def zeros():
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    return jax.jit(zeros, out_shardings=place)
+    return jax.jit(zeros, out_shardings=sharding)
 
 
-def _read(tensor: files.Stored, place) -> jax.Array:
-    """A tensor as an array over the devices, each holding rows of its own: every byte
-    is read by one process. Rows are padded to split evenly; small tensors are whole."""
-    place = place.values if isinstance(place, quant.Int8) else place
-    shape = tensor.shape
-    everywhere = _everywhere(place)
-    if everywhere is None:
-        return jax.device_put(files.read(tensor), place)
+def _read(tensor: files.StoredTensor, sharding) -> jax.Array:
+    """Return a tensor as an array over the devices, each having rows of its own: every
+    byte is read by one process. Rows are padded to split evenly; small tensors are
+    whole."""
+    sharding = sharding.values if isinstance(sharding, quant.Int8) else sharding
+    shape, replicated = tensor.shape, _replicated(sharding)
+    if replicated is None:
+        return jax.device_put(files.read(tensor), sharding)
     if tensor.nbytes <= SMALL or not shape:
         whole = files.read(tensor)
-        return jax.make_array_from_callback(shape, everywhere, lambda at: whole[at])
-    mesh = place.mesh
+        return jax.make_array_from_callback(shape, replicated, lambda at: whole[at])
+    mesh = sharding.mesh
     rows = -(-shape[0] // mesh.size) * mesh.size
 
     def part(at):
         start, stop, _ = at[0].indices(rows)
-        found = files.read(tensor, start, stop)
-        short = stop - start - len(found)
-        pad = [(0, short)] + [(0, 0)] * (len(shape) - 1)
-        return np.pad(found, pad) if short else found
+        own = files.read(tensor, start, stop)
+        missing = stop - start - len(own)
+        pad = [(0, missing)] + [(0, 0)] * (len(shape) - 1)
+        return np.pad(own, pad) if missing else own
 
     split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     return jax.make_array_from_callback((rows, *shape[1:]), split, part)
 
 
-def _everywhere(place) -> NamedSharding | None:
-    if not isinstance(place, NamedSharding):
+def _replicated(sharding) -> NamedSharding | None:
+    if not isinstance(sharding, NamedSharding):
         return None
-    return NamedSharding(place.mesh, PartitionSpec())
+    return NamedSharding(sharding.mesh, PartitionSpec())
 
 
-def _of_layer(place, stacked: bool):
-    """The sharding of one layer, from that of the stack."""
-    if not isinstance(place, NamedSharding) or not stacked:
-        return place
-    return NamedSharding(place.mesh, PartitionSpec(*place.spec[1:]))
+def _of_layer(sharding, stacked: bool):
+    """Return the sharding of one layer, from that of the stack."""
+    if not isinstance(sharding, NamedSharding) or not stacked:
+        return sharding
+    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))

@@ -27,15 +27,15 @@ from vlmrl.types import UserError
 SHARD = 5 * 10**9  # bytes per file on export, as on the hub
 
 
-def find_tensors(path: Path, model: Model) -> dict[str, list[files.Stored]]:
+def find_tensors(path: Path, model: Model) -> dict[str, list[files.StoredTensor]]:
     """Return, by parameter, the tensors of a directory that it is read from.
 
     Raises:
       UserError: tensors are missing, unknown, stored twice or of the wrong shape, or a
         file is broken.
     """
-    stored: dict[str, files.Stored] = {}
-    for name, tensor in files.tensors(path).items():
+    stored: dict[str, files.StoredTensor] = {}
+    for name, tensor in files.list_tensors(path).items():
         hub = model.hub_name(name)
         if hub in stored:
             raise UserError(
@@ -54,8 +54,11 @@ def find_tensors(path: Path, model: Model) -> dict[str, list[files.Stored]]:
 
 
 def match_tensors(
-    path: Path, what: str, table: dict[str, Param], stored: dict[str, files.Stored]
-) -> dict[str, list[files.Stored]]:
+    path: Path,
+    what: str,
+    table: dict[str, Param],
+    stored: dict[str, files.StoredTensor],
+) -> dict[str, list[files.StoredTensor]]:
     """Return the tensors of every row of a table, checked from the headers alone.
 
     Args:
@@ -87,7 +90,7 @@ def match_tensors(
     return {k: [stored[n] for n in p.stored_names] for k, p in table.items()}
 
 
-def _check_tied(head: files.Stored, embed: files.Stored) -> None:
+def _check_tied(head: files.StoredTensor, embed: files.StoredTensor) -> None:
     """A tied head that is stored again must be the embedding."""
     same = head.shape == embed.shape and head.kind == embed.kind
     size = max(1, 2**26 // max(1, 4 * int(np.prod(head.shape[1:]))))
@@ -121,7 +124,7 @@ def save(
             files.write(partial / file, part)
         if jax.process_index() == 0:
             if len(parts) > 1:
-                (partial / files.INDEX).write_text(files.index_of(parts))
+                (partial / files.INDEX).write_text(files.index_json(parts))
             copy_side_files(source, partial, dtype)
     return Path(directory)
 
@@ -163,7 +166,9 @@ def new_directory(target: str | os.PathLike) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def pending_tensors(table: dict[str, Param], params, dtype=None) -> list[files.Plan]:
+def pending_tensors(
+    table: dict[str, Param], params, dtype=None
+) -> list[files.PendingTensor]:
     """Return the tensors that a table's parameters are stored as, in natural order of
     their names, each to be computed when it is written."""
     pending = []
@@ -172,7 +177,7 @@ def pending_tensors(table: dict[str, Param], params, dtype=None) -> list[files.P
         kind, shape = np.dtype(dtype or array.dtype), tuple(p.stored_shape)
         for i, name in enumerate(p.stored_names):
             make = functools.partial(_stored_value, p, array, i, kind)
-            pending.append(files.Plan(name, kind, shape, make))
+            pending.append(files.PendingTensor(name, kind, shape, make))
     return sorted(pending, key=files.natural_order)
 
 

@@ -1,16 +1,16 @@
 """Low-rank adapters (LoRA, https://arxiv.org/abs/2106.09685) on any linear layer, the
 vision tower's included.
 
-A linear layer W gets a sum W + α/rank · A B. Shapes and axes come from the family's
+A linear layer W becomes W + α/rank · A B. Shapes and axes come from the family's
 parameter table, so that an adapter is sharded like the weights it belongs to. Adapted
 parameters are the base's and, under 'lora.<name>.a' and '.b', the adapters'; the sum is
-formed in float32 one layer at a time, inside the layer scan, and rounded to the forward
-pass's dtype, as merged weights are; the base takes no gradients. Adapters leave in the
-format of peft, or merged into the base.
+computed in float32 one layer at a time, inside the layer scan, and rounded to the
+forward pass's dtype, as merged weights are; the base takes no gradients. Adapters are
+exported in the format of peft (`peft.py`), or merged into the base.
 
     adapter = lora.Adapter(rank=16, alpha=32.0, targets=("text.*",))
     adapted = lora.attach(model, adapter)
-    params = lora.start(model, adapter, params, key)
+    params = lora.init(model, adapter, params, key)
     state = update.init_state(params, tx, freeze=tuple(model.table))
 """
 
@@ -34,11 +34,11 @@ from vlmrl.types import UserError
 
 PREFIX = "lora."
 ROOT = "base_model.model."  # what peft puts before the path of a module
-ADDED = "lora"  # name of the rank's axis in layouts
+RANK = "lora"  # name of the rank's axis in layouts
 
 
 class Adapter(NamedTuple):
-    """Which layers are adapted, and how."""
+    """Rank, scale and layers of low-rank adapters."""
 
     rank: int
     alpha: float  # the sum is scaled by alpha / rank
@@ -46,35 +46,33 @@ class Adapter(NamedTuple):
 
 
 def attach(model: Model, adapter: Adapter) -> Model:
-    """The model with adapters: the same functions of params that hold adapters too.
+    """Return the model with adapters: the same functions, of params with adapters.
 
     Raises:
       UserError: a target matches no linear layer, or the rank is not positive.
     """
     added = rows(model, adapter)
 
-    def adapted(params):
-        # The base is frozen: its gradients are never computed.
-        held = {n: jax.lax.stop_gradient(params[n]) for n in model.table}
-        return joined(model, adapter, params | held)
-
-    def over(function):
+    def with_adapters(function):
         def call(params, *args, **kwargs):
-            return function(adapted(params), *args, **kwargs)
+            # The base is frozen: its gradients are never computed.
+            base = {n: jax.lax.stop_gradient(params[n]) for n in model.table}
+            adapted = adapted_params(model, adapter, params | base)
+            return function(adapted, *args, **kwargs)
 
         return call
 
-    def init(key, dtype=jnp.float32):
+    def init_both(key, dtype=jnp.float32):
         first, second = jax.random.split(key)
-        return start(model, adapter, model.init(first, dtype), second, dtype)
+        return init(model, adapter, model.init(first, dtype), second, dtype)
 
     return model._replace(
         table=model.table | added,
-        init=init,
-        encode_image=over(model.encode_image),
-        embed=over(model.embed),
-        layers=over(model.layers),
-        head=over(model.head),
+        init=init_both,
+        encode_image=with_adapters(model.encode_image),
+        embed=with_adapters(model.embed),
+        layers=with_adapters(model.layers),
+        head=with_adapters(model.head),
     )
 
 
@@ -84,8 +82,8 @@ def attach(model: Model, adapter: Adapter) -> Model:
     meta_fields=["spec", "scale"],
 )
 @dataclasses.dataclass(frozen=True)
-class Sum:
-    """An adapted weight, which is formed where a layer asks for it by `astype`."""
+class AdaptedWeight:
+    """A weight and its adapter, added where a layer reads it by `astype`."""
 
     base: Any  # dtype[...], or `quant.Int8`
     a: Any  # [rank, inputs...]
@@ -113,7 +111,11 @@ class Sum:
 
 
 def targets(model: Model, adapter: Adapter) -> tuple[str, ...]:
-    """Names of the adapted parameters."""
+    """Return the names of the adapted parameters.
+
+    Raises:
+      UserError: a target matches no linear layer, or the rank is not positive.
+    """
     known = [n for n, p in model.table.items() if linear(p)]
     for pattern in adapter.targets:
         if not any(fnmatchcase(n, pattern) for n in known):
@@ -122,15 +124,15 @@ def targets(model: Model, adapter: Adapter) -> tuple[str, ...]:
                 f"these are: {', '.join(known)}"
             )
     if adapter.rank < 1:
-        raise UserError(f"adapter rank is {adapter.rank}, want 1 or more")
+        raise UserError(f"adapter rank: expected 1 or more, got {adapter.rank}")
     return tuple(n for n in known if any(fnmatchcase(n, t) for t in adapter.targets))
 
 
 def rows(model: Model, adapter: Adapter) -> dict[str, Param]:
-    """The adapters' rows of the parameter table, named as peft names the tensors.
+    """Return the adapters' rows of the parameter table; names are peft's.
 
-    A begins as noise of the variance that peft's Kaiming start has, B at zero, so that
-    the adapted model begins as the base.
+    A is initialised as noise of the variance that peft's Kaiming init has, B as zero,
+    so that the adapted model starts as the base.
     """
     out = {}
     for name in targets(model, adapter):
@@ -143,76 +145,76 @@ def rows(model: Model, adapter: Adapter) -> dict[str, Param]:
         groups = re.findall(r"\([^)]*\)|[^\s()]+", left)
         module = ROOT + model.module_name(p.name.removesuffix(".weight"))
         for letter, names, group in zip("ba", linear(p), groups, strict=True):
-            theirs = f"{group} {ADDED}" if letter == "b" else f"{ADDED} {group}"
+            stored = f"{group} {RANK}" if letter == "b" else f"{RANK} {group}"
             width = math.prod(size[x] for x in names)
             out[f"{PREFIX}{name}.{letter}"] = Param(
                 (*lead, adapter.rank, *(size[x] for x in names)),
                 (*(None for _ in lead), None, *(axis[x] for x in names)),
                 0 if letter == "b" else (3 * width) ** -0.5,
                 f"{module}.lora_{letter.upper()}.weight",
-                f"{theirs} -> {ADDED} {' '.join(names)}",
+                f"{stored} -> {RANK} {' '.join(names)}",
                 {x: n for x, n in p.sizes.items() if x in names},
                 role="adapter",
             )
     return out
 
 
-def start(model: Model, adapter: Adapter, params, key, dtype=jnp.float32) -> dict:
-    """The base's params and fresh adapters, placed on the same devices."""
+def init(model: Model, adapter: Adapter, params, key, dtype=jnp.float32) -> dict:
+    """Return the base's params and new adapters, on the same devices."""
     added = rows(model, adapter)
     keys = jax.random.split(key, len(added))
+    new = {
+        name: p.init * jax.random.normal(k, p.shape, dtype)
+        for (name, p), k in zip(added.items(), keys, strict=True)
+    }
+    return params | put_like(params, added, new)
 
-    def make(p, k):
-        return p.init * jax.random.normal(k, p.shape, dtype)
 
-    fresh = {n: make(p, k) for (n, p), k in zip(added.items(), keys, strict=True)}
-    return params | placed(params, added, fresh)
-
-
-def joined(model: Model, adapter: Adapter, params) -> dict:
-    """Params of the base in which an adapted weight is a `Sum`, formed where it is
-    read: what `merge` gives, without a copy of the base."""
+def adapted_params(model: Model, adapter: Adapter, params) -> dict:
+    """Return params of the base in which an adapted weight is an `AdaptedWeight`: those
+    of `merge`, without a copy of the base."""
     scale = adapter.alpha / adapter.rank
-    held = {n: params[n] for n in model.table}
+    base = {n: params[n] for n in model.table}
     for name in targets(model, adapter):
         a, b = (params[f"{PREFIX}{name}.{x}"] for x in "ab")
-        held[name] = Sum(held[name], a, b, _spec(model.table[name]), scale)
-    return held
+        base[name] = AdaptedWeight(base[name], a, b, _einsum(model.table[name]), scale)
+    return base
 
 
 def merge(model: Model, adapter: Adapter, params, dtype=None) -> dict:
-    """Params of the base with the adapters added to it in float32.
+    """Return params of the base with the adapters added to it in float32.
 
     Args:
       model: the base. dtype: of the merged parameters; None: as the base's.
     """
 
-    @functools.partial(jax.jit, static_argnames=("stacked", "kind"))
-    def add(weight, stacked, kind):
-        def one(weight):
-            return weight.astype(kind)
+    @functools.partial(jax.jit, static_argnames=("stacked", "dtype"))
+    def add(weight, stacked, dtype):
+        def layer(weight):
+            return weight.astype(dtype)
 
         # Layer by layer: the stacked difference never exists.
-        return jax.lax.map(one, weight) if stacked else one(weight)
+        return jax.lax.map(layer, weight) if stacked else layer(weight)
 
     merged = {}
-    for name, x in joined(model, adapter, params).items():
-        kind, stacked = np.dtype(dtype or x.dtype), model.table[name].stacked
-        plain = not isinstance(x, Sum)
-        merged[name] = x.astype(kind) if plain else add(x, stacked, kind)
+    for name, x in adapted_params(model, adapter, params).items():
+        kind, adapted = np.dtype(dtype or x.dtype), isinstance(x, AdaptedWeight)
+        stacked = model.table[name].stacked
+        merged[name] = add(x, stacked, kind) if adapted else x.astype(kind)
     return merged
 
 
-def _spec(p: Param) -> str:
+def _einsum(p: Param) -> str:
+    """Return the pattern of A B, in the layout of the weight."""
     outputs, inputs = (" ".join(x) for x in linear(p))
-    return f"{ADDED} {inputs}, {ADDED} {outputs} -> {p.layout.split('->')[1].strip()}"
+    return f"{RANK} {inputs}, {RANK} {outputs} -> {p.layout.split('->')[1].strip()}"
 
 
-def placed(params, table, values) -> dict:
-    """Values of a table's rows on the devices that params lie on, sharded by axes."""
+def put_like(params, table: dict[str, Param], values) -> dict:
+    """Return values of a table's rows on the devices of params, sharded by axes."""
     leaf = jax.tree.leaves(params)[0]
     mesh = getattr(getattr(leaf, "sharding", None), "mesh", None)
     if mesh is None:
         return {n: jnp.asarray(x) for n, x in values.items()}
-    places = param_shardings(mesh, table)
-    return {n: jax.device_put(x, places[n]) for n, x in values.items()}
+    shardings = param_shardings(mesh, table)
+    return {n: jax.device_put(x, shardings[n]) for n, x in values.items()}

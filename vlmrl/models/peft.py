@@ -93,7 +93,7 @@ def load(
         hub = model.hub_name(name.removeprefix(lora.ROOT))
         return lora.ROOT + model.module_name(hub)
 
-    stored = {row_name(n): t for n, t in files.contents(weights).items()}
+    stored = {row_name(n): t for n, t in files.read_header(weights).items()}
     linear = lora.rows(model, lora.Adapter(rank, alpha, ("*",)))
     targets = dict.fromkeys(
         name[len(lora.PREFIX) : -len(".a")]
@@ -111,4 +111,4 @@ def load(
             einops.rearrange(files.read(t), p.layout, **p.sizes) for t in tensors[name]
         ]
         arrays[name] = (np.stack(layers) if p.stacked else layers[0]).astype(dtype)
-    return adapter, params | lora.placed(params, rows, arrays)
+    return adapter, params | lora.put_like(params, rows, arrays)

@@ -1,7 +1,7 @@
-"""Weights in 8 bits: what a frozen base needs, at half the memory of bfloat16.
+"""Weights in 8 bits, for a frozen base at half the memory of bfloat16.
 
-A quantised parameter is a plain pytree in place of the array. Models ask of a weight
-only `astype`, which gives the numbers back, one layer at a time inside the layer scan.
+A quantised parameter is a pytree in place of the array. Models use nothing of a weight
+but `astype`, which dequantises one layer at a time inside the layer scan.
 """
 
 from __future__ import annotations
@@ -39,10 +39,14 @@ class Int8(NamedTuple):
         return self.scale.dtype
 
 
-def check(how: str) -> None:
-    """Raises UserError: `how` is not 'int8', or qwix is not installed."""
-    if how != "int8":
-        raise UserError(f"quantize: '{how}' is not supported; supported: int8")
+def check_method(method: str) -> None:
+    """Refuse a `method` other than 'int8', and that one where qwix is missing.
+
+    Raises:
+      UserError: as said.
+    """
+    if method != "int8":
+        raise UserError(f"quantize: '{method}' is not supported; supported: int8")
     if importlib.util.find_spec("qwix") is None:
         raise UserError(
             "quantize: 'int8' needs qwix, which the extra 'quant' brings: "
@@ -50,18 +54,18 @@ def check(how: str) -> None:
         )
 
 
-def quantize(array, scaled: tuple[int, ...]) -> Int8:
-    """A linear layer's weights rounded by qwix to −127 … 127 times a scale; every index
-    along the axes `scaled` has its own."""
+def quantize(array, axes: tuple[int, ...]) -> Int8:
+    """Return a linear layer's weights rounded by qwix to −127 … 127 times a scale, one
+    for every index along `axes`."""
     import qwix
 
-    q = qwix.quantize(array.astype(jnp.float32), jnp.int8, channelwise_axes=scaled)
+    q = qwix.quantize(array.astype(jnp.float32), jnp.int8, channelwise_axes=axes)
     return Int8(q.qvalue, q.scale)
 
 
-def outputs(p: Param, *, layers: bool = False) -> tuple[int, ...]:
-    """Axes that a linear layer writes to: of one layer's array, or of the whole stacked
-    parameter, the axis of `layers` among them."""
+def output_axes(p: Param, *, layers: bool = False) -> tuple[int, ...]:
+    """Return the axes that a linear layer writes to: of one layer's array, or of the
+    whole stacked parameter, the axis of `layers` among them."""
     written, _ = linear(p)
     letters = p.layout.split("->")[1].split()
     lead = len(p.shape) - len(letters)
@@ -69,19 +73,19 @@ def outputs(p: Param, *, layers: bool = False) -> tuple[int, ...]:
     return (*range(lead), *(lead + i for i in axes)) if layers else axes
 
 
-def like(p: Param) -> Int8:
-    """Shapes and dtypes of a quantised parameter."""
-    kept = outputs(p, layers=True)
-    scale = tuple(s if i in kept else 1 for i, s in enumerate(p.shape))
+def shapes_of(p: Param) -> Int8:
+    """Return shapes and dtypes of a quantised parameter."""
+    axes = output_axes(p, layers=True)
+    scale = tuple(s if i in axes else 1 for i, s in enumerate(p.shape))
     make = jax.ShapeDtypeStruct
     return Int8(make(p.shape, jnp.int8), make(scale, jnp.float32))
 
 
-def place(p: Param, sharding) -> Int8:
-    """Shardings of both parts from that of the plain parameter."""
+def shardings_of(p: Param, sharding) -> Int8:
+    """Return the shardings of both parts from that of the unquantised parameter."""
     if not isinstance(sharding, NamedSharding):
         return Int8(sharding, sharding)
-    kept = outputs(p, layers=True)
+    axes = output_axes(p, layers=True)
     spec = tuple(sharding.spec) + (None,) * (len(p.shape) - len(sharding.spec))
-    spec = [s if i in kept else None for i, s in enumerate(spec)]
+    spec = [s if i in axes else None for i, s in enumerate(spec)]
     return Int8(sharding, NamedSharding(sharding.mesh, PartitionSpec(*spec)))

@@ -1,4 +1,4 @@
-"""The models that are known: names → directories, config.json → family.
+"""Models by name: names → directories, config.json → family.
 
 A model is named by 'tiny' or 'tiny_judge', which ship with the project, a directory, a
 hub id ('org/name', 'org/name@revision'), or a directory with checkpoints/ (a run of
@@ -23,7 +23,7 @@ FAMILIES = {
     internvl.FAMILY: internvl.model,
     **dict.fromkeys(text.FAMILIES, text.model),
 }
-TINY = Path(__file__).parents[1] / "tiny" / "model"  # what ships with the project
+TINY = Path(__file__).parents[1] / "tiny" / "model"  # ships with the project
 SHIPPED = {"tiny": TINY, "tiny_judge": TINY.with_name("judge")}
 FACTS = Path(__file__).parent / "facts"
 CHECKPOINTS = "checkpoints"  # where a directory holds parameters in Orbax's format
@@ -47,38 +47,42 @@ SIDE_FILES = (
 
 
 def resolve(name: str | os.PathLike) -> Path:
-    """The directory with a model's config.json and tokenizer; for a run of this
-    package, that of the model it began with.
+    """Return the directory with a model's config.json and tokenizer; for a run of this
+    package, that of the model it started from.
 
     Raises:
       UserError: there is no such directory, or no config.json in it.
     """
     path = directory(name, weights=False)
-    return _start(path) if (path / CHECKPOINTS).is_dir() else path
+    return _start_model(path) if (path / CHECKPOINTS).is_dir() else path
 
 
 def has_weights(name: str | os.PathLike) -> bool:
-    """Whether weights come with a model, in whatever format; a config and a tokenizer
+    """Return whether a model has weights, in whatever format; a config and a tokenizer
     may stand alone."""
     path = directory(name, weights=True)
-    return (path / CHECKPOINTS).is_dir() or files.any_weights(path)
+    return (path / CHECKPOINTS).is_dir() or files.has_weights(path)
 
 
 def read_model(name: str | os.PathLike) -> Model:
-    """The `api.Model` of a checkpoint, found from its config.json."""
+    """Return the `api.Model` of a checkpoint's config.json."""
     path = resolve(name) / "config.json"
     return build_model(files.read_json(path), str(path))
 
 
 def hub_id(name: str | os.PathLike) -> tuple[str, str | None] | None:
-    """(repository, revision) of 'org/name' or 'org/name@revision'; None of any other
-    name."""
+    """Return (repository, revision) of 'org/name' or 'org/name@revision'; None for any
+    other name."""
     hub = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?", str(name))
     return hub and (hub[1], hub[2])
 
 
 def directory(name: str | os.PathLike, weights: bool) -> Path:
-    """Where a model lies; from the hub, with its weights or without."""
+    """Return a model's directory; from the hub, with its weights or without.
+
+    Raises:
+      UserError: there is none, or it has no config.json.
+    """
     path = SHIPPED.get(str(name)) or Path(name).expanduser()
     if not path.is_dir() and (hub := hub_id(name)):
         path = _download(*hub, weights)
@@ -92,15 +96,15 @@ def directory(name: str | os.PathLike, weights: bool) -> Path:
 
 
 def _download(repo: str, revision: str | None, weights: bool) -> Path:
-    """A hub id's files in huggingface_hub's cache; only its side files, or safetensors
-    too."""
+    """Return huggingface_hub's cache of a hub id: its side files, and with `weights`
+    its safetensors too."""
     import huggingface_hub
 
-    wanted = [*SIDE_FILES, *(["*.safetensors", files.INDEX] if weights else [])]
+    patterns = [*SIDE_FILES, *(["*.safetensors", files.INDEX] if weights else [])]
     try:
         return Path(
             huggingface_hub.snapshot_download(
-                repo, revision=revision, allow_patterns=wanted
+                repo, revision=revision, allow_patterns=patterns
             )
         )
     except Exception as e:  # its errors have no common class, and many lines
@@ -110,10 +114,10 @@ def _download(repo: str, revision: str | None, weights: bool) -> Path:
         ) from e
 
 
-def _start(run: Path) -> Path:
-    """The model directory a run began with: its config.json and tokenizer are those of
-    every checkpoint of the run."""
-    if (run / "start").is_dir():  # a supervised run from random weights made its own
+def _start_model(run: Path) -> Path:
+    """Return the directory of the model a run started from: its config.json and
+    tokenizer are those of every checkpoint of the run."""
+    if (run / "start").is_dir():  # a supervised run from random weights wrote its own
         return resolve(run / "start")
     for directory in (run, *run.absolute().parents[:2]):
         path = directory / "config.json"
@@ -123,7 +127,7 @@ def _start(run: Path) -> Path:
         if config.get("model"):
             return resolve(config["model"])
     raise UserError(
-        f"{run}: no config.json of the run here or above says what model it began with"
+        f"{run}: no config.json here or above names the model that the run started from"
     )
 
 
@@ -139,17 +143,20 @@ def build_model(raw: dict, where: str) -> Model:
 
 
 def published() -> dict[str, dict]:
-    """Hub id → what shapes the model in its config.json, of models that are known
-    without the hub (`facts/*.json`)."""
+    """Return hub id → the fields of its config.json that shape the model, of models
+    that are known without the hub (`facts/*.json`)."""
 
-    def over(base, top):
-        both = {k: over(base[k], v) if isinstance(v, dict) and k in base else v
-                for k, v in top.items()}  # fmt: skip
-        return base | both
+    def override(base, top):
+        return base | {
+            key: override(base[key], value)
+            if isinstance(value, dict) and key in base
+            else value
+            for key, value in top.items()
+        }
 
-    found = {}
-    for path in sorted(FACTS.glob("*.json")):
-        facts = json.loads(path.read_text())
-        for name, own in facts["models"].items():
-            found[name] = over(facts["shared"], own)
-    return found
+    facts = [json.loads(path.read_text()) for path in sorted(FACTS.glob("*.json"))]
+    return {
+        name: override(family["shared"], own)
+        for family in facts
+        for name, own in family["models"].items()
+    }

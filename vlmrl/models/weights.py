@@ -18,6 +18,7 @@ from vlmrl.models.assemble import assemble
 from vlmrl.run import checkpoint
 from vlmrl.types import UserError
 
+DTYPES = ("float32", "bfloat16")  # that parameters are loaded and written in
 # Paths of the parameters within a checkpoint's tree: that of RL training, and those of
 # supervised training and of `vlmrl convert`.
 PARAMS_PATHS = (("state", "params"), ("params",))
@@ -44,7 +45,7 @@ def load(
       UserError: tensors are missing, unknown, of the wrong shape, or a file is broken.
     """
     if quantize is not None:
-        quant.check(quantize)
+        quant.check_method(quantize)
     path = registry.directory(name, weights=True)
     model = registry.read_model(path)
     shardings = shardings or dict.fromkeys(model.table)
@@ -74,7 +75,7 @@ def _convert(p, array, dtype, int8: bool):
             return array
         array = array.astype(jnp.float32)
     array = array if dtype is None else array.astype(dtype)
-    return quant.quantize(array, quant.outputs(p, layers=True)) if int8 else array
+    return quant.quantize(array, quant.output_axes(p, layers=True)) if int8 else array
 
 
 def read_checkpoint(
@@ -99,7 +100,9 @@ def read_checkpoint(
         leaf = leaves.get(f"{prefix}/{name}")
         sharding = shardings and shardings[name]
         if f"{prefix}/{name}/values" in leaves:  # a base in 8 bits
-            parts = zip(quant.like(p), quant.place(p, sharding), strict=True)
+            parts = zip(
+                quant.shapes_of(p), quant.shardings_of(p, sharding), strict=True
+            )
             return quant.Int8(*(_shape(x.shape, x.dtype, s) for x, s in parts))
         return _shape(p.shape, leaf.dtype if leaf else "float32", sharding)
 
@@ -115,7 +118,7 @@ def read_checkpoint(
     if adapter is None:
         return tree
     base = {n: tree[n] for n in model.table}
-    adapted = base | lora.placed(base, added, {n: tree[n] for n in added})
+    adapted = base | lora.put_like(base, added, {n: tree[n] for n in added})
     return lora.merge(model, adapter, adapted)
 
 
