@@ -157,7 +157,7 @@ def test_refusals(refused, tmp_path, run):
 def test_broken_sources_leave_nothing(refused, tmp_path, run):
     to = ["convert", "--target", tmp_path / "new", "--source"]
     (run.parent / "config.json").unlink()
-    assert "no config.json of the run here or above" in refused(*to, run)
+    assert "no config.json here or above" in refused(*to, run)
     empty = tmp_path / "empty"
     (empty / "checkpoints").mkdir(parents=True)
     (empty / "config.json").write_text('{"model": "tiny"}')

@@ -18,6 +18,7 @@ import numpy as np
 from flax import linen as nn
 
 from vlmrl.models import layers as fn
+from vlmrl.models import rows
 from vlmrl.models.api import (
     CacheSegment,
     Model,
@@ -26,10 +27,6 @@ from vlmrl.models.api import (
     SlidingWindow,
     bind,
     declare,
-    heads_rows,
-    linear_rows,
-    norm_rows,
-    vector_row,
 )
 from vlmrl.models.hf_config import Section
 from vlmrl.types import Tokens, UserError, Vision
@@ -253,31 +250,24 @@ ROPES: dict[str, Callable] = {
 # -- parameters ------------------------------------------------------------------------
 
 
-def rows(
+def table(
     c: Config, prefix: str = "model.", head: str = "lm_head.weight"
 ) -> dict[str, Param]:
-    """Return the decoder's rows of a parameter table; tensors are stored under
+    """Return the decoder's part of a parameter table; tensors are stored under
     `prefix`, and an untied head as `head`."""
     d, m, n, k, h = c.width, c.mlp, c.layers, c.kv_heads, c.head_dim
-    r = c.heads // k
-    vocab, same = ("vocab", "embed"), "... -> ..."
-    stored = prefix + "embed_tokens.weight"
-    embedding = Param((c.vocab, d), vocab, 0.02, stored, same, {}, "embedding")
+    r, name, layer = c.heads // k, "text.layers.", prefix + "layers.{}."
+    attention, stored = layer + "self_attn.", prefix + "embed_tokens.weight"
+    axes, same = ("vocab", "embed"), "... -> ..."
+    embedding = Param((c.vocab, d), axes, 0.02, stored, same, {}, "embedding")
     out = {"text.embed": embedding}
-    layer = prefix + "layers.{}."
-    attention, mlp = layer + "self_attn.", layer + "mlp."
-    out |= norm_rows("text.layers.norm1", layer + "input_layernorm", n, d)
-    for name, heads in (
-        ("q", {"k": k, "r": r, "h": h}),
-        ("k", {"k": k, "h": h}),
-        ("v", {"k": k, "h": h}),
-    ):
-        stored = attention + name + "_proj"
-        out |= heads_rows("text.layers." + name, stored, n, d, heads, bias=c.qkv_bias)
-    if c.qk_norm:
-        for name in ("q_norm", "k_norm"):
-            out |= norm_rows("text.layers." + name, attention + name, n, h)
-    out["text.layers.o"] = Param(
+    out |= rows.norm(name + "norm1", layer + "input_layernorm", n, d)
+    for x in "qkv":
+        size = {"k": k, "r": r, "h": h} if x == "q" else {"k": k, "h": h}
+        out |= rows.heads(name + x, f"{attention}{x}_proj", n, d, size, bias=c.qkv_bias)
+        if c.qk_norm and x != "v":
+            out |= rows.norm(f"{name}{x}_norm", f"{attention}{x}_norm", n, h)
+    out[name + "o"] = Param(
         (n, k, r, h, d),
         (None, "kv_heads", None, None, "embed"),
         (2 * n * k * r * h) ** -0.5,
@@ -286,20 +276,16 @@ def rows(
         {"k": k, "r": r},
     )
     if c.o_bias:
-        row = vector_row((n, d), (None, "embed"), attention + "o_proj.bias")
-        out["text.layers.o_bias"] = row
-    out |= norm_rows("text.layers.norm2", layer + "post_attention_layernorm", n, d)
-    for name, size, axes in (
-        ("gate", (d, m), ("embed", "mlp")),
-        ("up", (d, m), ("embed", "mlp")),
-        ("down", (m, d), ("mlp", "embed")),
-    ):
-        stored, residual = mlp + name + "_proj", name == "down"
-        out |= linear_rows(
-            "text.layers." + name, stored, n, size, axes,
-            bias=c.mlp_bias, residual=residual,
-        )  # fmt: skip
-    out |= norm_rows("text.norm", prefix + "norm", 0, d)
+        out[name + "o_bias"] = rows.vector((n, d), rows.OUT, attention + "o_proj.bias")
+    out |= rows.norm(name + "norm2", layer + "post_attention_layernorm", n, d)
+    mlp = {
+        "gate": ("gate_proj", (d, m), rows.UP),
+        "up": ("up_proj", (d, m), rows.UP),
+        "down": ("down_proj", (m, d), rows.DOWN),
+    }
+    at = layer + "mlp."
+    out |= rows.linears(name, at, n, mlp, bias=c.mlp_bias, residual=("down",))
+    out |= rows.norm("text.norm", prefix + "norm", 0, d)
     if not c.tied:
         out["text.head"] = embedding._replace(name=head, role="head")
     return out

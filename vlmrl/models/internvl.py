@@ -16,19 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vlmrl.models import decoder
+from vlmrl.models import decoder, rows
 from vlmrl.models import layers as fn
 from vlmrl.models import text as texts
-from vlmrl.models.api import (
-    Model,
-    Param,
-    heads_rows,
-    linear_rows,
-    norm_rows,
-    patch_rows,
-    vector_row,
-    vision_rows,
-)
+from vlmrl.models.api import Model, Param
 from vlmrl.models.hf_config import Section
 from vlmrl.types import UserError, Vision
 
@@ -122,61 +113,53 @@ def _side(vision: Section, field: str) -> int:
 
 def table(c: Config) -> dict[str, Param]:
     """Return the parameter table. Stacked rows have the layer axis first."""
-    rows = _embedding_rows(c)
-    e, a, n, m = c.vision_width, c.vision_heads, c.vision_layers, c.vision_mlp
-    at, bias = "vision_tower.encoder.layer.{}.", c.vision_norm == "layer_norm"
-    rows |= norm_rows("vision.layers.norm1", at + "layernorm_before", n, e, bias=bias)
-    for name in ("q", "k", "v"):
-        heads, stored = {"a": a, "h": e // a}, f"{at}attention.{name}_"
-        rows |= heads_rows(
-            "vision.layers." + name, stored + "proj", n, e, heads, bias=c.vision_bias
-        )
-        if c.qk_norm and name != "v":
-            rows |= norm_rows(f"vision.layers.{name}_norm", stored + "norm", n, e)
-    for name, stored, size, axes in (
-        ("o", "attention.projection_layer", (e, e), (None, "embed")),
-        ("in", "mlp.fc1", (e, m), ("embed", "mlp")),
-        ("out", "mlp.fc2", (m, e), ("mlp", "embed")),
-    ):
-        residual = name != "in"
-        rows |= linear_rows(
-            "vision.layers." + name, at + stored, n, size, axes,
-            bias=True, residual=residual,
-        )  # fmt: skip
-    rows |= norm_rows("vision.layers.norm2", at + "layernorm_after", n, e, bias=bias)
+    e, m, d, u = c.vision_width, c.vision_mlp, c.text.width, c.merge**2 * c.vision_width
+    n, a, at = c.vision_layers, c.vision_heads, "vision_tower.encoder.layer.{}."
+    name, bias = "vision.layers.", c.vision_norm == "layer_norm"
+    out = _embedding_rows(c)
+    out |= rows.norm(name + "norm1", at + "layernorm_before", n, e, bias=bias)
+    for x in "qkv":
+        size, stored = {"a": a, "h": e // a}, f"{at}attention.{x}_"
+        out |= rows.heads(name + x, stored + "proj", n, e, size, bias=c.vision_bias)
+        if c.qk_norm and x != "v":
+            out |= rows.norm(f"{name}{x}_norm", stored + "norm", n, e)
+    layer = {
+        "o": ("attention.projection_layer", (e, e), rows.OUT),
+        "in": ("mlp.fc1", (e, m), rows.UP),
+        "out": ("mlp.fc2", (m, e), rows.DOWN),
+    }
+    out |= rows.linears(name, at, n, layer, residual=("o", "out"))
+    out |= rows.norm(name + "norm2", at + "layernorm_after", n, e, bias=bias)
     for i in (1, 2):
         scale = Param((n, e), (None, None), -1, f"{at}lambda_{i}", "... -> ...", {})
-        rows[f"vision.layers.scale{i}"] = scale
+        out[f"{name}scale{i}"] = scale
     if c.final_norm:
-        rows |= norm_rows("vision.norm", "vision_tower.layernorm", 0, e, bias=True)
-    at, u, d = "multi_modal_projector.", c.merge**2 * e, c.text.width
-    rows |= norm_rows("vision.merger.norm", at + "layer_norm", 0, u, bias=True)
-    for name, stored, size, axes in (
-        ("in", "linear_1", (u, d), ("embed", "mlp")),
-        ("out", "linear_2", (d, d), ("mlp", "embed")),
-    ):
-        name = "vision.merger." + name
-        rows |= linear_rows(name, at + stored, 0, size, axes, bias=True)
-    return vision_rows(rows) | decoder.rows(
+        out |= rows.norm("vision.norm", "vision_tower.layernorm", 0, e, bias=True)
+    name, at = "vision.merger.", "multi_modal_projector."
+    out |= rows.norm(name + "norm", at + "layer_norm", 0, u, bias=True)
+    merger = {
+        "in": ("linear_1", (u, d), rows.UP),
+        "out": ("linear_2", (d, d), rows.DOWN),
+    }
+    return rows.tower(out | rows.linears(name, at, 0, merger)) | decoder.table(
         c.text, "language_model.model.", "language_model.lm_head.weight"
     )
 
 
 def _embedding_rows(c: Config) -> dict[str, Param]:
-    at, e = "vision_tower.embeddings.", c.vision_width
-    token = vector_row((e,), ("embed",), at + "cls_token")
+    at, e, axes = "vision_tower.embeddings.", c.vision_width, (None, "embed")
+    token = rows.vector((e,), ("embed",), at + "cls_token")
     token = token._replace(init=0.02, layout="1 1 e -> e")
-    rows = {"vision.cls": token}
+    out = {"vision.cls": token}
     if c.mask_token:
-        rows["vision.mask"] = token._replace(name=at + "mask_token")
+        out["vision.mask"] = token._replace(name=at + "mask_token")
     if c.positions:
-        rows["vision.positions"] = Param(
-            (c.grid**2 + 1, e), (None, "embed"), 0.02, at + "position_embeddings",
-            "1 p e -> p e", {}, float32=True,
-        )  # fmt: skip
+        shape, name = (c.grid**2 + 1, e), at + "position_embeddings"
+        positions = Param(shape, axes, 0.02, name, "1 p e -> p e", {}, float32=True)
+        out["vision.positions"] = positions
     patch = {"c": c.channels, "y": c.patch, "x": c.patch}
     std, stored = c.patch_dim**-0.5, at + "patch_embeddings.projection"
-    return rows | patch_rows(stored, e, patch, std=std, bias=True)
+    return out | rows.patch(stored, e, patch, std=std, bias=True)
 
 
 # transformers 5 names modules, and some files, differently from the hub's checkpoints.
@@ -211,8 +194,8 @@ def tile_positions(c: Config, positions, p: int):
         raise UserError(f"tiles of {p} patches; must be square, of whole merge units")
     grid = positions[1:].reshape(c.grid, c.grid, -1)
     if side != c.grid:
-        rows = jnp.asarray(bicubic_matrix(c.grid, side), fn.to_float32(grid).dtype)
-        grid = jnp.einsum("ys,xt,ste->yxe", rows, rows, fn.to_float32(grid))
+        weight = jnp.asarray(bicubic_matrix(c.grid, side), fn.to_float32(grid).dtype)
+        grid = jnp.einsum("ys,xt,ste->yxe", weight, weight, fn.to_float32(grid))
         grid = grid.astype(positions.dtype)
     units = grid.reshape(side // c.merge, c.merge, side // c.merge, c.merge, -1)
     return units.transpose(0, 2, 1, 3, 4).reshape(p, -1)
@@ -222,17 +205,19 @@ def encode_image(c: Config, w: dict, vision: Vision, *, dtype=None, **scan):
     """Return merged image tokens dtype[N, I * M, D], tile by tile, in raster order."""
     dtype = dtype or w["vision.patch"].dtype
     n, i, tiles, p, _ = vision.patches.shape
-    rows, e = n * i * tiles, c.vision_width
+    count, e = n * i * tiles, c.vision_width
 
-    patches = vision.patches.reshape(rows, p, -1).astype(dtype)
+    patches = vision.patches.reshape(count, p, -1).astype(dtype)
     x = jnp.einsum("rpc,ce->rpe", patches, w["vision.patch"].astype(dtype))
     x = x + w["vision.patch_bias"].astype(dtype)
     first = w["vision.cls"].astype(dtype)
     if c.positions:
         x = x + tile_positions(c, w["vision.positions"], p).astype(dtype)
         first = first + w["vision.positions"][0].astype(dtype)
-    x = jnp.concatenate([jnp.broadcast_to(first, (rows, 1, e)), x], axis=1)
-    mask = jnp.pad(vision.mask.reshape(rows, p), ((0, 0), (1, 0)), constant_values=True)
+    x = jnp.concatenate([jnp.broadcast_to(first, (count, 1, e)), x], axis=1)
+    mask = jnp.pad(
+        vision.mask.reshape(count, p), ((0, 0), (1, 0)), constant_values=True
+    )
 
     def norm(x, w, name):
         if c.vision_norm == "rms_norm":
@@ -266,7 +251,7 @@ def encode_image(c: Config, w: dict, vision: Vision, *, dtype=None, **scan):
     if c.final_norm and c.feature == -1:
         x = fn.layer_norm(x, w["vision.norm"], w["vision.norm_bias"], c.vision_eps)
     # Pixel shuffle: the patches of a merge unit, already neighbours, become one token.
-    x = x.reshape(rows, p // c.merge**2, c.merge**2 * e)
+    x = x.reshape(count, p // c.merge**2, c.merge**2 * e)
     x = fn.layer_norm(x, merger["norm"], merger["norm_bias"], MERGER_EPS)
     x = fn.linear(ACTIVATIONS[c.merger_act](fn.linear(x, merger, "in")), merger, "out")
     return fn.raster_order(x.reshape(n * i, -1, c.text.width), vision.order)

@@ -102,10 +102,6 @@ class AdaptedWeight:
         return self.base.shape
 
     @property
-    def ndim(self):
-        return self.base.ndim
-
-    @property
     def dtype(self):
         return self.base.dtype
 

@@ -31,10 +31,6 @@ class Int8(NamedTuple):
         return self.values.shape
 
     @property
-    def ndim(self):
-        return self.values.ndim
-
-    @property
     def dtype(self):
         return self.scale.dtype
 

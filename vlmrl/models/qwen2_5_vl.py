@@ -13,17 +13,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vlmrl.models import decoder
+from vlmrl.models import decoder, rows
 from vlmrl.models import layers as fn
-from vlmrl.models.api import (
-    Model,
-    Param,
-    heads_rows,
-    linear_rows,
-    norm_rows,
-    patch_rows,
-    vision_rows,
-)
+from vlmrl.models.api import Model, Param
 from vlmrl.models.hf_config import Section
 from vlmrl.prompts.processor import vision_of
 from vlmrl.types import Vision
@@ -85,36 +77,26 @@ def read_config(raw: dict, where: str) -> Config:
 
 def table(c: Config) -> dict[str, Param]:
     """Return the parameter table. Stacked rows have the layer axis first."""
-    e, a, u, m = c.vision_width, c.vision_heads, c.merge**2, c.vision_mlp
-    n, at = c.vision_layers, "visual.blocks.{}."
-    up, down = ("embed", "mlp"), ("mlp", "embed")
+    e, m, d, u = c.vision_width, c.vision_mlp, c.text.width, c.merge**2 * c.vision_width
+    n, a, at = c.vision_layers, c.vision_heads, "visual.blocks.{}."
     patch = {"c": c.channels, "t": c.temporal_patch, "y": c.patch, "x": c.patch}
-    rows = patch_rows("visual.patch_embed.proj", e, patch, bias=False)
-    rows |= norm_rows("vision.layers.norm1", at + "norm1", n, e)
-    heads = {"q": 3, "a": a, "h": e // a}
-    rows |= heads_rows("vision.layers.qkv", at + "attn.qkv", n, e, heads, bias=True)
-    for name, stored, size, axes in (
-        ("o", "attn.proj", (e, e), (None, "embed")),
-        ("gate", "mlp.gate_proj", (e, m), up),
-        ("up", "mlp.up_proj", (e, m), up),
-        ("down", "mlp.down_proj", (m, e), down),
-    ):
-        residual = name in ("o", "down")
-        rows |= linear_rows(
-            "vision.layers." + name, at + stored, n, size, axes,
-            bias=True, residual=residual,
-        )  # fmt: skip
-        if name == "o":
-            rows |= norm_rows("vision.layers.norm2", at + "norm2", n, e)
-    at, d = "visual.merger.", c.text.width
-    rows |= norm_rows("vision.merger.norm", at + "ln_q", 0, e)
-    for name, stored, size, axes in (
-        ("in", "mlp.0", (u * e, u * e), up),
-        ("out", "mlp.2", (u * e, d), down),
-    ):
-        name = "vision.merger." + name
-        rows |= linear_rows(name, at + stored, 0, size, axes, bias=True)
-    return vision_rows(rows) | decoder.rows(c.text)
+    qkv = {"q": 3, "a": a, "h": e // a}
+    layer = {
+        "o": ("attn.proj", (e, e), rows.OUT),
+        "gate": ("mlp.gate_proj", (e, m), rows.UP),
+        "up": ("mlp.up_proj", (e, m), rows.UP),
+        "down": ("mlp.down_proj", (m, e), rows.DOWN),
+    }
+    merger = {"in": ("0", (u, u), rows.UP), "out": ("2", (u, d), rows.DOWN)}
+    return rows.tower(
+        rows.patch("visual.patch_embed.proj", e, patch, bias=False)
+        | rows.norm("vision.layers.norm1", at + "norm1", n, e)
+        | rows.heads("vision.layers.qkv", at + "attn.qkv", n, e, qkv, bias=True)
+        | rows.norm("vision.layers.norm2", at + "norm2", n, e)
+        | rows.linears("vision.layers.", at, n, layer, residual=("o", "down"))
+        | rows.norm("vision.merger.norm", "visual.merger.ln_q", 0, e)
+        | rows.linears("vision.merger.", "visual.merger.mlp.", 0, merger)
+    ) | decoder.table(c.text)
 
 
 # transformers 5 names the tensors of its checkpoints differently from the hub's.
@@ -125,14 +107,14 @@ def encode_image(c: Config, w: dict, vision: Vision, *, dtype=None, **scan):
     """Return merged image tokens dtype[N, I * M, D], in raster order per image."""
     dtype = dtype or w["vision.patch"].dtype
     n, i, win, p, _ = vision.patches.shape
-    rows = n * i
+    count = n * i
     x = jnp.einsum(
         "nwpc,ce->nwpe",
-        vision.patches.reshape(rows, win, p, -1).astype(dtype),
+        vision.patches.reshape(count, win, p, -1).astype(dtype),
         w["vision.patch"].astype(dtype),
     )
-    mask = vision.mask.reshape(rows, win, p)
-    positions = vision.positions.reshape(rows, win, p, 2)
+    mask = vision.mask.reshape(count, win, p)
+    positions = vision.positions.reshape(count, win, p, 2)
     e, a = c.vision_width, c.vision_heads
     rope = fn.axial_rope(positions, e // a, c.vision_theta, dtype)
 
@@ -149,10 +131,10 @@ def encode_image(c: Config, w: dict, vision: Vision, *, dtype=None, **scan):
 
     def layer(x, w, full):
         def windowed(x):
-            return attend(x, w, (rows * win, p))
+            return attend(x, w, (count * win, p))
 
         def whole(x):
-            return attend(x, w, (rows, win * p))
+            return attend(x, w, (count, win * p))
 
         if isinstance(full, bool):
             x = whole(x) if full else windowed(x)
@@ -165,7 +147,7 @@ def encode_image(c: Config, w: dict, vision: Vision, *, dtype=None, **scan):
     flags = tuple(i in c.full_layers for i in range(c.vision_layers))
     x, _ = fn.scan_layers(layer, x, decoder.below(w, "vision.layers."), flags, **scan)
     x = fn.rms_norm(x, w["vision.merger.norm"], EPS)
-    x = x.reshape(rows, win * p // c.merge**2, c.merge**2 * e)
+    x = x.reshape(count, win * p // c.merge**2, c.merge**2 * e)
     merger = decoder.below(w, "vision.merger.")
     x = jax.nn.gelu(fn.linear(x, merger, "in"), approximate=False)
     return fn.raster_order(fn.linear(x, merger, "out"), vision.order)

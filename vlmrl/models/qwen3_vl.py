@@ -16,17 +16,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vlmrl.models import decoder
+from vlmrl.models import decoder, rows
 from vlmrl.models import layers as fn
-from vlmrl.models.api import (
-    Model,
-    Param,
-    heads_rows,
-    linear_rows,
-    norm_rows,
-    patch_rows,
-    vision_rows,
-)
+from vlmrl.models.api import Model, Param
 from vlmrl.models.hf_config import Section
 from vlmrl.types import Vision
 
@@ -95,40 +87,38 @@ def read_config(raw: dict, where: str) -> Config:
 
 def table(c: Config) -> dict[str, Param]:
     """Return the parameter table. Stacked rows have the layer axis first."""
-    e, m, u, d = c.vision_width, c.vision_mlp, c.merge**2, c.text.width
+    e, m, d, u = c.vision_width, c.vision_mlp, c.text.width, c.merge**2 * c.vision_width
     n, a, at = c.vision_layers, c.vision_heads, "model.visual.blocks.{}."
-    up, down = ("embed", "mlp"), ("mlp", "embed")
     patch = {"c": c.channels, "t": c.temporal_patch, "y": c.patch, "x": c.patch}
-    rows = patch_rows("model.visual.patch_embed.proj", e, patch, bias=True)
-    rows["vision.place"] = Param(
-        (c.side**2, e), (None, "embed"), 0.02, "model.visual.pos_embed.weight",
-        "... -> ...", {},
-    )  # fmt: skip
-    rows |= norm_rows("vision.layers.norm1", at + "norm1", n, e, bias=True)
-    heads = {"q": 3, "a": a, "h": e // a}
-    rows |= heads_rows("vision.layers.qkv", at + "attn.qkv", n, e, heads, bias=True)
-    rows |= norm_rows("vision.layers.norm2", at + "norm2", n, e, bias=True)
-    for name, stored, size, axes in (
-        ("o", "attn.proj", (e, e), (None, "embed")),
-        ("up", "mlp.linear_fc1", (e, m), up),
-        ("down", "mlp.linear_fc2", (m, e), down),
-    ):
-        residual = name != "up"
-        rows |= linear_rows(
-            "vision.layers." + name, at + stored, n, size, axes,
-            bias=True, residual=residual,
-        )  # fmt: skip
+    qkv = {"q": 3, "a": a, "h": e // a}
+    layer = {
+        "o": ("attn.proj", (e, e), rows.OUT),
+        "up": ("mlp.linear_fc1", (e, m), rows.UP),
+        "down": ("mlp.linear_fc2", (m, e), rows.DOWN),
+    }
+    shape, name = (c.side**2, e), "model.visual.pos_embed.weight"
+    place = Param(shape, (None, "embed"), 0.02, name, "... -> ...", {})
+    out = (
+        rows.patch("model.visual.patch_embed.proj", e, patch, bias=True)
+        | {"vision.place": place}
+        | rows.norm("vision.layers.norm1", at + "norm1", n, e, bias=True)
+        | rows.heads("vision.layers.qkv", at + "attn.qkv", n, e, qkv, bias=True)
+        | rows.norm("vision.layers.norm2", at + "norm2", n, e, bias=True)
+        | rows.linears("vision.layers.", at, n, layer, residual=("o", "down"))
+    )
+    merger = {
+        "in": ("linear_fc1", (u, u), rows.UP),
+        "out": ("linear_fc2", (u, d), rows.DOWN),
+    }
     # The mergers of tapped layers normalise after merging, the last one before.
     mergers = [("vision.merger.", "model.visual.merger.", 0, e)]
     if c.taps:
         stored = "model.visual.deepstack_merger_list.{}."
-        mergers.append(("vision.deep.", stored, len(c.taps), u * e))
+        mergers.append(("vision.deep.", stored, len(c.taps), u))
     for name, at, n, size in mergers:
-        fc1, fc2 = at + "linear_fc1", at + "linear_fc2"
-        rows |= norm_rows(name + "norm", at + "norm", n, size, bias=True)
-        rows |= linear_rows(name + "in", fc1, n, (u * e, u * e), up, bias=True)
-        rows |= linear_rows(name + "out", fc2, n, (u * e, d), down, bias=True)
-    return vision_rows(rows) | decoder.rows(c.text, "model.language_model.")
+        out |= rows.norm(name + "norm", at + "norm", n, size, bias=True)
+        out |= rows.linears(name, at, n, merger)
+    return rows.tower(out) | decoder.table(c.text, "model.language_model.")
 
 
 def interpolate_positions(weights, positions, mask, side: int):

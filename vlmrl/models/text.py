@@ -34,4 +34,4 @@ def model(raw: dict, where: str = "config.json") -> Model:
     """
     family = raw["model_type"]
     config = Config(decoder.read_config(Section(raw, where), FAMILIES[family]))
-    return decoder.model(family, config, decoder.rows(config.text))
+    return decoder.model(family, config, decoder.table(config.text))
