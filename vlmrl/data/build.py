@@ -22,11 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tensorflow_datasets as tfds
-from array_record.python import array_record_module
-
-from vlmrl.data import distractors, images, reading, statements
-from vlmrl.data.features import FEATURES, serialised
+from vlmrl.data import distractors, features, images, reading, statements
+from vlmrl.data.features import Shard, serialised, write_metadata
 from vlmrl.data.reading import Place, Refused, Set, SetItem, draw, normal
 from vlmrl.files import atomic_path, atomic_write, write_json
 from vlmrl.types import Example, UserError
@@ -35,9 +32,6 @@ VERSION = "1.1.0"  # of what readers return for the same files; raise it with an
 ROWS = 256  # source rows per shard
 THREADS = 2  # rows decoded at a time; Pillow lets other threads run
 AHEAD = 8  # rows read ahead per thread
-
-# One record per group, without compression: images are compressed already.
-_WRITER = "group_size:1,uncompressed"
 
 
 class BuildReport(NamedTuple):
@@ -238,7 +232,7 @@ def _shard(path: Path, converted: Iterable, seen, progress) -> dict[str, Any]:
     counts |= {"ids": [], "repaired": [], "refused": []}
 
     def opened(partial: Path):
-        writer = array_record_module.ArrayRecordWriter(os.fspath(partial), _WRITER)
+        writer = features.writer(partial)
         return contextlib.closing(writer)
 
     with atomic_path(path) as partial, opened(partial) as writer:
@@ -283,45 +277,14 @@ def _finish(bench, split, work) -> None:
         why = f"the first, {first['where']}: {first['why']}" if first else "it is empty"
         shutil.rmtree(work)
         raise UserError(f"{bench.name}, split {split}: none of its rows is kept; {why}")
-    whole = [i for i, p in enumerate(parts) if p["kept"]]
-    template = tfds.core.ShardedFileTemplate(
-        dataset_name=tfds_name(bench.name),
-        split=split,
-        filetype_suffix="array_record",
-        data_dir=work,
-        template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-    )
-    for new, old in enumerate(whole):
-        name = template.sharded_filepath(shard_index=new, num_shards=len(whole))
-        if not Path(name).exists():  # already renamed before an interruption
-            os.replace(work / f"shard-{old:05d}", name)
-    info = tfds.core.DatasetInfo(
-        builder=tfds.core.dataset_info.DatasetIdentity(
-            name=tfds_name(bench.name),
-            version=tfds.core.Version(VERSION),
-            data_dir=os.fspath(work),
-            module_name="",
-        ),
-        description=bench.about,
-        features=FEATURES,
-        disable_shuffling=True,
-    )
-    info.set_file_format("array_record")
-    split_info = tfds.core.SplitInfo(
-        name=split,
-        shard_lengths=[parts[i]["kept"] for i in whole],
-        num_bytes=sum(parts[i]["bytes"] for i in whole),
-        filename_template=template,
-    )
-    info.set_splits(tfds.core.splits.SplitDict([split_info]))
-    info.write_to_directory(work)
+    shards = [
+        Shard(work / f"shard-{i:05d}", p["kept"], p["bytes"])
+        for i, p in enumerate(parts)
+        if p["kept"]
+    ]
+    write_metadata(work, bench.name, VERSION, {split: shards}, bench.about)
     fields = {"kept" if k == "examples" else k: v for k, v in report._asdict().items()}
     write_json(work / "report.json", fields)
-
-
-def tfds_name(name: str) -> str:
-    """Return a name that TFDS accepts: it must begin with a letter."""
-    return name if name[0].isalpha() else f"set_{name}"
 
 
 # -- one example -----------------------------------------------------------------------

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 
-from vlmrl.types import Example
+from vlmrl.types import Example, UserError
 
 _text = tfds.features.Text
 
@@ -78,3 +81,86 @@ def serialised(example: Example) -> bytes:
     for field, kind in FIELDS.items():
         kind.write(raw[field], getattr(example, field))
     return record.SerializeToString(deterministic=True)
+
+
+# -- data sets -------------------------------------------------------------------------
+
+
+class Shard(NamedTuple):
+    """A file of records before it has its final name."""
+
+    path: Path
+    examples: int
+    bytes: int  # of the records
+
+
+def writer(path: Path) -> array_record_module.ArrayRecordWriter:
+    """Return a writer of records: one per group, uncompressed, as images are
+    compressed already."""
+    return array_record_module.ArrayRecordWriter(
+        os.fspath(path), "group_size:1,uncompressed"
+    )
+
+
+def write_shard(path: Path, examples: Iterable[Example]) -> Shard:
+    """Write examples to a file. Raises UserError where an id occurs twice."""
+    ids, size, file = set(), 0, writer(path)
+    try:
+        for e in examples:
+            if e.id in ids:
+                raise UserError(f"{e.source}: the id {e.id} occurs twice")
+            ids.add(e.id)
+            record = serialised(e)
+            size += len(record)
+            file.write(record)
+    finally:
+        file.close()
+    return Shard(path, len(ids), size)
+
+
+def write_metadata(
+    folder: Path,
+    name: str,
+    version: str,
+    splits: Mapping[str, Sequence[Shard]],
+    about: str = "",
+) -> None:
+    """Rename the shards of each split as TFDS does and describe the data set."""
+    name = name if name[0].isalpha() else f"set_{name}"  # TFDS wants a letter first
+    infos = []
+    for split, shards in splits.items():
+        template = tfds.core.ShardedFileTemplate(
+            dataset_name=name,
+            split=split,
+            filetype_suffix="array_record",
+            data_dir=folder,
+            template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+        )
+        count = len(shards)
+        for i, shard in enumerate(shards):
+            path = template.sharded_filepath(shard_index=i, num_shards=count)
+            if not Path(path).exists():  # already renamed before an interruption
+                os.replace(shard.path, path)
+        infos.append(
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=[s.examples for s in shards],
+                num_bytes=sum(s.bytes for s in shards),
+                filename_template=template,
+            )
+        )
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name=name,
+        version=tfds.core.Version(version),
+        data_dir=os.fspath(folder),
+        module_name="",
+    )
+    info = tfds.core.DatasetInfo(
+        builder=identity,
+        description=about,
+        features=FEATURES,
+        disable_shuffling=True,
+    )
+    info.set_file_format("array_record")
+    info.set_splits(tfds.core.splits.SplitDict(infos))
+    info.write_to_directory(folder)

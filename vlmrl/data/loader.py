@@ -7,7 +7,6 @@ stream.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shutil
@@ -33,37 +32,6 @@ ROOT = Path("runs/data/data")
 READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
 RAW = tfds.decode.DeserializeMethod.RAW_BYTES
 _HASHED = 12  # examples whose hash identifies a data set
-
-
-class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A data set of Examples in the order given."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    code_path = (
-        None  # TFDS would search it with importlib_resources, which may be missing
-    )
-
-    def __init__(self, *, name: str, splits: dict[str, Iterable[Example]], **kwargs):
-        self.name, self._splits = name, splits
-        super().__init__(**kwargs)
-
-    def _info(self):
-        return tfds.core.DatasetInfo(
-            builder=self,
-            disable_shuffling=True,
-            features=features.FEATURES,
-        )
-
-    def _split_generators(self, dl_manager):
-        return {s: self._generate_examples(e) for s, e in self._splits.items()}
-
-    def _generate_examples(self, examples):
-        ids = set()  # TFDS accepts duplicate keys where it does not shuffle
-        for i, example in enumerate(examples):
-            if example.id in ids:
-                raise UserError(f"{self.name}: the id {example.id} occurs twice")
-            ids.add(example.id)
-            yield i, example._asdict()
 
 
 def _key(source: str, sizes: dict[str, int]) -> str:
@@ -109,15 +77,15 @@ def prepare(source: str, sizes: dict[str, int], data_dir: str | os.PathLike) -> 
             f"data_dir {data_dir}: not writable: {error.strerror}"
         ) from error
     try:
-        splits = {split: SOURCES[source](split, n) for split, n in sizes.items()}
-        builder = _Builder(
-            name=source, splits=splits, data_dir=work, file_format="array_record"
-        )
-        with contextlib.redirect_stdout(None):  # TFDS reports a download that isn't one
-            tfds.disable_progress_bar()
-            builder.download_and_prepare()
+        folder = work / "data"  # with the permissions of any new directory
+        folder.mkdir()
+        shards = {
+            split: [features.write_shard(folder / split, SOURCES[source](split, n))]
+            for split, n in sizes.items()
+        }
+        features.write_metadata(folder, source, "1.0.0", shards)
         try:
-            os.rename(builder.data_path, final)
+            os.rename(folder, final)
         except OSError:
             if not final.exists():  # another process was faster
                 raise
