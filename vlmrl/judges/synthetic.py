@@ -263,10 +263,6 @@ def _other(rng, task: _Task, k: int) -> int:
     return (k + int(rng.integers(1, len(task.options)))) % len(task.options)
 
 
-def _upper(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
 # -- kinds -----------------------------------------------------------------------------
 
 
