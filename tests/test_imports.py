@@ -36,9 +36,7 @@ ORDER = [
 RANK = {part: rank for rank, row in enumerate(ORDER) for part in row}
 
 # Imports against the order that are still to be removed.
-NOT_YET = {
-    "vlmrl/loops/sft.py": ["vlmrl.tiny"],
-}
+NOT_YET = {}
 
 # Configs start from the defaults of a recipe; the module needs neither JAX nor data.
 CONFIGS_MAY = "vlmrl.rl.recipe"

@@ -32,7 +32,7 @@ from ml_collections import ConfigDict
 from configs.common import parse_arg
 
 # seed: of the weights and of the data; groups: pictures (or texts) per step; branches:
-# items behind each by kind (vlmrl/loops/sft.py: ITEMS).
+# items behind each by kind (vlmrl/tiny/sft_data.py: ITEMS).
 STAGES = {
     "letters": dict(
         seed=0, groups=64, branches=dict(listed=1), steps=550, pictures=False,

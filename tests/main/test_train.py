@@ -464,8 +464,11 @@ def test_a_supervised_run_and_the_same_again(config, model, vlmrl, tmp_path):
 @pytest.mark.parametrize(
     "fields, complaint",
     [
-        ({"seed": 7101}, "config.seed is 7101: the traces that judges are tested on"),
-        ({"source": "songs"}, "config.source is 'songs', want one of scenes, lessons"),
+        ({"seed": 7101}, "config.seed is 7101, expected another: judges are tested on"),
+        (
+            {"source": "songs"},
+            "config.source is 'songs', expected one of scenes",
+        ),
     ],
 )
 def test_lessons_that_are_refused(fields, complaint, refused, tmp_path):
