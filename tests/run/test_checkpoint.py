@@ -354,7 +354,7 @@ def test_damage_is_one_line(tmp_path):
     checkpoint.save(tmp_path, 3, {"x": np.arange(3)})()
     meta = tmp_path / "3" / "meta" / "metadata"
     meta.write_text(json.dumps({**json.loads(meta.read_text()), "format": 99}))
-    with pytest.raises(UserError, match="format 99, this version reads 1"):
+    with pytest.raises(UserError, match="format is 99, expected 1"):
         checkpoint.restore(tmp_path, 3)
     with pytest.raises(UserError, match="no complete checkpoint; steps there: 1, 2, 3"):
         checkpoint.restore(tmp_path, 8)
@@ -375,7 +375,7 @@ def test_what_cannot_be_stored_leaves_nothing_behind(tmp_path, state, complaint)
         checkpoint.save(tmp_path / "new", 0, state)
     with pytest.raises(TypeError):
         checkpoint.save(tmp_path / "new", 0, {"x": np.ones(1)}, {"meta": object()})
-    with pytest.raises(UserError, match="step -1"):
+    with pytest.raises(UserError, match="step is -1"):
         checkpoint.save(tmp_path / "new", -1, {"x": 1})
     assert not (tmp_path / "new").exists()
 

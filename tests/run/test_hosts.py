@@ -67,7 +67,7 @@ def test_a_slurm_task_gets_its_own_devices_and_all_of_them(more, devices):
     "words", [("", 2, 0), ("h:1", 0, 0), ("h:1", 2, 2), ("h:1", 2, -1)]
 )
 def test_arguments_that_contradict_each_other(words):
-    with pytest.raises(UserError, match="--coordinator .* want host:port, a number"):
+    with pytest.raises(UserError, match="--coordinator .* expected host:port"):
         hosts.start(*words)
 
 

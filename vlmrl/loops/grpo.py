@@ -178,7 +178,7 @@ class PeriodicEvaluation(NamedTuple):
                 lambda n: self.phases("eval"),
             )
         if hosts.first():
-            watch.learning_curve(self.workdir, folder, step)
+            watch.write_learning_curve(self.workdir, step)
         hosts.wait("records")  # all read what the first one wrote
         best = training.saving.best
         return score_of(path, best) if best else None
@@ -388,7 +388,7 @@ def _log(done: loop.TrainStep, workdir, seed, training, phases, batches) -> dict
     directory.append(workdir / "time.jsonl", {"step": step, **spent})
     if every and (step % every == 0 or step == training.steps):
         lag = int(row["lag"])
-        watch.rollouts_of(
+        watch.write_rollouts(
             workdir, done.samples, done.advantages, step=step, lag=lag, seed=seed
         )
     return row

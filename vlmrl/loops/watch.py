@@ -1,4 +1,4 @@
-"""What a run leaves to look at while it trains: learning curve, sample rollouts."""
+"""Files to follow a run by while it trains: the learning curve, sample rollouts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from vlmrl.rl import rollout_log
 from vlmrl.run import hosts
 
 
-def learning_curve(workdir: Path, folder: Path, step: int) -> None:
-    """Write learning_curve.jsonl: a line per evaluation up to `step`, with measures by
-    condition and paired changes since the first (`eval.learning_curve`), from the
-    records in `folder`. It replaces the course.jsonl of earlier versions."""
-    files = {int(p.stem.rpartition("-")[2]): p for p in folder.glob("step-*.parquet")}
+def write_learning_curve(workdir: Path, step: int) -> None:
+    """Write learning_curve.jsonl from the records: a line per evaluation up to `step`,
+    with measures by condition and paired changes since the first
+    (`eval.learning_curve`). It replaces the course.jsonl of earlier versions."""
+    paths = (workdir / "records").glob("step-*.parquet")
+    files = {int(p.stem.rpartition("-")[2]): p for p in paths}
     steps = sorted(s for s in files if s <= step)
     first = records.read(files[steps[0]])
     rows = [{"step": steps[0], **curve_point(first)}]
@@ -26,8 +27,8 @@ def learning_curve(workdir: Path, folder: Path, step: int) -> None:
     (workdir / "course.jsonl").unlink(missing_ok=True)
 
 
-def rollouts_of(workdir: Path, samples, advantages, *, step, lag, seed) -> None:
-    """rollouts/step-N.parquet, by the first host; see `rl.keep.write`."""
+def write_rollouts(workdir: Path, samples, advantages, *, step, lag, seed) -> None:
+    """Write rollouts/step-N.parquet on the first host; see `rl.rollout_log.write`."""
     if hosts.first():
         path = workdir / "rollouts" / f"step-{step:06d}.parquet"
         path.parent.mkdir(exist_ok=True)

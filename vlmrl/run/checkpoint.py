@@ -35,7 +35,7 @@ _FORMAT = 1
 
 
 class Leaf(NamedTuple):
-    """What is known of a leaf without reading it.
+    """Description of a leaf, known without reading it.
 
     kind: 'array', 'number' (a Python bool, int or float) or 'key:<impl>' (typed PRNG
     keys; shape and dtype are then those of their uint32 data).
@@ -55,7 +55,7 @@ def save(
     keep: int = 0,
     score: float | None = None,
 ) -> Callable[[], None]:
-    """Starts writing `<directory>/<step>`; the returned function waits for its end.
+    """Start writing `<directory>/<step>`; return a function that waits for its end.
 
     The state's values are copied before this returns, so the caller may go on (and
     donate its buffers). A caller that wants to wait writes `save(...)()`.
@@ -79,25 +79,13 @@ def save(
     """
     directory = _directory(directory)
     if step < 0:
-        raise UserError(f"checkpoint step {step}: must be 0 or more")
-    arrays, table, numbers = {}, {}, {}
-    for name, leaf in _named(state).items():
-        table[name], value = _pack(name, leaf)
-        if table[name].kind == "number":
-            numbers[name] = value
-        elif value.size:  # arrays without elements have nothing to store
-            arrays[name] = value
+        raise UserError(f"checkpoint step is {step}, expected 0 or more")
+    arrays, document = _packed(state)
     if not arrays:  # Orbax stores none, and a step without arrays is nobody's state
         raise UserError(
             f"{directory / str(step)}: the state has no array with elements"
         )
-    document = {
-        "format": _FORMAT,
-        "leaves": {name: list(leaf) for name, leaf in table.items()},
-        "numbers": numbers,
-        "meta": meta or {},
-        "score": score,
-    }
+    document |= {"meta": meta or {}, "score": score}
     json.dumps(document)  # a meta that is not JSON fails here, before anything is made
     if step in steps(directory):
         raise UserError(f"{directory / str(step)}: this checkpoint exists already")
@@ -121,33 +109,33 @@ def save(
         if not keep or not hosts.first():
             return
         there = steps(directory)
-        kept = {step, *there[-keep:], *[b for b in [best(directory)] if b is not None]}
+        spared = {step, *there[-keep:], best(directory)}
         for old in there:
-            if old not in kept:
+            if old not in spared:
                 _delete(directory / str(old))
 
     return wait
 
 
 def steps(directory) -> list[int]:
-    """Steps of the complete checkpoints below `directory`, ascending; whatever else
-    lies there (torn writes, other files) is passed over."""
+    """Return the steps of the complete checkpoints below `directory`, ascending;
+    anything else there (torn writes, other files) is ignored."""
     directory = _directory(directory)
     if not directory.is_dir():
         return []
     names = [p.name for p in directory.iterdir()]
-    found = [int(n) for n in names if n.isascii() and n.isdigit() and str(int(n)) == n]
-    return sorted(s for s in found if _complete(directory / str(s)))
+    numbers = {int(n) for n in names if n.isascii() and n.isdigit()}
+    return sorted(s for s in numbers if _complete(directory / str(s)))
 
 
 def latest(directory) -> int | None:
-    """The newest complete step below `directory`, None if there is none."""
+    """Return the newest complete step below `directory`, None if there is none."""
     return (steps(directory) or [None])[-1]
 
 
 def best(directory) -> int | None:
-    """The complete step with the highest score, the newest of equals; None if none has
-    one."""
+    """Return the complete step with the highest score, the newest of equals; None if
+    none has one."""
     directory = _directory(directory)
     scores = {s: _document(directory, s).get("score") for s in steps(directory)}
     scored = [(score, s) for s, score in scores.items() if score is not None]
@@ -155,23 +143,23 @@ def best(directory) -> int | None:
 
 
 def leaves(directory, step: int) -> dict[str, Leaf]:
-    """Names, shapes and dtypes of a checkpoint's leaves; reads no array."""
+    """Return names, shapes and dtypes of a checkpoint's leaves; read no array."""
     return _leaves(_document(_directory(directory), step))
 
 
 def meta(directory, step: int) -> dict:
-    """What the caller of `save` said beside the state; reads no array."""
+    """Return the `meta` that was saved beside the state; read no array."""
     return _document(_directory(directory), step)["meta"]
 
 
 def restore(
     directory, step: int, like: Any = None, *, partial: bool = False
 ) -> tuple[Any, dict]:
-    """Reads a checkpoint back: (state, meta), bit-equal to what was saved.
+    """Read a checkpoint: return (state, meta), bit-equal to what was saved.
 
     Args:
       directory, step: which checkpoint.
-      like: pytree that says what to make. A leaf is a `jax.ShapeDtypeStruct` or
+      like: pytree of what to return. A leaf is a `jax.ShapeDtypeStruct` or
         `jax.Array` (restored as a jax array with its sharding; on the first local
         device if it has none), a numpy array or scalar (restored as a numpy array), or
         a Python number. None: a flat dict name → numpy array or number.
@@ -208,8 +196,8 @@ def restore(
 
 
 class Saver:
-    """When a run saves: where it says so, and when `minutes` have passed since it last
-    did (0: only then); writing goes on beside the next steps.
+    """Save where the run asks for it, and when `minutes` have passed since the last
+    time (0: only where asked); writing goes on beside the next steps.
 
     Args:
       directory, keep, meta: as for `save`.
@@ -231,7 +219,7 @@ class Saver:
         self._pending = None
 
     def __call__(self, step: int, state, score: float | None, *, now: bool) -> None:
-        """Starts saving if it is time; all hosts call this alike."""
+        """Start saving if it is time; all hosts call this alike."""
         late = self._seconds and time.monotonic() - self._at > self._seconds
         # The hosts' clocks differ; where one finds it late, all save.
         if self._seconds and not now:
@@ -245,7 +233,7 @@ class Saver:
         self._saved, self._at = step, time.monotonic()
 
     def finish(self) -> None:
-        """Returns when what was saved is on disk."""
+        """Wait until what was saved is on disk."""
         if self._pending is not None:
             wait, self._pending = self._pending, None
             wait()
@@ -255,7 +243,7 @@ class Saver:
 
 
 def _named(tree) -> dict[str, Any]:
-    """Leaves by path, in flattening order."""
+    """Return the leaves by path, in flattening order."""
     pairs = jax.tree_util.tree_flatten_with_path(tree)[0]
     names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in pairs]
     twice = [n for n, count in Counter(names).items() if count > 1]
@@ -264,13 +252,26 @@ def _named(tree) -> dict[str, Any]:
     return dict(zip(names, (leaf for _, leaf in pairs), strict=True))
 
 
+def _packed(state) -> tuple[dict[str, Any], dict]:
+    """Return a state's arrays by path and the JSON document beside them."""
+    arrays, table, numbers = {}, {}, {}
+    for name, leaf in _named(state).items():
+        table[name], value = _pack(name, leaf)
+        if table[name].kind == "number":
+            numbers[name] = value
+        elif value.size:  # arrays without elements have nothing to store
+            arrays[name] = value
+    leaves = {name: list(leaf) for name, leaf in table.items()}
+    return arrays, {"format": _FORMAT, "leaves": leaves, "numbers": numbers}
+
+
 def _is_key(x) -> bool:
     return hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def _key_impl(x) -> str:
-    """Name of the generator of a typed key, abstract ones included (inside a trace
-    every key has one)."""
+    """Return the name of a typed key's generator, also of an abstract key (inside a
+    trace every key has one)."""
     names = []
     jax.eval_shape(lambda k: names.append(str(jax.random.key_impl(k))), x)
     return names[0]
@@ -311,19 +312,22 @@ def _empty(leaf: Leaf):
     return 0 if leaf.kind == "number" else np.empty(leaf.shape, np.dtype(leaf.dtype))
 
 
-def _check(where, have: dict[str, Leaf], want: dict[str, Leaf], partial: bool) -> None:
-    """Strict both ways: raises with one list of names per way to disagree."""
-    both = [n for n in want if n in have]
-    shapes = [n for n in both if have[n].shape != want[n].shape]
-    kinds = [n for n in both if n not in shapes and have[n] != want[n]]
+def _check(
+    where, have: dict[str, Leaf], expected: dict[str, Leaf], partial: bool
+) -> None:
+    """Raise with one list of names per way to disagree, strict in both directions."""
+    both = [n for n in expected if n in have]
+    shapes = [n for n in both if have[n].shape != expected[n].shape]
+    kinds = [n for n in both if n not in shapes and have[n] != expected[n]]
     faults = {
-        "missing in the checkpoint": [n for n in want if n not in have],
-        "not expected": [] if partial else [n for n in have if n not in want],
+        "missing in the checkpoint": [n for n in expected if n not in have],
+        "not expected": [] if partial else [n for n in have if n not in expected],
         "of another shape": [
-            f"{n} (saved {have[n].shape}, expected {want[n].shape})" for n in shapes
+            f"{n} (saved {have[n].shape}, expected {expected[n].shape})" for n in shapes
         ],
         "of another type": [
-            f"{n} (saved {_type(have[n])}, expected {_type(want[n])})" for n in kinds
+            f"{n} (saved {_type(have[n])}, expected {_type(expected[n])})"
+            for n in kinds
         ],
     }
     text = "; ".join(
@@ -365,9 +369,7 @@ def _document(directory: epath.Path, step: int) -> dict:
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(path, error) from error
     if form != _FORMAT:
-        raise UserError(
-            f"{path}: checkpoint format {form}, this version reads {_FORMAT}"
-        )
+        raise UserError(f"{path}: checkpoint format is {form}, expected {_FORMAT}")
     return document
 
 
@@ -388,7 +390,7 @@ def _allocate(target):
 
 
 def _read(path: epath.Path, targets: dict[str, Any]) -> dict[str, Any]:
-    def how(target):
+    def restore_args(target):
         if isinstance(target, np.ndarray | np.generic):
             return ocp.RestoreArgs(restore_type=np.ndarray)
         return ocp.ArrayRestoreArgs(
@@ -397,7 +399,7 @@ def _read(path: epath.Path, targets: dict[str, Any]) -> dict[str, Any]:
 
     items = ocp.args.PyTreeRestore(
         item=targets,
-        restore_args={n: how(x) for n, x in targets.items()},
+        restore_args={n: restore_args(x) for n, x in targets.items()},
         partial_restore=True,
     )
     if not targets:
@@ -417,7 +419,7 @@ def _damaged(path, error) -> UserError:
 
 
 def _unwritten(directory, step: int, error: Exception) -> UserError:
-    """One line on a write that failed, whoever noticed it."""
+    """Return the error of a write that failed, in one line."""
     chain, reasons = error, []
     while chain is not None:
         reasons.append(f"{type(chain).__name__}: {chain}")
@@ -433,7 +435,7 @@ def _unwritten(directory, step: int, error: Exception) -> UserError:
 
 
 def _sweep(directory: epath.Path, step: int) -> None:
-    """Removes what an interrupted run left: half-deleted checkpoints, and unfinished
+    """Remove what an interrupted run left: half-deleted checkpoints, and unfinished
     writes and a torn directory of this very step."""
     if jax.process_index() == 0:
         for path in directory.iterdir():
@@ -445,7 +447,8 @@ def _sweep(directory: epath.Path, step: int) -> None:
 
 
 def _delete(path: epath.Path) -> None:
-    """Out of sight first, so that a deletion cut short leaves no torn checkpoint."""
+    """Delete under another name, so that an interrupted deletion leaves no torn
+    checkpoint."""
     if jax.process_index() == 0:
         trash = path.parent / (path.name + _TRASH)
         path.rename(trash)

@@ -1,4 +1,4 @@
-"""What a run directory says about its run."""
+"""The files of a run directory that describe its run."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from vlmrl.types import UserError
 
 
 def append(path: Path, row: dict) -> None:
-    """A line of JSON at the end of a file, by the first host."""
+    """Append a line of JSON to a file, on the first host."""
     if hosts.first():
         with open(path, "a") as file:
             file.write(json.dumps(row) + "\n")
 
 
 def describe_run(workdir: Path, config: dict) -> None:
-    """config.json and environment.json of a run directory.
+    """Write config.json and environment.json of a run directory.
 
     Raises:
       UserError: the directory holds results of another config.
@@ -54,14 +54,14 @@ def describe_run(workdir: Path, config: dict) -> None:
 
 
 def _results(workdir: Path) -> bool:
-    """Is there anything in a run directory that took work?"""
+    """Return whether a run directory holds anything that took work."""
     names = ("checkpoints/*", "records/*.parquet", "records.parquet")
     depths = ("", "*/", "*/*/")  # seeds of recipes
     return any(any(workdir.glob(d + name)) for d in depths for name in names)
 
 
 def _revision() -> str | None:
-    """Git revision of the checkout, with '+' if it has changes; None outside one."""
+    """Return the checkout's git revision, with '+' if it has changes; None outside."""
     import subprocess
 
     git = shutil.which("git")

@@ -1,10 +1,10 @@
-"""Several processes as one run: starting them, checking that they are alike, and the
-few numbers that they tell each other.
+"""Several processes as one run: start them, check that they are alike, and exchange
+the few numbers that they need of each other.
 
 The runtime is JAX's own (https://docs.jax.dev/en/latest/multi_process.html): every host
 runs the same program, `jax.distributed` connects them, and arrays span all devices. A
-host here is a process. What is said to all others goes through a collective, so every
-host must come to the same calls in the same order.
+host here is a process. Every exchange is a collective, so all hosts must make the same
+calls in the same order.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ CLUSTERS = {
 
 
 def start(coordinator: str = "", processes: int = 0, process: int = -1) -> str:
-    """Joins the run that this process belongs to; call before anything touches a
-    device. Returns what brought the hosts together, '' for a process of its own.
+    """Join the run that this process belongs to, before anything touches a device.
+    Return what connected the hosts, '' for a single process.
 
     Args:
       coordinator: host:port of process 0, where the launcher knows it. With '' the
@@ -50,9 +50,9 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1) -> str:
         if not coordinator or processes < 1 or not 0 <= process < processes:
             raise UserError(
                 f"--coordinator '{coordinator}', --processes {processes}, --process "
-                f"{process}: want host:port, a number, and 0 to that number less one"
+                f"{process}: expected host:port, a number n, and 0 to n - 1"
             )
-        found = "arguments"
+        cluster = "arguments"
         known = dict(
             coordinator_address=coordinator,
             num_processes=processes,
@@ -60,12 +60,12 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1) -> str:
             cluster_detection_method="deactivate",
         )
     else:
-        found, known = detect(os.environ), {}
-        if not found or (found == "Slurm" and int(os.environ["SLURM_NTASKS"]) == 1):
+        cluster, known = detect(os.environ), {}
+        if not cluster or (cluster == "Slurm" and int(os.environ["SLURM_NTASKS"]) == 1):
             return ""
-        if found == "Slurm":
+        if cluster == "Slurm":
             known["local_device_ids"] = slurm_devices(os.environ)
-    if found == "arguments" and processes == 1:
+    if cluster == "arguments" and processes == 1:
         return ""
     # SIGTERM is ours (`run/phases.py`): every host asks the others at each safe point.
     jax.config.update("jax_enable_preemption_service", False)
@@ -74,14 +74,16 @@ def start(coordinator: str = "", processes: int = 0, process: int = -1) -> str:
         jax.distributed.initialize(**known)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0][:200]
-        raise UserError(f"could not join the other hosts ({found}): {reason}") from None
+        raise UserError(
+            f"could not join the other hosts ({cluster}): {reason}"
+        ) from None
     sys.excepthook = _fail
-    return found
+    return cluster
 
 
 def _fail(kind, error, trace):
-    """An error that nobody foresaw ends this host at once: it may be that another one
-    died, and JAX's own leave-taking waits minutes for those it no longer finds."""
+    """End this host at once after an unexpected error: another host may have died, and
+    JAX's own shutdown waits minutes for hosts that are gone."""
     sys.__excepthook__(kind, error, trace)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -89,7 +91,7 @@ def _fail(kind, error, trace):
 
 
 def detect(environ) -> str:
-    """Which cluster an environment belongs to, '' for none."""
+    """Return the cluster an environment belongs to, '' for none."""
     for name, variables in CLUSTERS.items():
         if all(v in environ for v in variables):
             alone = name == "TPU pod" and "," not in environ["TPU_WORKER_HOSTNAMES"]
@@ -99,7 +101,7 @@ def detect(environ) -> str:
 
 
 def slurm_devices(environ) -> list[int] | None:
-    """The devices of this task among those it sees, None for all of them.
+    """Return the devices of this task among those it sees, None for all of them.
 
     JAX takes the task's number on its node, one device for each task: with one task per
     node seven GPUs of eight would lie idle. With several tasks per node a task sees
@@ -117,42 +119,42 @@ def slurm_devices(environ) -> list[int] | None:
 
 
 def first() -> bool:
-    """Is this the host that writes?"""
+    """Return whether this is the host that writes."""
     return jax.process_index() == 0
 
 
 def name() -> str:
-    """Who speaks, in a line for people."""
+    """Return this host's name for messages."""
     here = platform.node()
     count = jax.process_count()
     return f"host {jax.process_index()} of {count} ({here})" if count > 1 else here
 
 
-# -- told to all -----------------------------------------------------------------------
+# -- exchange --------------------------------------------------------------------------
 
 
 def agree(flag: bool) -> bool:
-    """Does any host say so?"""
+    """Return whether the flag is set on any host."""
     if jax.process_count() == 1:
         return bool(flag)
     return bool(multihost_utils.process_allgather(np.int32(flag)).max())
 
 
 def most(values) -> np.ndarray:
-    """The largest of every number over all hosts, int[...]."""
+    """Return the maximum of every number over all hosts, int[...]."""
     if jax.process_count() == 1:
         return np.asarray(values)
     return multihost_utils.process_allgather(np.asarray(values, np.int32)).max(0)
 
 
 def wait(what: str) -> None:
-    """Returns when all hosts have come here."""
+    """Wait until all hosts have reached this call."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
 
 def gather(value) -> list[Any]:
-    """What every host says, in their order; anything that pickles."""
+    """Return every host's value, in their order; any value that pickles."""
     if jax.process_count() == 1:
         return [value]
     data = np.frombuffer(pickle.dumps(value), np.uint8)
@@ -167,14 +169,15 @@ def gather(value) -> list[Any]:
 
 
 def whole(part: int, value) -> list[Any]:
-    """What every part of a batch says, once each and in their order; `part` is this
-    host's (`sharding.part`), several hosts may hold the same."""
-    found = dict(gather((part, value)))
-    return [found[i] for i in sorted(found)]
+    """Return the value of every part of a batch, once each and in their order; `part`
+    is this host's (`sharding.part`), several hosts may hold the same."""
+    values = dict(gather((part, value)))
+    return [values[i] for i in sorted(values)]
 
 
 def total(tree):
-    """Metrics that each host counted over its own rows, added up (`Mean`, `Max`)."""
+    """Return the sum of metrics (`Mean`, `Max`) that each host counted over its own
+    rows."""
     if jax.process_count() == 1:
         return tree
     trees = gather(jax.tree.map(np.asarray, jax.device_get(tree)))
@@ -191,11 +194,11 @@ def total(tree):
     return jax.tree.map(join, *trees, is_leaf=is_number)
 
 
-# -- are all alike? --------------------------------------------------------------------
+# -- start-up check --------------------------------------------------------------------
 
 
 def describe(config: Any) -> dict[str, str]:
-    """What must be equal on all hosts, as text."""
+    """Return what must be equal on all hosts, as text."""
     return {
         "python": platform.python_version(),
         "jax": version("jax"),
@@ -209,7 +212,7 @@ def describe(config: Any) -> dict[str, str]:
 
 
 def check(config: Any, devices: int = 0) -> str:
-    """Start-up check: a line on what there is.
+    """Check that all hosts are alike; return a line that describes them.
 
     Args:
       config: anything with a stable `repr`; must be equal on all hosts.
@@ -220,13 +223,13 @@ def check(config: Any, devices: int = 0) -> str:
     """
     mine = describe(config)
     try:
-        found = gather(mine)
+        descriptions = gather(mine)
     except ValueError as error:  # unequal numbers of devices do not make one array
         raise UserError(
             f"{jax.device_count()} devices on {jax.process_count()} hosts, of which "
             f"this one has {jax.local_device_count()}: every host needs as many"
         ) from error
-    faults = differences(found)
+    faults = differences(descriptions)
     if faults:
         raise UserError(f"hosts are not alike: {faults}; start all of them alike")
     if devices and devices != jax.device_count():
@@ -241,11 +244,11 @@ def check(config: Any, devices: int = 0) -> str:
     )
 
 
-def differences(found: list[dict[str, str]]) -> str:
-    """In what the hosts differ from host 0, '' for nothing."""
+def differences(descriptions: list[dict[str, str]]) -> str:
+    """Return in what the hosts differ from host 0, '' for nothing."""
     faults = []
-    for key, value in found[0].items():
-        others = [(i, f[key]) for i, f in enumerate(found) if f[key] != value]
+    for key, value in descriptions[0].items():
+        others = [(i, f[key]) for i, f in enumerate(descriptions) if f[key] != value]
         if others:
             i, other = others[0]
             more = f" and {len(others) - 1} more" if len(others) > 1 else ""
@@ -254,7 +257,7 @@ def differences(found: list[dict[str, str]]) -> str:
 
 
 def code_hash() -> str:
-    """Of the package's Python files, as they lie on this host."""
+    """Return a hash of the package's Python files on this host."""
     top = Path(vlmrl.__file__).parent
     files = sorted(top.rglob("*.py"))
     text = "".join(f"{p.relative_to(top)}\0{_digest(p.read_bytes())}" for p in files)

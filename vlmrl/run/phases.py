@@ -1,4 +1,4 @@
-"""Where a run is: time by phase, requests to stop, and a watchdog.
+"""Phases of a run: time by phase, requests to stop, and a watchdog.
 
 A run calls `phases("rollout")` where a phase begins. The call ends the phase before, so
 that every second of the main thread belongs to exactly one phase and their sum is the
@@ -66,7 +66,7 @@ class Phases:
         self._reported = dict(self.seconds)
 
     def __call__(self, name: str, step: int | None = None) -> None:
-        """Ends the phase before and begins `name`; raises Stopped if asked to stop."""
+        """End the phase before and begin `name`; raise Stopped if asked to stop."""
         self.switch(name, step)
         # A host that was asked may be ahead of the others: they find out together.
         if self._agree(self.asked):
@@ -85,7 +85,7 @@ class Phases:
         self.calls += 1
 
     def compiled(self, seconds: float) -> None:
-        """Books seconds of the present phase under 'compile'."""
+        """Count seconds of the present phase as 'compile'."""
         self.seconds["compile"] += seconds
         self.seconds[self.name] -= seconds
 
@@ -98,8 +98,8 @@ class Phases:
         return self._now() - self.began
 
     def row(self) -> dict[str, float]:
-        """Seconds by phase since the last call, 'seconds' being all of them, and the
-        most memory this host has held; for a line of metrics."""
+        """Return seconds by phase since the last call, 'seconds' being their sum, and
+        this host's peak memory; for a row of metrics."""
         self.switch(self.name)
         new = {p: s - self._reported[p] for p, s in self.seconds.items()}
         self._reported = dict(self.seconds)
@@ -109,7 +109,7 @@ class Phases:
         return {"seconds": sum(new.values()), **row, "host_gib": peak}
 
     def summary(self) -> dict:
-        """Of the whole run so far."""
+        """Return the times of the whole run so far."""
         self.switch(self.name)
         return {
             "wall": self.wall,
@@ -149,7 +149,8 @@ class Phases:
 
 
 class Watchdog:
-    """A thread that says where its host is, and ends the process if it stays there."""
+    """A thread that writes down its host's phase, and ends the process if a phase lasts
+    too long."""
 
     def __init__(
         self,
@@ -219,7 +220,7 @@ class Watchdog:
         self._exit(STUCK)
 
     def _behind(self) -> str:
-        """The host with the fewest phases behind it, if not all have come as far."""
+        """Return the host that has begun the fewest phases, '' if all are equal."""
         beats = []
         for path in self._folder.glob("host-*.json") if self._folder else ():
             with contextlib.suppress(OSError, ValueError):

@@ -1,8 +1,8 @@
-"""Several recipes from one start, over seeds, measured alike: the demo, the dynamics
-study and the remedies are configs of it.
+"""Train several recipes from one start over seeds and evaluate them alike: the demo,
+the dynamics study and the remedies are configs of it.
 
-Everything that takes work is a file of the run directory; what is there is not done
-again, so the same command resumes a study where it stopped.
+Every result is a file of the run directory and is not computed again, so the same
+command resumes a study where it stopped.
 """
 
 from __future__ import annotations
@@ -55,14 +55,7 @@ def run(
     """
     began = time.monotonic()
     recipes = c["recipes"]
-    for name, settings in recipes.items():
-        run_config.check(settings)
-        for field, shared in SHARED.items():
-            if settings[field] != shared:
-                raise UserError(
-                    f"config.recipes.{name}.{field} is '{settings[field]}', but a "
-                    f"study's recipes share one model, which is not: want '{shared}'"
-                )
+    _check(recipes)
     policy = policies.load(c["model"], style=c["style"])
     settings = EvalSettings(**c["kernel"])
     every, base = (
@@ -123,6 +116,17 @@ def run(
         ]
         render.write(workdir / "tables", tables)
     return Outcome(report, tables, minutes)
+
+
+def _check(recipes: dict[str, dict]) -> None:
+    for name, settings in recipes.items():
+        run_config.check(settings)
+        for field, shared in SHARED.items():
+            if settings[field] != shared:
+                raise UserError(
+                    f"config.recipes.{name}.{field} is '{settings[field]}', expected "
+                    f"'{shared}': the recipes of a study share one model"
+                )
 
 
 def _info(c: dict, policy, minutes: float) -> dict:
