@@ -46,6 +46,6 @@ def get_config(arg=None):
     c.kernel.probe_every = 16  # think tokens between sighted probes
     c.kernel.probes = 4  # at most
     c.kernel.slots = 0  # samples decoded side by side, for unlike lengths; 0: all
-    c.kernel.gather = True  # weights over fsdp once per pass, not token by token
+    c.kernel.gather_params = True  # over fsdp once per pass, not token by token
     c.kernel.batch = 8 if small else 16  # examples per pass
     return c

@@ -42,7 +42,7 @@ class EvalSettings(NamedTuple):
     options: int = OPTIONS  # of an item at most, an added one included
     slots: int = 0  # samples decoded side by side, each in the place of one that has
     # ended: for completions of very unlike lengths, on one data shard; 0: all of a pass
-    gather: bool = True  # weights over fsdp once per pass; see `policy.SamplingParams`
+    gather_params: bool = True  # over fsdp, once per pass
     unroll: bool = False  # layers in a Python loop instead of a scan
 
 
@@ -87,7 +87,7 @@ class Evaluator:
             )
         self._policy, self._conditions = policy, list(conditions)
         self._settings = s._replace(batch=s.batch + -s.batch % shards)
-        self._weights = policy.sampling_params(s.gather)
+        self._weights = policy.sampling_params(s.gather_params)
         self._kernel = self._jit_kernel()
 
     def __call__(

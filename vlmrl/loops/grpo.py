@@ -217,7 +217,7 @@ def run(
     settings = EvalSettings(
         max_tokens=evaluation.max_tokens,
         batch=min(16, max(1, len(data.held_out))),
-        gather=training.recipe.sampling.gather_params,
+        gather_params=training.recipe.sampling.gather_params,
     )
     evaluator = Evaluator(policy, evaluation.conditions, settings)
     actor = adapt(policy, training.adapter, seed)

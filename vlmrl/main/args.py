@@ -205,9 +205,10 @@ def _overridden(config: ConfigDict, argv: list[str], path: str) -> dict:
 
 
 def _renamed(name: str, config: ConfigDict) -> str | None:
-    """Return the present name of a recipe's field that an earlier version named so."""
+    """Return the present name of a field that an earlier version named so."""
     prefix = match[0] if (match := re.match(r"recipes\.[^.]*\.", name)) else ""
-    new = prefix + RENAMED.get(name.removeprefix(prefix), "")
+    renamed = RENAMED | {"kernel.gather": "kernel.gather_params"}
+    new = prefix + renamed.get(name.removeprefix(prefix), "")
     value = config
     for part in new.split("."):
         value = value.get(part) if isinstance(value, ConfigDict) else None

@@ -78,7 +78,7 @@ def make_sampler(
     max_tokens: int,
     sampling: Sampling,
     slots: int = 0,
-    gather: bool = True,
+    gather_params: bool = True,
 ) -> Callable:
     """Return sample(params, group, keys) -> Rollout, jitted. Its first call refuses
     what memory can't hold.
@@ -86,7 +86,7 @@ def make_sampler(
     Args:
       slots: completions decoded side by side (`engine.continuous_batching`); a prompt
         is then read when its turn comes. 0: all at once.
-      gather: see `policy.SamplingParams`.
+      gather_params: see `policy.SamplingParams`.
     Raises:
       UserError: slots on several data shards; when called, too large a request.
     """
@@ -96,7 +96,7 @@ def make_sampler(
             f"config.slots is {slots}: expected one data shard, got {shards}"
         )
     options = dict(max_tokens=max_tokens, sampling=sampling)
-    weights = policy.sampling_params(gather)
+    weights = policy.sampling_params(gather_params)
 
     @functools.partial(jax.jit, out_shardings=sharding.batch_sharding(policy.mesh))
     def run(params, group: Group, keys) -> Rollout:
@@ -136,7 +136,7 @@ def sampler(policy: Policy, recipe: Recipe, *, seed: int) -> Sampler:
         max_tokens=recipe.sampling.max_tokens,
         sampling=Sampling(recipe.sampling.temperature),
         slots=recipe.slots,
-        gather=recipe.sampling.gather_params,
+        gather_params=recipe.sampling.gather_params,
     )
     return Sampler(policy, recipe, seed, sample)
 

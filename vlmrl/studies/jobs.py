@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from vlmrl.types import UserError
 
-SPEED = ("batch", "slots", "gather")  # of a kernel: what changes no number
+SPEED = ("batch", "slots", "gather_params")  # of a kernel: what changes no number
 
 
 class Job(NamedTuple):
