@@ -31,7 +31,7 @@ from vlmrl.models.api import (
 from vlmrl.models.hf_config import Section
 from vlmrl.types import Tokens, UserError, Vision
 
-FAR = 2**30  # a window nothing lies outside of
+FAR = 2**30  # positions: a window that spans any sequence
 
 
 class Rope(NamedTuple):

@@ -36,10 +36,10 @@ class Int8(NamedTuple):
 
 
 def check_method(method: str) -> None:
-    """Refuse a `method` other than 'int8', and that one where qwix is missing.
+    """Check a quantisation method.
 
     Raises:
-      UserError: as said.
+      UserError: it is not 'int8', or qwix is not installed.
     """
     if method != "int8":
         raise UserError(f"quantize: '{method}' is not supported; supported: int8")
