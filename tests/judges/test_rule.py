@@ -234,7 +234,7 @@ TRACES = [
     ('digits', "There're 4 circles.", 2),
     ('digits', 'Count = 4', 2),
     ('digits', '1, 2, 3, 4, 5. So five circles. The answer is D. 5', 3),
-    ('digits', 'VerdictRow one has 2 circles. VerdictRow two has 1 circle. Hence 3 circles in total.', 1),
+    ('digits', 'Row one has 2 circles. Row two has 1 circle. Hence 3 circles in total.', 1),
     ('digits', 'So B? No. There are four circles. So the answer is C.', 2),
     ('digits', 'The options are A. 2, B. 3, C. 4, D. 5. I count 4.', 2),
     ('digits', 'The options are A. 2, B. 3, C. 4, D. 5.', -1),

@@ -144,7 +144,7 @@ def _count(rng) -> _Task:
             "The top half is quickly checked.",
             "I must not count anything twice.",
         ),
-        f"VerdictRow {_pick(rng, written)} of the picture is mostly sky.",
+        f"Row {_pick(rng, written)} of the picture is mostly sky.",
     )
 
 
