@@ -39,7 +39,7 @@ def _is_number(x) -> bool:
 
 
 def add(*trees):
-    """Joins trees of equal structure leaf by leaf, e.g. those of the microbatches."""
+    """Return the sum of trees of equal structure, e.g. of the microbatches'."""
 
     def join(a, b):
         return jax.tree.map(operator.add, a, b, is_leaf=_is_number)
@@ -48,7 +48,8 @@ def add(*trees):
 
 
 def values(tree, prefix: str = "") -> dict[str, float]:
-    """Floats by name, e.g. {'train/policy/ratio': 1.02}; one transfer for all of them.
+    """Return floats by name, e.g. {'train/policy/ratio': 1.02}. One transfer serves
+    all of them.
 
     A Mean that counted nothing (a share of an empty set) is left out: it has no value,
     and 0 would be read as one.
@@ -69,7 +70,7 @@ def values(tree, prefix: str = "") -> dict[str, float]:
 
 
 class Writer:
-    """Appends rows to `<workdir>/metrics.jsonl`; TensorBoard and W&B if asked.
+    """Append rows to `<workdir>/metrics.jsonl`; TensorBoard and W&B if asked.
 
     One line per `write`, in one system call, so that a killed run leaves at most one
     torn line, the last. Only process 0 writes. Numbers that are not finite become null
@@ -114,7 +115,7 @@ class Writer:
             self._wandb = run.init(dir=str(workdir), **wandb)
 
     def write(self, step: int, row: dict) -> None:
-        """Appends {'step': step, **row}; floats also go to TensorBoard and W&B."""
+        """Append {'step': step, **row}; floats also go to TensorBoard and W&B."""
         if self._fd is None:
             return
         row = {k: _finite(v) for k, v in row.items()}
@@ -146,7 +147,7 @@ class Writer:
 
 
 def read(path: str | Path) -> list[dict]:
-    """Rows of a metrics file, without a torn last line.
+    """Return the rows of a metrics file, without a torn last line.
 
     Raises:
       UserError: a line before the last is not a JSON object with a step.
@@ -159,14 +160,14 @@ def read(path: str | Path) -> list[dict]:
             rows[-1]["step"]
         except (ValueError, KeyError, TypeError) as e:
             raise UserError(
-                f"{path} line {number}: want a JSON object with 'step', got "
+                f"{path} line {number}: expected a JSON object with 'step', got "
                 f"{line[:40]!r}"
             ) from e
     return rows
 
 
 def _truncate(path: Path, restored: int | None) -> None:
-    """Leaves only rows up to step `restored`; the file is replaced as a whole."""
+    """Drop the rows after step `restored`; the file is replaced as a whole."""
     rows = read(path) if restored is not None and path.exists() else []
     atomic_write(path, json_lines(row for row in rows if row["step"] <= restored))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vlmrl.run import hosts
-from vlmrl.types import Mean, UserError
+from vlmrl.types import UserError
 
 SLURM = {
     "SLURM_JOB_ID": "7",
@@ -75,7 +75,6 @@ def test_a_process_of_its_own():
     assert hosts.start("127.0.0.1:1", 1, 0) == ""
     assert hosts.first() and hosts.agree(True) and not hosts.agree(False)
     assert hosts.gather({"a": 1}) == [{"a": 1}] == hosts.whole(0, {"a": 1})
-    assert hosts.total({"x": Mean(1, 2)}) == {"x": Mean(1, 2)}
     line = hosts.check({"steps": 3})
     assert line.startswith("8 × cpu on 1 host, jax ") and "config " in line
     with pytest.raises(UserError, match=r"--devices is 16, but there are 8 \(1 hosts"):

@@ -92,7 +92,8 @@ def main(argv):
 
 
 def _named(argv: list[str]) -> tuple[list[str], str]:
-    """argv with a first word that is no flag as --config; the study's name."""
+    """Return argv with its first word that is no flag as --config, and the study's
+    name."""
     argv = list(argv)
     flags = [w for w in argv if w.startswith("--config=")]
     if "--config" in argv[:-1]:

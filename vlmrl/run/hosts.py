@@ -23,8 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 import vlmrl
-from vlmrl.metrics import Max
-from vlmrl.types import Mean, UserError
+from vlmrl.types import UserError
 
 # An environment that JAX finds its way in: variables that must be set, by cluster.
 CLUSTERS = {
@@ -173,25 +172,6 @@ def whole(part: int, value) -> list[Any]:
     is this host's (`sharding.part`), several hosts may hold the same."""
     values = dict(gather((part, value)))
     return [values[i] for i in sorted(values)]
-
-
-def total(tree):
-    """Return the sum of metrics (`Mean`, `Max`) that each host counted over its own
-    rows."""
-    if jax.process_count() == 1:
-        return tree
-    trees = gather(jax.tree.map(np.asarray, jax.device_get(tree)))
-
-    def is_number(x):
-        return isinstance(x, Mean | Max)
-
-    def join(*leaves):
-        whole = leaves[0]
-        for leaf in leaves[1:]:
-            whole = whole + leaf
-        return whole
-
-    return jax.tree.map(join, *trees, is_leaf=is_number)
 
 
 # -- start-up check --------------------------------------------------------------------

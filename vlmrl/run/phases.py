@@ -45,7 +45,7 @@ class Stopped(Exception):
 
 
 class Phases:
-    """Seconds by phase, and where the run is now.
+    """The seconds of each phase and the present phase of a run.
 
     Args:
       agree: bool → bool, does any host say so (`hosts.agree`).
