@@ -9,8 +9,8 @@ import re
 
 
 def number(text: str, whole: bool = True) -> float | None:
-    """The first number of a text, thousands commas dropped; None if there is none.
-    Written-out numbers up to twelve count."""
+    """Return the first number of a text, thousands commas dropped; None if there is
+    none. Written-out numbers up to twelve count."""
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
     match = re.search(r"-?\d+" if whole else r"-?\d+(?:\.\d+)?|-?\.\d+", text)
     if match:
@@ -34,7 +34,7 @@ _SAME = {
 
 
 def phrase(text: str) -> str:
-    """A free answer to compare: lower case, no punctuation, articles or leading
+    """Return a free answer to compare: lower case, no punctuation, articles or leading
     prepositions; yes, no and directions by one word each; number words as digits."""
     words = re.sub(r"[^\w\s-]", " ", text.casefold()).replace("-", " ").split()
     words = [w for w in words if w not in ("a", "an", "the")]
@@ -69,7 +69,7 @@ def _plain(text: str) -> str:
 
 
 def value(text: str) -> float | None:
-    r"""The number that `2 \sqrt { 221 }`, `\frac { 5 } { 2 }`, `3/4`, `1,200` or
+    r"""Return the number that `2 \sqrt { 221 }`, `\frac { 5 } { 2 }`, `3/4`, `1,200` or
     `25 \pi` stands for; None for anything else."""
     code = re.sub(r"(?<=\d),(?=\d{3}\b)", "", _plain(text))
     code = code.rstrip("%").replace("\\%", "")
@@ -121,7 +121,7 @@ def _evaluated(node: ast.expr) -> float:
 
 
 def distance(a: str, b: str) -> int:
-    """Edit distance (Levenshtein)."""
+    """Return the edit distance (Levenshtein)."""
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
         last, row[0] = row[0], i
@@ -136,13 +136,13 @@ _BOX = re.compile(rf"[\[(]{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}[\])]")
 
 
 def box(text: str) -> Box:
-    """The first `[x1, y1, x2, y2]` of a text, (0, 0, 0, 0) without one."""
+    """Return the first `[x1, y1, x2, y2]` of a text, (0, 0, 0, 0) without one."""
     match = _BOX.search(text)
     return tuple(map(float, match.groups())) if match else (0.0, 0.0, 0.0, 0.0)
 
 
 def iou(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes (x1, y1, x2, y2)."""
+    """Return the intersection over union of two boxes (x1, y1, x2, y2)."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     shared = max(0.0, width) * max(0.0, height)

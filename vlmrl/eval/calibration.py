@@ -35,7 +35,7 @@ class Bin(NamedTuple):
 
 
 def reliability(confidence, right, clusters, bins: int = 10) -> list[Bin]:
-    """The reliability curve, over bins of equal width; empty bins are left out.
+    """Return the reliability curve, over bins of equal width; empty bins are left out.
 
     Source: DeGroot & Fienberg 1983, https://doi.org/10.2307/2987588
     """
@@ -58,7 +58,7 @@ def reliability(confidence, right, clusters, bins: int = 10) -> list[Bin]:
 
 
 def ece(confidence, right, weights=None, bins: int = 10) -> np.ndarray:
-    """Expected calibration error, Σ_b (n_b / n) |right_b − confidence_b|.
+    """Return the expected calibration error, Σ_b (n_b / n) |right_b − confidence_b|.
 
     Bins have equal width. It is biased upwards where bins are small: n rows of a
     perfectly calibrated model have about √(2 bins p(1 − p) / (π n)): compare equal n.
@@ -81,7 +81,8 @@ def ece(confidence, right, weights=None, bins: int = 10) -> np.ndarray:
 
 
 def brier(probabilities, answer) -> np.ndarray:
-    """Brier score of each row, Σ_i (p_i − 1[i = answer])², in [0, 2]; lower is better.
+    """Return the Brier score of each row, Σ_i (p_i − 1[i = answer])², in [0, 2]; lower
+    is better.
 
     Source: Brier 1950, Monthly Weather Review 78, 1–3 (the form over all classes).
 
@@ -97,8 +98,8 @@ def brier(probabilities, answer) -> np.ndarray:
 
 
 def risk_coverage(confidence, right) -> tuple[np.ndarray, np.ndarray]:
-    """(coverage, risk), float64[n] each: the share of answers kept, most confident
-    first, and the share of those that are wrong.
+    """Return (coverage, risk), float64[n] each: the share of answers kept, most
+    confident first, and the share of those that are wrong.
 
     Rows of equal confidence are kept in random order; their expected risk is given, so
     that the order of rows changes nothing.
@@ -117,7 +118,8 @@ def risk_coverage(confidence, right) -> tuple[np.ndarray, np.ndarray]:
 
 
 def aurc(confidence, right) -> float:
-    """Area under the risk-coverage curve, the mean risk over coverages; NaN if empty.
+    """Return the area under the risk-coverage curve, the mean risk over coverages; NaN
+    if empty.
 
     Source: Geifman et al. 2019, https://arxiv.org/abs/1805.08206
     """
@@ -126,7 +128,8 @@ def aurc(confidence, right) -> float:
 
 
 def selective_accuracy(confidence, right, coverage: float) -> float:
-    """Share right among the most confident ⌈coverage · n⌉ rows; NaN without rows."""
+    """Return the share right among the most confident ⌈coverage · n⌉ rows; NaN without
+    rows."""
     _, risk = risk_coverage(confidence, right)
     count = int(np.ceil(coverage * len(risk) - 1e-9))
     return float(1 - risk[count - 1]) if count else np.nan
@@ -140,7 +143,7 @@ class Areas(NamedTuple):
 
 
 def delong(scores, labels, clusters=None) -> Areas:
-    """Areas under the ROC curve and their covariance.
+    """Return the areas under the ROC curve and their covariance.
 
     With m positives X_i, n negatives Y_j and ψ = 1[X > Y] + ½ 1[X = Y],
 
@@ -193,16 +196,16 @@ def delong(scores, labels, clusters=None) -> Areas:
 
 
 def auroc_interval(scores, labels, clusters, level: float = 0.95) -> Interval:
-    """Interval of the area under the ROC curve of one score, by `delong`, cut to
-    [0, 1]. Ends are NaN where they can't be told: one class is missing, or the variance
-    comes out zero."""
+    """Return the interval of the area under the ROC curve of one score, by `delong`,
+    cut to [0, 1]. Ends are NaN where they can't be told: one class is missing, or the
+    variance comes out zero."""
     scores, labels, clusters = _rows(scores, labels, clusters)
     areas = delong(scores, labels == 1, clusters)
     return _normal(areas.value[0], areas.covariance[0, 0], clusters, level)
 
 
 def auroc_difference(first, second, labels, clusters) -> Test:
-    """AUROC(second) − AUROC(first) on the same rows, and whether it is none:
+    """Return AUROC(second) − AUROC(first) on the same rows, and whether it is none:
 
     z = difference / √(v₁ + v₂ − 2c), with `delong`'s covariance.
     """
@@ -236,7 +239,7 @@ def _ratio(above, below):
 
 
 def _rows(*columns):
-    """The columns as arrays, without rows where a number is NaN."""
+    """Return the columns as arrays, without rows where a number is NaN."""
     arrays = [np.asarray(c) for c in columns]
     if len({a.shape for a in arrays}) != 1 or arrays[0].ndim != 1:
         raise ValueError(f"columns of shapes {', '.join(str(a.shape) for a in arrays)}")

@@ -30,7 +30,7 @@ class Ratio(NamedTuple):
 
 
 def fieller(a: float, b: float, vaa: float, vbb: float, vab: float, q: float) -> Ratio:
-    """The ratios ρ = a / b that a test of a − ρ b = 0 does not reject.
+    """Return the ratios ρ = a / b that a test of a − ρ b = 0 does not reject.
 
       (a − ρ b)² ≤ q² (vaa − 2 ρ vab + ρ² vbb)
 
@@ -100,8 +100,8 @@ def drift(before: tuple[Cell, Cell], after: tuple[Cell, Cell], **bootstrap) -> D
 
 
 def drift_over_seeds(each: list[Drift]) -> Drift:
-    """Drifts of several seeds as one, the seeds being the units: Student's t on their
-    changes and gains, Fieller's slope from the covariance of their means."""
+    """Return the drifts of several seeds as one, the seeds being the units: Student's t
+    on their changes and gains, Fieller's slope from the covariance of their means."""
     if len(each) == 1:
         return each[0]
     change, gain = ([d[k].value for d in each] for k in (0, 1))
@@ -116,7 +116,7 @@ def drift_over_seeds(each: list[Drift]) -> Drift:
 
 
 def _paired(a: Cell, b: Cell):
-    """Differences b − a of the examples both have, and their clusters."""
+    """Return the differences b − a of the examples both have, and their clusters."""
     (ids, x, units), (other, y, _) = stats.per_example(a), stats.per_example(b)
     _, i, j = np.intersect1d(ids, other, True, return_indices=True)
     return y[j] - x[i], units[i]

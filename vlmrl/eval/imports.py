@@ -63,7 +63,7 @@ def as_records(
     tool: str,
     seed: int = 0,
 ) -> list[Record]:
-    """Records of logged samples, their thinks judged by rule.
+    """Return records of logged samples, their thinks judged by rule.
 
     The suggested option is drawn as for any example (`perturb.suggest`), so that logs
     of several conditions of one set share it.
@@ -105,7 +105,8 @@ def _record(row: LoggedSample, source, model, condition, style, tool, seed) -> R
 
 
 def vlmevalkit(path: Path) -> tuple[list[LoggedSample], float | None, str]:
-    """Rows of a prediction or result file, and the accuracy in `…_acc.csv` beside it.
+    """Return the rows of a prediction or result file, and the accuracy in `…_acc.csv`
+    beside it.
 
     A result file of a circular benchmark holds the unrotated rows, whose `hit` is that
     of the whole circle: so is our `correct`.
@@ -166,13 +167,13 @@ def _options(cells: dict) -> tuple[str, ...]:
 
 
 def _whole(value) -> str:
-    """A spreadsheet's number of a row: 17.0 is 17."""
+    """Return a spreadsheet's number of a row: 17.0 is 17."""
     text = str(value).strip()
     return text[:-2] if re.fullmatch(r"\d+\.0", text) else text
 
 
 def _beside(path: Path) -> Path | None:
-    """The score file of a prediction or result file."""
+    """Return the score file of a prediction or result file."""
     stems = [path.stem, re.sub(r"_[^_]+_result$", "", path.stem)]
     for stem in stems:
         for name in (f"{stem}_acc.csv", f"{stem}_acc.json"):
@@ -182,7 +183,7 @@ def _beside(path: Path) -> Path | None:
 
 
 def _overall(path: Path, splits: set[str]) -> float | None:
-    """`Overall` of the one split that the rows are of, as a share."""
+    """Return `Overall` of the one split that the rows are of, as a share."""
     rows = _table(path)
     rows = [r for r in rows if "Overall" in r]
     if len(rows) > 1:
@@ -194,7 +195,8 @@ def _overall(path: Path, splits: set[str]) -> float | None:
 
 
 def _table(path: Path) -> list[dict]:
-    """Rows of a spreadsheet by column name, in the formats VLMEvalKit writes."""
+    """Return the rows of a spreadsheet by column name, in the formats VLMEvalKit
+    writes."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
@@ -225,7 +227,8 @@ _INLINE = re.compile(r"\(([A-Z])\)\s*(.*?)(?=\s*\([A-Z]\)|\s*$)", re.DOTALL)
 def lmms_eval(
     path: Path, metric: str = ""
 ) -> tuple[list[LoggedSample], float | None, str]:
-    """Rows of a samples file, and the accuracy in the results file beside it.
+    """Return the rows of a samples file, and the accuracy in the results file beside
+    it.
 
     Args:
       metric: the one that tells right from wrong; by default the results' first that
@@ -320,8 +323,9 @@ def _first_text(value) -> str:
 
 
 def _choices(asked: str) -> tuple[str, tuple[str, ...]]:
-    """(question, options) of a prompt that lists them: `A. text` or `(A) text`, a line
-    each, or `(A) text (B) text` in one; no options where letters don't run from A."""
+    """Return (question, options) of a prompt that lists them: `A. text` or `(A) text`,
+    a line each, or `(A) text (B) text` in one; no options where letters don't run from
+    A."""
     for pattern in (_LINE, _INLINE):
         listed = list(pattern.finditer(asked))
         letters = "".join(m[1] for m in listed)
@@ -352,8 +356,9 @@ def _right(value, target: str, where: str) -> bool:
 
 
 def _stated(results: dict, task: str, metric: str, ours: float) -> float | None:
-    """The accuracy the tool states: the metric, as a share or in per cent, where it is
-    a mean of the samples; otherwise the count of correct ones it keeps besides."""
+    """Return the accuracy the tool states: the metric, as a share or in per cent, where
+    it is a mean of the samples; otherwise the count of correct ones it keeps
+    besides."""
     scores = results.get("results", {}).get(task, {})
     values = [v for k, v in scores.items() if k.partition(",")[0] == metric]
     numbers = [float(v) for v in values if isinstance(v, int | float)]

@@ -113,7 +113,7 @@ def read(tables: TagTables, rollout: Rollout, stage) -> CotSpans:
 
 
 def openings(tables: TagTables, kind, replay) -> tuple[Array, Array, Array]:
-    """Probe rows: an answer opening followed by each bridge.
+    """Return probe rows: an answer opening followed by each bridge.
 
     Args:
       kind: int32[n] (see `CotSpans.kind`); replay: int32[n], the token of kind 0.
@@ -139,8 +139,8 @@ def openings(tables: TagTables, kind, replay) -> tuple[Array, Array, Array]:
 
 
 def letter_mass(model: Model, params, tables: TagTables, hidden, size) -> Array:
-    """log P(the answer's letter is c), float32[n, C]: what one token writes plus what
-    goes through each bridge; not renormalised.
+    """Return log P(the answer's letter is c), float32[n, C]: what one token writes plus
+    what goes through each bridge; not renormalised.
 
     Args:
       hidden: dtype[n * J, F + 1, D] over the rows of `openings`; size: int32[n * J].

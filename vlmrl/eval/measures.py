@@ -18,7 +18,8 @@ from vlmrl.perturb import ORDER
 
 
 def columns(table: pa.Table) -> dict[str, np.ndarray]:
-    """The columns that statistics need, as arrays; the float ones: `row_measures`.
+    """Return the columns that statistics need, as arrays; the float ones:
+    `row_measures`.
 
     `item` (the example) and `cluster` are qualified by source, since ids are unique
     within one only; `trial` is the item with its sample, what two conditions pair on.
@@ -43,7 +44,7 @@ def _qualify(outer, inner, mark="/"):
 
 
 def row_measures(table: pa.Table) -> dict[str, np.ndarray]:
-    """Every per-row measure as float64[n], NaN where it does not apply.
+    """Return every per-row measure as float64[n], NaN where it does not apply.
 
     accuracy, follow, consistent, ... are 0 or 1, so their means are rates. Agreement
     (consistent and its kin) applies unless the verdict is 'not_applicable', and counts
@@ -110,7 +111,8 @@ def row_measures(table: pa.Table) -> dict[str, np.ndarray]:
 
 
 def _at(lists: pa.ChunkedArray, places: pa.ChunkedArray) -> np.ndarray:
-    """float64[n]: the element of each list at its place, NaN where there is none."""
+    """Return float64[n]: the element of each list at its place, NaN where there is
+    none."""
     lists, places = lists.combine_chunks(), places.to_numpy()
     lengths = pa.compute.list_value_length(lists).to_numpy(zero_copy_only=False)
     inside = (places >= 0) & (places < lengths)
@@ -121,12 +123,12 @@ def _at(lists: pa.ChunkedArray, places: pa.ChunkedArray) -> np.ndarray:
 
 
 def _largest(lists: pa.ChunkedArray) -> np.ndarray:
-    """float64[n]: the largest element of each list, NaN where it is empty."""
+    """Return float64[n]: the largest element of each list, NaN where it is empty."""
     return _reduced(lists, np.maximum, lambda x: x)
 
 
 def _squares(lists: pa.ChunkedArray) -> np.ndarray:
-    """float64[n]: the sum of squares of each list, NaN where it is empty."""
+    """Return float64[n]: the sum of squares of each list, NaN where it is empty."""
     return _reduced(lists, np.add, np.square)
 
 
@@ -142,7 +144,7 @@ def _reduced(lists: pa.ChunkedArray, ufunc: np.ufunc, each) -> np.ndarray:
 
 
 def cells(data: dict[str, np.ndarray]) -> dict[tuple, np.ndarray]:
-    """Row numbers of each (split, recipe, seed, step, condition).
+    """Return the row numbers of each (split, recipe, seed, step, condition).
 
     Splits and recipes keep the order they first appear in, conditions that of
     `perturb.ORDER`; the rows of a cell are in (item, sample) order.
@@ -202,7 +204,8 @@ class View(NamedTuple):
         return list(dict.fromkeys(k[3] for k in self.rows if k[0] == recipe))
 
     def end(self, recipe: str, seed: int) -> tuple | None:
-        """(recipe, seed, last step); another seed's where this one was not run."""
+        """Return (recipe, seed, last step); another seed's where this one was not
+        run."""
         seeds = self.seeds(recipe)
         if not seeds:
             return None
@@ -223,7 +226,7 @@ class View(NamedTuple):
         return None if first == self.end(recipe, seed) else first
 
     def cell(self, point: tuple | None, condition: str, measure: str):
-        """The stats.Cell of a point under a condition, None if not measured."""
+        """Return the stats.Cell of a point under a condition, None if not measured."""
         rows = self.rows.get((*point, condition)) if point else None
         if rows is None or np.isnan(self.data[measure][rows]).all():
             return None
@@ -241,7 +244,7 @@ def view(data: dict[str, np.ndarray], split: str) -> View:
 
 
 def summarise(table: pa.Table) -> list[dict]:
-    """The rows of metrics.json: one per split, recipe, seed, step and condition.
+    """Return the rows of metrics.json: one per split, recipe, seed, step and condition.
 
     Rates and means are over rows; `accuracy_lo`, `accuracy_hi` and the ends of
     `consistent` are 95 % intervals over clusters (`stats.proportion`). Measures that
@@ -292,7 +295,8 @@ def summarise(table: pa.Table) -> list[dict]:
 
 
 def _against_base(data, index, base):
-    """Paired by example and sample; all None where there is no base to pair with."""
+    """Return the differences to base, paired by example and sample; all None where
+    there is no base to pair with."""
     names = ("drop", "relative_drop", "retention", "follow_excess")
     if base is None:
         return dict.fromkeys(names)
@@ -317,8 +321,8 @@ def _against_base(data, index, base):
 def robust(
     data, siblings: dict[str, np.ndarray], measure: str = "accuracy"
 ) -> stats.Interval:
-    """Share of items right (or `measure`, of 0 and 1) under every condition of
-    `siblings` and in every sample, among the items measured under all of them."""
+    """Return the share of items right (or `measure`, of 0 and 1) under every condition
+    of `siblings` and in every sample, among the items measured under all of them."""
     rows = np.concatenate(list(siblings.values()))
     items, first, codes = np.unique(
         data["item"][rows], return_index=True, return_inverse=True

@@ -64,7 +64,7 @@ def _completed(row: dict) -> dict:
 
 
 def write(path: str | os.PathLike, records: list[Record] | pa.Table) -> None:
-    """Writes records as Parquet under a temporary name, then renames.
+    """Write records as Parquet, whole or not at all.
 
     Raises:
       UserError: a value that its column can't hold, or a place that can't be written.
@@ -103,7 +103,7 @@ def _table(path: Path, records: list[Record]) -> pa.Table:
 
 
 def read(path: str | os.PathLike) -> pa.Table:
-    """Reads a record file, Parquet or (by its ending) JSONL, in `SCHEMA` order.
+    """Read a record file, Parquet or (by its ending) JSONL, in `SCHEMA` order.
 
     Raises:
       UserError: no such file, not Parquet, missing, unknown or mistyped columns,
@@ -155,8 +155,8 @@ def _with_added(table: pa.Table) -> pa.Table:
 
 
 def write_jsonl(path: str | os.PathLike, table: pa.Table) -> None:
-    """The same records as JSON, one object per line, keys in `SCHEMA` order; NaN is
-    null. `read` takes it back."""
+    """Write the same records as JSON, one object per line, keys in `SCHEMA` order; NaN
+    is null. `read` takes it back."""
     path = Path(path)
     batches = table.to_batches(max_chunksize=1000)
     rows = (_finite(row) for batch in batches for row in batch.to_pylist())
@@ -208,7 +208,7 @@ def _number(value, name: str):
 
 
 def concat(tables: list[pa.Table]) -> pa.Table:
-    """One table of several, no row given twice."""
+    """Return one table of several, no row given twice."""
     return _checked(pa.concat_tables(tables), "records")
 
 

@@ -56,7 +56,8 @@ _CELL = ("split", "recipe", "seed", "step", "condition")
 
 
 def rows_of(source: str, records: Iterable[Record] | pa.Table) -> list[Row]:
-    """The rows of a source. Raises UserError where they mix conditions or models."""
+    """Return the rows of a source. Raises UserError where they mix conditions or
+    models."""
     names = [*Row._fields, "source", *_CELL]
     if isinstance(records, pa.Table):
         fields = records.select(names).to_pylist()
@@ -73,12 +74,13 @@ def rows_of(source: str, records: Iterable[Record] | pa.Table) -> list[Row]:
 
 
 def score(source: str, records: Iterable[Record] | pa.Table, **more) -> dict:
-    """Every score of a set; plain accuracy by task for one that has no rule."""
+    """Return every score of a set; plain accuracy by task for one that has no rule."""
     return SCORES.get(source, by_task)(rows_of(source, records), **more)
 
 
 def by_condition(source: str, records: Iterable[Record], **more) -> dict[str, dict]:
-    """Condition → the scores under it; a number that does not exist is None."""
+    """Return, by condition, the scores under it; a number that does not exist is
+    None."""
     parts: dict[str, list[Record]] = {}
     for record in records:
         parts.setdefault(record.condition, []).append(record)
@@ -123,7 +125,7 @@ def all_right(
 
 
 def by_task(rows: list[Row], depth: int = 1) -> dict[str, float]:
-    """Micro accuracy, and that of every category path down to `depth`."""
+    """Return the micro accuracy, and that of every category path down to `depth`."""
     out = {"accuracy": accuracy(rows)}
     for level in range(1, depth + 1):
         parts = groups(rows, lambda r, n=level: "/".join(r.parts[:n]))
@@ -135,8 +137,8 @@ def by_task(rows: list[Row], depth: int = 1) -> dict[str, float]:
 
 
 def threedsrbench(rows: list[Row]) -> dict[str, float]:
-    """The published script ("official": rotations together, the mirrored question
-    apart), VLMEvalKit's four, and the official score by type."""
+    """Return the published score ("official": rotations together, the mirrored
+    question apart), VLMEvalKit's four, and the official score by type."""
 
     def unrotated(row):
         return re.sub(r"-\d+$", "", row.example)
@@ -157,7 +159,8 @@ def threedsrbench(rows: list[Row]) -> dict[str, float]:
 
 
 def cv_bench(rows: list[Row]) -> dict[str, float]:
-    """Micro; the mean of 2D and 3D; and the official ½·((ADE20K + COCO)/2 + Omni3D)."""
+    """Return the micro average; the mean of 2D and 3D; and the official ½·((ADE20K +
+    COCO)/2 + Omni3D)."""
     kinds = groups(rows, lambda r: r.parts[0])
     sources = groups(rows, lambda r: r.parts[-1])
     out = {"micro": accuracy(rows)}
@@ -191,8 +194,8 @@ def mmvp(rows: list[Row]) -> dict[str, float]:
 
 
 def hallusionbench(rows: list[Row]) -> dict[str, float]:
-    """aAcc by question; fAcc: all questions of a figure, VS figure 0 (no image) left
-    out; qAcc: a question on all of its figures."""
+    """Return aAcc by question; fAcc: all questions of a figure, VS figure 0 (no image)
+    left out; qAcc: a question on all of its figures."""
 
     def figure(row):
         return row.example.rsplit("_", 1)[0]
@@ -244,8 +247,8 @@ def blink(rows: list[Row]) -> dict[str, float]:
 
 
 def sat(rows: list[Row]) -> dict[str, float]:
-    """`average` over rows, which the authors report on the test with its reversed
-    copies; `circular`: both of a row right."""
+    """Return `average` over rows, which the authors report on the test with its
+    reversed copies; `circular`: both of a row right."""
 
     def both(row):
         return re.sub(r"-1$", "", row.example)
@@ -279,8 +282,8 @@ def _opposite(row: Row) -> str:
 
 
 def spatial_mm(rows: list[Row]) -> dict[str, float]:
-    """Accuracy by file and by perspective or hop; free answers of the multihop file
-    are compared as phrases (`answers.phrase`)."""
+    """Return the accuracy by file and by perspective or hop; free answers of the
+    multihop file are compared as phrases (`answers.phrase`)."""
     judged = [
         r._replace(correct=phrase(r.written) == phrase(r.right))
         if r.parts[0] == "multihop"
@@ -310,14 +313,15 @@ def pixmo_count(rows: list[Row]) -> dict[str, float]:
 
 
 def geometry3k(rows: list[Row]) -> dict[str, float]:
-    """Answer equality (`answers.equal`): a letter that was read, or the value."""
+    """Return the share right by answer equality (`answers.equal`): a letter that was
+    read, or the value."""
     return {"accuracy": mean(r.correct or equal(r.right, r.written) for r in rows)}
 
 
 def mathvista(rows: list[Row]) -> dict[str, float]:
-    """Answer equality: multiple choice takes the option read, else the nearest by edit
-    distance; whole numbers and numbers of the row's precision by value; lists as text.
-    """
+    """Return the share right by answer equality: multiple choice takes the option read,
+    else the nearest by edit distance; whole numbers and numbers of the row's precision
+    by value; lists as text."""
     judged = [r._replace(correct=_mathvista(r)) for r in rows]
     return by_task(judged)
 
@@ -341,8 +345,8 @@ def refcoco(
     sizes: Mapping[str, tuple[int, int]] | None = None,
     scale: float | None = None,
 ) -> dict[str, float]:
-    """Acc@0.5 and others of the first `[x1, y1, x2, y2]` of an answer; without one the
-    box is empty.
+    """Return Acc@0.5 and others of the first `[x1, y1, x2, y2]` of an answer; without
+    one the box is empty.
 
     Args:
       found: rows.

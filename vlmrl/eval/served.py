@@ -141,7 +141,7 @@ def _request(s: ServedSettings) -> dict:
 def turns(
     example: Example, style: str, prefill: str
 ) -> tuple[list[dict], dict, list[list[int]]]:
-    """(messages with image placeholders, parameters, spans a condition wrote).
+    """Return (messages with image placeholders, parameters, spans a condition wrote).
 
     A condition that opens the answer (`no_cot`) has no prefill in the user turn: its
     suffix asks for the answer alone.
@@ -167,7 +167,7 @@ def turns(
 
 
 def _sent(messages: list[dict], example: Example) -> list[dict]:
-    """Messages with the images in them, as the API wants them."""
+    """Return messages with the images in them, as the API wants them."""
     images = iter(example.images)
 
     def part(p: dict) -> dict:
@@ -196,9 +196,9 @@ def _url(image: bytes, example: Example) -> str:
 
 
 def completion(example: Example, reply: Reply) -> str:
-    """The text that follows the prefill. Reasoning that a server gives apart stands in
-    think tags; a repeated prefill is taken off; a bare reply to a request for the
-    answer alone stands in answer tags."""
+    """Return the text that follows the prefill. Reasoning that a server gives apart
+    stands in think tags; a repeated prefill is taken off; a bare reply to a request for
+    the answer alone stands in answer tags."""
     text = reply.text
     if reply.reasoning and "<think>" not in text:
         text = f"<think>{reply.reasoning}</think>{text}"
@@ -260,9 +260,9 @@ def _lettered(row: Record, p: list[float], mass: float, **facts) -> Record:
 def letter_probabilities(
     served: list[dict], prefill: str, options: int
 ) -> tuple[list[float], float] | None:
-    """(probabilities renormalised over the options, their mass) from an endpoint's
-    token log-probs, at the token that writes the answer's letter; None where there is
-    none.
+    """Return (probabilities renormalised over the options, their mass) from an
+    endpoint's token log-probs, at the token that writes the answer's letter; None where
+    there is none.
 
     Sums every listed token that writes an option's letter there, with what the chosen
     token has before it (`>A`, ` A`, `(A`). Matched on bytes.

@@ -50,7 +50,7 @@ NOTHING = Interval(np.nan, np.nan, np.nan, 0, 0)
 
 
 def wilson(k: float, n: float, level: float = 0.95) -> Interval:
-    """Wilson score interval of k successes among n independent trials.
+    """Return the Wilson score interval of k successes among n independent trials.
 
       centre = (p + z²/2n) / (1 + z²/n),
       half   = z √(p(1−p)/n + z²/4n²) / (1 + z²/n)
@@ -74,7 +74,7 @@ def _score(p: float, n: float, z: float, rows: int, clusters: int) -> Interval:
 
 
 def proportion(values, clusters, level: float = 0.95) -> Interval:
-    """Interval of a share of rows, clusters being the independent units.
+    """Return the interval of a share of rows, clusters being the independent units.
 
     Wilson's interval at the effective sample size n / deff, where deff is the
     cluster-robust variance of the mean over the independent one, at least 1, and the
@@ -116,7 +116,7 @@ def cluster_bootstrap(
     level: float = 0.95,
     method: str = "bca",
 ) -> Interval:
-    """Bootstrap interval of a statistic, resampling whole clusters.
+    """Return the bootstrap interval of a statistic, resampling whole clusters.
 
     Source: Efron 1987 (BCa), https://doi.org/10.1080/01621459.1987.10478410; clusters
     as in Cameron et al. 2008, https://doi.org/10.1162/rest.90.3.414
@@ -166,7 +166,7 @@ def cluster_bootstrap(
 
 
 def _bca(tails, drawn, value, left_out):
-    """Percentile levels moved by the median bias and the acceleration."""
+    """Return the percentile levels moved by the median bias and the acceleration."""
     below = np.mean(drawn < value) + np.mean(drawn == value) / 2
     bias = sps.norm.ppf(np.clip(below, 1 / (2 * len(drawn)), 1 - 1 / (2 * len(drawn))))
     away = left_out.mean() - left_out
@@ -177,7 +177,8 @@ def _bca(tails, drawn, value, left_out):
 
 
 def mean(values, clusters, **bootstrap) -> Interval:
-    """Bootstrap interval of a mean over rows; keywords as in `cluster_bootstrap`."""
+    """Return the bootstrap interval of a mean over rows; keywords as in
+    `cluster_bootstrap`."""
     values, codes, m = _clean(values, clusters)
     if len(values) == 0:
         return NOTHING
@@ -189,7 +190,7 @@ def mean(values, clusters, **bootstrap) -> Interval:
 
 
 def contrast(terms: list[tuple[float, Cell]], **bootstrap) -> Interval:
-    """Interval of Σ cᵢ · mean(cellᵢ), every example being its own control.
+    """Return the interval of Σ cᵢ · mean(cellᵢ), every example being its own control.
 
     Samples of an example are averaged first; only examples with a value in every cell
     count, so each difference is inside examples; then clusters are resampled.
@@ -224,7 +225,8 @@ def contrast(terms: list[tuple[float, Cell]], **bootstrap) -> Interval:
 
 
 def paired_difference(a: Cell, b: Cell, **bootstrap) -> Interval:
-    """Interval of mean(b) − mean(a) over the examples both have; see `contrast`."""
+    """Return the interval of mean(b) − mean(a) over the examples both have; see
+    `contrast`."""
     return contrast([(1.0, b), (-1.0, a)], **bootstrap)
 
 
@@ -252,7 +254,7 @@ def mcnemar(b: int, c: int) -> float:
 
 
 def paired_test(a: Cell, b: Cell, *, draws: int = 2000, seed: int = 0) -> Test:
-    """Test of mean(b) − mean(a) over the examples both have.
+    """Return the test of mean(b) − mean(a) over the examples both have.
 
     McNemar's where every example is its own cluster and holds 0 or 1 in both cells.
     Otherwise the differences d of examples are resampled by cluster, their mean d̄ moved
@@ -311,7 +313,7 @@ def holm(p) -> np.ndarray:
 
 
 def per_example(cell: Cell):
-    """Sorted ids, mean value and cluster of each example with a value."""
+    """Return sorted ids, mean value and cluster of each example with a value."""
     keep = ~np.isnan(cell.values)
     ids, first, codes = np.unique(
         cell.examples[keep], return_index=True, return_inverse=True
@@ -321,7 +323,8 @@ def per_example(cell: Cell):
 
 
 def t_interval(means, level: float = 0.95) -> Interval:
-    """Student's t interval of the mean of a few seed means, which are the units."""
+    """Return Student's t interval of the mean of a few seed means, which are the
+    units."""
     means = np.asarray(means, float)
     means = means[~np.isnan(means)]
     k = len(means)
@@ -335,8 +338,8 @@ def t_interval(means, level: float = 0.95) -> Interval:
 
 
 def over_seeds(per_seed: list[Interval]) -> Interval:
-    """Intervals of several seeds as one: the hull of Student's t over the seeds'
-    estimates and of the mean item interval."""
+    """Return the intervals of several seeds as one: the hull of Student's t over the
+    seeds' estimates and of the mean item interval."""
     if len(per_seed) == 1:
         return per_seed[0]
     seeds = t_interval([i.value for i in per_seed])
@@ -350,7 +353,8 @@ def over_seeds(per_seed: list[Interval]) -> Interval:
 
 
 def auroc(scores, labels, weights=None) -> np.ndarray:
-    """Area under the ROC curve: P(score of a positive > of a negative) + ½ P(tie).
+    """Return the area under the ROC curve: P(score of a positive > of a negative) + ½
+    P(tie).
 
     Args:
       scores: float[n], higher for the positive class.
@@ -425,7 +429,8 @@ def cohens_h(p: float, q: float) -> float:
 
 
 def _clean(values, clusters):
-    """Rows with a value: values, cluster codes and the number of clusters."""
+    """Return the rows with a value: values, cluster codes and the number of
+    clusters."""
     values, clusters = np.asarray(values, float), np.asarray(clusters)
     if values.shape != clusters.shape or values.ndim != 1:
         raise ValueError(f"values {values.shape} and clusters {clusters.shape}")

@@ -57,7 +57,7 @@ class TagTables(NamedTuple):
 
 
 def make_tables(processor: Processor, options: int) -> TagTables:
-    """Tables for items of at most `options` options.
+    """Return the tables for items of at most `options` options.
 
     Raises:
       UserError: more than 26 options, or the tokenizer cannot write the letters.
@@ -127,7 +127,8 @@ class TagMatch(NamedTuple):
 
 
 def find(tag: Tag, size, tokens, mask, after=None) -> TagMatch:
-    """First completion of a tag in every row, at token index > `after` int32[B]."""
+    """Return the first completion of a tag in every row, at token index > `after`
+    int32[B]."""
     rows, length = tokens.shape
 
     def step(state, ids):

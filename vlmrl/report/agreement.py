@@ -14,14 +14,15 @@ from vlmrl.report.render import Table
 
 
 def _cell(interval):
-    """(value, lo, hi), None where there is no value."""
+    """Return (value, lo, hi), None where there is no value."""
     if interval is None or np.isnan(interval.value):
         return None
     return float(interval.value), float(interval.lo), float(interval.hi)
 
 
 def comparison(compared: agree.Comparison) -> list[Table]:
-    """Every table of raters side by side, and of those whose items have a truth."""
+    """Return every table of raters side by side, and of those whose items have a
+    truth."""
     out, ratings = [], compared.ratings
     if ratings:
         out = [between(ratings), *confusions(ratings)]
@@ -54,7 +55,7 @@ def between(ratings: agree.Ratings) -> Table:
 
 
 def confusions(ratings: agree.Ratings) -> list[Table]:
-    """The first rater by each other one."""
+    """Return the first rater by each other one."""
     out = []
     first, others = ratings.raters[0], ratings.raters[1:]
     for k, other in enumerate(others, 1):
@@ -67,7 +68,7 @@ def confusions(ratings: agree.Ratings) -> list[Table]:
 
 
 def differences(ratings: agree.Ratings, truth: np.ndarray | None) -> Table:
-    """Paired tests between judges; arguments as `agree.differences`."""
+    """Return paired tests between judges; arguments as `agree.differences`."""
     rows = [
         (
             row["condition"],

@@ -40,14 +40,15 @@ def build(view: View, split: str) -> list[Table]:
 
 
 def ends(view: View) -> list[tuple[str, list[tuple]]]:
-    """(recipe, its (recipe, seed, last step) per seed), in order."""
+    """Return (recipe, its (recipe, seed, last step) per seed), in order."""
     return [
         (r, [view.end(r, s) for s in view.seeds(r)]) for r in view.names(lambda _: True)
     ]
 
 
 def share(view: View, points: list[tuple], condition: str, measure: str):
-    """(value, lo, hi) of a share over clusters and seeds; None if not measured."""
+    """Return (value, lo, hi) of a share over clusters and seeds; None if not
+    measured."""
     intervals = []
     for point in points:
         cell = view.cell(point, condition, measure)
@@ -121,7 +122,7 @@ def leaderboard(view: View, split: str) -> Table:
 
 
 def quadrants(view: View, split: str) -> Table:
-    """Shares of consistent × correct, over rows with a think to judge."""
+    """Return shares of consistent × correct, over rows with a think to judge."""
     rows = []
     for recipe, points in ends(view):
         for condition in view.conditions(recipe):
@@ -196,7 +197,8 @@ def calibrated(view: View, split: str) -> Table:
 
 
 def confidence(view: View, point: tuple, condition: str):
-    """(confidence, right, clusters) of a cell's rows with letters; None without any."""
+    """Return (confidence, right, clusters) of a cell's rows with letters; None without
+    any."""
     index = view.rows.get((*point, condition))
     if index is None:
         return None
@@ -228,7 +230,7 @@ def _calibration(view: View, point: tuple, condition: str):
 
 
 def prediction(view: View, split: str) -> Table:
-    """AUROC of what base says for staying right under a condition."""
+    """Return the AUROC of what base says for staying right under a condition."""
     rows = []
     for recipe, points in ends(view):
         for condition in view.conditions(recipe):
@@ -282,9 +284,9 @@ def prediction(view: View, split: str) -> Table:
 
 
 def predicts(view: View, point: tuple, condition: str, only_correct: bool):
-    """(SCORES read under base, correct under the condition, clusters) of the trials
-    that both hold, of those correct under base alone if asked; None where a class is
-    empty."""
+    """Return (SCORES read under base, correct under the condition, clusters) of the
+    trials that both hold, of those correct under base alone if asked; None where a
+    class is empty."""
     base, other = (view.rows.get((*point, c)) for c in ("base", condition))
     if base is None or other is None:
         return None
@@ -308,8 +310,8 @@ def predicts(view: View, point: tuple, condition: str, only_correct: bool):
 
 
 def comparisons(view: View, split: str) -> Table:
-    """Accuracy of each condition against base, and of each recipe against the first,
-    with Holm's correction over the whole table."""
+    """Return the accuracy of each condition against base, and of each recipe against
+    the first, with Holm's correction over the whole table."""
     compared = []
     recipes = ends(view)
     for recipe, points in recipes:
@@ -349,7 +351,8 @@ def comparisons(view: View, split: str) -> Table:
 
 
 def _compared(view: View, pairs):
-    """((value, lo, hi), h, p, test) of b − a over seeds; None if not measured."""
+    """Return ((value, lo, hi), h, p, test) of b − a over seeds; None if not
+    measured."""
     tests, effects = [], []
     for (point, c), (other, d) in pairs:
         a, b = view.cell(point, c, "accuracy"), view.cell(other, d, "accuracy")
@@ -375,7 +378,7 @@ def _compared(view: View, pairs):
 
 
 def drifts(view: View, split: str) -> Table:
-    """The paired change of the consistent ratio from the start of training."""
+    """Return the paired change of the consistent ratio from the start of training."""
     rows = []
     for recipe, points in ends(view):
         for condition in view.conditions(recipe):
@@ -426,7 +429,7 @@ def _both(view: View, point: tuple, condition: str) -> tuple[Cell, Cell] | None:
 
 
 def slope_text(slope: drift.Ratio) -> str:
-    """A slope with its set in words."""
+    """Return a slope with its set in words."""
     say: Callable[[float], str] = lambda v: f"{v:+.2f}".replace("-", "−")  # noqa: E731
     if slope.kind == "none" or np.isnan(slope.value):
         return "none"

@@ -24,7 +24,7 @@ class Report(NamedTuple):
 
 
 def gather(runs: Sequence[Path]) -> tuple[pa.Table, dict[str, bytes]]:
-    """Records and images of several runs as those of one.
+    """Return records and images of several runs as those of one.
 
     Raises:
       UserError: a run without records, or two of the same name that share a recipe.
@@ -45,7 +45,7 @@ def gather(runs: Sequence[Path]) -> tuple[pa.Table, dict[str, bytes]]:
 
 
 def find_records(workdir: Path) -> pa.Table:
-    """All records of a run directory."""
+    """Return all records of a run directory."""
     whole = workdir / "records.parquet"
     files = [whole] if whole.is_file() else sorted(workdir.glob("**/records/*.parquet"))
     if not files:
@@ -54,7 +54,7 @@ def find_records(workdir: Path) -> pa.Table:
 
 
 def write_images(workdir: Path, examples: Sequence[Example]) -> None:
-    """images.parquet: the first image of every example, by source/id."""
+    """Write images.parquet: the first image of every example, by source/id."""
     path = workdir / "images.parquet"
     images = read_images(workdir)
     images.update({f"{e.source}/{e.id}": e.images[0] for e in examples if e.images})

@@ -51,7 +51,8 @@ class Claim(NamedTuple):
 
 
 def as_rows(claims: list[Claim]) -> list[dict]:
-    """Claims as JSON-ready dicts, without parts; an infinite end becomes None."""
+    """Return the claims as JSON-ready dicts, without parts; an infinite end becomes
+    None."""
 
     def finite(value):
         return value if isinstance(value, float) and np.isfinite(value) else None
@@ -72,7 +73,7 @@ def as_rows(claims: list[Claim]) -> list[dict]:
 
 
 def as_table(claims: list[Claim]) -> render.Table:
-    """Claims as a table of text, for Markdown, CSV and LaTeX."""
+    """Return the claims as a table of text, for Markdown, CSV and LaTeX."""
     return render.Table(
         "claims",
         "Claims of the paper",

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from vlmrl.files import atomic_write
+from vlmrl.report.render import write_files
 from vlmrl.report.tables import Point, final, points, seeds_note
 from vlmrl.types import UserError
 
@@ -73,8 +73,8 @@ class Drawing(NamedTuple):
 
 
 def build(rows: list[dict], theme: str = "light") -> list[Drawing]:
-    """Every figure of a run: accuracy per condition and letter shift for each split,
-    and learning curves for each split measured at two steps or more.
+    """Return every figure of a run: accuracy per condition and letter shift for each
+    split, and learning curves for each split measured at two steps or more.
 
     Args:
       rows: `measures.summarise` of the records.
@@ -107,7 +107,7 @@ def build(rows: list[dict], theme: str = "light") -> list[Drawing]:
 
 
 def _accuracy(split: str, points: list[Point], ink: dict) -> Drawing:
-    """Accuracy per condition, a row each, a marker per recipe, intervals."""
+    """Return accuracy per condition, a row each, a marker per recipe, intervals."""
     points = final(points)
     recipes, conditions = _unique(points, "recipe"), _unique(points, "condition")
     height = 0.55 + len(conditions) * max(0.24, 0.095 * len(recipes) + 0.07)
@@ -153,7 +153,8 @@ def _accuracy(split: str, points: list[Point], ink: dict) -> Drawing:
 
 
 def _steps(split: str, points: list[Point], ink: dict) -> Drawing:
-    """Accuracy, consistency and entropy against step; a row of panels per recipe."""
+    """Return accuracy, consistency and entropy against step; a row of panels per
+    recipe."""
     panels = (
         ("accuracy", "Accuracy (%)", 100),
         ("consistent", "Consistent (%)", 100),
@@ -223,7 +224,7 @@ def _steps(split: str, points: list[Point], ink: dict) -> Drawing:
 
 
 def _band(axes, curve, measure, scale, colour):
-    """The range over seeds, behind their mean."""
+    """Return the range over seeds, behind their mean."""
     curve = [p for p in sorted(curve, key=lambda p: p.step) if p.mean(measure)]
     values = [[scale * r[measure] for r in p.rows if r[measure]] for p in curve]
     axes.fill_between(
@@ -237,8 +238,8 @@ def _band(axes, curve, measure, scale, colour):
 
 
 def _legible(conditions: list[str]) -> list[str]:
-    """At most seven conditions a reader can follow: base and the bare misleading ones
-    before their softened and abstaining variants."""
+    """Return at most seven conditions a reader can follow: base and the bare misleading
+    ones before their softened and abstaining variants."""
     first = (
         "base",
         "wrong_caption",
@@ -320,7 +321,7 @@ def _unique(points: list[Point], field: str) -> list[str]:
 
 
 def png(figure: Figure, dpi: int = 200) -> bytes:
-    """The figure as PNG bytes, the same for the same figure."""
+    """Return the figure as PNG bytes, the same for the same figure."""
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=dpi, metadata={"Software": None})
     return out.getvalue()
@@ -336,19 +337,14 @@ _WRITERS: dict[str, Callable[[Figure], bytes]] = {"png": png, "pdf": _pdf}
 
 
 def write(folder: str | os.PathLike, drawings: list[Drawing]) -> list[Path]:
-    """Writes each figure as .png and .pdf; returns the paths.
+    """Write each figure as .png and .pdf; return the paths.
 
     Raises:
       UserError: where the folder can't be written.
     """
-    folder, paths = Path(folder), []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for drawing in drawings:
-            for ending, render in _WRITERS.items():
-                path = folder / f"{drawing.name}.{ending}"
-                atomic_write(path, render(drawing.figure))
-                paths.append(path)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot write figures: {error.strerror}") from None
-    return paths
+    files = {
+        f"{drawing.name}.{ending}": render(drawing.figure)
+        for drawing in drawings
+        for ending, render in _WRITERS.items()
+    }
+    return write_files(folder, files, "figures")

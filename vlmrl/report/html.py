@@ -76,7 +76,7 @@ def write_report(
 
 
 def _beside(folder: Path, images: list[bytes]) -> list[str]:
-    """Writes images into a folder, named by content; their addresses from the page."""
+    """Write images into a folder, named by content; their addresses from the page."""
     folder.mkdir(exist_ok=True)
     names = []
     for image in images:
@@ -151,7 +151,8 @@ def render_page(page: Page, content: Browser, sources: list[str] | None = None) 
 
 
 def headline(table: pa.Table) -> str:
-    """The split that claims and examples are read on: 'test' if there, else the first.
+    """Return the split that claims and examples are read on: 'test' if there, else the
+    first.
 
     Raises:
       UserError: where there are no records.
@@ -204,8 +205,8 @@ def _claim(claim: claim_.Claim) -> dict:
 
 
 def _plot(part, beside) -> dict | None:
-    """Interval, estimate and floor as per cents of a bar centred on zero, on one scale
-    for the parts of a claim that share a unit."""
+    """Return the interval, estimate and floor as per cents of a bar centred on zero, on
+    one scale for the parts of a claim that share a unit."""
     value, lo, hi = part.interval[:3]
     same = [(*p.interval[:3], p.floor) for p in beside if p.unit == part.unit]
     sizes = [abs(v) for numbers in same for v in numbers if not math.isnan(v)]
@@ -255,8 +256,9 @@ class Browser(NamedTuple):
 
 
 def browser(table: pa.Table, images: dict[str, bytes]) -> Browser:
-    """The headline split, each recipe's last step, its lowest seed, the first sample,
-    of as many examples as ROWS rows allow, spread evenly over benchmarks and tasks.
+    """Return the headline split, each recipe's last step, its lowest seed, the first
+    sample, of as many examples as ROWS rows allow, spread evenly over benchmarks and
+    tasks.
 
     Examples are taken in the order of a hash of their ids, so that no result decides
     which are seen. Rows are in the order example, condition, recipe.
@@ -375,12 +377,14 @@ def _row(row) -> dict:
 
 
 def _rounded(value: float) -> float | None:
-    """None where a model behind an API, or another tool's log, does not tell."""
+    """Return a rounded number, None where a model behind an API, or another tool's log,
+    does not tell."""
     return None if math.isnan(value) else round(value, 3)
 
 
 def spread(task_of: dict[str, str], most: int) -> set[str]:
-    """At most `most` items: by turns from each task, in the order of their hashes."""
+    """Return at most `most` items: by turns from each task, in the order of their
+    hashes."""
     by_task: dict[str, list[str]] = {}
     for item in sorted(task_of, key=lambda i: hashlib.sha256(i.encode()).digest()):
         by_task.setdefault(task_of[item], []).append(item)
@@ -391,7 +395,7 @@ def spread(task_of: dict[str, str], most: int) -> set[str]:
 
 
 def small(image: bytes, item: str) -> bytes:
-    """The image, made no larger than a page of hundreds can carry."""
+    """Return the image, made no larger than a page of hundreds can carry."""
     if len(image) <= _HEAVY:
         return image
     try:

@@ -41,7 +41,7 @@ CURVES = ("accuracy", "consistent", "faithful_accuracy", "p_correct", "entropy")
 
 
 def heat(view: View, variants: list[str], conditions: list[str]) -> dict:
-    """Cells by measure, recipe, group and condition.
+    """Return cells by measure, recipe, group and condition.
 
     Groups are the benchmarks, or with one benchmark its tasks, after 'all' of them.
 
@@ -99,7 +99,7 @@ def heat(view: View, variants: list[str], conditions: list[str]) -> dict:
 
 
 def _drop(data, base, index):
-    """accuracy(base) − accuracy, paired; the interval from cluster means."""
+    """Return accuracy(base) − accuracy, paired; the interval from cluster means."""
     _, i, j = np.intersect1d(
         data["trial"][base], data["trial"][index], True, return_indices=True
     )
@@ -111,7 +111,8 @@ def _drop(data, base, index):
 
 
 def curves(all_points: list[Point]) -> list[dict]:
-    """Lines over steps: one per measure, recipe and condition with two steps or more.
+    """Return lines over steps: one per measure, recipe and condition with two steps or
+    more.
 
     A line is {m, recipe, c, all_points: [[step, value, lo, hi], ...]}.
     """
@@ -147,8 +148,8 @@ def _point(p: Point, measure: str) -> list:
 
 
 def calibrations(view: View, variants: list[str], conditions: list[str]) -> list:
-    """values[v][c]: {bins: [[confidence, right, lo, hi, n]], risk: [[coverage, risk]],
-    ece, brier, aurc} of the lowest seed, None without letters."""
+    """Return values[v][c]: {bins: [[confidence, right, lo, hi, n]], risk: [[coverage,
+    risk]], ece, brier, aurc} of the lowest seed, None without letters."""
     points = {recipe: each[0] for recipe, each in analysis.ends(view)}
     return [[_calibration(view, points[r], c) for c in conditions] for r in variants]
 

@@ -45,7 +45,7 @@ class Table(NamedTuple):
 
 
 def cell(value, kind: str) -> str:
-    """A value as a reader sees it."""
+    """Return a value as a reader sees it."""
     if value is None:
         return DASH
     if kind in TRIPLES:
@@ -71,18 +71,18 @@ TRIPLES = {"interval": (100, ".1f"), "gap": (100, "+.1f"), "area": (1, ".2f")}
 
 
 def _plain(text: str) -> str:
-    """A rounded zero has no sign; a minus sign is not a hyphen."""
+    """Return a rounded zero has no sign; a minus sign is not a hyphen."""
     text = text.lstrip("+-") if not text.strip("+-0.") else text
     return text.replace("-", "−").replace("inf", "∞")
 
 
 def heading(name: str, kind: str) -> str:
-    """A column heading, with its unit where the kind has one."""
+    """Return a column heading, with its unit where the kind has one."""
     return f"{name} (%)" if kind in ("share", "interval") else name
 
 
 def markdown(table: Table) -> str:
-    """A Markdown table, with its title and note."""
+    """Return a Markdown table, with its title and note."""
 
     def line(cells):
         safe = (c.replace("\\", "\\\\").replace("|", "\\|") for c in cells)
@@ -95,7 +95,7 @@ def markdown(table: Table) -> str:
 
 
 def csv_text(table: Table) -> str:
-    """Comma-separated values at full precision, empty where a cell is None."""
+    """Return comma-separated values at full precision, empty where a cell is None."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     names = []
@@ -143,7 +143,7 @@ _TEX = {
 
 
 def latex(table: Table) -> str:
-    """A booktabs table, escaped; the document needs `\\usepackage{booktabs}`."""
+    """Return a booktabs table, escaped; the document needs `\\usepackage{booktabs}`."""
 
     def escape(text):
         return "".join(_TEX.get(c, c) for c in str(text))
@@ -186,8 +186,9 @@ _SHORT = {
 
 
 def terminal(table: Table) -> Group:
-    """The table for a rich console, the conditions table within 80 columns: no step,
-    intervals in whole per cent, rows under a line that names their first column."""
+    """Return the table for a rich console, the conditions table within 80 columns: no
+    step, intervals in whole per cent, rows under a line that names their first
+    column."""
     repeats = len({row[0] for row in table.rows}) < len(table.rows)
     keep = [
         i
@@ -251,19 +252,30 @@ _WRITERS: dict[str, Callable[[Table], str]] = {
 
 
 def write(folder: str | os.PathLike, tables: list[Table]) -> list[Path]:
-    """Writes each table as .md, .csv and .tex; returns the paths.
+    """Write each table as .md, .csv and .tex; return the paths.
 
     Raises:
       UserError: where the folder can't be written.
     """
-    folder, paths = Path(folder), []
+    files = {
+        f"{table.name}.{ending}": render(table)
+        for table in tables
+        for ending, render in _WRITERS.items()
+    }
+    return write_files(folder, files, "tables")
+
+
+def write_files(folder, files: dict[str, str | bytes], what: str) -> list[Path]:
+    """Write files by name into a folder, each whole or not at all; return the paths.
+
+    Raises:
+      UserError: where the folder can't be written; `what` is in the message.
+    """
+    folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for table in tables:
-            for ending, render in _WRITERS.items():
-                path = folder / f"{table.name}.{ending}"
-                atomic_write(path, render(table))
-                paths.append(path)
+        for name, content in files.items():
+            atomic_write(folder / name, content)
     except OSError as error:
-        raise UserError(f"{folder}: cannot write tables: {error.strerror}") from None
-    return paths
+        raise UserError(f"{folder}: cannot write {what}: {error.strerror}") from None
+    return [folder / name for name in files]

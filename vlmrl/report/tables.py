@@ -43,7 +43,8 @@ class Point(NamedTuple):
         return float(np.mean(values)) if values else None
 
     def interval(self, name: str, ends: str = "") -> tuple | None:
-        """(value, lo, hi) of a measure whose rows carry `<ends>_lo` and `<ends>_hi`."""
+        """Return (value, lo, hi) of a measure whose rows carry `<ends>_lo` and
+        `<ends>_hi`."""
         value, ends = self.mean(name), ends or name
         if value is None:
             return None
@@ -58,7 +59,8 @@ class Point(NamedTuple):
 
 
 def hull(items: list[tuple]) -> tuple:
-    """(mean, lo, hi) of the shares of several seeds from each one's item interval."""
+    """Return (mean, lo, hi) of the shares of several seeds from each one's item
+    interval."""
     value, lo, hi = np.mean(items, 0).tolist()
     if len(items) > 1:
         seeds = stats.t_interval([item[0] for item in items])
@@ -67,7 +69,7 @@ def hull(items: list[tuple]) -> tuple:
 
 
 def points(rows: list[dict]) -> list[Point]:
-    """Metric rows put together over seeds, in the order they come."""
+    """Return metric rows put together over seeds, in the order they come."""
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         key = tuple(row[k] for k in ("split", "recipe", "step", "condition"))
@@ -76,7 +78,7 @@ def points(rows: list[dict]) -> list[Point]:
 
 
 def final(points: list[Point]) -> list[Point]:
-    """The points at the last step of each recipe in each split."""
+    """Return the points at the last step of each recipe in each split."""
     last: dict[tuple, int] = {}
     for p in points:
         key = (p.split, p.recipe)
@@ -85,7 +87,7 @@ def final(points: list[Point]) -> list[Point]:
 
 
 def seeds_note(points: list[Point]) -> str:
-    """One sentence on seeds, so that nobody takes one for several."""
+    """Return one sentence on seeds, so that nobody takes one for several."""
     recipes = {p.recipe: p.seeds for p in points}
     trained = {p.recipe: p.seeds for p in points if not p.starts} or recipes
     if set(trained.values()) == {1}:
@@ -102,7 +104,7 @@ def seeds_note(points: list[Point]) -> str:
 
 
 def build(table: pa.Table, rows: list[dict]) -> list[Table]:
-    """Every table of a run.
+    """Return every table of a run.
 
     Args:
       table: records.
@@ -171,7 +173,7 @@ def _conditions(split: str, points: list[Point]) -> Table:
 
 
 def _robustness(split: str, points: list[Point]) -> Table:
-    """What each condition costs against base."""
+    """Return what each condition costs against base."""
     return Table(
         f"robustness-{split}",
         f"Robustness against base, {split}",
@@ -203,7 +205,7 @@ def _robustness(split: str, points: list[Point]) -> Table:
 
 
 def _letters(split: str, points: list[Point]) -> Table:
-    """How far each condition moves the letter distribution."""
+    """Return how far each condition moves the letter distribution."""
     base = {p.recipe: p for p in points if p.condition == "base"}
 
     def shift(p, name):
@@ -240,7 +242,7 @@ def _letters(split: str, points: list[Point]) -> Table:
 
 
 def _agreement(split: str, points: list[Point]) -> Table:
-    """Readings of consistency side by side, and what the think was like."""
+    """Return readings of consistency side by side, and what the think was like."""
     return Table(
         f"agreement-{split}",
         f"Agreement of think and answer, {split}",

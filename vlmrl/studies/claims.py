@@ -59,7 +59,7 @@ def build_report(
 
 
 def judge_claims(table: pa.Table, *, split: str | None = None) -> list[Claim]:
-    """The verdicts on claims 1 to 8, in order.
+    """Return the verdicts on claims 1 to 8, in order.
 
     Args:
       table: records.
@@ -74,7 +74,7 @@ def judge_claims(table: pa.Table, *, split: str | None = None) -> list[Claim]:
 
 
 def _verdict(number: int, view: View, parts: list, missing: list[str]) -> Claim:
-    """Puts parts together; `missing` names what the claim needs and lacks."""
+    """Put parts together; `missing` names what the claim needs and lacks."""
     text = TEXTS[number]
     kinds = [p.verdict for p in parts]
     lacks = "; ".join(dict.fromkeys(missing))

@@ -292,7 +292,8 @@ def _6(view):
 
 
 def _areas(scores: dict, label, clusters):
-    """(AUROC(P(correct)) − AUROC(−H) with its interval, the AUROC of each score)."""
+    """Return (AUROC(P(correct)) − AUROC(−H) with its interval, the AUROC of each
+    score)."""
     first, second = scores["P(correct)"], scores["−H"]
     interval = stats.cluster_bootstrap(
         lambda w: stats.auroc(first, label, w) - stats.auroc(second, label, w),

@@ -55,7 +55,7 @@ class Remedy(NamedTuple):
 
 
 def judge(table: pa.Table, *, split: str = "test") -> list[Remedy]:
-    """One Remedy per trained recipe with records of `split`.
+    """Return one Remedy per trained recipe with records of `split`.
 
     Args:
       table: records of a study, its warm start among them.
@@ -100,7 +100,7 @@ def _remedy(view: View, recipe: str) -> Remedy:
 
 
 def as_table(remedies: list[Remedy]) -> render.Table:
-    """Remedies as a table of text, for Markdown, CSV and LaTeX."""
+    """Return the remedies as a table of text, for Markdown, CSV and LaTeX."""
 
     def shown(bar: Bar | None) -> str | None:
         if bar is None:

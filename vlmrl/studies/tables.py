@@ -32,12 +32,12 @@ class Known(NamedTuple):
 
 
 def pooled(table: pa.Table) -> pa.Table:
-    """All benchmarks and splits as one split, 'all'."""
+    """Return all benchmarks and splits as one split, 'all'."""
     return _split(table, pa.array(["all"] * len(table), pa.string()))
 
 
 def by_source(table: pa.Table) -> pa.Table:
-    """Every benchmark as a split of its own, its files together."""
+    """Return every benchmark as a split of its own, its files together."""
     return _split(table, table.column("source"))
 
 
@@ -47,7 +47,7 @@ def _split(table: pa.Table, column) -> pa.Table:
 
 
 def shown(table: pa.Table, conditions: Sequence[str]) -> pa.Table:
-    """The rows under some conditions; all for an empty list."""
+    """Return the rows under some conditions; all for an empty list."""
     if not conditions:
         return table
     return table.filter(pc.is_in(table["condition"], pa.array(list(conditions))))
@@ -56,7 +56,7 @@ def shown(table: pa.Table, conditions: Sequence[str]) -> pa.Table:
 def build(
     table: pa.Table, names: Sequence[str], known: Sequence[Known] = ()
 ) -> list[Table]:
-    """The tables of a study, in order.
+    """Return the tables of a study, in order.
 
     Args:
       table: records of every benchmark.
@@ -82,7 +82,7 @@ def build(
 
 
 def _usual(table: pa.Table) -> list[Table]:
-    """The tables of every run (`tables.build`), pooled and then by benchmark."""
+    """Return the tables of every run (`tables.build`), pooled and then by benchmark."""
     parts = [pooled(table)]
     if len(table.column("source").unique()) > 1:
         parts.append(by_source(table))
@@ -93,7 +93,7 @@ def _usual(table: pa.Table) -> list[Table]:
 
 
 def base(table: pa.Table, known: Sequence[Known]) -> list[Table]:
-    """Accuracy under base: a row per model and benchmark, beside the paper's."""
+    """Return accuracy under base: a row per model and benchmark, beside the paper's."""
     data = measures.columns(by_source(table))
     stated = {k[:4]: k.value for k in known}
     rows = []
@@ -127,7 +127,7 @@ def base(table: pa.Table, known: Sequence[Known]) -> list[Table]:
 
 
 def official(table: pa.Table, known: Sequence[Known]) -> list[Table]:
-    """Every published score of each benchmark, under base."""
+    """Return every published score of each benchmark, under base."""
     rows = []
     base_rows = table.filter(pc.equal(table["condition"], "base"))
     for source in dict.fromkeys(base_rows.column("source").to_pylist()):
@@ -155,7 +155,7 @@ def official(table: pa.Table, known: Sequence[Known]) -> list[Table]:
 
 
 def _last(table: pa.Table) -> pa.Table:
-    """The last step of the lowest seed."""
+    """Return the last step of the lowest seed."""
     for name, choose in (("seed", pc.min), ("step", pc.max)):
         table = table.filter(pc.equal(table[name], choose(table[name])))
     return table
@@ -220,7 +220,7 @@ def _gap(data, before, after):
 
 
 def styles(table: pa.Table, known: Sequence[Known]) -> list[Table]:
-    """The same weights under several prompt styles, against their own."""
+    """Return the same weights under several prompt styles, against their own."""
     data = measures.columns(pooled(table))
     data["style"] = np.array(table.column("style").to_pylist(), str)
     cells = measures.cells(data)
