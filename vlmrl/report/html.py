@@ -256,9 +256,8 @@ class Browser(NamedTuple):
 
 
 def browser(table: pa.Table, images: dict[str, bytes]) -> Browser:
-    """Return the headline split, each recipe's last step, its lowest seed, the first
-    sample, of as many examples as ROWS rows allow, spread evenly over benchmarks and
-    tasks.
+    """Return the headline split at each recipe's last step, lowest seed, first sample,
+    of as many examples as ROWS rows allow, spread evenly over benchmarks and tasks.
 
     Examples are taken in the order of a hash of their ids, so that no result decides
     which are seen. Rows are in the order example, condition, recipe.
