@@ -2,14 +2,18 @@
 never was: to the bit, no example skipped and none twice.
 
 As a script, `python tests/main/test_stopped.py DIRECTORY`, this file makes the runs:
-every start is a process of its own, forked before threads exist, that sends itself a
-signal at its place, and goes on from what the one before it left. SIGTERM comes as a
-phase begins and is honoured at the next safe point; SIGKILL comes as a phase ends, its
-work done and lost, in `checkpoint` while the step is being written. Where two processes
-are one run, the second of them gets the signal.
+every start sends itself a signal at its place, and goes on from what the one before it
+left. SIGTERM comes as a phase begins and is honoured at the next safe point; SIGKILL
+comes as a phase ends, its work done and lost, in `checkpoint` while the step is being
+written. Where two processes are one run, the second of them gets the signal.
+
+After SIGKILL the next start is a new process, forked before threads exist. After
+SIGTERM, which ends with a status, the same process runs the command again: tracing and
+compiling take most of a start, and programs are still in memory.
 """
 
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -19,7 +23,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -30,7 +36,7 @@ TERM, KILL, STOPPED = int(signal.SIGTERM), int(signal.SIGKILL), 75
 STEPS, PROMPTS = 4, 4
 
 # Every phase by each signal: (how, phase, step, the phase it is stopped in). 'compile':
-# the first program of a start; 'any': so many changes of phase after the start.
+# the first program of a rollout; 'any': so many changes of phase after the start.
 FAULTS = (
     ("asked", "compile", 1, "rollout"),
     ("killed", "compile", 1, ""),
@@ -49,7 +55,7 @@ FAULTS = (
     ("killed", "checkpoint", 4, ""),
     ("asked", "checkpoint", 4, "checkpoint"),
 )
-PATIENCE = 60.0  # seconds for a process whose other half was killed
+PATIENCE = 15.0  # seconds for a process whose other half was killed
 
 CONFIG = "configs/tiny/both.py:runlocal"
 FIELDS = {
@@ -73,64 +79,107 @@ FIELDS = {
 # -- one start -------------------------------------------------------------------------
 
 
-def arm(how: str, phase: str, step: int) -> None:
-    """Has this process sent a signal at its place."""
+class Start(NamedTuple):
+    """One start of the command."""
+
+    run: str  # name of the run directory
+    index: int  # of the starts of this run
+    fault: tuple[str, str, int] | None  # (how, phase, step)
+
+
+PLAN = (
+    Start("straight", 0, None),
+    *(Start("stopped", i, fault[:3]) for i, fault in enumerate(FAULTS)),
+    Start("stopped", len(FAULTS), None),
+)
+
+
+def by_process(plan) -> list[list[Start]]:
+    """Divide starts among processes: a process ends with its first SIGKILL."""
+    parts = [[]]
+    for start in plan:
+        parts[-1].append(start)
+        if start.fault and start.fault[0] == "killed":
+            parts.append([])
+    return parts
+
+
+def watch() -> Callable[[tuple | None], None]:
+    """Patch the phases of this process; return a function that sets the next fault."""
     import jax
 
     from vlmrl.run import checkpoint
     from vlmrl.run.phases import Phases
 
-    number = TERM if how == "asked" else KILL
+    armed: list[tuple] = []
     at: list[Phases] = []
     begin, switch, save = Phases.__call__, Phases.switch, checkpoint.save
 
-    def fire(here: bool) -> None:
-        nonlocal number
-        if here and number:
-            number, sent = 0, number
-            os.kill(os.getpid(), sent)
+    def arm(fault):
+        armed[:], at[:] = [fault] if fault else [], []
+        if fault and fault[1] == "compile":
+            jax.clear_caches()
+
+    def fire(how, *places):
+        """Send the signal if the fault is one of these (phase, step)."""
+        if armed and armed[0][0] == how and armed[0][1:] in places:
+            armed.clear()
+            os.kill(os.getpid(), TERM if how == "asked" else KILL)
 
     def begins(self, name, now=None):
         begin(self, name, now)
-        fire(how == "asked" and (name, self.step) == (phase, step))
+        fire("asked", (name, self.step))
 
     def switches(self, name, now=None):
         at[:] = [self]
-        if how == "killed" and phase != "checkpoint":
-            fire((self.name, self.step) == (phase, step))
-            fire(phase == "any" and self.calls == step)
+        if armed and armed[0][1] != "checkpoint":  # killed in `saves`
+            fire("killed", (self.name, self.step), ("any", self.calls))
         switch(self, name, now)
 
     def saves(directory, now, *state, **options):
         wait = save(directory, now, *state, **options)
-        fire(how == "killed" and (phase, step) == ("checkpoint", now))
+        fire("killed", ("checkpoint", now))
         return wait
 
     def heard(event, seconds, **_):
-        compiled = phase == "compile" and event.endswith("backend_compile_duration")
-        fire(bool(compiled and at and at[0].name == "rollout"))
+        compiled = event.endswith("backend_compile_duration")
+        if compiled and at and at[0].name == "rollout":
+            fire("asked", ("compile", 1))
+            fire("killed", ("compile", 1))
 
     Phases.__call__, Phases.switch, checkpoint.save = begins, switches, saves
     jax.monitoring.register_event_duration_secs_listener(heard)
+    return arm
 
 
-def begin(workdir: Path, fault: tuple | None, log: Path, words=()) -> int:
-    """Starts a run as from a shell; returns its process id."""
+def begin(top: Path, starts: list[Start], faulty: bool, number: int, words=()) -> int:
+    """Fork a process that makes starts, until one is not stopped on request; return its
+    id. Only the faulty process sends itself signals.
+    """
     if child := os.fork():
         return child
     before = set(sys.modules)
-    with open(log, "w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
     from vlmrl.main import cli
+    from vlmrl.run import hosts
 
-    if fault:
-        arm(*fault)
+    hosts.start = functools.cache(hosts.start)  # a process joins the others once
+    arm = watch() if faulty else lambda _: None
     fields = [f"--config.{name}={value}" for name, value in FIELDS.items()]
-    run = ["train", "--config", CONFIG, "--workdir", str(workdir)]
-    status = cli.main([*run, *fields, *words])
-    imported = sorted(set(sys.modules) - before)
-    log.with_suffix(".modules").write_text(json.dumps(imported))
+    for run, i, fault in starts:
+        with open(top / f"{run}-{i}-{number}.log", "w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        arm(fault)
+        train = ["train", "--config", CONFIG, "--workdir", str(top / run)]
+        status = cli.main([*train, *fields, *words])
+        sys.stdout.flush()
+        sys.stderr.flush()
+        (top / f"{run}-{i}-{number}.status").write_text(str(status))
+        if number == 0:
+            imported = sorted(set(sys.modules) - before)
+            (top / "modules.json").write_text(json.dumps(imported))
+        if status != (STOPPED if fault else 0):
+            break
     sys.exit(status)  # past all callers, so that it ends as a process does
 
 
@@ -148,8 +197,8 @@ def end(process: int, patience: float = 0.0) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def start(top: Path, name: str, i: int, fault: tuple | None, processes: int):
-    """Exit statuses of the processes of start i, the last one having the fault."""
+def together(top: Path, starts: list[Start], processes: int) -> dict:
+    """{run-start: exit status of each process}, the last process having the faults."""
     joined = []
     if processes > 1:
         with socket.socket() as s:
@@ -158,29 +207,33 @@ def start(top: Path, name: str, i: int, fault: tuple | None, processes: int):
         joined = ["--coordinator", address, "--processes", str(processes)]
     running = []
     for p in range(processes):
-        mine = fault if p == processes - 1 else None
-        log = top / f"{name}-{i}-{p}.log"
         words = [*joined, "--process", str(p)] if joined else []
-        running.append(begin(top / name, mine, log, words))
+        running.append(begin(top, starts, p == processes - 1, p, words))
     last = end(running.pop())
-    return [end(r, PATIENCE if last == -KILL else 0.0) for r in running] + [last]
+    ended = [end(r, PATIENCE if last == -KILL else 0.0) for r in running] + [last]
+
+    def status(start, p):
+        path = top / f"{start.run}-{start.index}-{p}.status"
+        return int(path.read_text()) if path.exists() else ended[p]
+
+    return {
+        f"{s.run}-{s.index}": [status(s, p) for p in range(processes)] for s in starts
+    }
 
 
 def main(directory: str, processes: int) -> None:
-    """Runs 'straight' and 'stopped', with the statuses of each start."""
+    """Make all starts, and write their statuses."""
     import vlmrl.main.cli
     import vlmrl.main.train  # noqa: F401
 
     top = Path(directory)
-    found = {"straight": [start(top, "straight", 0, None, processes)]}
-    for module in json.loads((top / "straight-0-0.modules").read_text()):
-        with contextlib.suppress(ImportError):  # once for all that follow
-            importlib.import_module(module)
-    faults = [*(fault[:3] for fault in FAULTS), None]  # the last one undisturbed
-    found["stopped"] = [
-        start(top, "stopped", i, fault, processes) for i, fault in enumerate(faults)
-    ]
-    (top / "statuses.json").write_text(json.dumps(found))
+    statuses = {}
+    for starts in by_process(PLAN):
+        statuses |= together(top, starts, processes)
+        for module in json.loads((top / "modules.json").read_text()):
+            with contextlib.suppress(ImportError):  # once for all that follow
+                importlib.import_module(module)
+    (top / "statuses.json").write_text(json.dumps(statuses))
 
 
 # -- what is left ----------------------------------------------------------------------
@@ -203,7 +256,7 @@ def runs(request, tmp_path_factory):
     return run(tmp_path_factory.mktemp("runs"), request.param)
 
 
-def said(top: Path, name: str) -> str:
+def logs(top: Path, name: str) -> str:
     return "\n".join(
         f"{p.name}: {p.read_text()[-1500:]}" for p in sorted(top.glob(f"{name}*.log"))
     )
@@ -218,12 +271,12 @@ def said(top: Path, name: str) -> str:
 def test_sigterm_saves_and_sigkill_does_not(runs, i, fault):
     top, statuses = runs
     how, _, step, safe = fault
-    *others, last = statuses["stopped"][i]
-    assert last == (STOPPED if how == "asked" else -KILL), said(top, f"stopped-{i}-")
+    *others, last = statuses[f"stopped-{i}"]
+    assert last == (STOPPED if how == "asked" else -KILL), logs(top, f"stopped-{i}-")
     if how == "killed":  # the other half may have had to be killed too
-        assert not {0, STOPPED} & set(others), said(top, f"stopped-{i}-")
+        assert not {0, STOPPED} & set(others), logs(top, f"stopped-{i}-")
     else:
-        assert set(others) <= {STOPPED}, said(top, f"stopped-{i}-")
+        assert set(others) <= {STOPPED}, logs(top, f"stopped-{i}-")
         log = (top / f"stopped-{i}-0.log").read_text()
         step += safe == "data"  # which is the next step's
         assert f"stopped on request in phase {safe} of step {step}; the same" in log
@@ -233,9 +286,9 @@ def test_sigterm_saves_and_sigkill_does_not(runs, i, fault):
 @pytest.mark.slow
 def test_every_other_start_ends_well(runs):
     top, statuses = runs
-    (straight,), last = statuses["straight"], statuses["stopped"][-1]
-    assert set(straight) == {0}, said(top, "straight")
-    assert set(last) == {0}, said(top, f"stopped-{len(FAULTS)}-")
+    assert set(statuses["straight-0"]) == {0}, logs(top, "straight")
+    last = f"stopped-{len(FAULTS)}"
+    assert set(statuses[last]) == {0}, logs(top, f"{last}-")
 
 
 def files(seed: Path) -> dict[str, bytes]:
