@@ -173,10 +173,8 @@ def test_a_workdir_keeps_to_its_config(runs, refused):
     workdir = runs["straight"][0]
     words = overrides(FIELDS | {"steps": 6, "sampling.max_tokens": 20})
     said = refused(*WORDS, *words, "--workdir", workdir)
-    assert said == (
-        f"{workdir}: holds a run of another config (it differs in max_tokens, steps); "
-        "give another --workdir"
-    )
+    assert f"{workdir}: holds a run of another config" in said
+    assert "sampling.max_tokens, steps)" in said
     assert json.loads((workdir / "config.json").read_text())["steps"] == 4
 
 

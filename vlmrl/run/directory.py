@@ -32,8 +32,7 @@ def describe_run(workdir: Path, config: dict) -> None:
     text = json.dumps(config, indent=1, default=list) + "\n"
     path = workdir / "config.json"
     if path.is_file() and path.read_text() != text and _results(workdir):
-        old = json.loads(path.read_text())
-        new = json.loads(text)
+        old, new = _fields(json.loads(path.read_text())), _fields(json.loads(text))
         names = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
         raise UserError(
             f"{workdir}: holds a run of another config (it differs in "
@@ -51,6 +50,15 @@ def describe_run(workdir: Path, config: dict) -> None:
         "revision": _revision(),
     }
     write_json(workdir / "environment.json", environment)
+
+
+def _fields(config: dict, prefix: str = "") -> dict:
+    """Return the fields of nested dicts by dotted name."""
+    out = {}
+    for name, value in config.items():
+        nested = isinstance(value, dict) and value
+        out |= _fields(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return out
 
 
 def _results(workdir: Path) -> bool:
