@@ -571,7 +571,7 @@ def test_after_a_failure_the_same_place_can_be_used(refused, tmp_path):
     for size in (0, -1):  # found out when the data are made
         words = overrides(SMALL | {"eval.size": size})
         said = refused(*WORDS, *words, workdir=tmp_path)
-        assert f"size of validation is {size}" in said
+        assert "size of validation" in said and str(size) in said
         config = json.loads((tmp_path / "config.json").read_text())
         assert config["eval"]["size"] == size
 
