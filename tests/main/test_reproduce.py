@@ -25,7 +25,7 @@ from vlmrl.studies import jobs, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
-HELPERS = ("common.py", "options.py", "paper/common.py")  # which have no get_config
+HELPERS = ("common.py", "paper/common.py")  # which have no get_config
 STUDIES = sorted(
     p.stem
     for p in (CONFIGS / "paper").glob("*.py")
