@@ -24,7 +24,7 @@ from jax.experimental import topologies
 from vlmrl import sharding
 from vlmrl.engine import attention
 from vlmrl.engine.score import score
-from vlmrl.main import workloads
+from vlmrl.bench import workloads
 from vlmrl.models import registry
 
 topology = topologies.get_topology_desc(platform="tpu", topology_name=sys.argv[1])

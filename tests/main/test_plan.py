@@ -217,17 +217,17 @@ def test_the_papers_recipe_is_planned_as_it_trains():
 @pytest.mark.parametrize(
     "words, complaint",
     [
-        (["--topology", "v5e"], "--topology is 'v5e', want a chip and a slice, as"),
+        (["--topology", "v5e"], "--topology is 'v5e', expected a chip and a slice"),
         (["--topology", "v7:8"], "chips: v5e, v5p, v6e"),
         (["--topology", "v5p:4x4"], "slices of v5p are 2x2x1, 2x2x2"),
         (["--topology", "h100:16"], "no compiler for it here, and there are 8 CPU"),
-        (["--topology", "host:8", "--mesh", "fsdp"], "want it as fsdp=16,tensor=4"),
+        (["--topology", "host:8", "--mesh", "fsdp"], "expected e.g. fsdp=16,tensor=4"),
         (["--topology", "host:8", "--mesh", "rows=8"], "--mesh: no axis rows"),
         (["--topology", "host:8", "--mesh", "fsdp=3"], "multiply to 8 devices"),
         (["--topology", "host:8", "--only", "sleep"], "--only: no program sleep"),
         (
             ["--topology=host:8", "--mesh=fsdp=8", "--config.learner.microbatches=3"],
-            "config.prompts is 8, want a multiple of the 8 parts",
+            "config.prompts is 8, expected a multiple of 8 batch",
         ),
     ],
 )
@@ -301,13 +301,13 @@ GROWTH = """
 import json, re
 import jax
 from vlmrl import sharding
-from vlmrl.main import chips, plan, programs
+from vlmrl.plan import chips, estimate, programs
 from tests.main.test_plan import heavy
 
 here = heavy()
 mesh = sharding.make_mesh(devices=jax.devices()[:1])
 step = programs.step(here, mesh)
-planned = plan.cost(here, mesh, chips.find("host:1"), step, here.prompts, step)
+planned = estimate.cost(here, mesh, chips.find("host:1"), step, here.prompts, step)
 
 def resident(name):
     text = open("/proc/self/status").read()
