@@ -82,7 +82,7 @@ def test_segments_behind_segments_and_attention():
     own tokens in the ring buffer: equal ids, log-probs to 1e-5."""
     group = kit.group(2, ("base", "wrong_caption"))
     made = make_stops(kit.processor())
-    common = np.isin(np.arange(len(made.end)), np.arange(40, 70))
+    common = np.isin(np.arange(len(made.end)), np.arange(40, 100))
     made = made._replace(end=made.end | common)
     keys = branch_keys(0, "rollout", 0, list("abcd"), 3)
     settings = dict(max_tokens=10, sampling=Sampling(0.7))

@@ -265,8 +265,8 @@ def table(
     for x in "qkv":
         size = {"k": k, "r": r, "h": h} if x == "q" else {"k": k, "h": h}
         out |= rows.heads(name + x, f"{attention}{x}_proj", n, d, size, bias=c.qkv_bias)
-        if c.qk_norm and x != "v":
-            out |= rows.norm(f"{name}{x}_norm", f"{attention}{x}_norm", n, h)
+    for x in "qk" if c.qk_norm else "":
+        out |= rows.norm(f"{name}{x}_norm", f"{attention}{x}_norm", n, h)
     out[name + "o"] = Param(
         (n, k, r, h, d),
         (None, "kv_heads", None, None, "embed"),

@@ -81,8 +81,9 @@ def table(c: Config) -> dict[str, Param]:
     n, a, at = c.vision_layers, c.vision_heads, "visual.blocks.{}."
     patch = {"c": c.channels, "t": c.temporal_patch, "y": c.patch, "x": c.patch}
     qkv = {"q": 3, "a": a, "h": e // a}
-    layer = {
-        "o": ("attn.proj", (e, e), rows.OUT),
+    # The order of rows decides the random initialisation of a seed.
+    output = {"o": ("attn.proj", (e, e), rows.OUT)}
+    mlp = {
         "gate": ("mlp.gate_proj", (e, m), rows.UP),
         "up": ("mlp.up_proj", (e, m), rows.UP),
         "down": ("mlp.down_proj", (m, e), rows.DOWN),
@@ -92,8 +93,9 @@ def table(c: Config) -> dict[str, Param]:
         rows.patch("visual.patch_embed.proj", e, patch, bias=False)
         | rows.norm("vision.layers.norm1", at + "norm1", n, e)
         | rows.heads("vision.layers.qkv", at + "attn.qkv", n, e, qkv, bias=True)
+        | rows.linears("vision.layers.", at, n, output, residual=("o",))
         | rows.norm("vision.layers.norm2", at + "norm2", n, e)
-        | rows.linears("vision.layers.", at, n, layer, residual=("o", "down"))
+        | rows.linears("vision.layers.", at, n, mlp, residual=("down",))
         | rows.norm("vision.merger.norm", "visual.merger.ln_q", 0, e)
         | rows.linears("vision.merger.", "visual.merger.mlp.", 0, merger)
     ) | decoder.table(c.text)
