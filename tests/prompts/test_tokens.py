@@ -229,12 +229,23 @@ def test_bad_images_name_the_example(processor):
             tokens.encode(processor, (SHOT, [data]), name="e8")
 
 
-def test_encode_is_fast(processor):
+def test_encoding_costs_a_few_times_what_decoding_the_image_does(processor):
+    """The least of twenty turns each, in CPU time: 2.6 times was measured."""
     files = [png(112, 112, seed) for seed in range(20)]
-    start = time.perf_counter()
-    for file in files:
-        tokens.encode(processor, (SHOT, [file]))
-    assert (time.perf_counter() - start) / len(files) < 0.05  # 1.2 ms measured
+
+    def least(run):
+        seconds = []
+        for file in files:
+            start = time.process_time()
+            run(file)
+            seconds.append(time.process_time() - start)
+        return min(seconds)
+
+    def decode(file):
+        return np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
+
+    encode = least(lambda file: tokens.encode(processor, (SHOT, [file])))
+    assert encode < 20 * least(decode)
 
 
 def test_decode_leaves_end_tokens_out(processor):
