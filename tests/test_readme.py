@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from vlmrl.loops import run_config
 from vlmrl.main import args, cli, usage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,4 +49,8 @@ def test_a_command_parses(line, tmp_path, monkeypatch):
         return
     if "config" in flags and "args" in flags:  # reproduce CONFIG
         words = [f"--config={w}" if w.startswith("configs/") else w for w in words]
-    args.parse(words, flags)
+    config, *_ = args.parse(words, flags)
+    if name == "train":  # its fields must agree with each other, too
+        run_config.check(
+            {k: v for k, v in config.to_dict().items() if k != "algorithm"}
+        )
