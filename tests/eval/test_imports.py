@@ -115,7 +115,7 @@ def test_a_broken_spreadsheet_is_named_by_row(tmp_path):
     (tmp_path / "x.xlsx").write_bytes(b"PK\x03\x04 not")
     with pytest.raises(UserError, match="not a readable .xlsx file"):
         imports.vlmevalkit(tmp_path / "x.xlsx")
-    with pytest.raises(UserError, match=r"want \.xlsx"):
+    with pytest.raises(UserError, match=r"expected \.xlsx"):
         (tmp_path / "x.pkl").write_bytes(b"")
         imports.vlmevalkit(tmp_path / "x.pkl")
     with pytest.raises(UserError, match="row 2: has no prediction"):

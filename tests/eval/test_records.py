@@ -94,8 +94,8 @@ def test_numpy_scalars_are_welcome(tmp_path):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"entropy": "low"}, "column entropy: want double"),
-        ({"options": "AB"}, "column options: want list"),
+        ({"entropy": "low"}, "column entropy: expected double"),
+        ({"options": "AB"}, "column options: expected list"),
         ({"task": None}, r"column task: row 1 \(example e1\) is None"),
     ],
 )
@@ -128,7 +128,7 @@ def test_read_names_what_is_wrong(tmp_path):
         (good.append_column("extra", good["seed"]), "unknown column extra"),
         (
             good.set_column(seed, "seed", pa.array(["0"])),
-            "column seed: type string; want int64",
+            "column seed: type string; expected int64",
         ),
         (
             good.set_column(seed, "seed", pa.array([None], pa.int64())),
@@ -262,7 +262,7 @@ def test_jsonl_reads_back_as_the_same_records(tmp_path):
     "line, said",
     [
         ("{", "line 2: not JSON"),
-        ("[]", "line 2: want an object"),
+        ("[]", "line 2: expected an object"),
         ('{"recipe": "x"}', "line 2: missing field seed, step"),
     ],
 )

@@ -67,7 +67,7 @@ def test_bad_words_and_files(capsys, tmp_path):
     assert cli.main(["bench", "counts", "--rounds=0"]) == 2
     assert "--rounds is 0" in capsys.readouterr().err
     assert cli.main(["bench", "decode"]) == 2
-    assert "decode: wants a GPU, or --tiny" in capsys.readouterr().err
+    assert "decode: needs a GPU, or --tiny" in capsys.readouterr().err
     (tmp_path / "bench-x.json").write_text("{}")
     with pytest.raises(bench.UserError, match="no result of `vlmrl bench`"):
         suites.newest(tmp_path, {"class": "cpu-2"})

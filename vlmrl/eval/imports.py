@@ -215,7 +215,7 @@ def _table(path: Path) -> list[dict]:
                 return list(csv.DictReader(file, delimiter=mark))
     except (ValueError, KeyError, csv.Error, AttributeError, StopIteration) as error:
         raise UserError(f"{path}: does not read as {path.suffix} ({error})") from None
-    raise UserError(f"{path}: want .xlsx, .tsv, .csv or .json")
+    raise UserError(f"{path}: expected .xlsx, .tsv, .csv or .json")
 
 
 # -- lmms-eval -------------------------------------------------------------------------

@@ -90,13 +90,13 @@ def _table(path: Path, records: list[Record]) -> pa.Table:
             column = pa.array(values, field.type)
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
             raise UserError(
-                f"{path}: column {field.name}: want {field.type} ({error})"
+                f"{path}: column {field.name}: expected {field.type} ({error})"
             ) from None
         if column.null_count:
             row = column.is_null().index(True).as_py()
             raise UserError(
                 f"{path}: column {field.name}: row {row} (example "
-                f"{records[row].example}) is None; want {field.type}"
+                f"{records[row].example}) is None; expected {field.type}"
             )
         columns.append(column)
     return pa.Table.from_arrays(columns, schema=SCHEMA)
@@ -137,10 +137,11 @@ def read(path: str | os.PathLike) -> pa.Table:
         column = table.column(field.name)
         if column.type != field.type:
             raise UserError(
-                f"{path}: column {field.name}: type {column.type}; want {field.type}"
+                f"{path}: column {field.name}: type {column.type}; "
+                f"expected {field.type}"
             )
         if column.null_count:
-            raise UserError(f"{path}: column {field.name}: holds nulls; want none")
+            raise UserError(f"{path}: column {field.name}: holds nulls; expected none")
     return _checked(table, path)
 
 
@@ -187,7 +188,7 @@ def _read_jsonl(path: Path) -> pa.Table:
             except json.JSONDecodeError as error:
                 raise UserError(f"{path}, line {number}: not JSON ({error})") from None
             if not isinstance(row, dict):
-                raise UserError(f"{path}, line {number}: want an object")
+                raise UserError(f"{path}, line {number}: expected an object")
             row = _completed(row)
             for name, wrong in (
                 ("missing", [n for n in SCHEMA.names if n not in row]),

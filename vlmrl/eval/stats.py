@@ -219,7 +219,7 @@ def contrast(terms: list[tuple[float, Cell]], **bootstrap) -> Interval:
         total += coefficient * values[rows]
         if clusters is not None and (clusters != groups[rows]).any():
             at = shared[np.argmax(clusters != groups[rows])]
-            raise UserError(f"cluster: example '{at}' is in two clusters; want one")
+            raise UserError(f"cluster: example '{at}' is in two clusters; expected one")
         clusters = groups[rows]
     return mean(total, clusters, **bootstrap)
 

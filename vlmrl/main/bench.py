@@ -67,12 +67,12 @@ def main(argv):
             f"no suite '{unknown[0]}'; there are {', '.join(suites.SUITES)}; see --help"
         )
     if other.rounds < 1:
-        raise UserError(f"--rounds is {other.rounds}, want 1 or more")
+        raise UserError(f"--rounds is {other.rounds}, expected 1 or more")
     cpu = jax.default_backend() == "cpu"
     default = [n for n in suites.SUITES if (n in device.SUITES) != cpu]
     heavy = [n for n in other.args if n in device.SUITES]
     if heavy and cpu and not other.tiny:
-        raise UserError(f"{heavy[0]}: wants a GPU, or --tiny to see that it works")
+        raise UserError(f"{heavy[0]}: needs a GPU, or --tiny to see that it works")
     sizes = workloads.TINY if other.tiny else workloads.FULL
     settings = suites.Settings(sizes, other.rounds, other.models, other.tiny)
     results = []
