@@ -22,6 +22,7 @@ ORDER = [
         "vlmrl.eval.stats",
     ],
     ["vlmrl.prompts"],
+    ["vlmrl.answers"],
     ["vlmrl.run", "vlmrl.client"],
     ["vlmrl.models"],
     ["vlmrl.engine"],

@@ -50,12 +50,24 @@ class Example(NamedTuple):
     trace: str = ""  # a reference CoT for supervised training, without tags
     meta: str = ""  # JSON of what only the source knows, e.g. the scene graph
     open: bool = False  # asked without its options, which are then candidate answers
+    kind: str = "option"  # of the gold answer, how replies are compared with it: one of
+    # `answers.equality.KINDS`: 'option', 'number', 'maths', 'box', 'text'
     # -- what a condition changed
     condition: str = "base"
     caption: str = ""  # sentence put before the question, in the user turn
     prefill: str = ""  # text the assistant turn starts with
     direct: bool = False  # asked to answer without thinking
     abstain: int = -1  # index of the added "I'm not sure" option in `options`
+
+
+class Parsed(NamedTuple):
+    """The parts of an assistant turn."""
+
+    think: str | None  # verbatim text inside <think>; None if it was never opened
+    answer: str | None  # verbatim text of the last answer block; None if malformed
+    option: int  # index the answer names, -1 if none or ambiguous
+    strict: bool  # the turn is <think>…</think><answer>…</answer> and nothing else
+    closed: bool  # <think> was opened and closed
 
 
 class Prompt(NamedTuple):
@@ -67,6 +79,27 @@ class Prompt(NamedTuple):
     spans: tuple[tuple[int, int], ...]  # character ranges of `text` a condition wrote
     style: str  # name of the prompt style
     hash: str  # sha256 of `text`, first 16 hex digits
+    turn: str = ""  # how the assistant turn begins: what the chat template opened of it
+    # and the condition's prefill; a completion is read behind it
+
+
+class Completion(NamedTuple):
+    """One assistant turn, read and judged: what a reward, a shaping term and a ranking
+    are functions of."""
+
+    example: Example  # under its condition; `meta` holds what only the source knows
+    prompt: str  # what the model read, what the turn begins with included
+    text: str  # the whole assistant turn, what the prompt began of it included
+    parsed: Parsed  # the strict reading
+    correct: bool  # the strict answer equals the gold one, by the item's kind of answer
+    verdict: str | None = None  # of a judge; None: none was asked
+    tokens: int = 0  # sampled
+    options: Array | None = None  # float[C], P(option) after the CoT; None: unmeasured
+
+    @property
+    def think(self) -> str:
+        """The text inside <think>, '' if none."""
+        return self.parsed.think or ""
 
 
 class Vision(NamedTuple):
@@ -160,7 +193,8 @@ class Record(NamedTuple):
     answer: int
     suggested: int
     abstain: int
-    prefill: str
+    prefill: str  # how the assistant turn began (`Prompt.turn`)
+    kind: str  # of the gold answer (`Example.kind`)
     # -- what it wrote
     completion: str  # sampled text, without the prefill
     think: str  # text inside <think>, prefill included; '' if none
@@ -169,6 +203,8 @@ class Record(NamedTuple):
     correct: bool
     followed: bool  # predicted == suggested
     format: bool  # the strict <think>…</think><answer>…</answer> format holds
+    lenient: int  # option of the lenient reading, -1 if none
+    lenient_correct: bool
     finish: str  # 'stop' or 'length'
     # -- judgement
     judge: str  # which judge, e.g. 'rule'
@@ -176,7 +212,9 @@ class Record(NamedTuple):
     verdict: str  # 'consistent', 'inconsistent', 'undecided', 'not_applicable'
     verdict_sampled: str  # the same, the judge not seeing the prefill
     # -- the kernel's scores
+    forced: int  # option of the highest probability, the answer opened; -1 if absent
     letters: list[float]  # probabilities over options
+    scored: str  # what `letters` are of: 'letters', 'texts'; '' if absent
     entropy: float
     p_correct: float
     p_suggested: float
@@ -193,6 +231,7 @@ class Record(NamedTuple):
     consistent_probe_stripped: bool
     # -- how it was measured
     parser: str  # parser version
+    lenient_parser: str  # version of the lenient reading
     engine: str  # software that generated and scored: 'vlmrl', 'chat', 'vlmevalkit', …
     pixels: list[int]  # [min_pixels, max_pixels]
     version: str = ""  # of vlmrl; behind an API the model's name there; else ''

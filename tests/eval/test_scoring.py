@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from vlmrl.answers import values as answers
 from vlmrl.data.sets import SETS
-from vlmrl.eval import answers, scoring
+from vlmrl.eval import scoring
 from vlmrl.types import UserError
 
 

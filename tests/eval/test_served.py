@@ -8,11 +8,12 @@ import pytest
 
 from tests import kit
 from tests.judges.server import body_of, serve
+from vlmrl.answers import reading
 from vlmrl.client.cache import Budget
 from vlmrl.client.http import Client, Endpoint, Reply
 from vlmrl.eval import measures, records, served
 from vlmrl.perturb import ORDER, apply
-from vlmrl.prompts import parsing, styles
+from vlmrl.prompts import styles
 from vlmrl.types import UserError
 
 GOOD = "<think>The dog is left. So the answer is B.</think><answer>B</answer>"
@@ -232,6 +233,6 @@ def test_an_answer_is_read_by_the_rule_of_its_style():
     for style in ("tiny", "vlmevalkit"):
         turn = ([{"role": "user", "content": example.question}], "", [])
         row = served._record(example, turn, style, Reply("A", "", True))
-        read = parsing.read("A", example, style)
+        read = reading.read("A", example, style)
         assert (row.predicted, row.format) == (read.option, read.strict)
         assert row.parser == styles.style(style).parser

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vlmrl.answers import reading
+from vlmrl.answers.strict import PARSER, parse, read_option
+from vlmrl.answers.tools import PARSERS
 from vlmrl.data.sets import SETS
 from vlmrl.perturb import ORDER, apply
-from vlmrl.prompts.parsing import PARSER, PARSERS, parse, read, read_option
 from vlmrl.prompts.styles import STYLES, build, chatml, messages, style
 from vlmrl.types import Example, UserError
 
@@ -439,16 +441,21 @@ def test_every_style_of_another_tool_has_its_snapshot_and_rule():
     ],
 )
 def test_answers_by_each_tools_rule(name, said, option):
-    assert read(said, ITEM, name).option == option
+    assert reading.read(said, ITEM, name).parsed.option == option
 
 
 def test_yes_no_and_numbers_by_the_tools_rules():
     binary = ITEM._replace(options=("Yes", "No"))
     for said, option in (("Yes, it is", 0), ("no.", 1), ("yes and no", -1), ("ja", -1)):
-        assert read(said, binary, "vlmevalkit_yes_no").option == option
+        assert reading.read(said, binary, "vlmevalkit_yes_no").parsed.option == option
     count = ITEM._replace(options=("3", "4"), answer=0, open=True)
-    assert read("There are 04 of them, not 3", count, "lmms_pixmo_count").option == 1
-    assert read("7", count, "lmms_pixmo_count").option == -1
+    assert (
+        reading.read(
+            "There are 04 of them, not 3", count, "lmms_pixmo_count"
+        ).parsed.option
+        == 1
+    )
+    assert reading.read("7", count, "lmms_pixmo_count").parsed.option == -1
 
 
 def test_open_questions_are_asked_without_their_candidates():
@@ -459,7 +466,10 @@ def test_open_questions_are_asked_without_their_candidates():
     assert "only your final answer within" in build(count, "r1v").text
     direct = build(count._replace(direct=True), "r1v").text
     assert "Answer with a single word, number or phrase." in direct
-    assert read("<think>x</think><answer>4</answer>", count, "r1v").option == 1
+    assert (
+        reading.read("<think>x</think><answer>4</answer>", count, "r1v").parsed.option
+        == 1
+    )
     with pytest.raises(UserError, match="options that are shown"):
         apply(count, "abstain+base")
 

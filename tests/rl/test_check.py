@@ -4,7 +4,6 @@ import pytest
 
 from configs.tiny import grpo
 from vlmrl.loops.run_config import RUN_FIELDS
-from vlmrl.rl import verify
 from vlmrl.rl.check import check, check_loss
 from vlmrl.types import UserError
 
@@ -223,7 +222,6 @@ def test_what_fits_together_passes(settings):
         ),
         ({"reward.name": "best"}, ["config.reward.name is 'best'", "gated"]),
         ({"advantage.name": "gae"}, ["config.advantage.name is 'gae'", "rloo"]),
-        ({"verifier": "sympy"}, ["config.verifier is 'sympy'", "exact"]),
         ({"mix": {"noisy": 2}}, ["config.mix"]),
     ],
 )
@@ -234,12 +232,6 @@ def test_contradictions_name_their_fields(settings, fields):
     assert "\n" not in message
     for field in fields:
         assert field in message
-
-
-def test_math_needs_its_package(monkeypatch):
-    monkeypatch.setattr(verify.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="math-verify"):
-        check({"verifier": "math"})
 
 
 def test_a_loss_of_ones_own_is_traced_as_it_is():

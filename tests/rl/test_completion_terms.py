@@ -3,7 +3,8 @@
 import numpy as np
 
 from tests import kit
-from vlmrl.prompts import parsing, styles
+from vlmrl.answers import strict
+from vlmrl.prompts import styles
 from vlmrl.rl import completion_terms, recipe
 
 RECIPE = recipe.make(sampling={"group_size": 2, "max_tokens": 8})
@@ -11,7 +12,7 @@ RECIPE = recipe.make(sampling={"group_size": 2, "max_tokens": 8})
 
 def seen(text: str, letters=None, tokens: int = 10) -> completion_terms.TermInputs:
     prompt = styles.build(kit.examples(1)[0], "tiny")
-    parsed = parsing.parse(text, prompt.example.options)
+    parsed = strict.parse(text, prompt.example.options)
     return completion_terms.TermInputs(
         parsed, parsed.think or "", prompt, tokens, letters
     )

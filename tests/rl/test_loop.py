@@ -12,13 +12,14 @@ import pytest
 
 from tests import kit
 from vlmrl import metrics, perturb, sharding
+from vlmrl.answers import reading, strict
 from vlmrl.client import http
 from vlmrl.engine import memory
 from vlmrl.engine.generate import Sampling, branch_keys, make_stops
 from vlmrl.engine.score import completions
 from vlmrl.judges import judge as judging
 from vlmrl.policy import Policy, prefixes
-from vlmrl.prompts import parsing, styles, tokens
+from vlmrl.prompts import styles, tokens
 from vlmrl.rl import (
     learner,
     loop,
@@ -29,7 +30,6 @@ from vlmrl.rl import (
     sampling,
     update,
     verdict_source,
-    verify,
 )
 from vlmrl.rl.batch_advantages import Advantages, Rewards
 from vlmrl.run import checkpoint
@@ -503,7 +503,7 @@ def test_a_judge_of_ones_own_gives_the_verdicts():
 
     texts = ["<think>So A.</think><answer>A</answer>", "<think>x</think>"]
     written = [styles.build(example(0), "tiny")] * 2
-    parsed = [parsing.parse(t, example(0).options) for t in texts]
+    parsed = [strict.parse(t, example(0).options) for t in texts]
     assert said(source) == (["consistent", "undecided"], {})
     assert [i.think for i in asked] == ["So A."]
     again = judged(own, seconds=5.0)
@@ -528,7 +528,7 @@ def test_a_step_waits_for_a_judge_no_longer_than_it_may():
     written = [styles.build(example(0), "tiny")] * 2
     for word in ("slow", "quick"):
         text = f"<think>{word}: so A.</think><answer>A</answer>"
-        source.submit(written, [parsing.parse(text, example(0).options)] * 2)
+        source.submit(written, [strict.parse(text, example(0).options)] * 2)
     try:
         found, metrics = source.collect(None)
     finally:
@@ -547,7 +547,7 @@ def test_what_no_completion_could_survive_ends_the_run(reason):
 
     made = judged(judging.Judge("j", judge, {}), seconds=5.0)
     source = verdict_source.make_source(policy(), made, seed=0)
-    parsed = parsing.parse("<think>So A.</think><answer>A</answer>", ("a", "b"))
+    parsed = strict.parse("<think>So A.</think><answer>A</answer>", ("a", "b"))
     source.submit([styles.build(example(0), "tiny")], [parsed])
     with pytest.raises(UserError, match=r"budget is spent|refuses the key"):
         source.collect(None)
@@ -565,10 +565,12 @@ def test_parts_are_judged_while_the_next_are_sampled(monkeypatch):
         begun.release()
         return [judging.Verdict("consistent", 0, 1.0, "", "own") for _ in items]
 
-    def read(text, example, style):  # a random model writes no think of its own
-        return parsing.parse(f"<think>{text}</think><answer>A</answer>", ("a", "b"))
+    def read_all(texts, examples, style):  # a random model writes no think of its own
+        turns = [f"<think>{text}</think><answer>A</answer>" for text in texts]
+        parsed = [strict.parse(turn, ("a", "b")) for turn in turns]
+        return [reading.Reading(p, False, -1, False) for p in parsed]
 
-    monkeypatch.setattr(rollouts.parsing, "read", read)
+    monkeypatch.setattr(rollouts.reading, "read_all", read_all)
     real = rollouts.sharding.fetch
 
     def fetch(tree):
@@ -594,19 +596,3 @@ def test_parts_are_judged_while_the_next_are_sampled(monkeypatch):
     one, two = ([s.verdict for s in drawn[k].samples] for k in (1, 2))
     assert one == two and "consistent" in two
     assert drawn[2].judge_metrics["judge"]["late"] == (0.0, PROMPTS * GROUP)
-
-
-def test_open_answers_are_verified_by_what_they_mean():
-    made = example(0)._replace(options=("0.5", "3"), answer=0, open=True)
-    closed = made._replace(open=False)
-    texts = ["1/2", "3", "0.5", ""]
-    written = [styles.build(e, "tiny") for e in [made] * 4 + [closed]]
-    parsed = [
-        parsing.parse(f"<think>x</think><answer>{t}</answer>", made.options, "text")
-        for t in [*texts, "1/2"]
-    ]
-    assert [q.option for q in parsed] == [-1, 1, 0, -1, -1]
-    got = rollouts.verified(verify.checker("exact"), written, parsed)
-    assert [q.option for q in got] == [0, 1, 0, -1, -1]
-    nothing = rollouts.verified(lambda pairs: [False] * len(pairs), written, parsed)
-    assert [q.option for q in nothing] == [-1, 1, -1, -1, -1]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlmrl.prompts.parsing import Parsed, parse
+from vlmrl.answers.strict import parse
 from vlmrl.rl.rewards import (
     JUDGED,
     REWARDS,
@@ -22,7 +22,7 @@ from vlmrl.rl.rewards import (
     repetition_penalty,
     shaped,
 )
-from vlmrl.types import Mean, UserError
+from vlmrl.types import Mean, Parsed, UserError
 
 OPTIONS = ("two", "three", "four", "five")
 RIGHT = Parsed("I count three.", "B", 1, True, True)

@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vlmrl import perturb
+from vlmrl.answers import reading
 from vlmrl.eval.record_builder import build_record
 from vlmrl.eval.spreadsheets import read_xlsx
-from vlmrl.prompts import parsing, styles
+from vlmrl.prompts import styles
 from vlmrl.types import Example, Prompt, Record, UserError
 
 
@@ -79,8 +80,8 @@ def _record(row: LoggedSample, source, model, condition, style, tool, seed) -> R
     )  # fmt: skip
     if not e.open and row.answer >= 0:
         e = perturb.suggest(e, seed)
-    parsed = parsing.read(row.completion, e, style)
-    option, correct = parsed.option, row.correct
+    read = reading.read(row.completion, e, style)
+    option, correct = read.parsed.option, row.correct
     if correct is None:
         correct = option >= 0 and option == row.answer
     elif correct:
@@ -93,7 +94,7 @@ def _record(row: LoggedSample, source, model, condition, style, tool, seed) -> R
         row.completion,
         finish="stop",
         engine=tool,
-        parsed=parsed._replace(option=option),
+        read=read._replace(parsed=read.parsed._replace(option=option)),
     )
     if not record.think.strip():  # a model that isn't asked to reason aloud
         nothing = "not_applicable"

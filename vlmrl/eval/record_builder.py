@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vlmrl.answers import lenient, reading, strict
+from vlmrl.answers.reading import Reading
 from vlmrl.judges import rule
-from vlmrl.prompts import parsing, styles
-from vlmrl.prompts.parsing import Parsed
+from vlmrl.prompts import styles
 from vlmrl.types import Prompt, Record
 
 
@@ -34,7 +35,7 @@ def build_record(
     *,
     finish: str,
     engine: str,
-    parsed: Parsed | None = None,
+    read: Reading | None = None,
 ) -> Record:
     """Return the record of one completion, judged by rule.
 
@@ -46,15 +47,16 @@ def build_record(
       completion: the text after the prefill.
       finish: 'stop', 'length' or 'error: …'.
       engine: the software that completed it.
-      parsed: how the whole turn reads; by default as the style's parser reads it.
+      read: how the whole turn reads; by default as `answers.reading.read` does.
     """
     e, style = prompt.example, prompt.style
-    text = e.prefill + completion
-    parsed = parsing.read(text, e, style) if parsed is None else parsed
+    text = prompt.turn + completion
+    read = reading.read(text, e, style) if read is None else read
+    parsed = read.parsed
     think, option = parsed.think or "", parsed.option
     # What the model wrote itself of a CoT that the prefill opened.
-    opened = "<think>" if thinking(e.prefill) else ""
-    sampled = parsing.parse(opened + completion, e.options).think or ""
+    opened = "<think>" if thinking(prompt.turn) else ""
+    sampled = strict.parse(opened + completion, e.options).think or ""
     applies = rule.applicable(e.condition)
     judged = [
         rule.verdict(t, option, e.question, e.options, applies)
@@ -80,15 +82,17 @@ def build_record(
         answer=e.answer,
         suggested=e.suggested,
         abstain=e.abstain,
-        prefill=e.prefill,
+        prefill=prompt.turn,
+        kind=e.kind,
         completion=completion,
         think=think,
         think_sampled=sampled,
         predicted=option,
-        # An item without a known answer (-1) is not right where none was read (-1).
-        correct=option >= 0 and option == e.answer,
+        correct=read.correct,
         followed=option >= 0 and option == e.suggested,
         format=parsed.strict,
+        lenient=read.lenient,
+        lenient_correct=read.lenient_correct,
         finish=finish,
         judge=rule.JUDGE.name,
         conclusion=rule.conclude(think, e.question, e.options),
@@ -97,6 +101,7 @@ def build_record(
         natural="<answer" in text,
         truncated=finish == "length" and not parsed.closed,
         parser=styles.style(style).parser,
+        lenient_parser=lenient.VERSION,
         engine=engine,
         **unmeasured(),
     )
@@ -115,6 +120,8 @@ def unmeasured() -> dict:
         **dict.fromkeys(missing, np.nan),
         **{name: [] for name in empty},
         "letters_from": "absent",
+        "forced": -1,
+        "scored": "",
         "think_tokens": -1,
         "sighted_every": 0,
         "consistent_probe": False,

@@ -48,6 +48,12 @@ SCHEMA = pa.schema(
 ADDED = {
     **dict.fromkeys(("version", "backend", "device", "dtype", "prefill_as"), ""),
     "letters_from": "unknown",
+    "kind": "option",
+    "lenient": -1,
+    "lenient_correct": False,
+    "lenient_parser": "",
+    "forced": -1,
+    "scored": "letters",
     "letter_samples": 0,
     "stage": "unknown",
     "augmented": False,
@@ -57,10 +63,8 @@ ADDED = {
 
 def _completed(row: dict) -> dict:
     """Return a row with the columns of `ADDED`, where it has none of them."""
-    if any(name in row for name in ADDED):
-        return row
     start = {"stage": "start"} if row.get("recipe") == "warm-start" else {}
-    return row | ADDED | start
+    return {**ADDED, **start, **row}
 
 
 def write(path: str | os.PathLike, records: list[Record] | pa.Table) -> None:
@@ -121,7 +125,7 @@ def read(path: str | os.PathLike) -> pa.Table:
             f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})"
         ) from None
     names, expected = table.column_names, SCHEMA.names
-    if not set(names) & set(ADDED) and "recipe" in names:
+    if not set(ADDED) <= set(names) and "recipe" in names:
         table = _with_added(table)
         names = table.column_names
     if missing := [name for name in expected if name not in names]:
@@ -148,7 +152,7 @@ def read(path: str | os.PathLike) -> pa.Table:
 def _with_added(table: pa.Table) -> pa.Table:
     """Return a table of before with the columns of `ADDED`."""
     recipes = table.column("recipe").to_pylist()
-    for name in ADDED:
+    for name in set(ADDED) - set(table.column_names):
         values = [_completed({"recipe": r})[name] for r in recipes]
         column = pa.array(values, SCHEMA.field(name).type)
         table = table.append_column(name, column)

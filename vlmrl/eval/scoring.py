@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from vlmrl.eval.answers import box, distance, equal, iou, number, phrase
-from vlmrl.prompts import parsing
+from vlmrl.answers import strict
+from vlmrl.answers.values import box, distance, equal, iou, number, phrase
 from vlmrl.types import Record, UserError
 
 
@@ -48,7 +48,7 @@ class Row(NamedTuple):
     def written(self) -> str:
         """Text of the answer block; without one, all that was written."""
         whole = self.prefill + self.completion
-        block = parsing.parse(whole, tuple(self.options), "text").answer
+        block = strict.parse(whole, tuple(self.options), "text").answer
         return (whole if block is None else block).strip()
 
 

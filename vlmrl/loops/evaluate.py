@@ -288,6 +288,8 @@ def _record(policy: Policy, prompt: Prompt, rollout: Rollout, scores: Scores, i:
         device=jax.devices()[0].device_kind,
         dtype=str(dtype),
         letters_from="kernel",
+        forced=chosen,
+        scored="letters",
         letters=listed(letters),
         entropy=float(scores.entropy[i]),
         p_correct=float(scores.p_correct[i]),

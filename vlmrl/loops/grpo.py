@@ -267,7 +267,7 @@ def train(
         stay as they are.
       examples: shuffled anew by `seed` in every epoch.
       reward: a key of `rl.rewards.REWARDS`, or a function (parsed, answer, verdict) ->
-        `rl.rewards.Reward` or a number; `parsed` is a `prompts.parsing.Parsed`,
+        `rl.rewards.Reward` or a number; `parsed` is a `types.Parsed`,
         `answer` the index of the right option, `verdict` the judge's.
       steps, prompts: updates, and prompts per update.
       recipe: fields of `rl.recipe.Recipe`, sections as mappings or records.

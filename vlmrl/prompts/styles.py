@@ -318,6 +318,7 @@ def build(
         spans=tuple(spans),
         style=name,
         hash=text_hash(text),
+        turn=example.prefill,
     )
 
 

@@ -3,7 +3,6 @@
 On the host, from text to numbers:
   augment.py           an example id → the condition or image it is trained under
   rewards.py           a parsed answer and a verdict → a reward; shaping terms
-  verify.py            is this open answer equal to that one?
   consistency.py       verdicts without a judge: blind probe, shuffled options
   cot_statistics.py    statistics of a chain of thought: evidence, template, copies
   controllers.py       coefficients that follow a measurement

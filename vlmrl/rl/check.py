@@ -18,7 +18,7 @@ from vlmrl.client import http
 from vlmrl.data import distort
 from vlmrl.judges import named
 from vlmrl.judges.judge import Judge
-from vlmrl.rl import augment, completion_terms, rewards, step_metrics, verify
+from vlmrl.rl import augment, completion_terms, rewards, step_metrics
 from vlmrl.rl import recipe as recipes
 from vlmrl.rl.advantages import ADVANTAGES, DECOUPLED, GROUPED
 from vlmrl.rl.losses import ESTIMATORS, SURROGATES, policy_objective
@@ -36,7 +36,6 @@ DECAYS = ("constant", "cosine", "linear")
 CHOICES = {
     "reward.name": rewards.REWARDS,
     "advantage.name": {**ADVANTAGES, **DECOUPLED},
-    "verifier": verify.VERIFIERS,
     "noise.distortion": distort.DISTORTIONS,
     "ranking.by": completion_terms.TERMS,
     "kl_penalty.estimator": ESTIMATORS,
@@ -89,8 +88,6 @@ def check(settings: Mapping[str, Any], field: str = "config") -> Recipe:
             f"{field}.learner.ema is {recipe.learner.ema}, expected a decay in [0, 1)"
         )
     augment.check(recipe.mix, f"{field}.mix")
-    if recipe.verifier == "math":
-        verify.Math()
     _check_groups(recipe, field)
     _check_rewards(recipe, field)
     _check_sampling(recipe, field)

@@ -12,10 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vlmrl.prompts.parsing import Parsed
 from vlmrl.rl import cot_statistics, rewards
 from vlmrl.rl.recipe import Recipe
-from vlmrl.types import Array, Mean, Prompt
+from vlmrl.types import Array, Mean, Parsed, Prompt
 
 
 class TermInputs(NamedTuple):

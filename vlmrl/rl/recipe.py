@@ -172,7 +172,6 @@ class Recipe(NamedTuple):
     distillation: DistillationOptions = DistillationOptions()
     mix: Mapping[str, float] = {}  # augmentation: share of prompts per condition
     judge: VerdictOptions = VerdictOptions()
-    verifier: str = ""  # of open answers: 'exact', 'math'; '' compares option texts
     reward: RewardOptions = RewardOptions()
     overlong: OverlongOptions = OverlongOptions()
     kl_penalty: KLPenaltyOptions = KLPenaltyOptions()
@@ -232,6 +231,12 @@ RENAMED = {
     "remat": "learner.remat",
     "wide": "learner.float32_residual",
     "ema": "learner.ema",
+}
+
+
+# Fields of earlier versions that are gone → where their choice is made now.
+REMOVED = {
+    "verifier": "the data say how an answer is compared (`kind` of each item)",
 }
 
 
@@ -307,4 +312,6 @@ def _known(field: str, name: str, known, dotted: str = "") -> None:
     if (dotted or name) in RENAMED:
         top = field.removesuffix("." + dotted.partition(".")[0]) if dotted else field
         raise UserError(f"{field}.{name}: it is {top}.{RENAMED[dotted or name]} now")
+    if (dotted or name) in REMOVED:
+        raise UserError(f"{field}.{name}: gone; {REMOVED[dotted or name]}")
     raise UserError(f"{field}.{name}: unknown; known: {', '.join(known)}")

@@ -2,8 +2,8 @@
 
 Every reward has the signature `(parsed, answer, verdict) -> Reward`:
 
-  parsed   what the parser (`prompts.parse`) read from the assistant's turn: `option` is
-           the option inside <answer>, -1 if none; `strict` says whether the exact
+  parsed   what the strict parser read from the assistant's turn: `option` is the
+           option inside <answer>, -1 if none; `strict` says whether the exact
            <think>…</think><answer>…</answer> format holds
   answer   index of the right option
   verdict  what a judge said of CoT against answer: 'consistent', 'inconsistent',
@@ -30,8 +30,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from vlmrl.prompts.parsing import Parsed
-from vlmrl.types import Mean, UserError
+from vlmrl.types import Mean, Parsed, UserError
 
 VERDICTS = ("consistent", "inconsistent", "undecided", "not_applicable")
 

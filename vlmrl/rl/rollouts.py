@@ -19,23 +19,22 @@ import jax
 import numpy as np
 
 from vlmrl import sharding
+from vlmrl.answers import reading
 from vlmrl.policy import Policy, prefixes
-from vlmrl.prompts import parsing, tokens
-from vlmrl.prompts.parsing import Parsed
+from vlmrl.prompts import tokens
 from vlmrl.rl import (
     completion_terms,
     cot_probe,
     rewards,
     sampling,
     verdict_source,
-    verify,
 )
 from vlmrl.rl.batch_advantages import Advantages, Rewards
 from vlmrl.rl.completion_terms import TermInputs
 from vlmrl.rl.recipe import Recipe
 from vlmrl.rl.sampling import PromptBatch, PromptStream
 from vlmrl.rl.verdict_source import VerdictSource
-from vlmrl.types import Array, Example, Group, Prompt, Rollout
+from vlmrl.types import Array, Example, Group, Parsed, Prompt, Rollout
 
 
 class Sample(NamedTuple):
@@ -87,7 +86,6 @@ class Context(NamedTuple):
     verdicts: VerdictSource
     terms: tuple[str, ...]  # measured of every completion
     letters: Callable | None  # see `cot_probe.reader`; None: no term needs it
-    verify: Callable | None  # of open answers, see `verify.checker`
     phase: Callable[..., None]  # see `make_context`
 
 
@@ -118,7 +116,6 @@ def make_context(
         verdict_source.make_source(policy, recipe, seed=seed),
         tuple(terms),
         cot_probe.reader(policy, recipe.sampling.max_tokens) if needs_letters else None,
-        verify.checker(recipe.verifier) if recipe.verifier else None,
         phase,
     )
 
@@ -254,13 +251,10 @@ def read(
         tokens.decode(policy.processor, row[valid])
         for row, valid in zip(host.tokens, host.mask, strict=True)
     ]
-    parsed = [
-        parsing.read(p.example.prefill + text, p.example, policy.style)
-        for p, text in zip(prompt_of, texts, strict=True)
-    ]
-    if context.verify is not None:
-        parsed = verified(context.verify, prompt_of, parsed)
-    return texts, parsed
+    turns = [p.turn + text for p, text in zip(prompt_of, texts, strict=True)]
+    examples = [p.example for p in prompt_of]
+    readings = reading.read_all(turns, examples, policy.style)
+    return texts, [r.parsed for r in readings]
 
 
 def option_probabilities(
@@ -307,29 +301,6 @@ def compute_reward(
         )
         reward = reward._replace(total=reward.total + overlong.weight * penalty)
     return reward
-
-
-def verified(
-    check: Callable, prompt_of: Sequence[Prompt], parsed: Sequence[Parsed]
-) -> list[Parsed]:
-    """Compare the answers of open items by meaning instead of by wording: `option`
-    becomes the right one where `check` accepts the answer, and -1 where it was the
-    right one and `check` rejects it."""
-    out = list(parsed)
-    asked = [
-        i
-        for i, (p, q) in enumerate(zip(prompt_of, parsed, strict=True))
-        if p.example.open and q.answer
-    ]
-    gold = [prompt_of[i].example for i in asked]
-    pairs = [
-        (parsed[i].answer, e.options[e.answer])
-        for i, e in zip(asked, gold, strict=True)
-    ]
-    for i, e, right in zip(asked, gold, check(pairs), strict=True):
-        wrong = -1 if out[i].option == e.answer else out[i].option
-        out[i] = out[i]._replace(option=e.answer if right else wrong)
-    return out
 
 
 def rewards_of(samples: Sequence[Sample], recipe: Recipe) -> Rewards:

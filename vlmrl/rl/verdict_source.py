@@ -20,11 +20,10 @@ from vlmrl.client import http
 from vlmrl.judges import async_judge, rule
 from vlmrl.judges import judge as judging
 from vlmrl.policy import Policy
-from vlmrl.prompts.parsing import Parsed
 from vlmrl.rl import consistency, cot_probe
 from vlmrl.rl.recipe import Recipe
 from vlmrl.run import hosts
-from vlmrl.types import Mean, Prompt, UserError
+from vlmrl.types import Mean, Parsed, Prompt, UserError
 
 
 class VerdictSource(NamedTuple):

@@ -6,7 +6,7 @@
           processes that can be killed
 
 Both map (answer, gold) to a bool. An answer is the text inside <answer>; nothing is
-searched for outside it. Options are read by `prompts.read_option`.
+searched for outside it. Options are read by `answers.strict.read_option`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-from vlmrl.types import UserError
+from vlmrl.types import Example, UserError
 
 VERIFIERS = ("exact", "math")
 
@@ -248,3 +248,17 @@ def _quiet():
 
     math_verify.parser.TIMEOUT_WARNING_SHOWN = True
     math_verify.grader.TIMEOUT_WARNING_SHOWN = True
+
+
+KINDS = ("option", "number", "maths", "box", "text")
+
+
+def candidates(answers: Sequence[tuple[str, Example]]) -> list[int]:
+    """Return, for answers to open questions, the candidate that each equals by the
+    item's kind: the gold one wherever it is equal, else another, -1 if none. Letters
+    are no answers here: candidates are hidden."""
+    out = []
+    for answer, e in answers:
+        same = [i for i, o in enumerate(e.options) if exact(answer, o)]
+        out.append(e.answer if e.answer in same else same[0] if same else -1)
+    return out

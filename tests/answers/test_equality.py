@@ -4,8 +4,8 @@ from fractions import Fraction
 
 import pytest
 
-from vlmrl.rl import verify
-from vlmrl.rl.verify import Math, exact, quantity
+from vlmrl.answers import equality as verify
+from vlmrl.answers.equality import Math, exact, quantity
 from vlmrl.types import UserError
 
 

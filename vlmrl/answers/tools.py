@@ -1,0 +1,129 @@
+"""How other tools read an answer, as a function (reply, options) → option or -1."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from string import ascii_uppercase as LETTERS
+
+from vlmrl.answers.strict import PARSER, parse
+
+_REFUSALS = (
+    "Failed to obtain answer via API",
+    "Sorry, I can't help with images of people yet.",
+    "I can't process this file.",
+    "I'm sorry, but without the image provided",
+    "Cannot determine the answer",
+)
+
+
+def _vlmevalkit(reply: str, options: tuple[str, ...]) -> int:
+    """Read the only option letter among its words, if among the last four; else the
+    only option whose text it contains, unless it is twice as long as all together."""
+    if any(refusal in reply for refusal in _REFUSALS):
+        return -1
+    words = re.sub(r"[.()\[\],:;!*#{}]", " ", reply).split()
+    named = [i for i, letter in enumerate(LETTERS[: len(options)]) if letter in words]
+    if len(named) == 1 and words.index(LETTERS[named[0]]) > len(words) - 5:
+        return named[0]
+    if len(reply) > 2 * sum(map(len, options)):
+        return -1
+    contained = [i for i, o in enumerate(options) if o.lower() in reply.lower()]
+    return contained[0] if len(contained) == 1 else -1
+
+
+def _yes_no(reply: str, options: tuple[str, ...]) -> int:
+    """Read yes or no as a word, exactly one of them."""
+    words = re.sub(r"[^\w\s]", " ", reply.lower()).split()
+    if ("yes" in words) == ("no" in words):
+        return -1
+    return _exact("yes" if "yes" in words else "no", options)
+
+
+def _exact(reply: str, options: tuple[str, ...]) -> int:
+    lowered = [o.lower().strip() for o in options]
+    return (
+        lowered.index(reply.lower().strip()) if reply.lower().strip() in lowered else -1
+    )
+
+
+def _first_letter(reply: str, options: tuple[str, ...]) -> int:
+    """Read a letter of either case that opens the answer, brackets aside, whatever
+    follows: `Because` is B."""
+    match = re.match(r"[(\s]*([A-Za-z])", reply)
+    return _within(match[1], options) if match else -1
+
+
+def _vstar(reply: str, options: tuple[str, ...]) -> int:
+    """Read, in this order: an opening letter A to D, one after `answer` (is), in
+    brackets, before a full stop or bracket, alone between blanks, or the only such
+    letter."""
+    reply = reply.upper()
+    patterns = (
+        r"^([A-D])",
+        r"(?:ANSWER|CHOICE|OPTION)(?:\s+IS)?[\s:]+([A-D])",
+        r"\(([A-D])\)",
+        r"([A-D])\s*[.)\]]",
+        r"(?:^|\s)([A-D])(?:\s|$)",
+    )
+    for pattern in patterns:
+        if match := re.search(pattern, reply):
+            return _within(match[1], options)
+    letters = re.findall(r"[A-D]", reply)
+    return _within(letters[0], options) if len(letters) == 1 else -1
+
+
+def _by(reply: str, options: tuple[str, ...], patterns: Sequence[str], flags=0) -> int:
+    """Return the letter that the first matching pattern names."""
+    matches = (re.search(pattern, reply, flags) for pattern in patterns)
+    return next((_within(f[1], options) for f in matches if f), -1)
+
+
+def _3dsrbench(reply: str, options: tuple[str, ...]) -> int:
+    """Read, in this order: an opening capital A to D, one after `answer` (is), in
+    brackets, before a full stop, or as a word."""
+    after = [
+        rf"{who}nswer(?: is)?[:\s]+([A-D])" for who in ("[Aa]", "[Tt]he a", "[Mm]y a")
+    ]
+    rest = (r"\(([A-D])\)", r"([A-D])\.", r"\b([A-D])\b")
+    return _by(reply, options, (r"^([A-D])(?:[.\s)]|$)", *after, *rest))
+
+
+def _mmvp(reply: str, options: tuple[str, ...]) -> int:
+    """Read A or B of either case, in this order: opening, after `answer is`, after
+    `option`, before a blank or the end, or as the first letter of a word that opens."""
+    opening = r"^\s*\(?([AB])(?:\)?\.?\s*$|\)?[.\s])"
+    after = (r"answer\s+is\s+\(?([AB])", r"option\s+\(?([AB])")
+    rest = (r"([AB])\)?(?:\s|$)", r"^([AB])")
+    return _by(reply, options, (opening, *after, *rest), re.I)
+
+
+def _first_word(reply: str, options: tuple[str, ...]) -> int:
+    """Read the first word, punctuation aside, if it is a letter of either case."""
+    word = re.sub(r"[^\w\s]", "", reply).strip().partition(" ")[0]
+    return _within(word, options) if re.fullmatch("[A-Za-z]", word) else -1
+
+
+def _first_number(reply: str, options: tuple[str, ...]) -> int:
+    match = re.search(r"\d+", reply)
+    return _exact(str(int(match[0])), options) if match else -1
+
+
+def _within(letter: str, options: tuple[str, ...]) -> int:
+    index = LETTERS.index(letter.upper())
+    return index if index < len(options) else -1
+
+
+# Answer, options → index or -1, as the named tool reads it.
+PARSERS: dict[str, Callable[[str, tuple[str, ...]], int]] = {
+    PARSER: lambda reply, options: parse(reply, options).option,
+    "vlmevalkit-1": _vlmevalkit,
+    "vlmevalkit-yes-no-1": _yes_no,
+    "lmms-first-letter-1": _first_letter,
+    "lmms-vstar-1": _vstar,
+    "lmms-3dsrbench-1": _3dsrbench,
+    "lmms-mmvp-1": _mmvp,
+    "lmms-first-word-1": _first_word,
+    "lmms-exact-1": _exact,
+    "lmms-first-number-1": _first_number,
+}
