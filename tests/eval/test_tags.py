@@ -1,8 +1,11 @@
 """Tags are found on bytes, wherever the tokenizer cuts them."""
 
+import copy
+
 import jax
 import numpy as np
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from tests import kit
 from vlmrl.engine.automata import automaton
@@ -102,6 +105,25 @@ def test_tables_of_the_shipped_tokenizer():
     assert {b".", b"!", b"?", b"\n", b">\n"} <= sentences and b".</" not in sentences
     word = {w for w, yes in zip(words, made.word, strict=True) if yes}
     assert b"think" in word and not {b".", b"<", b" "} & word
+
+
+def test_a_tokenizer_that_adds_bos_adds_none_to_an_opening():
+    """As Llama 3.1's does: the forced opening is read in the middle of a turn."""
+    plain = kit.processor()
+    adding = copy.deepcopy(plain.tokenizer)
+    adding._tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A",
+        special_tokens=[
+            ("<|endoftext|>", adding.convert_tokens_to_ids("<|endoftext|>"))
+        ],
+    )
+    assert len(adding.encode("a")) == 2
+    found, known = (
+        jax.device_get(tags.make_tables(p, 6))
+        for p in (plain._replace(tokenizer=adding), plain)
+    )
+    for name in ("closing", "opening"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(known, name))
 
 
 def test_letters_in_every_spelling():

@@ -70,7 +70,7 @@ def make_tables(processor: Processor, options: int) -> TagTables:
         return np.array([bool(test(t)) for t in texts])
 
     def ids(text):
-        return np.array(processor.tokenizer.encode(text), np.int32)
+        return np.array(processor.encode_plain(text), np.int32)
 
     def tag(text):
         tables = automaton(processor.token_bytes, (text.encode(),))

@@ -116,9 +116,7 @@ def verdict_ids(processor: tokens.Processor) -> tuple[Array, Array]:
         ids = [i for i, t in enumerate(texts) if t.strip(" ").lower() == word]
         if not ids:
             # a small vocabulary: the first piece, as long as it tells the words apart
-            ids = [
-                processor.tokenizer.encode(word.title(), add_special_tokens=False)[0]
-            ]
+            ids = processor.encode_plain(word.title())[:1]
         by_word.append(ids)
     if set(by_word[0]) & set(by_word[1]):
         raise UserError("judge: this tokenizer can't tell Yes from No by one token")

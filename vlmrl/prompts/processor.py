@@ -126,6 +126,11 @@ class Processor(NamedTuple):
     def vocab_size(self) -> int:
         return len(self.token_bytes)
 
+    def encode_plain(self, text: str) -> list[int]:
+        """Return the ids of a text alone. Some tokenizers (Llama 3.1) would put a BOS
+        token before it, also in the middle of a turn: none is added here."""
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
     def render(self, messages: list[dict]) -> str:
         """Chat messages (see `prompts.messages`) as the directory's own template writes
         them, assistant turn opened; as its family does where it has none."""

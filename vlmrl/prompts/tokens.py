@@ -146,7 +146,7 @@ def _parts(prompt, name: str = ""):
 
 def _ids(processor: Processor, text: str, images: int, name: str) -> np.ndarray:
     """Return int32[S'] ids of a text with one placeholder per image."""
-    ids = np.array(processor.tokenizer.encode(text, add_special_tokens=False), np.int32)
+    ids = np.array(processor.encode_plain(text), np.int32)
     spots = int((ids == processor.image_id).sum())
     if spots != images:
         raise UserError(
@@ -318,7 +318,7 @@ def completion_rows(
 
 
 def _append(processor: Processor, prompt: Encoded, text: str) -> Encoded:
-    new = processor.tokenizer.encode(text, add_special_tokens=False)
+    new = processor.encode_plain(text)
     new = np.array([*new, processor.end_ids[0]], np.int32)
     if (new == processor.image_id).any():
         raise UserError(

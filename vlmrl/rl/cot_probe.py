@@ -65,8 +65,7 @@ def reader(policy: Policy, max_tokens: int) -> Callable:
     where a CoT can't stand in a prompt or is too long. A letter is what the tokenizer
     makes of '>A' after '<answer'.
     """
-    encode = policy.processor.tokenizer.encode
-    rows = [encode(">" + c, add_special_tokens=False) for c in LETTERS[:OPTIONS]]
+    rows = [policy.processor.encode_plain(">" + c) for c in LETTERS[:OPTIONS]]
     width = max(map(len, rows))
     ids = np.array([r + [0] * (width - len(r)) for r in rows], np.int32)
     mask = np.arange(width) < np.array([len(r) for r in rows])[:, None]

@@ -243,7 +243,7 @@ def grafted(
         if not (perturb.is_open(prompts[i // each].example.prefill) and tag):
             continue
         text = head + " " + rest.lstrip()
-        ids = list(processor.tokenizer.encode(text, add_special_tokens=False))
+        ids = processor.encode_plain(text)
         ids += [t for t in old[-1:] if t in processor.end_ids]
         same, size = min(len(ids), len(old)), min(len(ids), length)
         for values, before in (

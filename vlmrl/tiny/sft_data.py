@@ -60,7 +60,7 @@ def batch(
         )
     group, mask = tokens.completion_rows(processor, rows, buckets)
     if items.opening:
-        opening = processor.tokenizer.encode(items.opening, add_special_tokens=False)
+        opening = processor.encode_plain(items.opening)
         short = [text.startswith(items.opening) for row in rows for _, text in row]
         within = np.cumsum(mask, axis=1) <= len(opening)
         mask &= within | ~np.array(short)[:, None]
