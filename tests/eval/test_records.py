@@ -12,7 +12,8 @@ from vlmrl.types import Record, UserError
 
 
 def record(**changes) -> Record:
-    """One consistent, correct row of the warm start; `changes` by field."""
+    """One consistent, correct row of the warm start; `changes` by field. The lenient
+    reading is the strict one unless it is among them."""
     row = {
         "recipe": "warm-start",
         "seed": 0,
@@ -34,6 +35,7 @@ def record(**changes) -> Record:
         "suggested": 1,
         "abstain": -1,
         "prefill": "",
+        "kind": "option",
         "completion": "c",
         "think": "t",
         "think_sampled": "t",
@@ -46,7 +48,9 @@ def record(**changes) -> Record:
         "conclusion": 0,
         "verdict": "consistent",
         "verdict_sampled": "consistent",
+        "forced": 0,
         "letters": [0.75, 0.25],
+        "scored": "letters",
         "entropy": 0.5623351446188083,
         "p_correct": 0.75,
         "p_suggested": 0.25,
@@ -62,10 +66,13 @@ def record(**changes) -> Record:
         "consistent_probe": True,
         "consistent_probe_stripped": False,
         "parser": "1",
+        "lenient_parser": "1",
         "engine": "test",
         "pixels": [1, 2],
     }
-    return Record(**(row | changes))
+    row |= changes
+    same = {"lenient": row["predicted"], "lenient_correct": row["correct"]}
+    return Record(**(same | row))
 
 
 WRONG = {"predicted": 1, "correct": False, "followed": True}

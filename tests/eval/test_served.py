@@ -233,6 +233,6 @@ def test_an_answer_is_read_by_the_rule_of_its_style():
     for style in ("tiny", "vlmevalkit"):
         turn = ([{"role": "user", "content": example.question}], "", [])
         row = served._record(example, turn, style, Reply("A", "", True))
-        read = reading.read("A", example, style)
-        assert (row.predicted, row.format) == (read.option, read.strict)
+        parsed = reading.read("A", example, style).parsed
+        assert (row.predicted, row.format) == (parsed.option, parsed.strict)
         assert row.parser == styles.style(style).parser

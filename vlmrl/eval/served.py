@@ -214,7 +214,15 @@ def _record(example: Example, turn, style: str, reply: Reply) -> Record:
     text = styles.chatml(messages)
     if messages[-1]["role"] == "assistant":  # its turn stays open
         text = styles.chatml(messages[:-1]) + example.prefill
-    prompt = Prompt(example, text, "", tuple(spans), style, styles.text_hash(text))
+    prompt = Prompt(
+        example,
+        text,
+        "",
+        tuple(spans),
+        style,
+        styles.text_hash(text),
+        turn=example.prefill,
+    )
     record = build_record(
         prompt,
         completion(example, reply),
