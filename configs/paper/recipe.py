@@ -1,11 +1,10 @@
 """One recipe of `training.py`; `vlmrl train --config configs/paper/recipe.py:name=iii`.
 
-Options after ':' — name (a recipe), seeds=N, runlocal.
+Options after ':' — name (a recipe), seeds=N, judge (of the recipes with a faithfulness
+reward: the paper's, served at judge.url, or the rule in its place), runlocal.
 """
 
-from configs.common import parse_arg
-from configs.paper import common
-from configs.tiny import grpo
+from configs.common import CONDITIONS, MIX, parse_arg, training
 
 SETS = {  # source → examples the paper drew from it, and so its share of the stream
     "i": {"sat": 32_000, "pixmo_count": 15_000},
@@ -20,58 +19,141 @@ RECIPES = {
     "ii-f": ("ii", False, True),
     "iii-f": ("ii", True, True),
 }
+JUDGES = {"qwen3-32b": "http:Qwen/Qwen3-32B", "rule": "rule"}
+URL = "http://127.0.0.1:8000/v1"  # where an http judge is served
+
+# Where a value is from. 'paper': arXiv 2602.12506 states it. 'verl': examples/
+# grpo_trainer/run_qwen2_5_vl-7b.sh of github.com/volcengine/verl and the defaults that
+# it leaves (the paper trains with verl). 'EasyR1': examples/config.yaml of
+# github.com/hiyouga/EasyR1. 'ViGoRL': arXiv 2505.23678, GRPO on SAT-2. 'choice': ours.
+# 'off': a switch of this project that the paper doesn't have, at its default.
+FIELDS = (
+    ("model", "Qwen/Qwen2.5-VL-7B-Instruct", "paper"),
+    ("style", "r1v", "choice: the common wording of think and answer tags"),
+    ("steps", 1200, "paper: more than 1,000"),
+    ("prompts", 128, "ViGoRL; verl's 512 are 11 passes over the sets"),
+    ("sampling.group_size", 8, "paper"),
+    ("sampling.max_tokens", 2048, "verl, ViGoRL"),
+    ("sampling.temperature", 1.0, "verl"),
+    ("sampling.off_policy_steps", 0, "choice: on policy; verl makes 4 updates of 512"),
+    ("sampling.resampling_rounds", 1, "off"),
+    ("sampling.gather_params", True, "choice: speed alone"),
+    ("reward.name", "grpo", "paper: 0.1 format + 1.0 correct, gated if faithful"),
+    ("advantage.name", "grpo", "paper: GRPO"),
+    ("loss.clip_low", 0.2, "verl"),
+    ("loss.clip_high", 0.2, "verl"),
+    ("loss.aggregation", "token", "verl: token-mean"),
+    ("loss.kl_weight", 0.01, "verl, ViGoRL; the low-variance estimator"),
+    ("loss.entropy_weight", 0.0, "verl"),
+    ("optimizer.peak", 1e-6, "verl, ViGoRL"),
+    ("optimizer.warmup", 0, "verl, EasyR1"),
+    ("optimizer.decay", "constant", "verl"),
+    ("optimizer.horizon", 0, "choice: without meaning where the rate is constant"),
+    ("optimizer.weight_decay", 0.01, "verl, ViGoRL"),
+    ("optimizer.clip", 1.0, "verl, ViGoRL"),
+    ("optimizer.b1", 0.9, "verl"),
+    ("optimizer.b2", 0.999, "verl"),
+    ("optimizer.muon", 0.0, "off"),
+    ("optimizer.embed", 1.0, "off"),
+    ("optimizer.offload", False, "choice: speed and memory alone"),
+    ("optimizer.freeze", ("vision.",), "ViGoRL"),
+    ("dtype", "float32", "verl: parameters that learn"),
+    ("compute", "bfloat16", "verl"),
+    ("quantize", "", "off"),
+    ("pixels", (200_704, 1_003_520), "choice: 256 to 1,280 tokens, as Qwen suggests"),
+    ("buckets.prefix", (512, 1024, 1536, 2048), "choice: static lengths"),
+    ("buckets.branch", (64, 256), "choice: static lengths"),
+    ("buckets.images", (1, 2), "choice: SAT has up to two"),
+    ("buckets.windows", (64, 144), "choice: static lengths"),
+    ("learner.microbatches", 8, "choice: memory alone"),
+    ("learner.token_budget", 0, "choice: memory alone"),
+    ("learner.unroll", False, "choice: speed alone"),
+    ("learner.remat", "nothing_saveable", "verl: gradient checkpointing"),
+    ("learner.float32_residual", True, "choice: precision"),
+    ("learner.ema", 0.0, "off"),
+    ("mesh.data", 1, "choice: memory alone"),
+    ("mesh.fsdp", -1, "choice: parameters and moments take 133 GB in all"),
+    ("mesh.tensor", 1, "choice: memory alone"),
+    ("seeds", (0, 1, 2), "paper: several"),
+    ("data.source", "", "paper: the sets of the recipe"),
+    ("data.weights", (), "paper: in proportion to what it drew from each"),
+    ("data.split", "train", "paper"),
+    ("data.size", 0, "choice: all of each; which examples the paper drew is unknown"),
+    ("data.texts", "", "choice: misleading texts by template"),
+    ("mix", {}, "paper: none, or 10 % of each kind if augmented"),
+    ("eval.source", "cv_bench", "choice: outside the training sets"),
+    ("eval.split", "2D", "choice"),
+    ("eval.size", 200, "choice: 12 conditions take 2 % of the run's completions"),
+    ("eval.every", 100, "choice"),
+    ("eval.start", True, "choice: what the drift is measured from"),
+    ("eval.conditions", CONDITIONS, "paper: its conditions, and their controls"),
+    ("eval.max_tokens", 2048, "choice: as in training"),
+    ("eval.texts", "", "choice: misleading texts by template"),
+    ("save_every", 250, "paper: about every 250 steps"),
+    ("save_minutes", 30.0, "choice: what an interruption may cost"),
+    ("keep", 10, "choice"),
+    ("keep_best", "", "off"),
+    ("save_rollouts", 50, "choice"),
+    ("tensorboard", True, "choice"),
+    ("wandb", "", "choice"),
+    ("judge.name", "rule", "paper: Qwen3-32B, of the recipes that are judged"),
+    ("judge.url", "", "choice: a server beside the run"),
+    ("judge.key_env", "", "choice"),
+    ("judge.insecure", False, "choice"),
+    ("judge.concurrency", 64, "choice"),
+    ("judge.attempts", 3, "choice"),
+    ("judge.max_tokens", 2048, "choice"),
+    ("judge.budget_tokens", 0, "choice"),
+    ("judge.seconds", 120.0, "choice"),
+    ("judge.parts", 1, "choice"),
+    ("algorithm", "grpo", "paper"),
+    ("recipe", "", "choice: the name of the recipe"),
+    *((f"{section}.*", None, "off") for section in (
+        "noise", "distillation", "overlong", "kl_penalty", "ranking", "constraint",
+        "replay", "adaptive_kl", "adaptive_entropy", "lora",
+    )),
+    ("reward.*", None, "off: shaping terms and their sizes"),
+    ("advantage.*", None, "off: of decoupled advantages"),
+    ("slots", 0, "choice: speed alone"),
+)  # fmt: skip
+
+SMALL = {
+    "model": "tiny", "style": "tiny", "compute": "", "pixels": (), "steps": 2,
+    "prompts": 8, "sampling.group_size": 2, "sampling.max_tokens": 16,
+    "buckets.prefix": (), "buckets.branch": (), "buckets.images": (),
+    "buckets.windows": (), "learner.microbatches": 1, "learner.unroll": True,
+    "learner.remat": "", "mesh.data": -1, "mesh.fsdp": 1, "data.size": 16,
+    "eval.source": "", "eval.split": "validation", "eval.size": 8, "eval.every": 2,
+    "eval.conditions": ("base", "abstain+wrong_caption", "wrong_think"),
+    "eval.max_tokens": 16, "save_every": 2, "save_minutes": 0.0, "save_rollouts": 0,
+}  # fmt: skip
 
 
 def get_config(arg=None):
-    options = parse_arg(arg, name=tuple(RECIPES), seeds=3)
+    options = parse_arg(arg, name=tuple(RECIPES), seeds=3, judge=tuple(JUDGES))
     sets, augmented, faithful = RECIPES[options.name]
     small = options.runlocal
-    inner = f"{'runlocal,' if small else ''}seeds={options.seeds}"
+    c = training()
+    for field, value, _ in FIELDS:
+        if not field.endswith(".*"):
+            _set(c, field, value)
     words = [options.name, "augmented" * augmented, "faithful" * faithful]
-    c = grpo.recipe(
-        inner,
-        name=" ".join(filter(None, words)),
-        reward="gated" if faithful else "grpo",
-        mix=grpo.MIX if augmented else None,
-    )
-    if small:
-        c.steps = c.eval.every = c.save_every = 2
-        c.prompts, c.sampling.group_size = 8, 2
-        c.sampling.max_tokens = c.eval.max_tokens = 16
-        c.data.size, c.eval.size = 16, 8
-        c.eval.conditions = ("base", "abstain+wrong_caption", "wrong_think")
-        c.eval.start = True  # what the drift is measured from
-        return c
-    c.model = "Qwen/Qwen2.5-VL-7B-Instruct"
-    c.style = "r1v"  # choice: the common style
-    c.steps = 1200  # the paper: more than 1,000
-    c.prompts = 128  # choice, ViGoRL
-    c.sampling.group_size = 8
-    c.sampling.max_tokens = 2048  # choice, ViGoRL and verl
-    c.learner.microbatches = 8
-    c.learner.unroll = False
-    c.learner.remat = "nothing_saveable"
-    c.compute = "bfloat16"  # choice; the parameters that learn are float32
-    c.mesh.data, c.mesh.fsdp = 1, -1  # parameters and moments take 133 GB in all
-    c.loss.kl_weight = 0.01  # choice, ViGoRL
-    c.optimizer.peak = 1e-6  # choice, ViGoRL and verl
-    c.optimizer.warmup = 0
-    c.optimizer.weight_decay = 0.01  # choice, ViGoRL
-    c.optimizer.freeze = ("vision.",)  # choice, ViGoRL
-    c.buckets = dict(  # choice: static lengths for photographs and long prompts
-        prefix=(512, 1024, 1536, 2048), branch=(64, 256), images=(1, 2),
-        windows=(64, 144, 400),
-    )  # fmt: skip
-    c.data.source = ",".join(SETS[sets])
-    c.data.weights = tuple(float(n) for n in SETS[sets].values())
-    c.data.split = "train"
-    c.data.size = 0  # all of each; which ones the paper drew is not stated
-    c.eval.source = "cv_bench"  # choice: held out, and outside the training sets
-    c.eval.split = "2D"
-    c.eval.size = 0
-    c.eval.every = 250
-    c.eval.conditions = common.CONDITIONS
-    c.eval.max_tokens = 2048
-    c.save_every = 250
-    c.keep = 10
+    c.recipe = " ".join(filter(None, words))
+    c.seeds = tuple(range(options.seeds))
+    c.data.source = "scenes" if small else ",".join(SETS[sets])
+    c.data.weights = () if small else tuple(float(n) for n in SETS[sets].values())
+    c.mix = MIX if augmented else {}
+    if faithful:
+        c.reward.name = "gated"
+        c.judge.name = "rule" if small else JUDGES[options.judge]
+        c.judge.url = URL if c.judge.name.startswith("http:") else ""
+    for field, value in SMALL.items() if small else ():
+        _set(c, field, value)
     return c
+
+
+def _set(config, field: str, value):
+    *sections, name = field.split(".")
+    for section in sections:
+        config = config[section]
+    config[name] = value

@@ -4,11 +4,8 @@ faithfulness at every checkpoint.
   i     SAT2 + PixMo-Count          iii   ii + augmentation
   ii    i + Geometry3K              *-f   each with the faithfulness reward
 
-Stated by the paper: GRPO with 8 completions, more than 1,000 steps, evaluated every
-250, reward 0.1 format + 1.0 correct, augmentation 10 % of each kind, three seeds. The
-rest is a choice, from upstream: learning rate 1e-6, KL 0.01 (low-variance), 128 prompts
-per step, vision tower frozen, responses of 2,048 tokens, clip of the gradient 1.0
-(ViGoRL on SAT-2); clip 0.2 (verl's geometry3k example).
+What a value is from, the paper, an upstream file or a choice, stands beside it in
+`recipe.py: FIELDS`.
 """
 
 from configs.paper import common

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from configs import common as configs_common
+from configs.paper import recipe as paper_recipe
 from tests.main.small import SMALL, overrides
 from vlmrl import policy
 from vlmrl.data.sets import SETS
@@ -428,6 +430,41 @@ def test_a_config_trains_in_small(name, vlmrl, tmp_path):
         assert (seed / "model").is_dir()
     for table in ("claims", "remedies") if names else ():
         assert (tmp_path / "tables" / f"{table}.md").stat().st_size > 100
+
+
+def test_every_field_of_the_papers_recipe_has_an_origin():
+    """And nothing comes from the tiny model's recipes."""
+    config = args.load_config("configs/paper/recipe.py").to_dict()
+    fields = dict(leaves(config))
+    table = {field: origin for field, _, origin in paper_recipe.FIELDS}
+    assert len(table) == len(paper_recipe.FIELDS)
+    rest = [f for f in fields if f not in table and parent(f) not in table]
+    assert not rest
+    assert not [f for f in table if not f.endswith(".*") and f not in fields]
+    whose = {"paper", "verl", "EasyR1", "ViGoRL", "choice", "off"}
+    for field, origin in table.items():
+        named = re.split(r"[:;]", origin)[0].split(", ")
+        assert set(named) <= whose, (field, origin)
+    off = {f: v for f, v in fields.items() if f not in table}
+    defaults = dict(leaves(configs_common.training().to_dict()))
+    assert off == {f: defaults[f] for f in off}
+    for file in ("recipe.py", "common.py", "training.py"):
+        text = (CONFIGS / "paper" / file).read_text()
+        assert not re.search(r"^(from|import) .*tiny", text, re.M), file
+
+
+def leaves(config: dict, prefix: str = ""):
+    """(dotted field, value) of a config; `mix` and the like are one value each."""
+    for name, value in config.items():
+        section = isinstance(value, dict) and name not in ("mix", "options", "shaping")
+        if section:
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def parent(field: str) -> str:
+    return field.partition(".")[0] + ".*"
 
 
 @pytest.mark.parametrize("name", ["i", "ii", "iii", "i-f", "ii-f", "iii-f"])
