@@ -6,7 +6,7 @@ reading                   shared by those files: rows, cells, options, image cel
 own                       your own data, with no code
 fetch                     download published files
 build, prepare            rows → Examples on disk, repaired or refused with a reason
-sentences, statements     question and option → a sentence asserting it; words: lexicon
+statements                question and option → a sentence asserting it
 distractors               wrong answers to questions that come without options
 texts                     those sentences in a file, released or rewritten by a model
 check                     counts, balance, duplicates, label noise of a prepared set

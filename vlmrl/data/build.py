@@ -28,7 +28,7 @@ from vlmrl.data.reading import Place, Refused, Set, SetItem, draw, normal
 from vlmrl.files import atomic_path, atomic_write, write_json
 from vlmrl.types import Example, UserError
 
-VERSION = "1.1.0"  # of what readers return for the same files; raise it with any change
+VERSION = "1.2.0"  # of what readers return for the same files; raise it with any change
 ROWS = 256  # source rows per shard
 THREADS = 2  # rows decoded at a time; Pillow lets other threads run
 AHEAD = 8  # rows read ahead per thread
@@ -41,15 +41,15 @@ class BuildReport(NamedTuple):
     examples: int  # a row may hold several; 'kept' in report.json
     repaired: list[dict]  # {"id", "where", "why"}
     refused: list[dict]  # {"where", "why"}
-    rules: dict[str, int]  # statement rule → examples; 'fallback' among them
+    rules: dict[str, int]  # statement template → examples; 'quoted' among them
 
     @property
     def line(self) -> str:
-        fell = self.rules.get("fallback", 0)
+        quoted = self.rules.get("quoted", 0)
         return (
             f"{self.rows} rows: {self.examples} examples kept, {len(self.repaired)} of"
             f" them repaired, {len(self.refused)} rows refused; statements by template"
-            f" {self.examples - fell}, by fallback {fell}"
+            f" {self.examples - quoted}, quoted {quoted}"
         )
 
 
