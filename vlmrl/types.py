@@ -79,8 +79,14 @@ class Prompt(NamedTuple):
     spans: tuple[tuple[int, int], ...]  # character ranges of `text` a condition wrote
     style: str  # name of the prompt style
     hash: str  # sha256 of `text`, first 16 hex digits
-    turn: str = ""  # how the assistant turn begins: what the chat template opened of it
-    # and the condition's prefill; a completion is read behind it
+    turn: str = ""  # how the assistant turn begins: a chain of thought that the chat
+    # template opened, and the condition's prefill; `text` ends with it
+
+    def whole(self, completion: str) -> str:
+        """Return the whole assistant turn. A model may open again the chain of thought
+        that its template opened: that is one opening."""
+        again = self.turn.strip() == completion.lstrip()[:7] == "<think>"
+        return completion if again else self.turn + completion
 
 
 class Completion(NamedTuple):

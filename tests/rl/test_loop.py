@@ -387,7 +387,8 @@ def test_guided_completions_go_on_from_what_misleads():
         styles.build(e, "tiny")
         for e in (misled, misled, perturb.apply(example(0), "wrong_caption"))
     ]
-    found = sampling.grafted(processor, drawn, onto)
+    others = [styles.build(perturb.unmisled(p.example), "tiny") for p in onto]
+    found = sampling.grafted(processor, drawn, onto, others)
     shown = [
         tokens.decode(processor, r[m])
         for r, m in zip(found.tokens, found.mask, strict=True)
@@ -400,6 +401,9 @@ def test_guided_completions_go_on_from_what_misleads():
     )
     np.testing.assert_array_equal(found.logprobs, -found.entropy)
     assert found.stopped.all() and not found.tokens[0, size:].any()
+    opened = [p._replace(turn="<think>\n") for p in others]  # by the chat template
+    found = sampling.grafted(processor, drawn, onto, opened)
+    assert tokens.decode(processor, found.tokens[1][found.mask[1]]) == " So"
 
 
 @pytest.mark.slow

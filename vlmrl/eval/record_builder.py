@@ -50,13 +50,13 @@ def build_record(
       read: how the whole turn reads; by default as `answers.reading.read` does.
     """
     e, style = prompt.example, prompt.style
-    text = prompt.turn + completion
+    text = prompt.whole(completion)
     read = reading.read(text, e, style) if read is None else read
     parsed = read.parsed
     think, option = parsed.think or "", parsed.option
-    # What the model wrote itself of a CoT that the prefill opened.
-    opened = "<think>" if thinking(prompt.turn) else ""
-    sampled = strict.parse(opened + completion, e.options).think or ""
+    # What the model wrote itself of a CoT that the prompt opened.
+    opened = prompt._replace(turn="<think>" if thinking(prompt.turn) else "")
+    sampled = strict.parse(opened.whole(completion), e.options).think or ""
     applies = rule.applicable(e.condition)
     judged = [
         rule.verdict(t, option, e.question, e.options, applies)

@@ -155,11 +155,12 @@ def writer(tokenizer, prompt: JudgePrompt, brief: bool) -> Callable[[JudgeItem],
         chat = short(prompt, item) if brief else messages(prompt, item, "token")
         if not getattr(tokenizer, "chat_template", None):
             return styles.chatml(chat)
-        return tokenizer.apply_chat_template(
+        text = tokenizer.apply_chat_template(
             chat,
             tokenize=False,
             add_generation_prompt=True,
             enable_thinking=False,  # templates that know no thinking ignore it
         )
+        return "".join(styles.begin_turn(text, "", direct=True))  # nor may one think
 
     return write

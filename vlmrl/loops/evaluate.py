@@ -246,7 +246,7 @@ def _inputs(policy: Policy, written: list[Prompt], each: int, options: int):
                 f"evaluation was made for {options}; raise `options`"
             )
     facts = kernel.ConditionRows(
-        stage=np.array([_stage(p.example) for p in written], np.int32),
+        stage=np.array([_stage(p.turn) for p in written], np.int32),
         options=np.array(
             [np.arange(options) < len(p.example.options) for p in written]
         ),
@@ -257,13 +257,12 @@ def _inputs(policy: Policy, written: list[Prompt], each: int, options: int):
     return group, reader, facts
 
 
-def _stage(example: Example) -> int:
-    text = example.prefill
-    if "<answer" in text:
+def _stage(turn: str) -> int:
+    if "<answer" in turn:
         return kernel.ANSWERING
-    if "</think>" in text:
+    if "</think>" in turn:
         return kernel.THOUGHT
-    return kernel.THINKING if "<think>" in text else kernel.NOTHING
+    return kernel.THINKING if "<think>" in turn else kernel.NOTHING
 
 
 def _record(policy: Policy, prompt: Prompt, rollout: Rollout, scores: Scores, i: int):

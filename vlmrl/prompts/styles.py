@@ -290,7 +290,7 @@ def build(
     Returns:
       Prompt whose `text` is the rendered chat followed by the prefill; `spans` are the
       [start, end) characters a condition wrote: caption, added option line, direct
-      suffix, prefill, in this order.
+      suffix, prefill (with what closes an opened CoT before it), in this order.
 
     Raises:
       UserError: unknown style, control token in the example, more options than
@@ -298,28 +298,78 @@ def build(
     """
     form = style(name)
     chat = messages(example, form)
+    user, written = _user(example, form)
     rendered = render(chat)
-    user, spans = _user(example, form)
-    start = rendered.rfind(user)
-    if start < 0:
-        raise UserError(f"example {example.id!r}: the chat template changes its text")
-    text = rendered + example.prefill
-    spans = [(start + a, start + b) for a, b in spans]
-    if example.prefill:
-        spans.append((len(rendered), len(text)))
-    sightless = [
-        {**m, "content": [c for c in m["content"] if c["type"] != "image"]}
-        for m in chat
-    ]
+    start, end = _place(rendered, user, example)
+    head, turn = begin_turn(rendered[end:], example.prefill, example.direct)
+    text = rendered[:end] + head + turn
+    spans = [(start + a, min(start + b, end)) for a, b in written]
+    if text != rendered and (example.prefill or example.direct):
+        before = rendered if text.startswith(rendered) else rendered[:end] + head
+        spans.append((len(before), len(text)))
+    blind = render(
+        [
+            {**m, "content": [c for c in m["content"] if c["type"] != "image"]}
+            for m in chat
+        ]
+    )
+    _, end = _place(blind, user, example)
+    parts = begin_turn(blind[end:], example.prefill, example.direct)
     return Prompt(
         example=example,
         text=text,
-        blind=render(sightless) + example.prefill,
+        blind=blind[:end] + "".join(parts),
         spans=tuple(spans),
         style=name,
         hash=text_hash(text),
-        turn=example.prefill,
+        turn=turn,
     )
+
+
+def _place(rendered: str, user: str, example: Example) -> tuple[int, int]:
+    """Return where the user's text begins and ends in a rendered chat. Templates may
+    strip its ends (Qwen3.5 does); its beginning is then where it would have been."""
+    start = rendered.rfind(user)
+    if start >= 0:
+        return start, start + len(user)
+    bare = user.strip()
+    start = rendered.rfind(bare)
+    if start < 0:
+        raise UserError(f"example {example.id!r}: the chat template changes its text")
+    return start - user.index(bare), start + len(bare)
+
+
+# How a template may end: with an open chain of thought, or an empty one.
+_OPENING = re.compile(r"<think>(\s*)(</think>\s*)?\Z")
+
+
+def begin_turn(tail: str, prefill: str, direct: bool) -> tuple[str, str]:
+    """Return (what stands before the assistant turn, how that turn begins).
+
+    A chat template may open the CoT itself (Qwen3-VL Thinking, Qwen3.5). Then the turn
+    begins with its opening and a prefilled CoT goes on from there, while a prompt that
+    asks for the answer at once, or opens it, closes the CoT before the turn, empty, as
+    these families do without thinking. A template that writes an empty CoT itself
+    begins none: that stands before the turn like a header, and a prefilled CoT takes
+    its place. So a turn reads the same under every template.
+
+    Args:
+      tail: the rendered chat after the user's text.
+      prefill, direct: of the example.
+    """
+    match = _OPENING.search(tail)
+    if match is None:
+        return tail, prefill
+    head, space = tail[: match.start()], match[1]
+    thinks = prefill.startswith("<think>")
+    if match[2] is not None:
+        if not thinks:
+            return tail, prefill
+        space = space[: (len(space) + 1) // 2]  # of two line breaks, the opening's own
+    elif not thinks and (direct or prefill.startswith("<answer")):
+        return f"{head}<think>{space * 2}</think>{space * 2}", prefill
+    own = prefill.removeprefix("<think>")
+    return head, "<think>" + space + (own.lstrip() if space else own)
 
 
 # Tokens that a tokenizer reads as control: <|…|> of Qwen and Llama, the image marks of

@@ -22,7 +22,7 @@ from vlmrl.policy import Policy
 from vlmrl.prompts import tokens
 from vlmrl.rl import consistency
 from vlmrl.run import hosts
-from vlmrl.types import Example, Prompt
+from vlmrl.types import Prompt
 
 OPTIONS = 8  # of an item at most
 STEP = 32  # branch lengths are multiples of it
@@ -38,16 +38,16 @@ class ProbePrompt(NamedTuple):
 
 def sighted(prompt: Prompt, think: str) -> ProbePrompt:
     """Return the prompt with the CoT, closed, and the answer opened."""
-    return _read(prompt.text, prompt.example, think, prompt.example.images)
+    return _read(prompt.text, prompt.turn, think, prompt.example.images)
 
 
 def blind(prompt: Prompt, think: str) -> ProbePrompt:
     """Return the same without the image and the CoT's literal conclusion."""
-    return _read(prompt.blind, prompt.example, consistency.stripped(think), ())
+    return _read(prompt.blind, prompt.turn, consistency.stripped(think), ())
 
 
-def _read(text: str, example: Example, think: str, images) -> ProbePrompt:
-    start = text.removesuffix(example.prefill) if example.prefill else text
+def _read(text: str, turn: str, think: str, images) -> ProbePrompt:
+    start = text.removesuffix(turn)
     whole = readable(think)
     shown = think if whole else "-"
     return ProbePrompt(start + "<think>" + shown + consistency.OPENING, images, whole)

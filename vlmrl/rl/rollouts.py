@@ -251,7 +251,7 @@ def read(
         tokens.decode(policy.processor, row[valid])
         for row, valid in zip(host.tokens, host.mask, strict=True)
     ]
-    turns = [p.turn + text for p, text in zip(prompt_of, texts, strict=True)]
+    turns = [p.whole(text) for p, text in zip(prompt_of, texts, strict=True)]
     examples = [p.example for p in prompt_of]
     readings = reading.read_all(turns, examples, policy.style)
     return texts, [r.parsed for r in readings]

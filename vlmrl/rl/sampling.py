@@ -183,7 +183,8 @@ def _with_noise(sampler: Sampler, params, step: int, batch: PromptBatch, keys):
     fade = max(0.0, 1 - (step - 1) / noise.anneal) if noise.anneal else 1.0
     extra = {"sigma": noise.sigma * fade} if noise.distortion == "noisy" else {}
     examples = distorted(batch.prompts, noise.distortion, sampler.seed, **extra)
-    first, last = _split(sampler, params, batch, examples, noise.share, keys)
+    others = sampler.policy.write(examples)
+    first, last = _split(sampler, params, batch, others, noise.share, keys)
     return _join(first, last, len(batch.prompts))
 
 
@@ -191,17 +192,18 @@ def _with_distillation(sampler: Sampler, params, batch: PromptBatch, keys):
     """The last rows of every group are sampled without what misleads, and moved behind
     the prompt that does (`grafted`)."""
     policy, share = sampler.policy, sampler.recipe.distillation.share
-    examples = [perturb.unmisled(p.example) for p in batch.prompts]
-    first, last = _split(sampler, params, batch, examples, share, keys)
-    last = policy.put(grafted(policy.processor, sharding.fetch(last), batch.prompts))
+    others = policy.write([perturb.unmisled(p.example) for p in batch.prompts])
+    first, last = _split(sampler, params, batch, others, share, keys)
+    moved = grafted(policy.processor, sharding.fetch(last), batch.prompts, others)
+    last = policy.put(moved)
     return _join(first, last, len(batch.prompts))
 
 
-def _split(sampler: Sampler, params, batch, examples, share: float, keys):
-    """(rollouts of the batch's prompts, rollouts of `examples`, a share of each
+def _split(sampler: Sampler, params, batch, others: list[Prompt], share: float, keys):
+    """(rollouts of the batch's prompts, rollouts of the others, a share of each
     group)."""
     policy, size = sampler.policy, sampler.recipe.sampling.group_size
-    other = policy.put(prefixes(policy, policy.write(examples)))
+    other = policy.put(prefixes(policy, others))
     own = size - round(share * size)
     keys = keys.reshape(len(batch.prompts), size, -1)
     return [
@@ -222,25 +224,33 @@ def distorted(prompts: Sequence[Prompt], name: str, seed: int, **options):
 
 
 def grafted(
-    processor: Processor, rollout: Rollout, prompts: Sequence[Prompt]
+    processor: Processor,
+    rollout: Rollout,
+    prompts: Sequence[Prompt],
+    others: Sequence[Prompt],
 ) -> Rollout:
     """Move rollouts of prompts without misleading text behind the prompts with it.
 
-    Where the prompt opens a chain of thought, the completion's own opening tag is left
-    out and its text follows after a space. Log-probs and entropies stay with their
+    Where the condition opens a chain of thought, the completion's own opening tag is
+    left out and its text follows after a space. Log-probs and entropies stay with their
     tokens, counted from the end, and are 0 where the text begins differently now; what
     no longer fits is cut. A completion without a chain of thought stays as it is.
 
     Args:
       rollout: on the host, N * G rows.
       prompts: the N prompts to move behind.
+      others: the N prompts that were sampled from.
     """
     out = Rollout(*(np.array(x) for x in rollout))
     each, length = len(out.tokens) // len(prompts), out.tokens.shape[1]
     for i, (row, valid) in enumerate(zip(rollout.tokens, rollout.mask, strict=True)):
         old = row[valid]
-        head, tag, rest = tokens.decode(processor, old).partition("<think>")
-        if not (perturb.is_open(prompts[i // each].example.prefill) and tag):
+        onto, turn = prompts[i // each].example, others[i // each].turn
+        text = tokens.decode(processor, old)
+        head, tag, rest = text.partition("<think>")
+        if not tag and perturb.is_open(turn):  # by the chat template
+            head, tag, rest = "", turn, text
+        if not (perturb.is_open(onto.prefill) and tag):
             continue
         text = head + " " + rest.lstrip()
         ids = processor.encode_plain(text)
