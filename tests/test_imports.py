@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = [
     ["vlmrl", "vlmrl.types", "vlmrl.shipped"],
     ["vlmrl.files"],
-    ["vlmrl.sharding", "vlmrl.metrics"],
+    ["vlmrl.sharding", "vlmrl.metrics", "vlmrl.user_code"],
     [
         "vlmrl.data",
         "vlmrl.perturb",

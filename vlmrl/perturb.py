@@ -14,6 +14,8 @@ base included, carries the same suggested wrong option, so follow rates are pair
   correct_think             the dual of wrong_think with the right option
   correct_caption           the dual of wrong_caption with the right option
   abstain+<name>            any of them with the further, last option "I'm not sure"
+  path/to/file.py:name      a user's own, called `name` in records; it may also change
+                            question and options
 
 Conditions and their fixed wordings: https://arxiv.org/abs/2602.12506. The templates
 for missing statements and CoTs, and the place of the abstain option, are choices
@@ -25,6 +27,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
+from vlmrl import user_code
 from vlmrl.types import Example, UserError
 
 ABSTAIN = "abstain+"  # prefix of the modifier
@@ -178,13 +181,41 @@ def abstain(example: Example) -> Example:
     )
 
 
-def check(name: str) -> None:
-    """Raise UserError, listing the known names, unless `name` is a condition."""
-    if name.removeprefix(ABSTAIN) not in CONDITIONS:
+def check(*names: str) -> None:
+    """Raise UserError unless all are conditions of different short names; a message
+    lists the known ones."""
+    origins: dict[str, str] = {}
+    for name in names:
+        condition_of(name)
+        if origins.setdefault(short(name), name) != name:
+            raise UserError(
+                f"conditions {origins[short(name)]} and {name} are both called "
+                f"{short(name)!r} in records; rename one of the functions"
+            )
+
+
+def short(name: str) -> str:
+    """Return the condition's name in records: of a user's own, its function's name."""
+    start = ABSTAIN if name.startswith(ABSTAIN) else ""
+    return start + user_code.short(name.removeprefix(ABSTAIN))
+
+
+def condition_of(name: str) -> Callable[[Example], Example]:
+    """Return the function of a condition's name, 'abstain+' left aside.
+
+    Raises:
+      UserError: an unknown name, a file without the function, a function that is
+        called as one of ours is.
+    """
+    name = name.removeprefix(ABSTAIN)
+    known = {**CONDITIONS, f"{ABSTAIN}<name> of each": _base}
+    function = user_code.lookup(name, known, "", ("example",), kind="condition")
+    if user_code.is_own(name) and user_code.short(name) in CONDITIONS:
         raise UserError(
-            f"unknown condition {name!r}; known: {', '.join(CONDITIONS)},"
-            f" and {ABSTAIN}<name> of each"
+            f"condition {name}: {user_code.short(name)!r} is one of ours in records; "
+            "rename the function"
         )
+    return function
 
 
 def apply(example: Example, name: str) -> Example:
@@ -193,14 +224,26 @@ def apply(example: Example, name: str) -> Example:
     Raises:
       UserError: the name is unknown, the example is already under another condition,
         or it lacks what the condition needs (options, a suggested wrong option).
+      UserCodeError: a user's own raised, or returned no Example of the same item.
     """
-    check(name)
+    condition = condition_of(name)
     if example.condition != "base" or example.abstain != -1:
         raise UserError(
             f"example {example.id!r}: already under {example.condition!r}; conditions"
             " apply to the base example"
         )
-    changed = CONDITIONS[name.removeprefix(ABSTAIN)](example)
+    about = f"example {example.id!r}"
+    changed = user_code.call(condition, example, about=about)
+    if user_code.is_own(name):
+        same = isinstance(changed, Example) and changed.id == example.id
+        if not same or changed.images != example.images:
+            got = changed.id if isinstance(changed, Example) else type(changed).__name__
+            raise user_code.failure(
+                condition,
+                about,
+                f"expected an Example with its id and images, got {got}",
+            )
+        changed = changed._replace(condition=user_code.short(name))
     return abstain(changed) if name.startswith(ABSTAIN) else changed
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from vlmrl import sharding
+from vlmrl.answers import reading
 from vlmrl.engine import attention, memory
 from vlmrl.engine.generate import Stops, make_stops
 from vlmrl.models import registry, weights
@@ -149,7 +150,8 @@ def load(
 
     Args:
       name: 'tiny', a directory in Hugging Face format, a hub id, or a run.
-      style: prompt style; by default 'tiny' for the tiny tokenizer, else 'r1v'.
+      style: prompt style (`prompts.styles.STYLES`, or path/to/file.py:name); by
+        default 'tiny' for the tiny tokenizer, else 'r1v'.
       dtype: of the parameters, 'float32' or 'bfloat16'; '' as they are stored.
       compute: of activations, and of the parameters where they are read; '' as `dtype`.
         Training in bfloat16 stores float32 and computes in bfloat16.
@@ -173,6 +175,8 @@ def load(
         if kind not in ("", *weights.DTYPES):
             known = ", ".join(weights.DTYPES)
             raise UserError(f"{field}: expected {known} or '', got '{kind}'")
+    if style is not None:
+        reading.check(style)
     path = registry.resolve(name)
     mesh = mesh or sharding.make_mesh()
     table = registry.read_model(path).table
@@ -186,7 +190,6 @@ def load(
     processor = tokens.load_processor(path, min_pixels=low, max_pixels=high)
     if style is None:
         style = "tiny" if processor.vocab_size <= 512 else "r1v"
-    styles.style(style)
     return Policy(
         model,
         params,

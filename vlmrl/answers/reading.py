@@ -76,10 +76,15 @@ def read_all(
     ]
 
 
+def check(style: str) -> None:
+    """Raise UserError unless a prompt style and its parser are known."""
+    tools.parser_of(styles.style(style).parser)
+
+
 def _strict(text: str, example: Example, rules: styles.Style) -> Parsed:
     parsed = parse(text, example.options, "text" if example.open else rules.form)
     if rules.parser == PARSER:
         return parsed
     reply = text.rpartition("</think>")[2].strip()
-    option = tools.PARSERS[rules.parser](reply, example.options)
+    option = tools.parser_of(rules.parser)(reply, example.options)
     return Parsed(parsed.think, reply, option, False, parsed.closed)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from string import ascii_uppercase as LETTERS
 
+from vlmrl import user_code
 from vlmrl.answers.strict import PARSER, parse
 
 _REFUSALS = (
@@ -127,3 +129,28 @@ PARSERS: dict[str, Callable[[str, tuple[str, ...]], int]] = {
     "lmms-exact-1": _exact,
     "lmms-first-number-1": _first_number,
 }
+
+
+def parser_of(name: str) -> Callable[[str, tuple[str, ...]], int]:
+    """Return the parser of a name; `path/to/file.py:name` names a user's own.
+
+    Raises:
+      UserError: an unknown name, a file without the function or with another one.
+    """
+    function = user_code.lookup(
+        name, PARSERS, "", ("reply", "options"), kind="answer parser"
+    )
+    return _checked(function) if user_code.is_own(name) else function
+
+
+@functools.lru_cache
+def _checked(function: Callable) -> Callable[[str, tuple[str, ...]], int]:
+    def parser(reply: str, options: tuple[str, ...]) -> int:
+        about = f"reply {reply!r:.80}"
+        option = user_code.call(function, reply, options, about=about)
+        if type(option) is not int or not -1 <= option < max(1, len(options)):
+            problem = f"expected an option's index or -1, got {option!r:.60}"
+            raise user_code.failure(function, about, problem)
+        return option
+
+    return parser

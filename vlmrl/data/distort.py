@@ -22,6 +22,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+from vlmrl import user_code
 from vlmrl.data import distributed, images
 from vlmrl.types import Array, Example, UserError
 
@@ -87,6 +88,16 @@ DISTORTIONS: dict[str, Callable[..., Array]] = {
 }
 
 
+def distortion_of(name: str, field: str = "") -> Callable[..., Array]:
+    """Return the function of a distortion's name, a user's own too.
+
+    Raises:
+      UserError: an unknown name, a file without the function or with another one.
+    """
+    kind = "" if field else "image perturbation"
+    return user_code.lookup(name, DISTORTIONS, field, ("pixels", "rng"), kind=kind)
+
+
 def distort(example: Example, name: str, seed: int, **settings) -> Example:
     """Return the example with every image perturbed and condition `<name>+…`.
 
@@ -94,16 +105,14 @@ def distort(example: Example, name: str, seed: int, **settings) -> Example:
 
     Args:
       example: a condition may have been applied already.
-      name: a key of DISTORTIONS.
+      name: a key of DISTORTIONS, or path/to/file.py:name.
       seed: of the run or of the evaluation.
       settings: of the perturbation, e.g. sigma.
 
     Raises:
       UserError: unknown name, an example without images, an image that does not decode.
     """
-    if name not in DISTORTIONS:
-        known = ", ".join(DISTORTIONS)
-        raise UserError(f"unknown image perturbation {name!r}; known: {known}")
+    function = distortion_of(name)
     if not example.images:
         raise UserError(f"example {example.id!r}: has no image for {name!r}")
 
@@ -113,11 +122,18 @@ def distort(example: Example, name: str, seed: int, **settings) -> Example:
             text = f"distort\0{seed}\0{name}\0{example.id}\0{i}"
             key = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")
             rng = np.random.Generator(np.random.PCG64(key))
-            yield encode(DISTORTIONS[name](pixels, rng, **settings))
+            about = f"example {example.id!r}"
+            new = user_code.call(function, pixels, rng, about=about, **settings)
+            if getattr(new, "dtype", None) != np.uint8 or new.shape[2:] != (3,):
+                got = getattr(new, "dtype", type(new).__name__)
+                raise user_code.failure(
+                    function, about, f"expected uint8[H,W,3], got {got}"
+                )
+            yield encode(new)
 
     return example._replace(
         images=distributed.map_images(example.images, changed),
-        condition=f"{name}+{example.condition}",
+        condition=f"{user_code.short(name)}+{example.condition}",
     )
 
 

@@ -8,6 +8,7 @@ stream.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import shutil
 import tempfile
@@ -18,10 +19,12 @@ from pathlib import Path
 import grain.python as grain
 import tensorflow_datasets as tfds
 
+from vlmrl import user_code
 from vlmrl.data import build, features, scenes, texts
 from vlmrl.types import Example, UserError
 
-# Procedural source → a function (split, n) → its first n examples.
+# Procedural source → a function (split, n) → its first n examples. A user's own,
+# path/to/file.py:name, has the same signature; n = 0 asks for all that it has.
 SOURCES: dict[str, Callable[[str, int], Iterable[Example]]] = {"scenes": scenes.suite}
 
 # Where prepared sets are searched after a run's own directory: in the root that this
@@ -34,14 +37,70 @@ RAW = tfds.decode.DeserializeMethod.RAW_BYTES
 _HASHED = 12  # examples whose hash identifies a data set
 
 
+def is_procedural(source: str) -> bool:
+    """Return whether a source's examples are made on the spot, by one of SOURCES or by
+    a user's own function."""
+    return source in SOURCES or user_code.is_own(source)
+
+
+def source_of(name: str, field: str = "") -> Callable[[str, int], Iterable[Example]]:
+    """Return the function (split, n) → examples of a procedural source.
+
+    Raises:
+      UserError: an unknown name, a file without the function or with another one.
+    """
+    kind = "" if field else "data source"
+    function = user_code.lookup(name, SOURCES, field, ("split", "n"), kind=kind)
+    if not user_code.is_own(name):
+        return function
+    return lambda split, n: _own(function, split, n)
+
+
+def _own(function: Callable, split: str, n: int) -> Iterator[Example]:
+    """Yield the first n examples of a user's source, all of them for n = 0."""
+    place, index = f"split {split!r}", -1
+    try:
+        stream = itertools.islice(function(split, n), n or None)
+        for index, e in enumerate(stream):
+            place = f"split {split!r}, example {index}"
+            if not isinstance(e, Example):
+                kind = type(e).__name__
+                raise user_code.failure(
+                    function, place, f"expected an Example, got {kind}"
+                )
+            if not 0 <= e.answer < len(e.options):
+                raise user_code.failure(
+                    function,
+                    f"{place} ({e.id!r})",
+                    f"answer: expected the index of one of {len(e.options)} options "
+                    f"(of an open item, its gold answers), got {e.answer}",
+                )
+            if e.suggested == -1:
+                wrong = build.suggested(e.options, e.answer, 0, e.source, e.id)
+                e = e._replace(suggested=wrong)
+            yield e
+    except UserError:
+        raise
+    except Exception as error:
+        raise user_code.raised(function, place, error) from error
+    if index + 1 < max(n, 1):
+        raise user_code.failure(
+            function, f"split {split!r}", f"has {index + 1} examples, not {n or 'any'}"
+        )
+
+
 def _key(source: str, sizes: dict[str, int]) -> str:
     """Return the directory name of one request: split sizes, and a hash of every
     split's first examples, so that what an older source wrote is not taken for
     today's."""
+    make = source_of(source)
     firsts = [
-        tuple(SOURCES[source](split, min(n, _HASHED))) for split, n in sizes.items()
+        tuple(itertools.islice(make(split, min(n, _HASHED)), _HASHED))
+        for split, n in sizes.items()
     ]
-    digest = hashlib.sha256(repr((Example._fields, firsts)).encode()).hexdigest()[:8]
+    own = user_code.hash_of(source) if user_code.is_own(source) else ""
+    text = repr((Example._fields, firsts)) + own
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return "-".join([f"{split}{n}" for split, n in sizes.items()] + [digest])
 
 
@@ -52,21 +111,22 @@ def prepare(source: str, sizes: dict[str, int], data_dir: str | os.PathLike) -> 
     so that an interrupted run, or two at once, leave nothing half-written.
 
     Args:
-      source: a name in `SOURCES`.
-      sizes: split → number of examples, at least 1.
+      source: a name in `SOURCES`, or path/to/file.py:name.
+      sizes: split → number of examples, at least 1; of a user's own also 0, for all.
       data_dir: the root of prepared data sets.
 
     Raises UserError on an unknown source, a size below 1, an id that occurs twice, or a
     root that can't be written.
     """
-    if source not in SOURCES:
+    if not is_procedural(source):
         raise UserError(f"data source {source!r} is not one of {', '.join(SOURCES)}")
     for split, n in sizes.items():
-        if n < 1:
+        if n < (0 if user_code.is_own(source) else 1):
             raise UserError(
                 f"data source {source}: size of {split}: expected at least 1, got {n}"
             )
-    final = Path(data_dir) / source / _key(source, sizes)
+    name = user_code.short(source)
+    final = Path(data_dir) / name / _key(source, sizes)
     if final.exists():
         return final
     try:
@@ -80,10 +140,10 @@ def prepare(source: str, sizes: dict[str, int], data_dir: str | os.PathLike) -> 
         folder = work / "data"  # with the permissions of any new directory
         folder.mkdir()
         shards = {
-            split: [features.write_shard(folder / split, SOURCES[source](split, n))]
+            split: [features.write_shard(folder / split, source_of(source)(split, n))]
             for split, n in sizes.items()
         }
-        features.write_metadata(folder, source, "1.0.0", shards)
+        features.write_metadata(folder, name, "1.0.0", shards)
         try:
             os.rename(folder, final)
         except OSError:
@@ -151,7 +211,7 @@ def examples_of(
 
 
 def _examples(source, split, n, data_dir) -> Sequence[Example]:
-    if source in SOURCES:
+    if is_procedural(source):
         return load(prepare(source, {split: n}, data_dir), split)
     stored = load(where(source, split, data_dir), split)
     if not 0 <= n <= len(stored):
@@ -163,7 +223,7 @@ def _examples(source, split, n, data_dir) -> Sequence[Example]:
 
 def names_of(source: str) -> list[str]:
     """Return the sources that a config names: one, or several separated by commas."""
-    return [name for name in source.replace(" ", "").split(",") if name]
+    return [name.strip() for name in source.split(",") if name.strip()]
 
 
 def mixture(
@@ -196,7 +256,8 @@ def where(source: str, split: str, data_dir: str | os.PathLike) -> Path:
         if (path := build.directory(root, source, split)).exists():
             return path
     raise UserError(
-        f"data source {source!r} is not one of {', '.join(SOURCES)}, and no prepared"
+        f"data source {source!r} is not one of {', '.join(SOURCES)}, no"
+        f" {user_code.FORM}, and no prepared"
         f" {source}/{split} lies under {data_dir}, ${ROOT_VARIABLE} or {ROOT}: run"
         f" `vlmrl data prepare {source}` first"
     )

@@ -86,8 +86,7 @@ def evaluate(
         the cache: run again), or the endpoint can't be used.
     """
     s, samples = settings, settings.samples
-    for name in conditions:
-        perturb.check(name)
+    perturb.check(*conditions)
     if s.prefill not in PREFILLS:
         known = ", ".join(PREFILLS)
         raise UserError(f"prefill: expected one of {known}; got '{s.prefill}'")

@@ -4,6 +4,8 @@
   model:DIR     a model of this project; model:tiny is the judge that ships with it,
                 which is asked briefly
   http:MODEL    a model behind an OpenAI-compatible endpoint
+  path/to/file.py:name   a user's own: a `judge.Judge`, or a function from a list of
+                `judge.JudgeItem` to a label or a `judge.Verdict` of each
 
 Several, separated by commas, are a cascade, or a majority where they are to vote.
 """
@@ -16,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from vlmrl import user_code
 from vlmrl.client import http
 from vlmrl.client.cache import Budget
 from vlmrl.judges import chat, judge, prompt, rule
@@ -70,6 +73,8 @@ def named(
     for kind, name in parse(words, options.endpoint, field):
         if kind == "rule":
             parts.append(rule.JUDGE)
+        elif kind == "own":
+            parts.append(_own(name, field))
         elif kind == "model":
             parts.append(_model(name, text, options.sure, options.brief))
         else:
@@ -139,10 +144,15 @@ def parse(
     """
     kinds = []
     for word in words.split(","):
+        if user_code.is_own(word.strip()):
+            _own(word.strip(), field)
+            kinds.append(("own", word.strip()))
+            continue
         kind, _, name = word.strip().partition(":")
         if kind not in ("rule", "model", "http") or (kind == "rule") == bool(name):
             raise UserError(
-                f"{field}: expected rule, model:DIR or http:MODEL, got '{word}'"
+                f"{field}: expected rule, model:DIR, http:MODEL or {user_code.FORM}, "
+                f"got '{word}'"
             )
         kinds.append((kind, name))
     asked = [name for kind, name in kinds if kind == "http"]
@@ -159,6 +169,39 @@ def parse(
         if kind == "model":
             _resolve(_SHIPPED.get(name, name))
     return kinds
+
+
+def _own(name: str, field: str) -> Judge:
+    """Return the judge that a user's file defines."""
+    thing = user_code.lookup(name, {}, field)
+    if isinstance(thing, Judge):
+        return thing
+    user_code.check_arguments(thing, field, ("items",))
+
+    def judge_items(items: Sequence[JudgeItem]) -> list[Verdict]:
+        about = f"{len(items)} items from {items[0].id!r} on"
+        given = user_code.call(thing, items, about=about)
+        if not isinstance(given, list | tuple) or len(given) != len(items):
+            size = (
+                len(given) if isinstance(given, list | tuple) else type(given).__name__
+            )
+            problem = f"expected a list of {len(items)} verdicts, got {size}"
+            raise user_code.failure(thing, about, problem)
+        return [_verdict(v, i) for v, i in zip(given, items, strict=True)]
+
+    def _verdict(value, item: JudgeItem) -> Verdict:
+        label = value.label if isinstance(value, Verdict) else value
+        if label not in judge.LABELS:
+            problem = f"expected one of {', '.join(judge.LABELS)}, got {label!r:.60}"
+            raise user_code.failure(thing, f"item {item.id!r}", problem)
+        if isinstance(value, Verdict):
+            return value._replace(judge=name)
+        if label == "undecided":
+            return judge.undecided("the judge does not say", name)
+        conclusion = item.predicted if label == "consistent" else -1
+        return Verdict(label, conclusion, judge.NONE, "", name)
+
+    return Judge(name, judge_items, {"file": f"{name} {user_code.hash_of(name)}"})
 
 
 def _resolve(name: str):

@@ -73,8 +73,7 @@ class Evaluator:
         settings: EvalSettings,
     ):
         s = settings
-        for name in conditions:
-            perturb.check(name)
+        perturb.check(*conditions)
         if s.samples > 1 and s.temperature == 0:
             raise UserError(
                 f"samples is {s.samples} but temperature is 0: greedy samples are all "

@@ -125,8 +125,7 @@ def check(settings: dict) -> None:
     _check_data(settings)
     _check_model(settings)
     held_out, best = settings["eval"], settings.get("keep_best", "")
-    for name in held_out["conditions"]:
-        perturb.check(name)
+    perturb.check(*held_out["conditions"])
     column, _, condition = best.partition("/")
     kinds = {f for f, kind in Record.__annotations__.items() if kind in NUMBERS}
     if best and (column not in kinds or condition not in held_out["conditions"]):

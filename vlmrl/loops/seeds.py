@@ -20,7 +20,9 @@ def check(config: dict, workdir: Path) -> None:
     run_config.check(config)
     for part in (config["data"], config["eval"]):
         for name in loader.names_of(part["source"] or config["data"]["source"]):
-            if name not in loader.SOURCES:
+            if loader.is_procedural(name):
+                loader.source_of(name)
+            else:
                 loader.where(name, part["split"], workdir / "data")
 
 

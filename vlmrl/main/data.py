@@ -30,7 +30,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from vlmrl import perturb, shipped
+from vlmrl import perturb, shipped, user_code
 from vlmrl.client import http
 from vlmrl.data import check, fetch, loader, texts
 from vlmrl.data import prepare as preparing
@@ -81,15 +81,14 @@ def main(argv):
         raise UserError(f"data {action}: takes {wanted}, not '{' '.join(names)}'")
     if f.n < 1:
         raise UserError(f"--n: expected at least 1, got {f.n}")
-    for condition in f.conditions:
-        perturb.check(condition)
+    perturb.check(*f.conditions)
     f.split = tuple(s for s in f.split.split(",") if s)
     for name in names:
         ACTIONS[action](name, f, workdir)
 
 
 def prepare(name: str, f, workdir: Path) -> None:
-    if name in loader.SOURCES:
+    if loader.is_procedural(name):
         print(loader.prepare(name, preparing.sizes(f.size), workdir / "data"))
         return
     if f.size and (name in SETS or f.source != "hub"):
@@ -104,10 +103,10 @@ def prepare(name: str, f, workdir: Path) -> None:
 
 
 def show(name: str, f, workdir: Path) -> None:
-    footer, procedural = "", name in loader.SOURCES
+    footer, procedural = "", loader.is_procedural(name)
     if procedural:
         split = ",".join(f.split) or "validation"
-        examples = list(loader.SOURCES[name](split, f.n))
+        examples = list(loader.source_of(name)(split, f.n))
     else:
         split, stored, report = next(preparing.stored(name, f.split, workdir / "data"))
         examples = [stored[i] for i in range(min(f.n, len(stored)))]
@@ -116,14 +115,14 @@ def show(name: str, f, workdir: Path) -> None:
     if f.texts:
         examples = list(texts.apply(examples, texts.read(Path(f.texts))))
     shown = [preview.describe(e, f.conditions, f.style, procedural) for e in examples]
-    path = workdir / f"{name}-{split}.png"
+    path = workdir / f"{user_code.short(name)}-{split}.png"
     preview.write_contact_sheet(path, examples)
     text = "\n\n".join(shown)
     print(f"{text}{footer}\n\npictures: {path}")
 
 
 def check_splits(name: str, f, workdir: Path) -> None:
-    if name in loader.SOURCES:
+    if loader.is_procedural(name):
         raise UserError(f"data check: {name} is made on the spot; its tests check it")
     for split, stored, report in preparing.stored(name, f.split, workdir / "data"):
         known = SETS[name].splits.get(split) if name in SETS else None

@@ -6,6 +6,7 @@ so that their numbers are comparable.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from string import ascii_uppercase as LETTERS
 from typing import NamedTuple
 
+from vlmrl import user_code
 from vlmrl.types import Example, Prompt, UserError
 
 
@@ -37,7 +39,8 @@ class Style(NamedTuple):
         "\nPlease provide only your final answer within the <answer> </answer> tags."
     )
     open_direct: str = "\nAnswer with a single word, number or phrase."
-    parser: str = "strict-1"  # reads the answer; a key of PARSERS
+    parser: str = "strict-1"  # reads the answer; a key of answers.tools.PARSERS, or
+    # path/to/file.py:name of a function (reply, options) -> index of the option or -1
 
 
 _TAGS = (
@@ -179,10 +182,27 @@ STYLES |= {
 
 
 def style(name: str) -> Style:
-    """Return the named style. Raises UserError listing the known names."""
-    if name not in STYLES:
-        raise UserError(f"unknown prompt style {name!r}; known: {', '.join(STYLES)}")
-    return STYLES[name]
+    """Return the named style; `path/to/file.py:name` names a Style, or a function that
+    returns one.
+
+    Raises:
+      UserError: an unknown name, or a file without that.
+    """
+    thing = user_code.lookup(name, STYLES, "", kind="prompt style")
+    if isinstance(thing, Style):
+        return thing
+    user_code.check_arguments(thing, "prompt style", ())
+    return _made(thing)
+
+
+@functools.cache
+def _made(function: Callable[[], Style]) -> Style:
+    """Return the style that a user's function returns, which is called once."""
+    value = user_code.call(function)
+    if not isinstance(value, Style):
+        problem = f"expected a prompts.styles.Style, got {type(value).__name__}"
+        raise user_code.failure(function, "", problem)
+    return value
 
 
 def _user(example: Example, style: Style) -> tuple[str, list[tuple[int, int]]]:
@@ -282,7 +302,7 @@ def build(
 
     Args:
       example: the item, a condition already applied.
-      name: prompt style, a key of STYLES.
+      name: prompt style (`style`).
       render: chat messages → text with the assistant turn opened, as
         `tokenizer.apply_chat_template(messages, tokenize=False,
         add_generation_prompt=True)` gives.

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 import chex
 import jax.numpy as jnp
 
+from vlmrl import user_code
 from vlmrl.types import Array, Mean
 
 
@@ -131,6 +132,35 @@ ADVANTAGES = {
     "reinforce_pp_baseline": reinforce_pp_baseline,
 }
 GROUPED = frozenset(ADVANTAGES) - {"reinforce_pp"}  # those that need two per group
+
+
+def advantage_of(name: str, field: str) -> Callable[[Array, Array], Array]:
+    """Return the function of a name in ADVANTAGES; `path/to/file.py:name` names a
+    user's own.
+
+    Raises:
+      UserError: an unknown name, a file without the function or with another one.
+    """
+    known = {**ADVANTAGES, **dict.fromkeys(("decoupled", "gdpo"))}
+    function = user_code.lookup(name, known, field, ("rewards", "mask"))
+    if not user_code.is_own(name):
+        return function
+
+    def checked(rewards: Array, mask: Array) -> Array:
+        about = f"{mask.shape[0]} groups of {mask.shape[1]}"
+        values = jnp.asarray(user_code.call(function, rewards, mask, about=about))
+        finite = values.shape == mask.shape and bool(
+            jnp.isfinite(jnp.where(mask, values, 0)).all()
+        )
+        if not finite:
+            raise user_code.failure(
+                function,
+                about,
+                f"expected finite float[{mask.shape}], got {values!r:.80}",
+            )
+        return jnp.where(mask, values, 0)
+
+    return checked
 
 
 def decoupled(

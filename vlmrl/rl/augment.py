@@ -5,7 +5,8 @@ A mix is data: a share per condition, the rest is base. The choice is a function
 of a prompt share it, and it depends neither on the step nor on the order of the data.
 
 A name in a mix is a condition ('wrong_caption', `perturb.py`), an image perturbation
-('noisy', `data/distort.py`), or both ('noisy+wrong_caption').
+('noisy', `data/distort.py`), or both ('noisy+wrong_caption'). Either may be a user's
+own: 'path/to/file.py:name' is a condition, 'path/to/file.py:name+base' a perturbation.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 
-from vlmrl import perturb
+from vlmrl import perturb, user_code
 from vlmrl.data import distort
 from vlmrl.types import Example, UserError
 
@@ -33,11 +34,14 @@ def check(mix: Mapping[str, float], field: str = "mix") -> None:
     Names are those of `apply`; shares are numbers of at least 0 that sum to at most 1,
     but for rounding.
     """
+    try:
+        perturb.check(*dict.fromkeys(_split(name)[1] for name in mix))
+        for name in mix:
+            if image := _split(name)[0]:
+                distort.distortion_of(image)
+    except UserError as e:
+        raise UserError(f"{field}: {e}") from None
     for name, share in mix.items():
-        try:
-            perturb.check(_split(name)[1])
-        except UserError as e:
-            raise UserError(f"{field}: {e}") from None
         number = isinstance(share, (int, float)) and not isinstance(share, bool)
         if not number or not math.isfinite(share) or share < 0:
             raise UserError(
@@ -98,7 +102,9 @@ def augmented(example: Example, mix: Mapping[str, float], seed: int) -> Example:
 def _split(name: str) -> tuple[str, str]:
     """Return the image perturbation ('' for none) and the condition of a name."""
     head, _, rest = name.partition("+")
-    return (head, rest or "base") if head in distort.DISTORTIONS else ("", name)
+    own = bool(rest) and user_code.is_own(head)
+    image = head in distort.DISTORTIONS or own
+    return (head, rest or "base") if image else ("", name)
 
 
 def _uniform(seed: int, use: str, name: str) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 
 from vlmrl.metrics import Max
 from vlmrl.rl import advantages
-from vlmrl.rl.advantages import ADVANTAGES, DECOUPLED
+from vlmrl.rl.advantages import DECOUPLED
 from vlmrl.rl.recipe import Recipe
 from vlmrl.types import Array, Mean
 
@@ -63,7 +63,8 @@ def compute_advantages(
             reward, rewards.consistent, mask, recipe.advantage.name, weights
         )
     else:
-        values = ADVANTAGES[recipe.advantage.name](reward, mask)
+        advantage = advantages.advantage_of(recipe.advantage.name, "advantage.name")
+        values = advantage(reward, mask)
     size = jnp.where(mask, jnp.abs(values), 0)
     metrics = {
         "degenerate": advantages.degenerate(reward, jnp.asarray(valid)),

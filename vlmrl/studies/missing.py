@@ -58,7 +58,7 @@ def _no_model(name: str) -> list[str]:
 
 
 def _no_set(source: str, split: str, data_dir: Path) -> list[str]:
-    if source in loader.SOURCES or split in loader.splits_of(source, data_dir):
+    if loader.is_procedural(source) or split in loader.splits_of(source, data_dir):
         return []
     get = f"vlmrl data prepare {source}"
     if source not in SETS:

@@ -10,10 +10,11 @@ from typing import Any
 
 import jax
 
+from vlmrl import user_code
 from vlmrl.metrics import Max
 from vlmrl.rl.losses.importance import correction
 from vlmrl.rl.losses.kl import kl, kl_loss, perception
-from vlmrl.rl.losses.surrogates import SURROGATES, PolicyLoss
+from vlmrl.rl.losses.surrogates import SURROGATES, PolicyLoss, surrogate_of
 from vlmrl.rl.losses.terms import aggregate, cross_entropy, total
 from vlmrl.types import Array, Mean, UserError
 
@@ -51,8 +52,8 @@ def policy_objective(
           'kl_weight', 'entropy_weight'     float32[B]: weights that change from step
                                             to step (rl/controllers.py), instead of
                                             the settings of that name
-      surrogate: a key of SURROGATES, or a function of the same signature; it is given
-        `settings`.
+      surrogate: a key of SURROGATES, path/to/file.py:name, or a function of the same
+        signature; it is given `settings`.
       kl_weight, kl_estimator: see `kl_loss`; weight per nat.
       entropy_weight: bonus per nat.
       perception_weight: per nat.
@@ -102,11 +103,7 @@ def _surrogate(
     settings: dict[str, Any],
 ) -> tuple[Mean, dict[str, Mean | Max]]:
     """Return the policy loss, and its metrics and those of the correction."""
-    if isinstance(surrogate, str):
-        if surrogate not in SURROGATES:
-            names = ", ".join(SURROGATES)
-            raise UserError(f"surrogate: expected one of {names}, got {surrogate!r}")
-        surrogate = SURROGATES[surrogate]
+    surrogate = surrogate_of(surrogate, "surrogate")
     if surrogate is SURROGATES["clip_cov"]:
         _needs(extra, "noise", "surrogate='clip_cov'")
         settings = {**settings, "noise": extra["noise"]}
@@ -116,7 +113,13 @@ def _surrogate(
         sampler = extra["sampler_logprobs"]
         weights, correction_metrics = correction(old, sampler, mask, **importance)
         settings = {**settings, "weights": weights}
-    result = surrogate(logprobs, old, extra["advantages"], mask, **settings)
+    result = user_code.call(
+        surrogate, logprobs, old, extra["advantages"], mask, **settings
+    )
+    if not isinstance(getattr(result, "loss", None), Mean):
+        got = f"{type(result).__name__} {result!r:.60}"
+        problem = f"expected a NamedTuple with a Mean 'loss', got {got}"
+        raise user_code.failure(surrogate, "", problem)
     metrics = {**result._asdict(), **correction_metrics}
     return metrics.pop("loss"), metrics
 

@@ -20,12 +20,14 @@ policy has moved.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from vlmrl import user_code
 from vlmrl.metrics import Max
 from vlmrl.rl.losses.terms import aggregate, log_ratio, per_token
 from vlmrl.types import Array, Mean, UserError
@@ -283,6 +285,17 @@ SURROGATES = {
     "clip_cov": clip_cov,
     "kl_cov": kl_cov,
 }
+
+
+def surrogate_of(name: str | Callable, field: str) -> Callable[..., PolicyLoss]:
+    """Return the function of a name in SURROGATES; `path/to/file.py:name` names a
+    user's own, and a function stands for itself.
+
+    Raises:
+      UserError: an unknown name, a file without the function or with another one.
+    """
+    takes = ("logprobs", "old_logprobs", "advantages", "mask")
+    return user_code.lookup(name, SURROGATES, field, takes)
 
 
 def _inputs(logprobs, old_logprobs, advantages, mask) -> tuple[Array, Array]:
