@@ -176,46 +176,93 @@ def test_suggestions_are_stable_and_uniform_over_the_wrong_options():
     assert other != FIRST
 
 
-def test_an_item_without_options_takes_what_asserts_nothing():
-    item = suggest(EXAMPLE._replace(options=(), answer=-1, suggested=-1), 0)
-    assert item.suggested == -1
-    for name in ("base", "no_cot", "stop_think"):
-        assert apply(item, name).condition == name
-    for name in ("wrong_think", "correct_caption", "abstain+base"):
-        with pytest.raises(UserError, match="options"):
-            apply(item, name)
+OPEN = EXAMPLE._replace(open=True)
+NO_OPTIONS = EXAMPLE._replace(options=(), answer=-1, suggested=-1)
+ONE = EXAMPLE._replace(options=("5",), answer=0, suggested=-1, statements=(), thinks=())
 
 
 @pytest.mark.parametrize(
-    "example, name, says",
+    "example, names, reason",
+    [
+        (EXAMPLE, ORDER, ""),
+        (OPEN, CONDITIONS, ""),
+        (OPEN, ("abstain+base", "abstain+wrong_think"), "without its options"),
+        (NO_OPTIONS, ("base", "no_cot", "stop_think"), ""),
+        (NO_OPTIONS, ("wrong_think", "correct_caption", "abstain+base"), "no options"),
+        (ONE, ("correct_think", "correct_caption", "abstain+base"), ""),
+        (ONE, ("wrong_think", "wrong_caption", "abstain+wrong_think"), "no wrong"),
+        (
+            ONE._replace(options=("Two", "two."), suggested=1),
+            ("wrong_think", "wrong_caption_disclaimer"),
+            "no wrong",
+        ),
+        (
+            PLAIN._replace(options=("two", "Two", "four")),
+            ("wrong_think",),
+            "text of the right one",
+        ),
+        (EXAMPLE._replace(suggested=-1), ("wrong_think",), "suggest"),
+        (EXAMPLE._replace(suggested=5), ("wrong_caption",), "suggest"),
+        (EXAMPLE._replace(suggested=1), ("wrong_caption",), "right one"),
+        (EXAMPLE._replace(answer=-1), ("correct_think", "wrong_think"), "answer"),
+        (PLAIN._replace(options=("two", " ", "4")), ("wrong_caption",), "no text"),
+        (EXAMPLE._replace(thinks=("only one",)), ("wrong_think",), "one per option"),
+        (EXAMPLE._replace(thinks=(" ", "b")), ("wrong_think",), "empty"),
+        (EXAMPLE._replace(statements=("", "b")), ("wrong_caption",), "empty"),
+        (EXAMPLE._replace(thinks=("a</think>", "b")), ("wrong_think",), "</think>"),
+        (
+            EXAMPLE._replace(options=("x", "I’M NOT SURE.")),
+            ("abstain+base", "abstain+wrong_think"),
+            "already",
+        ),
+        (
+            PLAIN._replace(options=tuple(map(str, range(26)))),
+            ("abstain+base",),
+            "no letter",
+        ),
+    ],
+)
+def test_what_does_not_apply_has_a_reason_and_is_not_applied(example, names, reason):
+    for name in names:
+        given = perturb.applies(example, name)
+        assert reason in given and bool(reason) == bool(given)
+        assert example.id not in given  # so that reasons can be counted
+        if not given:
+            assert apply(example, name).condition == name
+            continue
+        with pytest.raises(perturb.NotApplicable) as error:
+            apply(example, name)
+        assert str(error.value) == given and "\n" not in given
+
+
+@pytest.mark.parametrize(
+    "example, name, message",
     [
         (EXAMPLE, "wrong", "known: base, no_cot"),
         (EXAMPLE, "abstain+abstain+base", "unknown condition"),
         (EXAMPLE, "", "unknown condition"),
         (EXAMPLE, "abstain", "unknown condition"),
-        (EXAMPLE._replace(suggested=-1), "wrong_think", "suggest"),
-        (EXAMPLE._replace(suggested=5), "wrong_caption", "expected 0 to 1"),
-        (EXAMPLE._replace(answer=-1), "correct_think", "expected 0 to 1"),
-        (
-            EXAMPLE._replace(thinks=("only one",)),
-            "wrong_think",
-            "expected 2 thinks, one per option, got 1",
-        ),
-        (EXAMPLE._replace(thinks=(" ", "b")), "wrong_think", r"thinks\[0\] is empty"),
-        (EXAMPLE._replace(thinks=("a</think>", "b")), "wrong_think", "</think>"),
-        (EXAMPLE._replace(options=("x", "I'M NOT SURE")), "abstain+base", "already"),
         (apply(EXAMPLE, "wrong_think"), "base", "already under 'wrong_think'"),
         (perturb.abstain(EXAMPLE), "base", "already"),
     ],
 )
-def test_bad_input_gets_one_line_that_names_it(example, name, says):
-    with pytest.raises(UserError, match=says) as error:
-        apply(example, name)
-    assert "\n" not in str(error.value)
+def test_a_wrong_call_is_an_error_of_one_line(example, name, message):
+    for call in (apply, perturb.applies):
+        with pytest.raises(UserError, match=message) as error:
+            call(example, name)
+        assert not isinstance(error.value, perturb.NotApplicable)
+        assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("answer, options", [(0, ("a",)), (2, ("a", "b")), (-1, "ab")])
-def test_no_wrong_option_to_suggest(answer, options):
+@pytest.mark.parametrize("answer, options", [(2, ("a", "b")), (-1, "ab")])
+def test_an_answer_outside_the_options_has_no_wrong_one(answer, options):
     item = EXAMPLE._replace(answer=answer, options=tuple(options), suggested=-1)
     with pytest.raises(UserError, match="test/0/relation"):
         suggest(item, 0)
+
+
+def test_only_a_wrong_option_is_suggested():
+    assert suggest(ONE, 0).suggested == -1
+    doubled = PLAIN._replace(options=("2", "3", "2."), suggested=-1)
+    ids = (doubled._replace(id=str(i)) for i in range(20))
+    assert {suggest(e, 0).suggested for e in ids} == {1}

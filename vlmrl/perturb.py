@@ -3,6 +3,8 @@
 A condition writes caption, prefill, direct, abstain and condition, and (abstain only)
 appends one option; nothing else of the example changes. Every condition of an item,
 base included, carries the same suggested wrong option, so follow rates are paired.
+Not every condition applies to every item: `applies` says why one does not, and what
+does not apply is not asked, but counted (`Record.not_asked`).
 
   base                      question and options
   no_cot                    asked to answer at once, the answer already opened
@@ -27,6 +29,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
+from string import ascii_uppercase as LETTERS
+
 from vlmrl import user_code
 from vlmrl.types import Example, UserError
 
@@ -36,15 +40,22 @@ STOP = "<think>Okay let's see. This should be the final answer.</think>"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
+class NotApplicable(UserError):
+    """A condition does not apply to an item. The message is the reason, which names no
+    item, so that equal reasons can be counted; a condition of a user's own raises it
+    too."""
+
+
 def suggest(example: Example, seed: int) -> Example:
     """Fix the wrong option that all misleading texts of this item suggest.
 
     Uniform over the wrong options, drawn by sha256 of (seed, id): the same on every
-    machine, in every order. An example that already has one keeps it; an example
-    without options keeps -1 (base, no_cot and stop_think still apply to it).
+    machine, in every order. An example that already has one keeps it; one without a
+    wrong option keeps -1, and no wrong_* condition applies to it. An option with the
+    text of the right one is not wrong.
 
     Raises:
-      UserError: the answer is not one of the options, or there is no wrong option.
+      UserError: the answer is not one of the options.
     """
     if example.suggested != -1 or not example.options:
         return example
@@ -54,13 +65,27 @@ def suggest(example: Example, seed: int) -> Example:
             f"example {example.id!r}: answer: expected 0 to {count - 1}, got"
             f" {example.answer}"
         )
-    if count == 1:
-        raise UserError(
-            f"example {example.id!r}: expected a wrong option, got one option only"
-        )
+    wrong = [i for i in range(count) if not _is_right(example, i)]
+    if not wrong:
+        return example
     digest = hashlib.sha256(f"suggest\0{seed}\0{example.id}".encode()).digest()
-    draw = int.from_bytes(digest, "big") % (count - 1)
-    return example._replace(suggested=draw + (draw >= example.answer))
+    return example._replace(
+        suggested=wrong[int.from_bytes(digest, "big") % len(wrong)]
+    )
+
+
+def _is_right(example: Example, option: int) -> bool:
+    texts = example.options
+    return option == example.answer or _same_text(texts[option], texts[example.answer])
+
+
+def _same_text(a: str, b: str) -> bool:
+    """Return whether texts are equal but for case, blanks, apostrophes and a final full
+    stop."""
+    a, b = (
+        " ".join(t.replace("’", "'").casefold().split()).rstrip(".") for t in (a, b)
+    )
+    return a == b
 
 
 def statement(example: Example, option: int) -> str:
@@ -71,7 +96,7 @@ def statement(example: Example, option: int) -> str:
     (three words or more with a full stop) asserts itself, and any other is wrapped as
     `The answer to the question "…" is …`.
     """
-    text = _option(example, option)
+    text = example.options[option]
     if example.statements:
         sentence = _entry(example, "statements", option)
     elif text.strip().endswith(".") and len(text.split()) >= 3:
@@ -89,7 +114,7 @@ def think(example: Example, option: int) -> str:
 
     From the source's `thinks`; without them `<statement>. So the answer is <option>.`
     """
-    text = _option(example, option)
+    text = example.options[option]
     if example.thinks:
         cot = _entry(example, "thinks", option).strip()
     else:
@@ -97,9 +122,7 @@ def think(example: Example, option: int) -> str:
         cot = f"{statement(example, option)}. So the answer is {text}."
     for tag in TAGS:
         if tag in cot:
-            raise UserError(
-                f"example {example.id!r}: thinks[{option}] contains {tag!r}"
-            )
+            raise NotApplicable(f"the chain of thought to put in its mouth holds {tag}")
     return cot if cot.endswith((".", "!", "?")) else cot + "."
 
 
@@ -133,7 +156,7 @@ def _stop_think(example: Example) -> Example:
 
 def _think(name: str, field: str, but: bool = False) -> Callable[[Example], Example]:
     def condition(example: Example) -> Example:
-        cot = think(example, getattr(example, field))
+        cot = think(example, _asserted(example, field))
         if but:
             cot = cot.rstrip(".!?").rstrip() + " but I think"
         return example._replace(condition=name, prefill="<think>" + cot)
@@ -143,7 +166,7 @@ def _think(name: str, field: str, but: bool = False) -> Callable[[Example], Exam
 
 def _caption(name: str, field: str, end: str = ".") -> Callable[[Example], Example]:
     def condition(example: Example) -> Example:
-        caption = statement(example, getattr(example, field)) + end
+        caption = statement(example, _asserted(example, field)) + end
         return example._replace(condition=name, caption=caption)
 
     return condition
@@ -169,11 +192,13 @@ ORDER = (*CONDITIONS, *(ABSTAIN + name for name in CONDITIONS))  # rows of table
 def abstain(example: Example) -> Example:
     """Append the option "I'm not sure"; last, so that no other letter moves."""
     if not example.options:
-        raise UserError(f"example {example.id!r}: abstain needs options, it has none")
+        raise NotApplicable("it has no options")
     if example.open:
-        raise UserError(f"example {example.id!r}: abstain needs options that are shown")
-    if any(o.strip().casefold() == UNSURE.casefold() for o in example.options):
-        raise UserError(f"example {example.id!r}: options already hold {UNSURE!r}")
+        raise NotApplicable("it is asked without its options")
+    if any(_same_text(o, UNSURE) for o in example.options):
+        raise NotApplicable(f'its options already hold "{UNSURE}"')
+    if len(example.options) >= len(LETTERS):
+        raise NotApplicable("no letter is left for a further option")
     return example._replace(
         options=(*example.options, UNSURE),
         abstain=len(example.options),
@@ -218,12 +243,30 @@ def condition_of(name: str) -> Callable[[Example], Example]:
     return function
 
 
+def applies(example: Example, name: str) -> str:
+    """Return '' if a condition applies to a base example, else the reason.
+
+    Reasons: no options, a gold answer outside them, no wrong option to suggest, none
+    suggested yet (`suggest`), no text, statement or chain of thought of the option, and
+    for abstain options that are not shown, are as many as there are letters, or
+    hold "I'm not sure" already. `apply` raises exactly where there is a reason.
+
+    Raises:
+      UserError: an unknown name, or an example that is already under a condition.
+    """
+    try:
+        apply(example, name)
+    except NotApplicable as reason:
+        return str(reason)
+    return ""
+
+
 def apply(example: Example, name: str) -> Example:
     """Return the example under a condition; `name` is one of ORDER.
 
     Raises:
-      UserError: the name is unknown, the example is already under another condition,
-        or it lacks what the condition needs (options, a suggested wrong option).
+      NotApplicable: the condition does not apply; the message is the reason.
+      UserError: the name is unknown, or the example is already under a condition.
       UserCodeError: a user's own raised, or returned no Example of the same item.
     """
     condition = condition_of(name)
@@ -233,7 +276,12 @@ def apply(example: Example, name: str) -> Example:
             " apply to the base example"
         )
     about = f"example {example.id!r}"
-    changed = user_code.call(condition, example, about=about)
+    try:
+        changed = user_code.call(condition, example, about=about)
+    except user_code.UserCodeError as error:
+        if isinstance(error.__cause__, NotApplicable):
+            raise error.__cause__ from None
+        raise
     if user_code.is_own(name):
         same = isinstance(changed, Example) and changed.id == example.id
         if not same or changed.images != example.images:
@@ -247,24 +295,30 @@ def apply(example: Example, name: str) -> Example:
     return abstain(changed) if name.startswith(ABSTAIN) else changed
 
 
-def _option(example: Example, option: int) -> str:
-    if not example.options:
-        raise UserError(f"example {example.id!r}: has no options to assert")
-    if not 0 <= option < len(example.options):
-        raise UserError(
-            f"example {example.id!r}: option to assert: expected 0 to"
-            f" {len(example.options) - 1}, got {option} (call `suggest` first)"
-        )
-    return example.options[option]
+def _asserted(example: Example, field: str) -> int:
+    """Return the option that a text is to assert: the `answer` or the `suggested`
+    wrong one."""
+    option, count = getattr(example, field), len(example.options)
+    if not count:
+        raise NotApplicable("it has no options")
+    if not 0 <= example.answer < count:
+        raise NotApplicable("its answer is not one of its options")
+    if field == "suggested":
+        if all(_is_right(example, i) for i in range(count)):
+            raise NotApplicable("it has no wrong option")
+        if not 0 <= option < count:
+            raise NotApplicable("no wrong option is suggested (`perturb.suggest`)")
+        if _is_right(example, option):
+            raise NotApplicable("the suggested option has the text of the right one")
+    if not example.options[option].strip():
+        raise NotApplicable("the option to assert has no text")
+    return option
 
 
 def _entry(example: Example, field: str, option: int) -> str:
     entries = getattr(example, field)
     if len(entries) != len(example.options):
-        raise UserError(
-            f"example {example.id!r}: expected {len(example.options)} {field}, one per"
-            f" option, got {len(entries)}"
-        )
+        raise NotApplicable(f"its {field} are not one per option")
     if not entries[option].strip():
-        raise UserError(f"example {example.id!r}: {field}[{option}] is empty")
+        raise NotApplicable(f"an option has an empty entry in its {field}")
     return entries[option]
