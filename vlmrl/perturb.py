@@ -27,9 +27,9 @@ of this project.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-
+from collections.abc import Callable, Sequence
 from string import ascii_uppercase as LETTERS
+from typing import NamedTuple
 
 from vlmrl import user_code
 from vlmrl.types import Example, UserError
@@ -69,9 +69,7 @@ def suggest(example: Example, seed: int) -> Example:
     if not wrong:
         return example
     digest = hashlib.sha256(f"suggest\0{seed}\0{example.id}".encode()).digest()
-    return example._replace(
-        suggested=wrong[int.from_bytes(digest, "big") % len(wrong)]
-    )
+    return example._replace(suggested=wrong[int.from_bytes(digest, "big") % len(wrong)])
 
 
 def _is_right(example: Example, option: int) -> bool:
@@ -293,6 +291,30 @@ def apply(example: Example, name: str) -> Example:
             )
         changed = changed._replace(condition=user_code.short(name))
     return abstain(changed) if name.startswith(ABSTAIN) else changed
+
+
+class Conditioned(NamedTuple):
+    """An item under several conditions, a row each."""
+
+    rows: list[
+        Example
+    ]  # where a condition does not apply, a copy of the first row that
+    # is asked, or of base: shapes stay static, and the row is dropped
+    asked: list[bool]
+    not_asked: list[str]  # 'condition: reason' of the others, see `Record`
+
+
+def conditioned(example: Example, names: Sequence[str]) -> Conditioned:
+    """Return a base example under each of the conditions."""
+    reasons = [applies(example, name) for name in names]
+    asked = [not reason for reason in reasons]
+    filler = next((n for n, a in zip(names, asked, strict=True) if a), "base")
+    rows = [
+        apply(example, name if a else filler)
+        for name, a in zip(names, asked, strict=True)
+    ]
+    pairs = zip(names, reasons, strict=True)
+    return Conditioned(rows, asked, [f"{n}: {r}" for n, r in pairs if r])
 
 
 def _asserted(example: Example, field: str) -> int:

@@ -201,12 +201,16 @@ class Record(NamedTuple):
     abstain: int
     prefill: str  # how the assistant turn began (`Prompt.turn`)
     kind: str  # of the gold answer (`Example.kind`)
+    open: bool  # asked without its options (`Example.open`)
+    not_asked: list[str]  # 'condition: reason' of the evaluation's conditions that do
+    # not apply to this example (`perturb.applies`): they have no records
     # -- what it wrote
     completion: str  # sampled text, without the prefill
     think: str  # text inside <think>, prefill included; '' if none
     think_sampled: str  # the part of `think` the model wrote itself
-    predicted: int  # option the strict parser read from <answer>, -1 if none
-    correct: bool
+    predicted: int  # option the strict parser read from <answer>, -1 if none; of an
+    # open item the candidate that is equal
+    correct: bool  # what tables call accuracy, under the strict reading
     followed: bool  # predicted == suggested
     format: bool  # the strict <think>…</think><answer>…</answer> format holds
     lenient: int  # option of the lenient reading, -1 if none
@@ -219,16 +223,16 @@ class Record(NamedTuple):
     verdict_sampled: str  # the same, the judge not seeing the prefill
     # -- the kernel's scores
     forced: int  # option of the highest probability, the answer opened; -1 if absent
-    letters: list[float]  # probabilities over options
+    letters: list[float]  # probabilities over options; [] if absent
     scored: str  # what `letters` are of: 'letters', 'texts'; '' if absent
-    entropy: float
+    entropy: float  # of `letters`, nats; it and the next three are NaN if absent
     p_correct: float
-    p_suggested: float
+    p_suggested: float  # NaN, too, where no option is suggested
     option_mass: float
     natural: bool
     truncated: bool
     think_entropy: float
-    think_tokens: int
+    think_tokens: int  # -1 if unknown
     sighted: list[list[float]]  # probabilities over options at each probe
     sighted_every: int  # k: a probe after every k CoT tokens
     blind: list[float]  # probabilities over options, CoT re-read blind

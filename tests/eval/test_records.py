@@ -36,6 +36,8 @@ def record(**changes) -> Record:
         "abstain": -1,
         "prefill": "",
         "kind": "option",
+        "open": False,
+        "not_asked": [],
         "completion": "c",
         "think": "t",
         "think_sampled": "t",

@@ -60,6 +60,15 @@ def test_every_condition_gives_one_record_of_the_usual_kind(tmp_path):
             assert r.format and r.finish == "stop" and not r.truncated
 
 
+def test_what_does_not_apply_is_not_sent():
+    open_item = kit.examples(1)[0]._replace(open=True)
+    with serve(lambda r: body_of(GOOD)) as server, client(server) as c:
+        rows = served.evaluate(c, [open_item], ["base", "abstain+base"])
+    assert [r.condition for r in rows] == ["base"] and len(server.bodies) == 1
+    assert rows[0].not_asked == ["abstain+base: it is asked without its options"]
+    assert served.asked([open_item], ["base", "abstain+base"]) == 1
+
+
 def test_images_are_sent_as_they_are():
     (found,), (body,) = ask(lambda r: body_of(GOOD), ["base"], count=1)
     example = kit.examples(1)[0]

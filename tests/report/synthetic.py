@@ -163,6 +163,7 @@ def _record(recipe, seed, step, condition, e, model) -> Record:
         sample=0, prompt=prompt, spans=spans, prompt_hash=f'{hash_of(prompt):016x}',
         style='r1v', question=question, options=options, answer=answer,
         suggested=suggested, abstain=abstain, prefill=prefill, kind='option',
+        open=False, not_asked=[],
         completion=completion, lenient=int(p.argmax()),
         lenient_correct=int(p.argmax()) == answer, forced=int(p.argmax()),
         scored='letters', lenient_parser='lenient-1',

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from tests import kit
 from vlmrl import perturb
 from vlmrl.data import distort
 from vlmrl.perturb import ORDER
-from vlmrl.rl.augment import MIX, apply, check, choose
+from vlmrl.rl.augment import MIX, apply, augmented, check, choose
 from vlmrl.types import Example, UserError
 
 
@@ -108,6 +109,14 @@ def test_apply_is_a_condition_an_image_perturbation_or_both():
     assert (both.condition, both.caption) == ("blank+wrong_caption", text.caption)
     assert apply(item, "base", 0) == item
     assert apply(item, "abstain+base", 0) == perturb.apply(item, "abstain+base")
+
+
+def test_a_condition_that_does_not_apply_gives_way_to_base():
+    item = kit.examples(1)[0]._replace(open=True)
+    assert augmented(item, {"abstain+base": 1.0}, 0) == item
+    image = augmented(item, {"blank+abstain+wrong_think": 1.0}, 0)
+    assert image.condition == "blank+base" and image.images != item.images
+    assert augmented(item, {"wrong_think": 1.0}, 0).condition == "wrong_think"
 
 
 def test_a_mix_may_name_image_perturbations():

@@ -84,6 +84,8 @@ def build_record(
         abstain=e.abstain,
         prefill=prompt.turn,
         kind=e.kind,
+        open=e.open,
+        not_asked=[],
         completion=completion,
         think=think,
         think_sampled=sampled,

@@ -49,6 +49,8 @@ ADDED = {
     **dict.fromkeys(("version", "backend", "device", "dtype", "prefill_as"), ""),
     "letters_from": "unknown",
     "kind": "option",
+    "open": False,
+    "not_asked": [],
     "lenient": -1,
     "lenient_correct": False,
     "lenient_parser": "",

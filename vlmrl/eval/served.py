@@ -78,7 +78,8 @@ def evaluate(
     labels: RunLabels = UNLABELLED,
     progress: Callable[[int], None] = lambda n: None,
 ) -> list[Record]:
-    """Return the records in the order example, condition, sample.
+    """Return the records in the order example, condition, sample. A condition that does
+    not apply to an example (`perturb.applies`) is not asked.
 
     Raises:
       UserError: unknown condition, style or prefill, samples of a greedy evaluation, an
@@ -94,7 +95,12 @@ def evaluate(
         raise UserError(
             f"samples is {samples} but temperature is 0: greedy samples are all equal"
         )
-    changed = [perturb.apply(e, c) for e in examples for c in conditions]
+    items = [perturb.conditioned(e, conditions) for e in examples]
+    changed, not_asked = [], []
+    for item in items:
+        rows = [e for e, a in zip(item.rows, item.asked, strict=True) if a]
+        changed += rows
+        not_asked += [item.not_asked] * len(rows)
     written = [turns(e, s.style, s.prefill) for e in changed]
     calls = [
         Call(_sent(messages, e), _request(s) | extra, sample)
@@ -118,11 +124,17 @@ def evaluate(
             version=client.endpoint.model,
             prefill_as=s.prefill if r.prefill else "",
             sample=i % samples,
+            not_asked=not_asked[i // samples],
         )
         for i, r in enumerate(records)
     ]
     items = [item for r in records for item in readings(r)]
     return apply_verdicts(records, ask(judge, items), judge.name)
+
+
+def asked(examples: Sequence[Example], conditions: Sequence[str]) -> int:
+    """Return how many of the examples × conditions are asked: those that apply."""
+    return sum(not perturb.applies(e, c) for e in examples for c in conditions)
 
 
 def _request(s: ServedSettings) -> dict:

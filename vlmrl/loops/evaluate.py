@@ -57,7 +57,8 @@ class Evaluator:
     """Evaluate any parameters of a policy's model under conditions, with one program.
 
     It is compiled at the first call, so training evaluates with the very program of the
-    final table. Records come in the order example, condition, sample.
+    final table. Records come in the order example, condition, sample; a condition that
+    does not apply to an example (`perturb.applies`) has none, and the others name it.
 
     Args:
       conditions: names (`perturb.apply`); 'abstain+' composes with any.
@@ -136,7 +137,8 @@ class Evaluator:
         own = s.batch // count
         padded = part + [part[-1]] * (s.batch - len(part))
         mine = padded[index * own : (index + 1) * own]
-        changed = [perturb.apply(e, c) for e in mine for c in self._conditions]
+        items = [perturb.conditioned(e, self._conditions) for e in mine]
+        changed = [e for item in items for e in item.rows]
         prompts = policy.write(changed)
         inputs = _inputs(policy, prompts, len(self._conditions), s.options)
         names = [f"{e.source}/{e.id}/{e.condition}" for e in changed]
@@ -147,11 +149,17 @@ class Evaluator:
         placed = sharding.join_batch(policy.mesh, (*inputs, keys))
         rollout, scores = sharding.local_rows(self._kernel(params, *placed))
         real = min(max(0, len(part) - index * own), own)
+        asked = [(item, a) for item in items[:real] for a in item.asked]
         return [
-            _record(policy, prompts[i // s.samples], rollout, scores, i)._replace(
-                **labels._asdict(), sample=i % s.samples, sighted_every=s.probe_every
+            _record(policy, prompts[row], rollout, scores, i)._replace(
+                **labels._asdict(),
+                sample=i % s.samples,
+                sighted_every=s.probe_every,
+                not_asked=item.not_asked,
             )
-            for i in range(real * len(self._conditions) * s.samples)
+            for row, (item, a) in enumerate(asked)
+            for i in range(row * s.samples, (row + 1) * s.samples)
+            if a
         ]
 
 
@@ -213,7 +221,13 @@ def write_records(
     for evaluator, examples, image in parts:
         some = evaluator(params, examples, labels, advance)
         if image:
-            some = [r._replace(condition=f"{image}+{r.condition}") for r in some]
+            some = [
+                r._replace(
+                    condition=f"{image}+{r.condition}",
+                    not_asked=[f"{image}+{reason}" for reason in r.not_asked],
+                )
+                for r in some
+            ]
         rows += some
     if hosts.first():
         path.parent.mkdir(parents=True, exist_ok=True)

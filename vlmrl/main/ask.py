@@ -78,7 +78,7 @@ def main(argv):
     settings = served.ServedSettings(
         **{n: getattr(f, n) for n in names if n != "params"}, params=params
     )
-    total = len(examples) * len(f.conditions) * f.samples
+    total = f.samples * served.asked(examples, f.conditions)
     with (
         http.Client(
             at, cache=workdir / "replies.jsonl", budget=budget, again=f.again

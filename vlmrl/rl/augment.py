@@ -87,7 +87,7 @@ def apply(example: Example, name: str, seed: int) -> Example:
         not on the step.
 
     Raises:
-      UserError: unknown name, or the example lacks what it needs.
+      UserError: unknown name, or a condition that does not apply.
     """
     image, condition = _split(name)
     changed = perturb.apply(example, condition)
@@ -95,8 +95,13 @@ def apply(example: Example, name: str, seed: int) -> Example:
 
 
 def augmented(example: Example, mix: Mapping[str, float], seed: int) -> Example:
-    """Return the example under the condition that `choose` picks for it."""
-    return apply(example, choose(example.id, seed, mix), seed)
+    """Return the example under the condition that `choose` picks for it; base, its
+    image perturbation aside, where that does not apply (`perturb.applies`). The shares
+    of a mix are hence upper bounds on a set that some condition does not apply to."""
+    image, condition = _split(choose(example.id, seed, mix))
+    if perturb.applies(example, condition):
+        condition = "base"
+    return apply(example, f"{image}+{condition}" if image else condition, seed)
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -140,9 +140,13 @@ def _load(about: dict, workdir: Path) -> list[Example]:
 def release(path: Path, examples: Sequence[Example], conditions: Sequence[str]) -> None:
     """Write what conditions make of examples, one line of JSON per example: the
     statements by option (`data.texts`) and, by condition, caption, prefill and added
-    option. Whoever has the benchmark has the perturbed benchmark with it."""
+    option, or why it does not apply. Whoever has the benchmark has the perturbed
+    benchmark with it."""
 
-    def changes(e: Example) -> dict:
+    def changes(base: Example, name: str) -> dict:
+        if reason := perturb.applies(base, name):
+            return {"not_asked": reason}
+        e = perturb.apply(base, name)
         return {
             "caption": e.caption,
             "prefill": e.prefill,
@@ -156,7 +160,7 @@ def release(path: Path, examples: Sequence[Example], conditions: Sequence[str]) 
             "example": e.id,
             "answer": e.answer,
             "suggested": e.suggested,
-            "conditions": {n: changes(perturb.apply(e, n)) for n in conditions},
+            "conditions": {n: changes(e, n) for n in conditions},
             "texts": texts.entry(e),
         }
         for e in examples
@@ -169,7 +173,7 @@ def _ask(job: Job, c: dict, workdir: Path, display: Display) -> None:
     endpoint = http.Endpoint(about["url"], about["model"], key_env=c["key_env"])
     examples = _load(about, workdir)
     cache = workdir / "records" / f"{job.stem}.replies.jsonl"
-    total = len(examples) * len(about["conditions"])
+    total = served.asked(examples, about["conditions"])
     with (
         http.Client(endpoint, cache=cache) as client,
         display.bar(job.name, total) as advance,
