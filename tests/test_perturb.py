@@ -266,3 +266,20 @@ def test_only_a_wrong_option_is_suggested():
     doubled = PLAIN._replace(options=("2", "3", "2."), suggested=-1)
     ids = (doubled._replace(id=str(i)) for i in range(20))
     assert {suggest(e, 0).suggested for e in ids} == {1}
+
+
+def test_a_users_condition_says_where_it_does_not_apply(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from vlmrl.perturb import NotApplicable\n"
+        "def loud(example):\n"
+        "    if example.open:\n"
+        "        raise NotApplicable('it is open')\n"
+        "    return example._replace(question=example.question.upper())\n"
+    )
+    name = f"{path}:loud"
+    assert perturb.applies(EXAMPLE, name) == ""
+    assert perturb.applies(OPEN, name) == "it is open"
+    (row, filler), asked, not_asked = perturb.conditioned(OPEN, ["base", name])
+    assert asked == [True, False] and not_asked == ["loud: it is open"]
+    assert filler == row == OPEN

@@ -306,15 +306,17 @@ class Conditioned(NamedTuple):
 
 def conditioned(example: Example, names: Sequence[str]) -> Conditioned:
     """Return a base example under each of the conditions."""
-    reasons = [applies(example, name) for name in names]
-    asked = [not reason for reason in reasons]
-    filler = next((n for n, a in zip(names, asked, strict=True) if a), "base")
-    rows = [
-        apply(example, name if a else filler)
-        for name, a in zip(names, asked, strict=True)
-    ]
-    pairs = zip(names, reasons, strict=True)
-    return Conditioned(rows, asked, [f"{n}: {r}" for n, r in pairs if r])
+    rows: list[Example | None] = []
+    not_asked = []
+    for name in names:
+        try:
+            rows.append(apply(example, name))
+        except NotApplicable as reason:
+            rows.append(None)
+            not_asked.append(f"{short(name)}: {reason}")
+    filler = next((e for e in rows if e), None) or apply(example, "base")
+    asked = [e is not None for e in rows]
+    return Conditioned([e or filler for e in rows], asked, not_asked)
 
 
 def _asserted(example: Example, field: str) -> int:
