@@ -1,4 +1,4 @@
-"""What does not apply is not asked, is named by what is, and changes no other number."""
+"""What does not apply is not asked and changes no other number."""
 
 import numpy as np
 import pytest
