@@ -34,6 +34,7 @@ def training(seeds: int = 1):
     c.recipe = "grpo"  # its name in records, tables and figures
     c.model = "tiny"  # 'tiny', a hub id, or a directory in Hugging Face format
     c.style = "tiny"  # prompt style (vlmrl/prompts/styles.py: STYLES)
+    c.tags = "auto"  # <think> and its like: 'added' tokens, 'plain' text, or 'auto'
     c.quantize = ""  # 'int8': a base in 8 bits, which takes lora.rank and 'quant'
     c.dtype = "float32"  # of the parameters that learn, and their moments
     c.compute = ""  # 'bfloat16': of activations, and weights as they are read

@@ -3,12 +3,14 @@ returns, and what is sampled from and scored."""
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vlmrl import sharding
 from vlmrl.answers import reading
@@ -16,7 +18,8 @@ from vlmrl.engine import attention, memory
 from vlmrl.engine.generate import Stops, make_stops
 from vlmrl.models import registry, weights
 from vlmrl.models.api import Model
-from vlmrl.prompts import styles, tokens
+from vlmrl.prompts import styles, tag_tokens, tokens
+from vlmrl.prompts.processor import Processor
 from vlmrl.run import hosts
 from vlmrl.types import Example, Group, Prompt, UserError
 
@@ -135,16 +138,24 @@ class SamplingParams:
         return cast_params(params, self._compute, self._model.table)
 
 
+class Storage(NamedTuple):
+    """In which types a model is held."""
+
+    dtype: str = "float32"  # of the parameters, or 'bfloat16'; '' as they are stored
+    compute: str = ""  # of activations, and of the parameters where they are read; ''
+    # as `dtype`. Training in bfloat16 stores float32 and computes in bfloat16.
+    quantize: str = ""  # 'int8': linear layers in 8 bits, to be read or adapted only
+
+
 def load(
     name: str | os.PathLike = "tiny",
     *,
     style: str | None = None,
-    dtype: str = "float32",
-    compute: str = "",
+    tags: str = "auto",
     buckets: tokens.Buckets | Mapping[str, Sequence[int]] = BUCKETS,
     mesh=None,
     pixels: Sequence[int] = (),
-    quantize: str = "",
+    **storage: str,
 ) -> Policy:
     """Load a checkpoint onto a mesh (all devices on the data axis by default).
 
@@ -152,16 +163,16 @@ def load(
       name: 'tiny', a directory in Hugging Face format, a hub id, or a run.
       style: prompt style (`prompts.styles.STYLES`, or path/to/file.py:name); by
         default 'tiny' for the tiny tokenizer, else 'r1v'.
-      dtype: of the parameters, 'float32' or 'bfloat16'; '' as they are stored.
-      compute: of activations, and of the parameters where they are read; '' as `dtype`.
-        Training in bfloat16 stores float32 and computes in bfloat16.
+      tags: how <think> and its like become tokens: 'added', 'plain' or 'auto', see
+        `prompts.tag_tokens`; `processor.about_tags()` says what came of it.
       buckets: static lengths; of a mapping, empty entries stand for the tiny model's.
       pixels: (min, max) pixels of an image, instead of the checkpoint's own.
-      quantize: 'int8' stores the linear layers in 8 bits, to be read or adapted only;
-        '' for none.
+      storage: fields of `Storage`: dtype, compute, quantize.
     Raises:
       UserError: no such model, or sizes that make no sense.
     """
+    tag_tokens.check(tags)
+    dtype, compute, quantize = Storage(**storage)
     if not isinstance(buckets, tokens.Buckets):
         given = {k: tuple(sorted(v)) for k, v in buckets.items() if v}
         buckets = BUCKETS._replace(**given)
@@ -190,6 +201,8 @@ def load(
     processor = tokens.load_processor(path, min_pixels=low, max_pixels=high)
     if style is None:
         style = "tiny" if processor.vocab_size <= 512 else "r1v"
+    run = weights.run_meta(name).get("tags") if tags == "auto" else None
+    processor = with_tags(processor, run or tags, model, params)
     return Policy(
         model,
         params,
@@ -201,6 +214,39 @@ def load(
         str(name),
         jnp.dtype(compute) if compute and compute != dtype else None,
     )
+
+
+def with_tags(processor: Processor, tags: str, model: Model, params) -> Processor:
+    """Return the processor with reasoning tags as they are chosen for a model."""
+    added = tag_tokens.added_ids(processor.tokenizer)
+    tables = []
+    if added and tags == "auto":
+        others = tag_tokens.sample_ids(processor.token_bytes, list(added.values()))
+        ids = [np.array(x, np.int32) for x in (list(added.values()), *others)]
+        for name in ("text.embed", "text.head"):
+            if name in params:
+                tables.append(_rows(params[name], ids))
+    template = str(processor.tokenizer.chat_template)
+    choice = tag_tokens.choose(
+        tags,
+        list(added),
+        opened=bool(processor.opening()) or "enable_thinking" in template,
+        family=model.family,
+        tables=tables,
+    )
+    return processor.with_tags(choice)
+
+
+def _rows(table, ids: list[np.ndarray]) -> tag_tokens.TagRows:
+    """Return rows of a parameter on the host, of each list of ids, on every process."""
+    whole = sharding.replicate(table.sharding.mesh)
+
+    @functools.partial(jax.jit, out_shardings=whole)
+    def take(table):
+        return [table[x].astype(jnp.float32) for x in ids]
+
+    rows = (np.asarray(x.addressable_data(0)) for x in take(table))
+    return tag_tokens.TagRows(*rows)
 
 
 def prefixes(policy: Policy, written: Sequence[Prompt]) -> Group:

@@ -30,6 +30,7 @@ URL = "http://127.0.0.1:8000/v1"  # where an http judge is served
 FIELDS = (
     ("model", "Qwen/Qwen2.5-VL-7B-Instruct", "paper"),
     ("style", "r1v", "choice: the common wording of think and answer tags"),
+    ("tags", "auto", "choice: as the checkpoint's embedding knows the tags"),
     ("steps", 1200, "paper: more than 1,000"),
     ("prompts", 128, "ViGoRL; verl's 512 are 11 passes over the sets"),
     ("sampling.group_size", 8, "paper"),

@@ -44,6 +44,7 @@ def study(arg, recipes, *, seeds: int, title: str, summary: str, curves=CURVES):
         c.recipes[name] = recipe
     c.model = "tiny"  # the warm start
     c.style = "tiny"  # prompt style
+    c.tags = "auto"  # <think> and its like: 'added' tokens, 'plain' text, or 'auto'
     c.split = "test"  # read once, at the end
     c.size = 12 if small else 504  # examples of it
     c.perturbed_size = 8 if small else 216  # of them under every condition

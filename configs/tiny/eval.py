@@ -14,6 +14,7 @@ def get_config(arg=None):
     c = ConfigDict()
     c.model = "tiny"  # 'tiny' or a directory in Hugging Face format
     c.style = "tiny"  # prompt style
+    c.tags = "auto"  # <think> and its like: 'added' tokens, 'plain' text, or 'auto'
     c.quantize = ""  # 'int8': linear layers in 8 bits, with the extra 'quant'
     c.dtype = ""  # of the parameters: 'float32', 'bfloat16'; '' as they are stored
     c.compute = ""  # of activations; '' as the parameters

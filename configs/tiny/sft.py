@@ -72,6 +72,7 @@ def get_config(arg=None):
     c.algorithm = "sft"  # run by `vlmrl sft`
     c.model = ""  # directory to start from; '' makes the tiny model's, without weights
     c.style = "tiny"  # prompt style
+    c.tags = "auto"  # <think> and its like: 'added' tokens, 'plain' text, or 'auto'
     c.seed = stage["seed"]
     c.steps = 4 if small else stage["steps"]
     c.groups = 8 if small else stage["groups"]

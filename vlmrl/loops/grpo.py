@@ -334,7 +334,10 @@ def _train(
         keep=saving.keep,
         minutes=saving.minutes,
         saved=restored or 0,
-        meta={"lora": training.adapter._asdict()} if training.adapter else None,
+        meta={
+            "tags": actor.policy.processor.tags.mode,
+            **({"lora": training.adapter._asdict()} if training.adapter else {}),
+        },
     )
     step = restored or 0
     try:
@@ -404,7 +407,15 @@ def export(
         peft.save(target, policy.model, training.adapter, params, policy.source)
     target, params = workdir / "model", actor.plain(params)
     if not hosts.agree(target.exists()):
-        hf.save(target, policy.model, params, policy.source, policy.compute)
+        plain = policy.processor.tags.mode == "plain"
+        hf.save(
+            target,
+            policy.model,
+            params,
+            policy.source,
+            policy.compute,
+            plain_tags=plain,
+        )
     return params
 
 

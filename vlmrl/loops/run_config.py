@@ -18,6 +18,7 @@ from vlmrl.types import Record, UserError
 
 READ = (  # how a model is loaded
     "style",
+    "tags",
     "buckets",
     "pixels",
     "dtype",

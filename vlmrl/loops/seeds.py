@@ -51,6 +51,7 @@ def train(
             mesh=sharding.make_mesh(**settings.pop("mesh")),
         )
         policy = load()
+        display.say(policy.processor.about_tags())
         if hosts.first():
             directory.describe_run(workdir, config)
         hosts.wait("config")

@@ -81,11 +81,12 @@ def convert(
         params = lora.merge(model, *peft.load(adapter, model, params))
     # The dtype of most of the numbers: norms may be wider.
     dtype = dtype or np.dtype(max(params.values(), key=lambda x: x.size).dtype)
+    plain = weights.run_meta(source, step).get("tags") == "plain"
     try:
         if format == "hf":
-            return hf.save(target, model, params, base, dtype)
+            return hf.save(target, model, params, base, dtype, plain_tags=plain)
         with hf.new_directory(target) as partial:
-            hf.copy_side_files(base, partial, dtype)
+            hf.copy_side_files(base, partial, dtype, plain)
             checkpoint.save(partial / checkpoints, 0, {"params": params})()
         return Path(target)
     except OSError as error:

@@ -48,6 +48,7 @@ def main(argv):
         **{name: c[name] for name in READ},
         mesh=sharding.make_mesh(**c["mesh"]),
     )
+    say(policy.processor.about_tags())
     evaluator = Evaluator(policy, c["conditions"], EvalSettings(**c["kernel"]))
     examples = load_examples(
         c["source"], c["split"], c["size"], workdir / "data", c["texts"]

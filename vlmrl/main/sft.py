@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 
+from vlmrl import policy as policies
 from vlmrl import sharding
 from vlmrl.judges import synthetic
 from vlmrl.loops import sft
@@ -52,9 +53,12 @@ def main(argv):
     mesh = sharding.make_mesh()
     options = OptimizerOptions(**c["optimizer"])
     names = ("steps", "log_every", "save_every", "aggregation", "unroll", "average")
+    params = first_params(c, source, model, processor, start, mesh)
+    processor = policies.with_tags(processor, c.get("tags", "auto"), model, params)
+    say(processor.about_tags())
     params = sft.train(
         model,
-        first_params(c, source, model, processor, start, mesh),
+        params,
         update.optimizer(options, model.table, steps=c["steps"]),
         batches(c, source, processor),
         sft.SupervisedRun(**{name: c[name] for name in names if name in c}),
@@ -64,7 +68,8 @@ def main(argv):
     )
     target = Path(c.get("export") or workdir / "model")
     if not target.exists():  # else this very command was run before
-        hf.save(target, model, params, registry.resolve(start))
+        plain = processor.tags.mode == "plain"
+        hf.save(target, model, params, registry.resolve(start), plain_tags=plain)
 
 
 def check(c: dict, source: str) -> None:

@@ -22,6 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from vlmrl.models import files, registry
 from vlmrl.models.api import Model, Param
+from vlmrl.prompts import tag_tokens
 from vlmrl.types import UserError
 
 SHARD = 5 * 10**9  # bytes per file on export, as on the hub
@@ -105,7 +106,13 @@ def _check_tied(head: files.StoredTensor, embed: files.StoredTensor) -> None:
 
 
 def save(
-    directory: str | os.PathLike, model: Model, params, source, dtype=None
+    directory: str | os.PathLike,
+    model: Model,
+    params,
+    source,
+    dtype=None,
+    *,
+    plain_tags: bool = False,
 ) -> Path:
     """Write a directory that transformers loads; side files come from `source`.
 
@@ -114,6 +121,8 @@ def save(
 
     Args:
       dtype: of the weights, written to config.json too; None: that of the parameters.
+      plain_tags: the model was trained with reasoning tags as ordinary text, and so
+        shall everyone read them (`prompts.tag_tokens`).
     Raises:
       UserError: the directory exists already, or `source` is no model.
     """
@@ -125,15 +134,20 @@ def save(
         if jax.process_index() == 0:
             if len(parts) > 1:
                 (partial / files.INDEX).write_text(files.index_json(parts))
-            copy_side_files(source, partial, dtype)
+            copy_side_files(source, partial, dtype, plain_tags)
     return Path(directory)
 
 
-def copy_side_files(source: Path, target: Path, dtype=None) -> None:
-    """Copy what a directory has beside weights; write `dtype` into config.json."""
+def copy_side_files(
+    source: Path, target: Path, dtype=None, plain_tags: bool = False
+) -> None:
+    """Copy what a directory has beside weights; write `dtype` into config.json, and
+    with `plain_tags` a tokenizer without added reasoning tags."""
     for name in registry.SIDE_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+    if plain_tags:
+        tag_tokens.make_plain(target)
     if dtype is not None:
         config = files.read_json(target / "config.json")
         config.pop("torch_dtype", None)  # what older transformers called it

@@ -68,6 +68,14 @@ def load(
     }
 
 
+def run_meta(name: str | os.PathLike, step: int = 0) -> dict:
+    """Return what a run saved beside the parameters of a checkpoint, {} for any other
+    model; arguments as in `load`."""
+    checkpoints = registry.directory(name, weights=True) / registry.CHECKPOINTS
+    step = step or checkpoint.latest(checkpoints) if checkpoints.is_dir() else None
+    return {} if step is None else checkpoint.meta(checkpoints, step) or {}
+
+
 def _convert(p, array, dtype, int8: bool):
     """An array of a checkpoint as it was asked for; what is in 8 bits already stays."""
     if isinstance(array, quant.Int8):

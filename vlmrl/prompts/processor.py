@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vlmrl.data.images import decode as decode_image
+from vlmrl.prompts import styles, tag_tokens
 from vlmrl.prompts.styles import chatml
 from vlmrl.types import UserError
 
@@ -39,6 +40,7 @@ NEVER_SAMPLED = (
     "<|quad_start|>",
     "<|quad_end|>",
 )
+_BANNED = (*NEVER_SAMPLED, *tag_tokens.UNUSED.values())
 
 
 # transformers 4.49 left these defaults out of the vision_config of every Qwen2.5-VL
@@ -59,6 +61,9 @@ def vision_of(config: dict) -> dict:
     """Return the vision_config of a config.json, omitted defaults included."""
     defaults = OMITTED if config.get("model_type") == "qwen2_5_vl" else {}
     return {**defaults, **(config.get("vision_config") or {})}
+
+
+_PROBE = {"type": "text", "text": "Hello"}
 
 
 class Geometry(NamedTuple):
@@ -121,15 +126,49 @@ class Processor(NamedTuple):
     token_bytes: tuple[bytes, ...]
     brackets: tuple[int, ...] = ()  # ids put before and after an image's tokens, where
     # the chat template does not write them itself
+    tags: tag_tokens.Choice = tag_tokens.Choice("added", "")  # how tags become ids
+    plain: Any = None  # encodes where tags are plain and the tokenizer has them added
 
     @property
     def vocab_size(self) -> int:
         return len(self.token_bytes)
 
     def encode_plain(self, text: str) -> list[int]:
-        """Return the ids of a text alone. Some tokenizers (Llama 3.1) would put a BOS
-        token before it, also in the middle of a turn: none is added here."""
+        """Return the ids of a text, reasoning tags as `tags` says (`tag_tokens`). Some
+        tokenizers (Llama 3.1) would put a BOS token before it, also in the middle of a
+        turn: none is added here."""
+        if self.plain is not None:
+            return self.plain.encode(text, add_special_tokens=False).ids
         return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def with_tags(self, choice: tag_tokens.Choice) -> Processor:
+        """Return the processor that encodes reasoning tags as chosen. Where they are
+        plain, their added tokens are banned: what is sampled is what is encoded."""
+        ids = tag_tokens.added_ids(self.tokenizer)
+        if choice.mode == "added" or not ids:
+            return self._replace(tags=choice)
+        banned = self.banned.copy()
+        banned[list(ids.values())] = True
+        plain = tag_tokens.plain_backend(self.tokenizer)
+        return self._replace(tags=choice, plain=plain, banned=banned)
+
+    def opening(self) -> str:
+        """Return what the chat template writes of a chain of thought where the
+        assistant turn begins: '<think>⏎', an empty one, or ''."""
+        text = self.render([{"role": "user", "content": [_PROBE]}])
+        tail = text.rpartition(_PROBE["text"])[2]
+        return tail[len(styles.begin_turn(tail, "<think>", direct=False)[0]) :]
+
+    def about_tags(self) -> str:
+        """Return one line: how reasoning tags are tokenised, why, and what the chat
+        template writes of them."""
+        line = f"reasoning tags: {self.tags.mode} ({self.tags.why})"
+        opening = self.opening()
+        if "</think>" in opening:
+            return line + "; the chat template writes an empty <think></think>"
+        if opening:
+            line += "; the chat template opens <think>: turns begin inside it"
+        return line
 
     def render(self, messages: list[dict]) -> str:
         """Chat messages (see `prompts.messages`) as the directory's own template writes
@@ -213,7 +252,7 @@ def load_processor(
     )
     ends = [tokenizer.eos_token_id, *(end if isinstance(end, list) else [end])]
     banned = np.array([not b for b in token_bytes])
-    banned[[known[t] for t in NEVER_SAMPLED if t in known]] = True
+    banned[[known[t] for t in _BANNED if t in known]] = True
     banned[[*brackets, *([image_id] if sees else [])]] = True
     return Processor(
         tokenizer=tokenizer,

@@ -48,7 +48,7 @@ def run(
     """Train and evaluate every recipe of a study, and write its report.
 
     Args:
-      c: fields of the config: about, recipes, model, style, split, size,
+      c: fields of the config: about, recipes, model, style, tags, split, size,
         perturbed_size, ood_size, conditions and kernel.
       display: where progress is shown.
       verdicts: also write the tables of claims and of remedies.
@@ -56,7 +56,8 @@ def run(
     began = time.monotonic()
     recipes = c["recipes"]
     _check(recipes)
-    policy = policies.load(c["model"], style=c["style"])
+    policy = policies.load(c["model"], style=c["style"], tags=c["tags"])
+    display.say(policy.processor.about_tags())
     settings = EvalSettings(**c["kernel"])
     every, base = (
         Evaluator(policy, names, settings) for names in (c["conditions"], ("base",))

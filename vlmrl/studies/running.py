@@ -48,7 +48,7 @@ def run(jobs: Sequence[Job], c: dict, workdir: Path, display: Display = SILENT) 
             continue
         began = time.monotonic()
         if job.kind == "evaluate":
-            _evaluate(job, c, workdir, _policy(job, c, loaded), display)
+            _evaluate(job, c, workdir, _policy(job, c, loaded, display), display)
         elif job.kind == "ask":
             _ask(job, c, workdir, display)
         elif job.kind == "train":
@@ -70,20 +70,22 @@ def run(jobs: Sequence[Job], c: dict, workdir: Path, display: Display = SILENT) 
     return True
 
 
-def _policy(job: Job, c: dict, loaded: dict) -> policies.Policy:
+def _policy(job: Job, c: dict, loaded: dict, display: Display) -> policies.Policy:
     """Return the job's model; `loaded` holds the last one's weights, no others."""
     about = job.about
-    name = about["model"]
-    if name not in loaded:
+    key = about["model"], about.get("tags", "auto")
+    if key not in loaded:
         loaded.clear()
-        loaded[name] = policies.load(
-            name,
+        loaded[key] = policies.load(
+            key[0],
             style=about["style"],
+            tags=key[1],
             dtype="",
             buckets=policies.PUBLISHED_BUCKETS,
             mesh=sharding.make_mesh(**c["mesh"]),
         )
-    return loaded[name]._replace(style=about["style"])
+        display.say(loaded[key].processor.about_tags())
+    return loaded[key]._replace(style=about["style"])
 
 
 def _evaluate(

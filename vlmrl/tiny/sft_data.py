@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vlmrl import perturb
 from vlmrl.data import scenes, traces
 from vlmrl.prompts import styles, tokens
-from vlmrl.types import Group, UserError
+from vlmrl.types import Group, Prompt, UserError
 
 
 class SceneItems(NamedTuple):
@@ -54,8 +55,8 @@ def batch(
             pairs = [(example._replace(images=()), text) for example, text in pairs]
         rows.append(
             [
-                (tokens.encode(processor, styles.build(example, items.style)), text)
-                for example, text in pairs
+                _row(processor, styles.build(e, items.style, processor.render), text)
+                for e, text in pairs
             ]
         )
     group, mask = tokens.completion_rows(processor, rows, buckets)
@@ -65,6 +66,13 @@ def batch(
         within = np.cumsum(mask, axis=1) <= len(opening)
         mask &= within | ~np.array(short)[:, None]
     return group, mask
+
+
+def _row(processor, prompt: Prompt, text: str) -> tuple[tokens.Encoded, str]:
+    """Return the prompt, and what is left of a turn that the template opened."""
+    opened = perturb.is_open(prompt.turn)
+    rest = text.removeprefix("<think>") if opened else text
+    return tokens.encode(processor, prompt), rest
 
 
 # kind → (scene, rng, n, mix) → up to n pairs (example, text to learn)
