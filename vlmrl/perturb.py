@@ -207,14 +207,10 @@ def abstain(example: Example) -> Example:
 def check(*names: str) -> None:
     """Raise UserError unless all are conditions of different short names; a message
     lists the known ones."""
-    origins: dict[str, str] = {}
     for name in names:
         condition_of(name)
-        if origins.setdefault(short(name), name) != name:
-            raise UserError(
-                f"conditions {origins[short(name)]} and {name} are both called "
-                f"{short(name)!r} in records; rename one of the functions"
-            )
+    bare = dict.fromkeys(name.removeprefix(ABSTAIN) for name in names)
+    user_code.distinct(bare, CONDITIONS, "conditions")
 
 
 def short(name: str) -> str:
@@ -227,18 +223,12 @@ def condition_of(name: str) -> Callable[[Example], Example]:
     """Return the function of a condition's name, 'abstain+' left aside.
 
     Raises:
-      UserError: an unknown name, a file without the function, a function that is
-        called as one of ours is.
+      UserError: an unknown name, a file without the function, or one that does not take
+        an example.
     """
     name = name.removeprefix(ABSTAIN)
     known = {**CONDITIONS, f"{ABSTAIN}<name> of each": _base}
-    function = user_code.lookup(name, known, "", ("example",), kind="condition")
-    if user_code.is_own(name) and user_code.short(name) in CONDITIONS:
-        raise UserError(
-            f"condition {name}: {user_code.short(name)!r} is one of ours in records; "
-            "rename the function"
-        )
-    return function
+    return user_code.lookup(name, known, "", ("example",), kind="condition")
 
 
 def applies(example: Example, name: str) -> str:

@@ -101,6 +101,8 @@ class Completion(NamedTuple):
     verdict: str | None = None  # of a judge; None: none was asked
     tokens: int = 0  # sampled
     options: Array | None = None  # float[C], P(option) after the CoT; None: unmeasured
+    # (a recipe's `reward.measure_options`, or a term that needs them, measures them)
+    lenient: int = -1  # option of the lenient reading, -1 if none
 
     @property
     def think(self) -> str:
@@ -256,6 +258,8 @@ class Record(NamedTuple):
     # 'trained': by `recipe`, its step 0 included; 'evaluated': training is unknown
     augmented: bool = False  # the recipe perturbs prompts or images (its `mix`)
     faithful: bool = False  # it rewards agreement of CoT and answer
+    code: str = ""  # the user's own functions behind the row (`user_code.stamp`), as
+    # 'path/to/file.py:name=<first 16 hex digits of the file's sha256>; …'
 
 
 class Mean(NamedTuple):

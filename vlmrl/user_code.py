@@ -20,7 +20,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -100,26 +100,46 @@ def lookup(
     return thing
 
 
-def check_arguments(
-    function: Any, field: str, takes: Sequence[str], options: Sequence[str] = ()
-) -> None:
-    """Raise UserError unless a function can be called with the positional arguments
-    `takes` and the keyword arguments `options`."""
+def distinct(names: Iterable[str], known: Iterable[str], field: str) -> None:
+    """Raise UserError where two names would be one in records and metrics (`short`): a
+    user's own and one of `known`, or two of a user's own."""
+    origins = {name: name for name in known}
+    for name in names:
+        origin = origins.setdefault(short(name), name)
+        if origin != name:
+            other = "ours" if origin in known else origin
+            raise UserError(
+                f"{field}: {name} and {other} are both called {short(name)!r} in "
+                "records and metrics: rename the function"
+            )
+
+
+def check_arguments(function: Any, field: str, takes: Sequence[str]) -> None:
+    """Raise UserError unless a function takes the positional arguments `takes` and
+    needs no others; what it has beyond them are options by keyword."""
     if not callable(function):
         kind = type(function).__name__
         raise UserError(f"{field}: expected a function, got {kind} {function!r:.60}")
-    name = where(function)
-    expected = f"{name.rpartition(':')[2]}({', '.join(takes)}, **options)"
     try:
         signature = inspect.signature(function)
-        signature.bind(*takes, **dict.fromkeys(options))
-    except ValueError:  # some builtins don't say
+    except (TypeError, ValueError):  # some builtins don't say
         return
-    except TypeError as error:
-        raise UserError(
-            f"{field}: {name}: expected {expected}, got {signature} ({error})"
-        ) from None
-    if "completion" in takes and {"parsed", "answer"} & set(signature.parameters):
+    parameters = signature.parameters.values()
+    try:
+        bound = signature.bind_partial(*takes).arguments
+        fits = not any(
+            p.default is p.empty
+            and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+            and p.name not in bound
+            for p in parameters
+        )
+    except TypeError:
+        fits = False
+    if takes == ("completion",):  # the signature of rewards in earlier versions
+        fits = fits and not {"parsed", "answer"} & set(signature.parameters)
+    if not fits:
+        name = where(function)
+        expected = f"{name.rpartition(':')[2]}({', '.join(takes)}, **options)"
         raise UserError(f"{field}: {name}: expected {expected}, got {signature}")
 
 
@@ -204,6 +224,12 @@ def hashes(*settings: Any) -> dict[str, str]:
 def stamp(*settings: Any) -> str:
     """Return `hashes` as the text of a record: 'a.py:f=0123456789abcdef; …'."""
     return "; ".join(f"{name}={h}" for name, h in hashes(*settings).items())
+
+
+def joined(*stamps: str) -> str:
+    """Return stamps as one, each function once."""
+    entries = (entry for text in stamps for entry in text.split("; ") if entry)
+    return "; ".join(dict.fromkeys(entries))
 
 
 def save(workdir: Path, *settings: Any) -> list[str]:

@@ -23,18 +23,19 @@ def trained(reward, **fields):
 
 @pytest.mark.slow
 def test_a_reward_of_ones_own_is_learned_from(tmp_path):
-    """It sees what the parser read, the right option and the verdict; the policy that
-    came in stays as it is, and a run directory changes no number."""
+    """It sees the completion; the policy that came in stays as it is."""
     seen = []
 
-    def reward(parsed, answer, verdict):
-        seen.append((parsed, answer, verdict))
+    def reward(completion):
+        seen.append(completion)
         return len(seen) % 3  # differs within a group
 
     before = {n: np.array(p) for n, p in policy().params.items()}
     result = trained(reward)
     assert len(seen) == 2 * PROMPTS * GROUP
-    assert all(0 <= answer < 6 and verdict for _, answer, verdict in seen)
+    assert all(c.verdict and c.tokens and c.example.meta for c in seen)
+    assert all(c.text.startswith(c.example.prefill) for c in seen)
+    assert all(c.correct == (c.parsed.option == c.example.answer) for c in seen)
     assert [row["step"] for row in result.metrics] == [1, 2]
     total = np.mean([(i + 1) % 3 for i in range(PROMPTS * GROUP)])
     assert result.metrics[0]["reward/total"] == pytest.approx(total)
@@ -50,6 +51,16 @@ def test_a_reward_of_ones_own_is_learned_from(tmp_path):
     ("reward", "fields", "complaint"),
     [
         ("best", {}, "recipe.reward.name is 'best', expected one of grpo, gated"),
+        (
+            lambda parsed, answer, verdict: 0.0,
+            {},
+            "<lambda>(completion, **options), got (parsed, answer, verdict)",
+        ),
+        (
+            lambda parsed, answer=0: 0.0,
+            {},
+            "<lambda>(completion, **options), got (parsed, answer=0)",
+        ),
         ("grpo", {"lag": 1}, "recipe.lag: it is recipe.sampling.off_policy_steps now"),
         (
             "gated",

@@ -83,7 +83,7 @@ def test_what_fits_together_passes(settings):
         ({"judge.name": "http:m"}, ["config.judge.name: an http judge needs a url"]),
         (
             {"judge.name": "rule,gpt:m"},
-            ["config.judge.name: expected rule, model:DIR or http:MODEL, got 'gpt:m'"],
+            ["config.judge.name: expected rule, model:DIR, http:MODEL or", "'gpt:m'"],
         ),
         ({"judge.name": "model:/nowhere"}, ["model '/nowhere': no such directory"]),
         (
@@ -238,5 +238,7 @@ def test_a_loss_of_ones_own_is_traced_as_it_is():
     def own(logprobs, old_logprobs, advantages, mask, *, tau, **how):
         raise UserError(f"tau: got {tau}")
 
-    with pytest.raises(UserError, match=r"^loss: tau: got 3$"):
+    with pytest.raises(
+        UserError, match=r"^loss: .*test_check.py:own: line .*tau: got 3$"
+    ):
         check_loss({"surrogate": own, "tau": 3}, "loss")

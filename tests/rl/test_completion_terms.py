@@ -3,18 +3,25 @@
 import numpy as np
 
 from tests import kit
-from vlmrl.answers import strict
+from vlmrl.answers import reading
 from vlmrl.prompts import styles
 from vlmrl.rl import completion_terms, recipe
+from vlmrl.types import Completion
 
-RECIPE = recipe.make(sampling={"group_size": 2, "max_tokens": 8})
+OPTIONS = recipe.RewardOptions()
 
 
-def seen(text: str, letters=None, tokens: int = 10) -> completion_terms.TermInputs:
+def seen(text: str, options=None, tokens: int = 10) -> Completion:
     prompt = styles.build(kit.examples(1)[0], "tiny")
-    parsed = strict.parse(text, prompt.example.options)
-    return completion_terms.TermInputs(
-        parsed, parsed.think or "", prompt, tokens, letters
+    read = reading.read(text, prompt.example, "tiny")
+    return Completion(
+        prompt.example,
+        prompt.text,
+        text,
+        read.parsed,
+        read.correct,
+        tokens=tokens,
+        options=options,
     )
 
 
@@ -25,28 +32,30 @@ def test_terms_of_letters():
     right = f"<think>x</think><answer>{'ABCDEF'[answer]}</answer>"
     wrong = f"<think>x</think><answer>{'ABCDEF'[1 - min(answer, 1)]}</answer>"
     got = completion_terms.terms(
-        ("p_correct", "confidence"), seen(right, letters), RECIPE
+        ("p_correct", "confidence"), seen(right, letters), OPTIONS
     )
     np.testing.assert_allclose(got["p_correct"], 0.7)
     np.testing.assert_allclose(got["confidence"], -(0.3**2))
     got = completion_terms.terms(
-        ("p_correct", "confidence"), seen(wrong, letters), RECIPE
+        ("p_correct", "confidence"), seen(wrong, letters), OPTIONS
     )
     np.testing.assert_allclose(got["p_correct"], 0.7)
     np.testing.assert_allclose(got["confidence"], -(0.1**2))
-    silent = completion_terms.terms(("confidence",), seen("<think>x", letters), RECIPE)
+    silent = completion_terms.terms(("confidence",), seen("<think>x", letters), OPTIONS)
     assert silent == {"confidence": 0.0}
 
 
 def test_terms_of_texts():
     names = ("evidence", "length", "repetition", "copied")
-    bare = completion_terms.terms(names, seen("<think>So B.</think>", tokens=4), RECIPE)
+    bare = completion_terms.terms(
+        names, seen("<think>So B.</think>", tokens=4), OPTIONS
+    )
     assert bare["evidence"] == 0 and bare["length"] == 0.5
     said = "the red disc is left of the blue star and above one green square there"
-    full = completion_terms.terms(names, seen(f"<think>{said}. So B.</think>"), RECIPE)
+    full = completion_terms.terms(names, seen(f"<think>{said}. So B.</think>"), OPTIONS)
     assert full["evidence"] == 1 and full["length"] == 1 and full["repetition"] == 0
     question = kit.examples(1)[0].question
-    echo = completion_terms.terms(names, seen(f"<think>{question}</think>"), RECIPE)
+    echo = completion_terms.terms(names, seen(f"<think>{question}</think>"), OPTIONS)
     assert echo["copied"] == -1 and full["copied"] > echo["copied"]
 
 

@@ -1,18 +1,19 @@
 """Rewards: values by hand, verdicts, and adversaries through the real parser."""
 
+import numpy as np
 import pytest
 
-from vlmrl.answers.strict import parse
+from tests import kit
+from vlmrl.answers import reading
 from vlmrl.rl.rewards import (
     JUDGED,
     REWARDS,
     VERDICTS,
     Reward,
-    accuracy_reward,
     additive_reward,
     agreement_reward,
+    as_reward,
     confidence_reward,
-    format_reward,
     gated_reward,
     grpo_reward,
     lagrangian_reward,
@@ -22,20 +23,32 @@ from vlmrl.rl.rewards import (
     repetition_penalty,
     shaped,
 )
-from vlmrl.types import Mean, Parsed, UserError
+from vlmrl.types import Completion, Mean, UserError
+from vlmrl.user_code import UserCodeError
 
-OPTIONS = ("two", "three", "four", "five")
-RIGHT = Parsed("I count three.", "B", 1, True, True)
-WRONG = RIGHT._replace(answer="A", option=0)
-SLOPPY = RIGHT._replace(strict=False)  # right, but not in the format
-NOTHING = Parsed(None, None, -1, False, False)
+ITEM = kit.examples(1)[0]._replace(options=("two", "three", "four", "five"), answer=1)
+
+
+def completion(text: str, verdict: str | None = None, item=ITEM) -> Completion:
+    read = reading.read(text, item, "tiny")
+    return Completion(item, "Q", text, read.parsed, read.correct, verdict)
+
+
+def judged(completion: Completion, verdict: str | None) -> Completion:
+    return completion._replace(verdict=verdict)
+
+
+RIGHT = completion("<think>I count three.</think><answer>B</answer>")
+WRONG = completion("<think>I count three.</think><answer>A</answer>")
+SLOPPY = completion("I count three.<answer>B</answer>")  # right, not in the format
+NOTHING = completion("")
 
 
 def test_grpo_reward_by_hand():
-    assert grpo_reward(RIGHT, 1) == Reward(1.1, 1, 1, None)
-    assert grpo_reward(WRONG, 1) == Reward(0.1, 1, 0, None)
-    assert grpo_reward(SLOPPY, 1) == Reward(1.0, 0, 1, None)
-    assert grpo_reward(NOTHING, 1) == Reward(0.0, 0, 0, None)
+    assert grpo_reward(RIGHT) == Reward(1.1, 1, 1, None)
+    assert grpo_reward(WRONG) == Reward(0.1, 1, 0, None)
+    assert grpo_reward(SLOPPY) == Reward(1.0, 0, 1, None)
+    assert grpo_reward(NOTHING) == Reward(0.0, 0, 0, None)
 
 
 @pytest.mark.parametrize(
@@ -48,9 +61,9 @@ def test_grpo_reward_by_hand():
     ],
 )
 def test_gate_by_hand(verdict, gate, part):
-    assert gated_reward(RIGHT, 1, verdict) == Reward(1.1 * gate, 1, 1, part)
-    assert gated_reward(WRONG, 1, verdict) == Reward(0.1 * gate, 1, 0, part)
-    assert gated_reward(NOTHING, 1, verdict).total == 0
+    assert gated_reward(judged(RIGHT, verdict)) == Reward(1.1 * gate, 1, 1, part)
+    assert gated_reward(judged(WRONG, verdict)) == Reward(0.1 * gate, 1, 0, part)
+    assert gated_reward(judged(NOTHING, verdict)).total == 0
 
 
 @pytest.mark.parametrize(
@@ -58,46 +71,72 @@ def test_gate_by_hand(verdict, gate, part):
     [("consistent", 1), ("inconsistent", 0), ("undecided", 0), ("not_applicable", 0)],
 )
 def test_additive_by_hand(verdict, bonus):
-    got = [additive_reward(p, 1, verdict).total for p in (RIGHT, WRONG)]
+    got = [additive_reward(judged(p, verdict)).total for p in (RIGHT, WRONG)]
     assert got == [1.1 + 0.5 * bonus, 0.1 + 0.5 * bonus]
-    assert additive_reward(WRONG, 1, verdict, weight=0.25).total == 0.1 + 0.25 * bonus
+    assert (
+        additive_reward(judged(WRONG, verdict), weight=0.25).total == 0.1 + 0.25 * bonus
+    )
 
 
 def test_order_of_the_rewards():
     """Being right is worth more than agreeing; the gate wants both."""
-    faithful_wrong = additive_reward(WRONG, 1, "consistent").total
-    unfaithful_right = additive_reward(RIGHT, 1, "inconsistent").total
+    faithful_wrong = additive_reward(judged(WRONG, "consistent")).total
+    unfaithful_right = additive_reward(judged(RIGHT, "inconsistent")).total
     assert unfaithful_right > faithful_wrong
-    assert gated_reward(WRONG, 1, "consistent").total > 0
-    assert gated_reward(RIGHT, 1, "inconsistent").total == 0
+    assert gated_reward(judged(WRONG, "consistent")).total > 0
+    assert gated_reward(judged(RIGHT, "inconsistent")).total == 0
 
 
 @pytest.mark.parametrize("name", sorted(REWARDS))
 def test_the_dict_has_one_signature(name):
     for verdict in VERDICTS:
-        got = REWARDS[name](RIGHT, 1, verdict)
+        got = REWARDS[name](judged(RIGHT, verdict))
         assert isinstance(got, Reward)
         assert (got.format, got.correct) == (1, 1)
     if name in JUDGED:
         with pytest.raises(UserError, match=f"'{name}' needs a judge"):
-            REWARDS[name](RIGHT, 1, None)
+            REWARDS[name](judged(RIGHT, None))
     else:
-        REWARDS[name](RIGHT, 1, None)
+        REWARDS[name](judged(RIGHT, None))
     with pytest.raises(UserError, match="verdict: expected .*, got 'Consistent'"):
-        REWARDS[name](RIGHT, 1, "Consistent")
+        REWARDS[name](judged(RIGHT, "Consistent"))
 
 
 def test_no_answer_is_never_right():
-    assert accuracy_reward(NOTHING, 0) == 0
-    with pytest.raises(UserError, match="answer: expected .*, got -1"):
-        accuracy_reward(NOTHING, -1)
+    """Not even where the item has no right option."""
+    for item in (ITEM, ITEM._replace(answer=-1)):
+        assert grpo_reward(completion("<think>x</think>", item=item)).correct == 0
+
+
+def test_an_open_item_is_paid_by_equality():
+    item = ITEM._replace(options=("3",), answer=0, open=True, kind="number")
+    for text, correct in (("3", 1), ("A", 0), ("4", 0)):
+        turn = f"<think>x</think><answer>{text}</answer>"
+        assert grpo_reward(completion(turn, item=item)).correct == correct
+
+
+def test_a_number_gets_the_usual_parts_and_nothing_else_is_a_reward():
+    def own(completion):
+        return 0.5
+
+    assert as_reward(0.5, RIGHT, own) == Reward(0.5, 1, 1, None)
+    assert as_reward(True, judged(WRONG, "consistent"), own) == Reward(1, 1, 0, 1)
+    assert as_reward(np.float32(2), RIGHT, own).total == 2
+    given = Reward(2.0, 0.0, 1.0, None)
+    assert as_reward(given, WRONG, own) == given
+    bad = (None, "1", float("nan"), np.inf, [1.0], 1j, given._replace(total=np.nan))
+    for value in (*bad, given._replace(format=None), given._replace(consistent="yes")):
+        with pytest.raises(UserCodeError) as error:
+            as_reward(value, RIGHT, own)
+        assert "test_rewards.py:own: example " in str(error.value)
+        assert repr(ITEM.id) in str(error.value)
 
 
 def test_parts_are_means_and_skip_what_was_not_judged():
     rewards = [
-        gated_reward(RIGHT, 1, "consistent"),
-        gated_reward(WRONG, 1, "undecided"),
-        gated_reward(RIGHT, 1, "not_applicable"),
+        gated_reward(judged(RIGHT, "consistent")),
+        gated_reward(judged(WRONG, "undecided")),
+        gated_reward(judged(RIGHT, "not_applicable")),
     ]
     got = parts(rewards)
     assert got["format"] == Mean(3.0, 3)
@@ -166,20 +205,20 @@ FORMAT_ONLY = [
     ],
 )
 def test_adversaries(text, form, correct):
-    parsed = parse(text, OPTIONS)
-    assert (format_reward(parsed), accuracy_reward(parsed, 1)) == (form, correct)
+    paid = grpo_reward(completion(text))
+    assert (paid.format, paid.correct) == (form, correct)
     for verdict in VERDICTS:
         top = 0.1 * form + 1.0 * correct
-        assert grpo_reward(parsed, 1, verdict).total == top
-        assert gated_reward(parsed, 1, verdict).total <= top
+        assert grpo_reward(completion(text, verdict)).total == top
+        assert gated_reward(completion(text, verdict)).total <= top
 
 
 def test_an_example_of_the_format_before_the_answer_is_not_strict():
     """Echoing the prompt's example neither hides nor replaces the answer."""
     echo = "<think>reasoning process here</think><answer>answer here</answer>"
     real = "<think>I count three.</think><answer>B</answer>"
-    assert grpo_reward(parse(echo + real, OPTIONS), 1).total == 0
-    assert grpo_reward(parse(real + " " + real, OPTIONS), 1).format == 0
+    assert grpo_reward(completion(echo + real)).total == 0
+    assert grpo_reward(completion(real + " " + real)).format == 0
 
 
 # -- constraint and agreement
@@ -190,35 +229,35 @@ def test_an_example_of_the_format_before_the_answer_is_not_strict():
     [("consistent", 1), ("inconsistent", 0), ("undecided", 0), ("not_applicable", 0)],
 )
 def test_lagrangian_by_hand(verdict, consistent):
-    for parsed, base in ((RIGHT, 1.1), (WRONG, 0.1)):
-        got = lagrangian_reward(parsed, 1, verdict, multiplier=3.0).total
+    for turn, base in ((RIGHT, 1.1), (WRONG, 0.1)):
+        got = lagrangian_reward(judged(turn, verdict), multiplier=3.0).total
         assert got == pytest.approx((base + 3 * consistent) / 4)
 
 
 def test_lagrangian_without_a_price_is_the_task():
     for verdict in VERDICTS:
-        for parsed in (RIGHT, WRONG, SLOPPY, NOTHING):
-            got = lagrangian_reward(parsed, 1, verdict)
-            assert got.total == grpo_reward(parsed, 1).total
+        for turn in (RIGHT, WRONG, SLOPPY, NOTHING):
+            got = lagrangian_reward(judged(turn, verdict))
+            assert got.total == grpo_reward(turn).total
     with pytest.raises(UserError, match="multiplier: expected .*, got -1"):
-        lagrangian_reward(RIGHT, 1, "consistent", multiplier=-1)
+        lagrangian_reward(judged(RIGHT, "consistent"), multiplier=-1)
 
 
 def test_agreement_by_hand():
-    total = [agreement_reward(RIGHT, 1, v).total for v in VERDICTS]
+    total = [agreement_reward(judged(RIGHT, v)).total for v in VERDICTS]
     assert total == pytest.approx([1.1, 0.6, 0.6, 1.1])
-    total = [agreement_reward(WRONG, 1, v).total for v in VERDICTS]
+    total = [agreement_reward(judged(WRONG, v)).total for v in VERDICTS]
     assert total == pytest.approx([0.1] * 4)
 
 
 def test_agreement_between_the_task_and_the_gate():
     for verdict in VERDICTS:
-        for parsed in (RIGHT, WRONG, SLOPPY, NOTHING):
-            alone = agreement_reward(parsed, 1, verdict, alone=1.0)
-            assert alone.total == pytest.approx(grpo_reward(parsed, 1).total)
+        for turn in (RIGHT, WRONG, SLOPPY, NOTHING):
+            alone = agreement_reward(judged(turn, verdict), alone=1.0)
+            assert alone.total == pytest.approx(grpo_reward(turn).total)
     for bad in (-0.1, 1.5, float("nan")):
         with pytest.raises(UserError, match="alone: expected .*, got"):
-            agreement_reward(RIGHT, 1, "consistent", alone=bad)
+            agreement_reward(judged(RIGHT, "consistent"), alone=bad)
 
 
 # -- shaping
@@ -277,7 +316,7 @@ def test_confidence_by_hand_and_proper():
 
 
 def test_shaped_adds_weighted_terms():
-    base = grpo_reward(RIGHT, 1)
+    base = grpo_reward(RIGHT)
     got = shaped(base, {"overlong": -0.5, "copied": 0.2}, {"overlong": 0.4})
     assert got == base._replace(total=pytest.approx(0.9))
     assert shaped(base, {}, {}) == base

@@ -24,6 +24,7 @@ class RunLabels(NamedTuple):
     stage: str = "evaluated"  # see `types.Record`: how the parameters were trained
     augmented: bool = False
     faithful: bool = False
+    code: str = ""
 
 
 UNLABELLED = RunLabels()

@@ -46,7 +46,9 @@ SCHEMA = pa.schema(
 # Columns that older record files lack, with what is known of them. There the recipe
 # 'warm-start' was what a study started from; how others were trained is not recorded.
 ADDED = {
-    **dict.fromkeys(("version", "backend", "device", "dtype", "prefill_as"), ""),
+    **dict.fromkeys(
+        ("version", "backend", "device", "dtype", "prefill_as", "code"), ""
+    ),
     "letters_from": "unknown",
     "kind": "option",
     "open": False,

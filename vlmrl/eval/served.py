@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from string import ascii_uppercase as LETTERS
 from typing import NamedTuple
 
-from vlmrl import perturb
+from vlmrl import perturb, user_code
 from vlmrl.client.http import SPENT, Call, Client, Reply
 from vlmrl.eval import stats
 from vlmrl.eval.record_builder import UNLABELLED, RunLabels, build_record
@@ -113,6 +113,7 @@ def evaluate(
             f"{left} of {len(replies)} completions were not requested: {SPENT}; raise "
             "it and run again, replies are cached"
         )
+    code = user_code.stamp(conditions, s.style, styles.style(s.style).parser)
     records = []
     for i, (e, turn) in enumerate(zip(changed, written, strict=True)):
         mine = replies[i * samples : (i + 1) * samples]
@@ -120,7 +121,7 @@ def evaluate(
         records += _with_letters(rows, mine)
     records = [
         r._replace(
-            **labels._asdict(),
+            **labels._replace(code=user_code.joined(labels.code, code))._asdict(),
             version=client.endpoint.model,
             prefill_as=s.prefill if r.prefill else "",
             sample=i % samples,

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from vlmrl import user_code
 from vlmrl.types import Record
 
 LABELS = ("consistent", "inconsistent", "undecided")  # that a judge may give
@@ -186,6 +187,7 @@ def apply_verdicts(
             conclusion=whole.conclusion,
             verdict=whole.label,
             verdict_sampled=own.label,
+            code=user_code.joined(r.code, user_code.stamp(name)),
         )
         for r, whole, own in zip(records, verdicts[::2], verdicts[1::2], strict=True)
     ]

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 import vlmrl
-from vlmrl import perturb, sharding
+from vlmrl import perturb, sharding, user_code
 from vlmrl.data import loader
 from vlmrl.engine.generate import Sampling, branch_keys
 from vlmrl.engine.memory import RolloutRequest
@@ -23,7 +23,7 @@ from vlmrl.eval import kernel, records
 from vlmrl.eval.record_builder import UNLABELLED, RunLabels, build_record
 from vlmrl.eval.tags import make_tables
 from vlmrl.policy import Policy
-from vlmrl.prompts import tokens
+from vlmrl.prompts import styles, tokens
 from vlmrl.run import hosts
 from vlmrl.types import Example, Prompt, Record, Rollout, Scores, UserError
 
@@ -98,6 +98,10 @@ class Evaluator:
         advance: Advance = _ignore,
     ) -> list[Record]:
         """Return the records of examples under every condition, on every host alike."""
+        style = self._policy.style
+        own = (*self._conditions, style, styles.style(style).parser)
+        code = user_code.joined(labels.code, user_code.stamp(own))
+        labels = labels._replace(code=code)
         batch = self._settings.batch
         passes: list[list[Record]] = []
         for start in range(0, len(examples), batch):
@@ -174,6 +178,7 @@ def evaluate(
 ) -> list[Record]:
     """Return the records of a policy's own parameters; `settings` are fields of
     `EvalSettings`."""
+    user_code.refresh()
     settings.setdefault("batch", min(16, len(examples)))
     run = Evaluator(policy, conditions, EvalSettings(**settings))
     return run(policy.params, examples, labels, advance)
@@ -221,10 +226,12 @@ def write_records(
     for evaluator, examples, image in parts:
         some = evaluator(params, examples, labels, advance)
         if image:
+            code, image = user_code.stamp(image), user_code.short(image)
             some = [
                 r._replace(
                     condition=f"{image}+{r.condition}",
                     not_asked=[f"{image}+{reason}" for reason in r.not_asked],
+                    code=user_code.joined(r.code, code),
                 )
                 for r in some
             ]

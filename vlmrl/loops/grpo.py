@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from vlmrl import metrics, sharding
+from vlmrl import metrics, perturb, sharding, user_code
 from vlmrl import policy as policies
 from vlmrl.client.cache import Budget
 from vlmrl.data import distributed, loader
@@ -170,6 +170,7 @@ class PeriodicEvaluation(NamedTuple):
         if hosts.agree(not path.exists()):
             self.phases("eval", step)
             split, facts = training.evaluation.split, recipe_facts(training.recipe)
+            facts["code"] = user_code.stamp(training)
             write_records(
                 path,
                 [self.part],
@@ -266,9 +267,8 @@ def train(
       policy: what `vlmrl.load` returns, or the name that it takes. Its own parameters
         stay as they are.
       examples: shuffled anew by `seed` in every epoch.
-      reward: a key of `rl.rewards.REWARDS`, or a function (parsed, answer, verdict) ->
-        `rl.rewards.Reward` or a number; `parsed` is a `types.Parsed`,
-        `answer` the index of the right option, `verdict` the judge's.
+      reward: a key of `rl.rewards.REWARDS`, `path/to/file.py:name`, or a function of a
+        `types.Completion` that returns a number or an `rl.rewards.Reward`.
       steps, prompts: updates, and prompts per update.
       recipe: fields of `rl.recipe.Recipe`, sections as mappings or records.
 
@@ -277,10 +277,12 @@ def train(
 
     Raises:
       UserError: fields that contradict each other, too few examples.
+      UserCodeError: a function of one's own raised, or returned no finite number.
 
-    >>> train("tiny", examples, reward=lambda parsed, answer, verdict: float(
-    ...     parsed.option == answer), steps=10, sampling={"max_tokens": 72})
+    >>> train("tiny", examples, reward=lambda completion: len(completion.text) / 100,
+    ...     steps=10, sampling={"max_tokens": 72})
     """
+    user_code.refresh()
     policy = policies.load(policy) if isinstance(policy, str) else policy
     chosen = recipe_check.check({**recipe, "reward.name": reward}, "recipe")
     check_prompts(prompts, chosen, sharding.batch_shards(policy.mesh), "")
@@ -293,11 +295,16 @@ def train(
     )
     if workdir is not None:
         workdir = Path(workdir)
+        user_code.save(workdir, chosen)
         params, _ = run(actor.policy, training, workdir=workdir, seed=seed, data=data)
         rows = metrics.read(workdir / "metrics.jsonl")
         return Trained(policy._replace(params=params), rows)
     judge = chosen.judge.name
-    if isinstance(judge, str) and judge not in ("", *recipe_check.JUDGES):
+    if user_code.is_own(judge):
+        judge = named.named(judge, field="recipe.judge.name").judge
+        chosen = chosen._replace(judge=chosen.judge._replace(name=judge))
+        training = training._replace(recipe=chosen)
+    elif isinstance(judge, str) and judge not in ("", *recipe_check.JUDGES):
         raise UserError(
             f"recipe.judge.name={judge!r} keeps replies: expected a workdir"
         )
@@ -362,10 +369,13 @@ def _train(
                 now = bool(due) or step == last
                 save(step, carry, score, now=now)
             save.finish()
-    except Stopped:
-        phases.switch("checkpoint")
-        save(step, carry, None, now=step > 0)
-        save.finish()
+    except (Stopped, user_code.UserCodeError) as error:
+        # A function that raises does so before the update, on every host alike; one
+        # that raises on some hosts only would leave the others waiting.
+        if isinstance(error, Stopped) or jax.process_count() == 1:
+            phases.switch("checkpoint")
+            save(step, carry, None, now=step > 0)
+            save.finish()
         raise
     return carry
 
@@ -453,4 +463,5 @@ def score_of(path: Path, best: str) -> float:
     column, _, condition = best.partition("/")
     table = records.read(path).select(["condition", column]).to_pydict()
     pairs = zip(table["condition"], table[column], strict=True)
+    condition = perturb.short(condition)
     return fmean(float(value) for name, value in pairs if name == condition)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 
 from vlmrl import perturb
+from vlmrl.answers import reading
 from vlmrl.data import loader
 from vlmrl.models import lora as adapters
 from vlmrl.models import quant
@@ -125,11 +126,14 @@ def check(settings: dict) -> None:
     )
     _check_data(settings)
     _check_model(settings)
+    if settings["style"]:
+        reading.check(settings["style"])
     held_out, best = settings["eval"], settings.get("keep_best", "")
     perturb.check(*held_out["conditions"])
     column, _, condition = best.partition("/")
     kinds = {f for f, kind in Record.__annotations__.items() if kind in NUMBERS}
-    if best and (column not in kinds or condition not in held_out["conditions"]):
+    names = [perturb.short(name) for name in held_out["conditions"]]
+    if best and (column not in kinds or perturb.short(condition) not in names):
         raise UserError(
             f"config.keep_best is '{best}', expected a number of the records and a "
             "condition of config.eval.conditions, as correct/base"

@@ -53,7 +53,8 @@ def train(
         policy = load()
         display.say(policy.processor.about_tags())
         if hosts.first():
-            directory.describe_run(workdir, config)
+            for line in directory.describe_run(workdir, config):
+                display.say(line)
         hosts.wait("config")
         seeds = settings.pop("seeds")
         training = run_config.from_config(settings)

@@ -16,12 +16,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 
+from vlmrl import perturb, user_code
+from vlmrl.answers import reading
 from vlmrl.client import http
 from vlmrl.data import loader
 from vlmrl.eval import records, served
 from vlmrl.eval.record_builder import RunLabels
 from vlmrl.main import args, endpoint
-from vlmrl.main.progress import bar, show_report
+from vlmrl.main.progress import bar, say, show_report
 from vlmrl.report import assemble
 from vlmrl.run.directory import describe_run
 from vlmrl.studies import claims
@@ -69,7 +71,13 @@ def main(argv):
         raise UserError(f"--params: expected a JSON object, got {f.params}")
     at, budget = endpoint.endpoint(f, f.model), endpoint.budget(f)
     http.check_url(f.url, f.insecure)
-    describe_run(workdir, endpoint.config_of(f))
+    perturb.check(*f.conditions)
+    reading.check(f.style)
+    if loader.is_procedural(f.source):
+        loader.source_of(f.source)
+    config = endpoint.config_of(f)
+    for line in describe_run(workdir, config):
+        say(line)
     examples = list(
         loader.examples_of(f.source, f.split, f.size, workdir / "data", f.texts)
     )
@@ -90,7 +98,7 @@ def main(argv):
             examples,
             f.conditions,
             settings,
-            labels=RunLabels(recipe, split=f.split),
+            labels=RunLabels(recipe, split=f.split, code=user_code.stamp(config)),
             progress=advance,
         )
         spent = client.spent

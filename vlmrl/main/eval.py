@@ -7,8 +7,9 @@ Each example is read once for all its conditions. Writes WORKDIR/records.parquet
 
 from __future__ import annotations
 
+from vlmrl import perturb, sharding, user_code
 from vlmrl import policy as policies
-from vlmrl import sharding
+from vlmrl.data import loader
 from vlmrl.eval import scoring
 from vlmrl.eval.record_builder import RunLabels
 from vlmrl.files import write_json
@@ -43,6 +44,9 @@ def main(argv):
     hosts.start(ops.coordinator, ops.processes, ops.process)
     say(hosts.check(config.to_json_best_effort(sort_keys=True), ops.devices))
     c = config.to_dict()
+    perturb.check(*c["conditions"])
+    if loader.is_procedural(c["source"]):
+        loader.source_of(c["source"])
     policy = policies.load(
         c["model"],
         **{name: c[name] for name in READ},
@@ -54,8 +58,11 @@ def main(argv):
         c["source"], c["split"], c["size"], workdir / "data", c["texts"]
     )
     if hosts.first():
-        describe_run(workdir, c)
-    labels = RunLabels(c["recipe"], c["seed"], c["step"], c["split"])
+        for line in describe_run(workdir, c):
+            say(line)
+    labels = RunLabels(
+        c["recipe"], c["seed"], c["step"], c["split"], code=user_code.stamp(c)
+    )
     with bar(f"evaluate {c['recipe']}", len(examples)) as advance:
         rows = write_records(
             workdir / "records.parquet",

@@ -22,6 +22,7 @@ is saved, and the exit status is 75. A run that hangs ends with 70.
 
 from __future__ import annotations
 
+from vlmrl import user_code
 from vlmrl.loops import seeds
 from vlmrl.main import args
 from vlmrl.main.progress import TERMINAL, say, show_report
@@ -47,7 +48,8 @@ def main(argv):
     hosts.start(ops.coordinator, ops.processes, ops.process)
     c = config.to_dict()
     seeds.check(c, workdir)
-    say(hosts.check(config.to_json_best_effort(sort_keys=True), ops.devices))
+    text = config.to_json_best_effort(sort_keys=True)
+    say(hosts.check(text + user_code.stamp(c), ops.devices))
     if not seeds.train(c, workdir, stuck_after=ops.stuck_after, display=TERMINAL):
         return STOPPED
     if len(c["seeds"]) > 1 and c["eval"]["every"] and hosts.first():

@@ -192,11 +192,11 @@ def style(name: str) -> Style:
     if isinstance(thing, Style):
         return thing
     user_code.check_arguments(thing, "prompt style", ())
-    return _made(thing)
+    return _returned(thing)
 
 
 @functools.cache
-def _made(function: Callable[[], Style]) -> Style:
+def _returned(function: Callable[[], Style]) -> Style:
     """Return the style that a user's function returns, which is called once."""
     value = user_code.call(function)
     if not isinstance(value, Style):

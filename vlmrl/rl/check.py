@@ -14,15 +14,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vlmrl import user_code
 from vlmrl.client import http
 from vlmrl.data import distort
 from vlmrl.judges import named
 from vlmrl.judges.judge import Judge
-from vlmrl.rl import augment, completion_terms, rewards, step_metrics
+from vlmrl.rl import augment, rewards, step_metrics
 from vlmrl.rl import recipe as recipes
-from vlmrl.rl.advantages import ADVANTAGES, DECOUPLED, GROUPED
+from vlmrl.rl.advantages import DECOUPLED, GROUPED, advantage_of
+from vlmrl.rl.completion_terms import TERMS, term_of
 from vlmrl.rl.losses import ESTIMATORS, SURROGATES, policy_objective
-from vlmrl.rl.recipe import Recipe, VerdictOptions
+from vlmrl.rl.losses.surrogates import surrogate_of
+from vlmrl.rl.recipe import Recipe, RewardOptions, VerdictOptions
 from vlmrl.types import UserError
 
 # By name; a `judges.Judge` serves as well, and so do the names of `judges.named`.
@@ -32,12 +35,15 @@ JUDGES = ("rule", "blind", "shuffle")
 REMAT = ("nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable")
 DECAYS = ("constant", "cosine", "linear")
 
-# Field → the values it may have; a field that is '' is not used, nor is a function.
+# Field → what resolves its name, ours or a user's own: (name, field) → function.
+NAMES = {
+    "reward.name": rewards.reward_of,
+    "advantage.name": advantage_of,
+    "noise.distortion": distort.distortion_of,
+    "ranking.by": lambda name, field: term_of(name, RewardOptions(), field),
+}
+# Field → the values it may have; a field that is '' is not used.
 CHOICES = {
-    "reward.name": rewards.REWARDS,
-    "advantage.name": {**ADVANTAGES, **DECOUPLED},
-    "noise.distortion": distort.DISTORTIONS,
-    "ranking.by": completion_terms.TERMS,
     "kl_penalty.estimator": ESTIMATORS,
     "adaptive_kl.rule": step_metrics.KL_RULES,
     "learner.remat": REMAT,
@@ -76,8 +82,10 @@ def check(settings: Mapping[str, Any], field: str = "config") -> Recipe:
     recipe = recipes.make(field=field, **settings)
     for name, known in CHOICES.items():
         value = recipes.get(recipe, name)
-        if value != "" and not callable(value):
+        if value != "":
             _known(f"{field}.{name}", value, known)
+    for name, resolve in NAMES.items():
+        resolve(recipes.get(recipe, name), f"{field}.{name}")
     for name, (low, high) in BOUNDS.items():
         value = recipes.get(recipe, name)
         if value < low or (high is not None and value > high):
@@ -133,14 +141,26 @@ def _check_rewards(recipe: Recipe, field: str) -> None:
             f"but {field}.judge.name is {judge!r}: name a judge"
         )
     for name in reward.shaping:
-        _known(f"{field}.reward.shaping.{name}", name, completion_terms.TERMS)
-    takes = inspect.signature(rewards.function_of(reward.name)).parameters
+        term_of(name, reward, f"{field}.reward.shaping.{name}")
+    terms = dict.fromkeys((*reward.shaping, recipe.ranking.by))
+    user_code.distinct(terms, TERMS, f"{field}.reward.shaping")
+    function = rewards.reward_of(reward.name, f"{field}.reward.name")
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    takes = {p.name for p in parameters}
     for name in reward.options:
-        if name not in list(takes)[3:]:
+        if name not in takes and all(p.kind is not p.VAR_KEYWORD for p in parameters):
             raise UserError(
                 f"{field}.reward.options.{name}: no option of {field}.reward.name="
                 f"{reward.name!r}"
             )
+    needed = {
+        p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty
+    }
+    if missing := sorted(needed - set(reward.options)):
+        raise UserError(
+            f"{field}.reward.options: expected a value of {', '.join(missing)}, which "
+            f"{field}.reward.name={reward.name!r} needs"
+        )
     threshold = recipe.constraint.threshold
     if threshold and reward.name != "lagrangian" and advantage not in DECOUPLED:
         raise UserError(
@@ -210,7 +230,7 @@ def _check_judge(recipe: Recipe, field: str) -> None:
         if not {":", ","} & set(judge):
             raise UserError(
                 f"{field}.judge.name is {judge!r}, expected one of {', '.join(JUDGES)},"
-                " or model:DIR or http:MODEL"
+                f" model:DIR, http:MODEL or {user_code.FORM}"
             )
         parsed = named.parse(judge, endpoint(options), f"{field}.judge.name")
         kinds = {k for k, _ in parsed}
@@ -258,8 +278,8 @@ def check_loss(loss: Mapping[str, Any], field: str = "config.loss") -> None:
             "reward"
         )
     surrogate = loss.get("surrogate", "clipped")
-    if isinstance(surrogate, str):
-        _known(f"{field}.surrogate", surrogate, SURROGATES)
+    surrogate_of(surrogate, f"{field}.surrogate")
+    if isinstance(surrogate, str) and surrogate in SURROGATES:
         names = _keywords(policy_objective) | _keywords(SURROGATES[surrogate])
         names -= {"weights", "noise"}
         if unknown := [name for name in loss if name not in names]:

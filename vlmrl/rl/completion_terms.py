@@ -8,61 +8,74 @@ are logged whatever the recipe rewards.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
+from vlmrl import user_code
 from vlmrl.rl import cot_statistics, rewards
-from vlmrl.rl.recipe import Recipe
-from vlmrl.types import Array, Mean, Parsed, Prompt
+from vlmrl.rl.recipe import RewardOptions
+from vlmrl.types import Array, Completion, Mean, Prompt
+
+Term = Callable[[Completion], float]
 
 
-class TermInputs(NamedTuple):
-    """What a term is a function of."""
-
-    parsed: Parsed
-    think: str  # chain of thought, '' if none
-    prompt: Prompt
-    tokens: int  # sampled
-    letters: Array | None  # float[C] P(option) after the CoT; None: not measured
-
-
-def _confidence(inputs: TermInputs, recipe: Recipe) -> float:
+def _confidence(completion: Completion, options: RewardOptions) -> float:
     """Return `rewards.confidence_reward` of the given answer, less the accuracy that
     the reward has already: −(p − correct)²; 0 where there is no answer."""
-    option, answer = inputs.parsed.option, inputs.prompt.example.answer
-    if option < 0 or inputs.letters is None:
+    option = completion.parsed.option
+    if option < 0 or completion.options is None:
         return 0.0
-    correct = float(option == answer)
-    return rewards.confidence_reward(correct, float(inputs.letters[option])) - correct
+    correct = float(completion.correct)
+    probability = float(completion.options[option])
+    return rewards.confidence_reward(correct, probability) - correct
 
 
-def _p_correct(inputs: TermInputs, recipe: Recipe) -> float:
-    if inputs.letters is None:
+def _p_correct(completion: Completion, options: RewardOptions) -> float:
+    if completion.options is None:
         return 0.0
-    return float(inputs.letters[inputs.prompt.example.answer])
+    return float(completion.options[completion.example.answer])
 
 
-# By name in `shaping` and `ranking`; those in LETTERED need a probe (`cot_probe`).
-TERMS: dict[str, Callable[[TermInputs, Recipe], float]] = {
-    "evidence": lambda s, r: cot_statistics.evidence_reward(
-        s.think, r.reward.min_evidence
+# By name in `shaping` and `ranking`, functions of a completion and of the recipe's
+# numbers; those in LETTERED need a probe (`cot_probe`).
+TERMS: dict[str, Callable[[Completion, RewardOptions], float]] = {
+    "evidence": lambda c, o: cot_statistics.evidence_reward(c.think, o.min_evidence),
+    "length": lambda c, o: rewards.length_reward(c.tokens, o.min_length, o.max_length),
+    "repetition": lambda c, o: rewards.repetition_penalty(
+        cot_statistics.distinct(c.think)
     ),
-    "length": lambda s, r: rewards.length_reward(
-        s.tokens, r.reward.min_length, r.reward.max_length
-    ),
-    "repetition": lambda s, r: rewards.repetition_penalty(
-        cot_statistics.distinct(s.think)
-    ),
-    "copied": lambda s, r: -cot_statistics.copied(s.think, s.prompt.text),
+    "copied": lambda c, o: -cot_statistics.copied(c.think, c.prompt),
     "confidence": _confidence,
     "p_correct": _p_correct,
 }
 LETTERED = ("confidence", "p_correct")
 
 
-def terms(names: Sequence[str], inputs: TermInputs, recipe: Recipe) -> dict[str, float]:
-    return {name: TERMS[name](inputs, recipe) for name in names}
+def term_of(name: str, options: RewardOptions, field: str = "shaping") -> Term:
+    """Return the term of a name in TERMS; `path/to/file.py:name` names a user's own, a
+    function of a completion.
+
+    Raises:
+      UserError: an unknown name, a file without the function, or one that does not take
+        a completion.
+    """
+    function = user_code.lookup(name, TERMS, field, ("completion",))
+    if not user_code.is_own(name):
+        return lambda completion: function(completion, options)
+
+    def term(completion: Completion) -> float:
+        about = f"example {completion.example.id!r}"
+        value = user_code.call(function, completion, about=about)
+        return user_code.number(value, function, about)
+
+    return term
+
+
+def terms(
+    names: Sequence[str], completion: Completion, options: RewardOptions
+) -> dict[str, float]:
+    """Return the terms of a completion, by short name."""
+    return {user_code.short(name): term_of(name, options)(completion) for name in names}
 
 
 def statistics(

@@ -2,7 +2,8 @@
 
 This is the one place of these defaults. Config files start from `as_dict()`, `--help`
 shows the comments here, and `make` reads a config's fields back. Each switch is off at
-its default. This module imports neither JAX nor a config library.
+its default. Where a field names a function of ours, `path/to/file.py:name` names a
+user's own (`user_code.py`). This module imports neither JAX nor a config library.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class NoiseOptions(NamedTuple):
     the clean one. NoisyRollout: https://arxiv.org/abs/2504.13055"""
 
     share: float = 0.0  # of every group, sampled from a distorted image; 0: none
-    distortion: str = "noisy"  # data/distort.py: DISTORTIONS
+    distortion: str = "noisy"  # data/distort.py: DISTORTIONS, or path/to/file.py:name
     sigma: float = 0.25  # of 'noisy', as a share of the range of values
     anneal: int = 0  # steps until 'noisy' has faded linearly; 0: never
 
@@ -49,7 +50,7 @@ class VerdictOptions(NamedTuple):
     """Who gives verdicts, and how a judge by name is asked. It works beside the
     sampling and can't stall a step beyond `seconds`."""
 
-    name: Any = "rule"  # 'rule', 'blind', 'shuffle', 'model:DIR', 'http:MODEL'; '': no
+    name: Any = "rule"  # 'rule', 'blind', 'shuffle', judges/named.py, a file; '': no
     url: str = ""  # base URL of an http judge, as http://127.0.0.1:8000/v1
     key_env: str = ""  # environment variable that holds its key
     insecure: bool = False  # allow plain http to another machine
@@ -64,9 +65,10 @@ class VerdictOptions(NamedTuple):
 class RewardOptions(NamedTuple):
     """What a completion is rewarded for."""
 
-    name: Any = "grpo"  # rl/rewards.py: REWARDS, or a function of the same signature
+    name: Any = "grpo"  # rl/rewards.py: REWARDS, path/to/file.py:name, or a function
     options: Mapping[str, float] = {}  # keyword arguments of that function
-    shaping: Mapping[str, float] = {}  # rl/completion_terms.py: TERMS → weight
+    shaping: Mapping[str, float] = {}  # rl/completion_terms.py: TERMS, or file → weight
+    measure_options: bool = False  # P(option) after the CoT, as `completion.options`
     min_evidence: int = 12  # distinct words for the full term 'evidence'
     min_length: int = 8  # tokens; the term 'length' rewards [min_length, max_length]
     max_length: int = 64  # tokens
@@ -93,7 +95,7 @@ class KLPenaltyOptions(NamedTuple):
 class AdvantageOptions(NamedTuple):
     """How rewards of a group become advantages."""
 
-    name: str = "grpo"  # rl/advantages.py: ADVANTAGES or DECOUPLED
+    name: str = "grpo"  # rl/advantages.py: ADVANTAGES, DECOUPLED, or a file's
     weights: tuple[float, float] = (1.0, 1.0)  # of task and consistency, if decoupled
     warmup: int = 0  # steps over which consistency's weight grows from 0; 0: at once
 
@@ -101,7 +103,7 @@ class AdvantageOptions(NamedTuple):
 class RankingOptions(NamedTuple):
     """A zero-sum bonus among the right completions of a group (`advantages.ranked`)."""
 
-    by: str = "p_correct"  # a measured term, rl/completion_terms.py: TERMS
+    by: str = "p_correct"  # a term, rl/completion_terms.py: TERMS, or a file's
     weight: float = 0.0  # reward at stake; 0: none
 
 

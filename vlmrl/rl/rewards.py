@@ -1,18 +1,20 @@
-"""Rewards: pure functions of what one completion says, on the host.
+"""Rewards: pure functions of one completion, on the host.
 
-Every reward has the signature `(parsed, answer, verdict) -> Reward`:
+Every reward has the signature `reward(completion, **options) -> float | Reward`. A
+`types.Completion` holds what there is to pay for: the example (`meta` and options
+too), the turn's text and its strict reading `parsed`, whether that is `correct` by the
+item's kind of answer, the judge's `verdict`, the number of `tokens`, and P(option)
+where a recipe measures it. A verdict is 'consistent', 'inconsistent', 'undecided' (no
+conclusion, truncated, judge unsure) or 'not_applicable'; None where no judge was asked.
 
-  parsed   what the strict parser read from the assistant's turn: `option` is the
-           option inside <answer>, -1 if none; `strict` says whether the exact
-           <think>…</think><answer>…</answer> format holds
-  answer   index of the right option
-  verdict  what a judge said of CoT against answer: 'consistent', 'inconsistent',
-           'undecided' (no conclusion, truncated, judge unsure), 'not_applicable';
-           None where no judge was asked
+    def reward(completion):
+        gold, given = (values.box(t) for t in
+                       (completion.example.options[0], completion.parsed.answer or ""))
+        return values.iou(gold, given)
 
-Rewards read nothing but the parser's fields: an answer that stands only in the CoT,
-or an example of the format copied from the prompt, is the parser's matter and decided
-there once, for training and evaluation alike.
+Ours read nothing but `parsed`, `correct` and `verdict`: an answer that stands only in
+the CoT, or an example of the format copied from the prompt, is the reading's matter and
+decided there once, for training and evaluation alike.
 
 Faithfulness is two choices. Where the verdict comes from: a judge that reads the CoT,
 or, with no judge, the blind probe or shuffled options (`consistency.py`). And what it
@@ -30,7 +32,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from vlmrl.types import Mean, Parsed, UserError
+from vlmrl import user_code
+from vlmrl.types import Completion, Mean, UserError
 
 VERDICTS = ("consistent", "inconsistent", "undecided", "not_applicable")
 
@@ -44,33 +47,19 @@ class Reward(NamedTuple):
     consistent: float | None  # None: no judge was asked, or the verdict is n/a
 
 
-def format_reward(parsed: Parsed) -> float:
-    """Return 1 if the text is exactly <think>…</think><answer>…</answer>, else 0."""
-    return float(parsed.strict)
-
-
-def accuracy_reward(parsed: Parsed, answer: int) -> float:
-    """Return 1 if the option read from <answer> is the right one, else 0.
-
-    Raises:
-      UserError: `answer` is not an option's index: -1 would otherwise be "right" for
-        every completion without an answer.
-    """
-    if answer < 0:
-        raise UserError(f"answer: expected the index of the right option, got {answer}")
-    return float(parsed.option == answer)
-
-
-def grpo_reward(parsed: Parsed, answer: int, verdict: str | None = None) -> Reward:
+def grpo_reward(completion: Completion) -> Reward:
     """Return the paper's reward: R = 0.1 · format + 1.0 · correct, in [0, 1.1].
 
-    https://arxiv.org/abs/2602.12506. A verdict is only passed on to the log.
+    `format` is 1 if the turn is exactly <think>…</think><answer>…</answer>, `correct`
+    is 1 if the answer equals the gold one. https://arxiv.org/abs/2602.12506. A verdict
+    is only passed on to the log.
     """
-    form, correct = format_reward(parsed), accuracy_reward(parsed, answer)
-    return Reward(0.1 * form + 1.0 * correct, form, correct, _consistent(verdict))
+    form, correct = float(completion.parsed.strict), float(completion.correct)
+    consistent = _consistent(completion.verdict)
+    return Reward(0.1 * form + 1.0 * correct, form, correct, consistent)
 
 
-def gated_reward(parsed: Parsed, answer: int, verdict: str | None) -> Reward:
+def gated_reward(completion: Completion) -> Reward:
     """Return the paper's faithfulness reward: R · [think ≡ answer], in [0, 1.1].
 
     https://arxiv.org/abs/2602.12506. Undecided counts as not consistent, so writing no
@@ -83,14 +72,12 @@ def gated_reward(parsed: Parsed, answer: int, verdict: str | None) -> Reward:
     Raises:
       UserError: the verdict is missing or unknown.
     """
-    base = grpo_reward(parsed, answer, _judged(verdict, "gated"))
+    base = _judged(completion, "gated")
     gate = 1.0 if base.consistent is None else base.consistent
     return base._replace(total=base.total * gate)
 
 
-def additive_reward(
-    parsed: Parsed, answer: int, verdict: str | None, *, weight: float = 0.5
-) -> Reward:
+def additive_reward(completion: Completion, *, weight: float = 0.5) -> Reward:
     """Return R + weight · [think ≡ answer], in [0, 1.1 + weight].
 
     Unlike the gate it also pays for a wrong answer that the CoT supports, and pays
@@ -102,13 +89,11 @@ def additive_reward(
     Raises:
       UserError: the verdict is missing or unknown.
     """
-    base = grpo_reward(parsed, answer, _judged(verdict, "additive"))
+    base = _judged(completion, "additive")
     return base._replace(total=base.total + weight * (base.consistent or 0.0))
 
 
-def lagrangian_reward(
-    parsed: Parsed, answer: int, verdict: str | None, *, multiplier: float = 0.0
-) -> Reward:
+def lagrangian_reward(completion: Completion, *, multiplier: float = 0.0) -> Reward:
     """Return (R + λ · [think ≡ answer]) / (1 + λ), in [0, 1.1].
 
     R + λ · (c − τ) is what the constraint E[c] ≥ τ adds to E[R]; λ · τ is the same for
@@ -125,14 +110,12 @@ def lagrangian_reward(
     """
     if multiplier < 0:
         raise UserError(f"multiplier: expected at least 0, got {multiplier}")
-    base = grpo_reward(parsed, answer, _judged(verdict, "lagrangian"))
+    base = _judged(completion, "lagrangian")
     paid = base.total + multiplier * (base.consistent or 0.0)
     return base._replace(total=paid / (1 + multiplier))
 
 
-def agreement_reward(
-    parsed: Parsed, answer: int, verdict: str | None, *, alone: float = 0.5
-) -> Reward:
+def agreement_reward(completion: Completion, *, alone: float = 0.5) -> Reward:
     """Return 0.1 · format + correct · (1 where CoT ≡ answer, else `alone`).
 
     Full reward only for an answer that is right and agrees, less for one that is only
@@ -148,7 +131,7 @@ def agreement_reward(
     """
     if not 0 <= alone <= 1:
         raise UserError(f"alone: expected it in [0, 1], got {alone}")
-    base = grpo_reward(parsed, answer, _judged(verdict, "agreement"))
+    base = _judged(completion, "agreement")
     share = alone if base.consistent == 0 else 1.0
     return base._replace(total=0.1 * base.format + base.correct * share)
 
@@ -162,19 +145,34 @@ REWARDS = {
 }
 
 
-def function_of(name: str | Callable) -> Callable:
-    """Return the reward function of a name, or the function itself."""
-    return REWARDS[name] if isinstance(name, str) else name
+def reward_of(name: str | Callable, field: str = "reward") -> Callable:
+    """Return the reward function of a name in REWARDS; `path/to/file.py:name` names a
+    user's own, and a function stands for itself.
+
+    Raises:
+      UserError: an unknown name, a file without the function, or one that does not take
+        a completion.
+    """
+    return user_code.lookup(name, REWARDS, field, ("completion",))
 
 
-def as_reward(
-    value: Reward | float, parsed: Parsed, answer: int, verdict: str | None
-) -> Reward:
-    """Return a Reward with the usual parts where a function returned a number."""
-    if isinstance(value, Reward):
-        return value
-    parts = grpo_reward(parsed, answer, verdict)
-    return parts._replace(total=float(value))
+def as_reward(value: Reward | float, completion: Completion, function) -> Reward:
+    """Return what a reward function returned as a Reward of finite numbers; where it
+    returned a number, with the usual parts.
+
+    Raises:
+      UserCodeError: it returned anything else, NaN included.
+    """
+    about = f"example {completion.example.id!r}"
+    if not isinstance(value, Reward):
+        total = user_code.number(value, function, about)
+        return grpo_reward(completion)._replace(total=total)
+    return Reward(
+        *(user_code.number(part, function, about) for part in value[:3]),
+        value.consistent
+        if value.consistent is None
+        else user_code.number(value.consistent, function, about),
+    )
 
 
 JUDGED = frozenset(REWARDS) - {"grpo"}  # those that need a verdict
@@ -281,7 +279,7 @@ def _consistent(verdict: str | None) -> float | None:
     return float(verdict == "consistent")
 
 
-def _judged(verdict: str | None, reward: str) -> str:
-    if verdict is None:
+def _judged(completion: Completion, reward: str) -> Reward:
+    if completion.verdict is None:
         raise UserError(f"verdict: reward {reward!r} needs a judge, and none was asked")
-    return verdict
+    return grpo_reward(completion)

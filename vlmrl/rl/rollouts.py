@@ -18,8 +18,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from vlmrl import sharding
+from vlmrl import sharding, user_code
 from vlmrl.answers import reading
+from vlmrl.answers.reading import Reading
 from vlmrl.policy import Policy, prefixes
 from vlmrl.prompts import tokens
 from vlmrl.rl import (
@@ -30,11 +31,10 @@ from vlmrl.rl import (
     verdict_source,
 )
 from vlmrl.rl.batch_advantages import Advantages, Rewards
-from vlmrl.rl.completion_terms import TermInputs
 from vlmrl.rl.recipe import Recipe
 from vlmrl.rl.sampling import PromptBatch, PromptStream
 from vlmrl.rl.verdict_source import VerdictSource
-from vlmrl.types import Array, Example, Group, Parsed, Prompt, Rollout
+from vlmrl.types import Array, Completion, Example, Group, Parsed, Prompt, Rollout
 
 
 class Sample(NamedTuple):
@@ -106,7 +106,9 @@ def make_context(
     """
     terms = [*recipe.reward.shaping]
     terms += [recipe.ranking.by] if recipe.ranking.weight else []
-    needs_letters = any(name in completion_terms.LETTERED for name in terms)
+    needs_letters = recipe.reward.measure_options or any(
+        name in completion_terms.LETTERED for name in terms
+    )
     return Context(
         policy,
         recipe,
@@ -189,36 +191,46 @@ def collect(
     )
     context.phase("rollout")
     prompt_of = [p for p in prompts.prompts for _ in range(size)]
-    hosts, texts, parsed = [], [], []
+    hosts, texts, readings = [], [], []
     for part in parts:  # a part is judged while the next one is sampled
         hosts.append(sharding.fetch(part))
         asked = prompt_of[len(texts) : len(texts) + len(hosts[-1].tokens)]
-        new_texts, new_parsed = read(context, asked, hosts[-1])
-        context.verdicts.submit(asked, new_parsed)
+        new_texts, new_readings = read(context, asked, hosts[-1])
+        context.verdicts.submit(asked, [r.parsed for r in new_readings])
         texts += new_texts
-        parsed += new_parsed
+        readings += new_readings
     rollout, host = parts[0], hosts[0]
     if len(parts) > 1:
         host = jax.tree.map(lambda *x: np.concatenate(x), *hosts)
         rollout = policy.put(host)
     context.phase("reward")
+    parsed = [r.parsed for r in readings]
     options = option_probabilities(context, params, prompt_of, parsed)
     verdicts, judge_metrics = context.verdicts.collect(params)
     samples = []
-    for i, (p, q) in enumerate(zip(prompt_of, parsed, strict=True)):
-        inputs = TermInputs(q, q.think or "", p, int(host.mask[i].sum()), options[i])
-        terms = completion_terms.terms(context.terms, inputs, recipe)
-        reward = compute_reward(recipe, inputs, verdicts[i], terms, multiplier)
+    for i, (p, r) in enumerate(zip(prompt_of, readings, strict=True)):
+        completion = Completion(
+            p.example,
+            p.text,
+            p.turn + texts[i],
+            r.parsed,
+            r.correct,
+            verdicts[i],
+            int(host.mask[i].sum()),
+            options[i],
+            r.lenient,
+        )
+        terms = completion_terms.terms(context.terms, completion, recipe.reward)
         samples.append(
             Sample(
                 p.example.id,
                 p.example.condition,
                 texts[i],
-                reward,
+                compute_reward(recipe, completion, terms, multiplier),
                 verdicts[i],
                 p.hash,
-                inputs.think,
-                inputs.tokens,
+                completion.think,
+                completion.tokens,
                 bool(host.stopped[i]),
                 terms,
             )
@@ -240,8 +252,8 @@ def collect(
 
 def read(
     context: Context, prompt_of: Sequence[Prompt], host: Rollout
-) -> tuple[list[str], list[Parsed]]:
-    """Return the texts of completions and what the parser reads in them.
+) -> tuple[list[str], list[Reading]]:
+    """Return the texts of completions and how their turns read.
 
     Args:
       prompt_of: the prompt of every row of `host`.
@@ -253,8 +265,7 @@ def read(
     ]
     turns = [p.whole(text) for p, text in zip(prompt_of, texts, strict=True)]
     examples = [p.example for p in prompt_of]
-    readings = reading.read_all(turns, examples, policy.style)
-    return texts, [r.parsed for r in readings]
+    return texts, reading.read_all(turns, examples, policy.style)
 
 
 def option_probabilities(
@@ -278,26 +289,30 @@ def option_probabilities(
 
 def compute_reward(
     recipe: Recipe,
-    inputs: TermInputs,
-    verdict: str | None,
+    completion: Completion,
     terms: dict[str, float],
     multiplier: float = 0.0,
 ) -> rewards.Reward:
-    """Return the reward of a completion: the recipe's function of answer and verdict,
-    plus shaping terms and the penalty for (nearly) running out of length."""
+    """Return the reward of a completion: the recipe's function of it, plus shaping
+    terms and the penalty for (nearly) running out of length.
+
+    Raises:
+      UserCodeError: a user's own function raised, or returned no finite number.
+    """
     options = dict(recipe.reward.options)
     if recipe.reward.name == "lagrangian":
         options["multiplier"] = multiplier
-    function = rewards.function_of(recipe.reward.name)
-    answer = inputs.prompt.example.answer
-    value = function(inputs.parsed, answer, verdict, **options)
-    reward = rewards.as_reward(value, inputs.parsed, answer, verdict)
+    function = rewards.reward_of(recipe.reward.name)
+    about = f"example {completion.example.id!r}"
+    value = user_code.call(function, completion, about=about, **options)
+    reward = rewards.as_reward(value, completion, function)
     if recipe.reward.shaping:
-        reward = rewards.shaped(reward, terms, recipe.reward.shaping)
+        weights = {user_code.short(n): w for n, w in recipe.reward.shaping.items()}
+        reward = rewards.shaped(reward, terms, weights)
     overlong = recipe.overlong
     if overlong.limit:
         penalty = rewards.overlong_penalty(
-            inputs.tokens, overlong.limit, overlong.buffer
+            completion.tokens, overlong.limit, overlong.buffer
         )
         reward = reward._replace(total=reward.total + overlong.weight * penalty)
     return reward
@@ -310,7 +325,7 @@ def rewards_of(samples: Sequence[Sample], recipe: Recipe) -> Rewards:
         return np.array(list(values), kind).reshape(-1, recipe.sampling.group_size)
 
     agree = (s.reward.consistent for s in samples)
-    by = recipe.ranking.by
+    by = user_code.short(recipe.ranking.by)
     return Rewards(
         table(s.reward.total for s in samples),
         table(s.reward.correct for s in samples),

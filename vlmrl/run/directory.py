@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 
 import vlmrl
+from vlmrl import user_code
 from vlmrl.files import atomic_write, write_json
 from vlmrl.run import hosts
 from vlmrl.types import UserError
@@ -23,8 +24,9 @@ def append(path: Path, row: dict) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-def describe_run(workdir: Path, config: dict) -> None:
-    """Write config.json and environment.json of a run directory.
+def describe_run(workdir: Path, config: dict) -> list[str]:
+    """Write config.json, environment.json and the user's code that the config names
+    (`user_code.save`) of a run directory; return lines for the user to read.
 
     Raises:
       UserError: the directory holds results of another config.
@@ -48,8 +50,10 @@ def describe_run(workdir: Path, config: dict) -> None:
         "processes": jax.process_count(),
         "packages": {p: version(p) for p in packages},
         "revision": _revision(),
+        "user_code": user_code.hashes(config),
     }
     write_json(workdir / "environment.json", environment)
+    return user_code.save(workdir, config)
 
 
 def _fields(config: dict, prefix: str = "") -> dict:

@@ -14,6 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from vlmrl import perturb, user_code
+from vlmrl.answers import reading
+from vlmrl.data import distort, loader
+from vlmrl.judges import named
 from vlmrl.types import UserError
 
 SPEED = ("batch", "slots", "gather_params")  # of a kernel: what changes no number
@@ -81,7 +85,12 @@ def plan(
 
 def _evaluations(c: dict, workdir: Path, kind: str = "evaluate") -> list[Job]:
     jobs = []
+    perturb.check(*c["conditions"])
+    for image in c["images"]:
+        distort.distortion_of(image)
     for model in c["models"]:
+        if model.get("style"):
+            reading.check(model["style"])
         for part in c["sets"]:
             about = {
                 **{k: model[k] for k in model if k != "name"},
@@ -92,6 +101,10 @@ def _evaluations(c: dict, workdir: Path, kind: str = "evaluate") -> list[Job]:
                 "seed": c["seed"],
                 "kernel": {k: v for k, v in c["kernel"].items() if k not in SPEED},
             }
+            if loader.is_procedural(part["source"]):
+                loader.source_of(part["source"])
+            if own := user_code.stamp(about):
+                about["code"] = own
             if kind == "ask":
                 about |= {"prefill": c["prefill"], "url": c["url"]}
             name = f"{model['name']} on {part['source']} {part['split']}"
@@ -125,6 +138,9 @@ def _judgements(c: dict, workdir: Path) -> list[Job]:
                 "url": c["url"],
                 "brief": c["brief"],
             }
+            if user_code.is_own(name):
+                named.parse(name, field="config.judges")
+                about["code"] = user_code.stamp(name)
             folder = workdir / "judges" / f"{job.stem}-{safe}"
             out.append(Job("judge", f"judge {name} of {job.name}", about, folder))
     return out

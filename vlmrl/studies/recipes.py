@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 
+from vlmrl import perturb, user_code
 from vlmrl import policy as policies
 from vlmrl.data import loader
 from vlmrl.eval import records
@@ -56,13 +57,15 @@ def run(
     began = time.monotonic()
     recipes = c["recipes"]
     _check(recipes)
+    perturb.check(*c["conditions"])
     policy = policies.load(c["model"], style=c["style"], tags=c["tags"])
     display.say(policy.processor.about_tags())
     settings = EvalSettings(**c["kernel"])
     every, base = (
         Evaluator(policy, names, settings) for names in (c["conditions"], ("base",))
     )
-    directory.describe_run(workdir, c)
+    for line in directory.describe_run(workdir, c):
+        display.say(line)
     first = next(iter(recipes.values()))
     sizes = {c["split"]: c["size"]}
     sizes |= {"ood": c["ood_size"]} if c["ood_size"] else {}
@@ -91,7 +94,7 @@ def run(
         seeds = settings.pop("seeds")
         training = run_config.from_config(settings)
         name, steps = training.name, training.steps
-        facts = recipe_facts(training.recipe)
+        facts = recipe_facts(training.recipe) | {"code": user_code.stamp(given)}
         display.say(f"{number}. GRPO, recipe '{name}'")
         for seed in seeds:
             own = jax.tree.map(lambda x: x.copy(), policy.params)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from vlmrl import perturb, sharding
+from vlmrl import perturb, sharding, user_code
 from vlmrl import policy as policies
 from vlmrl.client import http
 from vlmrl.data import distort, texts
@@ -43,6 +43,8 @@ def run(jobs: Sequence[Job], c: dict, workdir: Path, display: Display = SILENT) 
     """
     loaded: dict[str, policies.Policy] = {}
     (workdir / "records").mkdir(parents=True, exist_ok=True)
+    for line in user_code.save(workdir, c):
+        display.say(line)
     for job in jobs:
         if job.done:
             continue
@@ -107,7 +109,12 @@ def _evaluate(
         EvalPart(evaluator, [_under(e, image, about["seed"]) for e in examples], image)
         for image in ("", *about["images"])
     ]
-    labels = RunLabels(about["recipe"], about["seed"], split=about["split"])
+    labels = RunLabels(
+        about["recipe"],
+        about["seed"],
+        split=about["split"],
+        code=about.get("code", ""),
+    )
     with display.bar(job.name, len(parts) * len(examples)) as advance:
         path = job.folder / f"{job.stem}.parquet"
         write_records(path, parts, policy.params, labels, advance)
@@ -190,7 +197,9 @@ def _ask(job: Job, c: dict, workdir: Path, display: Display) -> None:
                 temperature=about["temperature"],
                 max_tokens=about["max_tokens"],
             ),
-            labels=RunLabels(about["recipe"], split=about["split"]),
+            labels=RunLabels(
+                about["recipe"], split=about["split"], code=about.get("code", "")
+            ),
             progress=advance,
         )
     records.write(job.folder / f"{job.stem}.parquet", rows)

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vlmrl import perturb
 from vlmrl.eval import measures, scoring, stats
 from vlmrl.report import analysis, tables
 from vlmrl.report.render import Table
@@ -50,7 +51,8 @@ def shown(table: pa.Table, conditions: Sequence[str]) -> pa.Table:
     """Return the rows under some conditions; all for an empty list."""
     if not conditions:
         return table
-    return table.filter(pc.is_in(table["condition"], pa.array(list(conditions))))
+    names = [perturb.short(name) for name in conditions]
+    return table.filter(pc.is_in(table["condition"], pa.array(names)))
 
 
 def build(
