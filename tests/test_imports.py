@@ -13,7 +13,13 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = [
     ["vlmrl", "vlmrl.types", "vlmrl.shipped"],
     ["vlmrl.files"],
-    ["vlmrl.sharding", "vlmrl.metrics", "vlmrl.user_code"],
+    [
+        "vlmrl.sharding",
+        "vlmrl.metrics",
+        "vlmrl.user_code",
+        "vlmrl.answers.numbers",
+    ],
+    ["vlmrl.answers.kinds"],
     [
         "vlmrl.data",
         "vlmrl.perturb",

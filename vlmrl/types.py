@@ -51,7 +51,7 @@ class Example(NamedTuple):
     meta: str = ""  # JSON of what only the source knows, e.g. the scene graph
     open: bool = False  # asked without its options, which are then candidate answers
     kind: str = "option"  # of the gold answer, how replies are compared with it: one of
-    # `answers.equality.KINDS`: 'option', 'number', 'maths', 'box', 'text'
+    # `answers.kinds.KINDS`: 'option', 'number', 'maths', 'box', 'text'
     # -- what a condition changed
     condition: str = "base"
     caption: str = ""  # sentence put before the question, in the user turn

@@ -1,4 +1,4 @@
-"""Prompts: exact texts, spans, refusal of control tokens. Parser: every adversary."""
+"""Prompts: exact texts, spans, refusal of control tokens."""
 
 import hashlib
 from pathlib import Path
@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmrl.answers import reading
-from vlmrl.answers.strict import PARSER, parse, read_option
+from vlmrl.answers.strict import PARSER
 from vlmrl.answers.tools import PARSERS
 from vlmrl.data.sets import SETS
 from vlmrl.perturb import ORDER, apply
@@ -189,147 +188,6 @@ def test_spans_cover_exactly_what_the_condition_wrote(name, how, question, optio
         assert rest.translate(squeeze) == base.translate(squeeze)
 
 
-# -- parser ----------------------------------------------------------------------------
-
-OPTIONS = ("two", "three", "a red car")
-
-
-def turn(answer, think="I see. So it is B."):
-    return f"<think>{think}</think>\n<answer>{answer}</answer>"
-
-
-@pytest.mark.parametrize(
-    "answer, option",
-    [
-        ("A", 0), ("B", 1), ("C", 2),
-        (" B ", 1), ("\nB\n", 1), ("(B)", 1), ("B.", 1), ("B:", 1), ("B)", 1),
-        ("(B).", 1), ("( B )", -1), ("(B", -1), ("B)two", -1),
-        ("B. three", 1), ("(B) three", 1), ("B: Three.", 1), ("B three", 1),
-        ("B. two", -1), ("B. three or two", -1),
-        ("three", 1), ("THREE", 1), (" a  red\ncar. ", 2), ("red car", -1),
-        ("D", -1), ("Z", -1), ("D. two", -1),
-        ("b", -1), ("a", -1),
-        ("", -1), (" ", -1), (".", -1), ("()", -1),
-        ("ABC", -1), ("A B C", -1), ("A, B", -1), ("A or B", -1), ("A/B", -1),
-        ("A and two", -1), ("not B", -1), ("B?", -1), ("BB", -1), ("B B", -1),
-        ("The answer is B", -1), ("option B", -1), ("\\boxed{B}", -1),
-        ("А", -1), ("В", -1), ("С", -1),  # Cyrillic
-        ("Α", -1), ("Ａ", -1), ("𝐀", -1), ("Ⓐ", -1), ("B\u200b", -1), ("B\u0301", -1),
-        ("1", -1), ("3", -1),
-    ],
-)  # fmt: skip
-def test_answers(answer, option):
-    parsed = parse(turn(answer), OPTIONS)
-    assert parsed.option == option
-    assert parsed.answer == answer and parsed.strict and parsed.closed
-
-
-@pytest.mark.parametrize(
-    "text, option, strict, closed",
-    [
-        (turn("B"), 1, True, True),
-        ("<think></think><answer>B</answer>", 1, True, True),
-        (f" \n{turn('B')}\n", 1, True, True),
-        ("<answer>B</answer>", 1, False, False),  # no_cot
-        ("B</answer>", -1, False, False),
-        ("B", -1, False, False),
-        ("", -1, False, False),
-        ("<think>So it is B.", -1, False, False),  # letter in the think only
-        ("<think>So it is B.</think>", -1, False, True),
-        ("<think>So it is B.</think>B", -1, False, True),
-        ("<think>B</think><answer></answer>", -1, True, True),
-        ("<think>B</think><answer>B", -1, False, True),  # cut off
-        ("<think>hm<answer>B</answer>", 1, False, False),  # think never closed
-        ("<think><answer>B</answer></think>", -1, False, True),  # inside the think
-        ("<think><answer>A</answer></think><answer>B</answer>", -1, False, True),
-        ("<think><answer>B</answer></think><answer>B</answer>", 1, False, True),
-        ("<think><answer> </answer></think><answer>B</answer>", 1, False, True),
-        (turn("A") + "<answer>B</answer>", -1, False, True),
-        (turn("B") + "<answer>B</answer>", 1, False, True),
-        (turn("B") + "<answer>(B) three</answer>", 1, False, True),
-        (turn("B") + "<answer></answer>", -1, False, True),
-        (turn("<answer>B</answer>"), -1, False, True),
-        (turn("A<answer>B</answer>"), -1, False, True),
-        (turn("B") + "</answer>", -1, False, True),
-        (turn("B") + "<answer>", -1, False, True),
-        ("</answer>" + turn("B"), -1, False, True),
-        ("Sure! " + turn("B"), 1, False, True),
-        (turn("B") + " Done.", 1, False, True),
-        ("<think>a</think> so <answer>B</answer>", 1, False, True),
-        ("<think>a</think><think>b</think><answer>B</answer>", 1, False, True),
-        ("<think>a<think>b</think></think><answer>B</answer>", 1, False, True),
-        ("<answer>B</answer><think>a</think>", 1, False, True),
-        ("<Think>a</Think><Answer>B</Answer>", -1, False, False),
-        ("<think>a</think><answer >B</answer>", -1, False, True),
-        ("＜think＞a＜/think＞＜answer＞B＜/answer＞", -1, False, False),
-    ],
-)
-def test_tags(text, option, strict, closed):
-    parsed = parse(text, OPTIONS)
-    assert (parsed.option, parsed.strict, parsed.closed) == (option, strict, closed)
-
-
-def test_think_is_verbatim_with_its_prefill():
-    text = "<think>So it is left but I think no.\n</think><answer>A</answer>"
-    assert parse(text, OPTIONS).think == "So it is left but I think no.\n"
-    assert parse("<think>cut off he", OPTIONS).think == "cut off he"
-    assert parse("<think>a <answer>B</answer>", OPTIONS).think == "a "
-    assert parse("<answer>B</answer>", OPTIONS).think is None
-
-
-def test_form_decides_where_a_text_is_a_letter():
-    options = ("B", "A")
-    assert read_option("B", options) == 1
-    assert read_option("B", options, form="text") == 0
-    assert read_option("right", ("left", "right"), form="text") == 1
-    assert read_option("B", ("left", "right"), form="text") == 1
-
-
-def test_options_with_the_same_text_need_their_letter():
-    options = ("left", "Left.")
-    assert read_option("left", options) == -1
-    assert read_option("B", options) == 1
-    assert read_option("B. left", options) == 1
-
-
-def test_without_options_there_is_an_answer_but_no_index():
-    parsed = parse(turn("17"), ())
-    assert (parsed.answer, parsed.option, parsed.strict) == ("17", -1, True)
-    assert parse(turn("A"), ()).option == -1
-
-
-pieces = st.sampled_from(
-    ["<think>", "</think>", "<answer>", "</answer>", "A", "B", "(", ")", ".", " ", "\n",
-     "two", "А", "<", ">", "</", "\x00"]
-)  # fmt: skip
-
-
-@given(st.lists(pieces, max_size=20).map("".join) | st.text(max_size=40))
-def test_parse_never_raises_and_strict_means_the_format(text):
-    parsed = parse(text, OPTIONS)
-    assert -1 <= parsed.option < len(OPTIONS)
-    assert (parsed.option == -1) or parsed.answer is not None
-    assert not parsed.closed or parsed.think is not None
-    if parsed.strict:
-        assert parsed.closed
-        rebuilt = f"<think>{parsed.think}</think><answer>{parsed.answer}</answer>"
-        assert rebuilt == text.replace(f"</think>{gap(text)}<", "</think><").strip()
-
-
-def gap(text):
-    """White space between the think and the answer of a strict turn."""
-    return text[text.index("</think>") + 8 : text.index("<answer>")]
-
-
-@given(st.integers(0, 2), st.sampled_from(["{}", "({})", "{}.", "{}:", " {} "]))
-def test_every_letter_form_round_trips(index, form):
-    assert parse(turn(form.format("ABC"[index])), OPTIONS).option == index
-
-
-def test_parser_has_a_version():
-    assert PARSER
-
-
 # -- other tools' wordings and rules ---------------------------------------------------
 
 ITEM = EXAMPLE._replace(
@@ -402,62 +260,6 @@ def test_every_style_of_another_tool_has_its_snapshot_and_rule():
     assert others == set(SNAPSHOTS)
 
 
-@pytest.mark.parametrize(
-    "name, said, option",
-    [
-        ("vlmevalkit", "B", 1),
-        ("vlmevalkit", "(B).", 1),
-        ("vlmevalkit", "The answer is B", 1),
-        ("vlmevalkit", "B is right as I look at it", -1),  # not among the last four
-        ("vlmevalkit", "A or B", -1),
-        ("vlmevalkit", "dog", 1),
-        ("vlmevalkit", "I can't process this file. B", -1),
-        ("vlmevalkit", "<think>A, A, A</think> It is B", 1),
-        ("lmms_eval", "(c) cow", 2),
-        ("lmms_eval", "because", 1),
-        ("lmms_eval", "the dog", -1),
-        ("lmms_eval", "", -1),
-        ("lmms_vstar", "My choice is C", 2),
-        ("lmms_vstar", "it was [b]", 1),
-        ("lmms_vstar", "d", -1),
-        ("lmms_3dsrbench", "B) dog", 1),
-        ("lmms_3dsrbench", "I see A cat, so the answer is: C", 2),
-        ("lmms_3dsrbench", "It is (B), not A", 1),
-        ("lmms_3dsrbench", "D", -1),
-        ("lmms_3dsrbench", "dog", -1),
-        ("lmms_mmvp", "(b)", 1),
-        ("lmms_mmvp", "The answer is B", 1),
-        ("lmms_mmvp", "I choose option (b", 1),
-        ("lmms_mmvp", "Because", 1),
-        ("lmms_mmvp", "dog", -1),
-        ("lmms_sat", "b. dog", 1),
-        ("lmms_sat", "(C)", 2),
-        ("lmms_sat", "The answer is B", -1),
-        ("lmms_sat", "", -1),
-        ("lmms_pope", "DOG ", 1),
-        ("lmms_pope", "a dog", -1),
-        ("tiny", "<think>x</think><answer>B</answer>", 1),
-        ("tiny", "B", -1),
-    ],
-)
-def test_answers_by_each_tools_rule(name, said, option):
-    assert reading.read(said, ITEM, name).parsed.option == option
-
-
-def test_yes_no_and_numbers_by_the_tools_rules():
-    binary = ITEM._replace(options=("Yes", "No"))
-    for said, option in (("Yes, it is", 0), ("no.", 1), ("yes and no", -1), ("ja", -1)):
-        assert reading.read(said, binary, "vlmevalkit_yes_no").parsed.option == option
-    count = ITEM._replace(options=("3", "4"), answer=0, open=True)
-    assert (
-        reading.read(
-            "There are 04 of them, not 3", count, "lmms_pixmo_count"
-        ).parsed.option
-        == 1
-    )
-    assert reading.read("7", count, "lmms_pixmo_count").parsed.option == -1
-
-
 def test_open_questions_are_asked_without_their_candidates():
     count = ITEM._replace(options=("3", "4"), answer=0, open=True, meta="")
     for name in STYLES:
@@ -466,10 +268,6 @@ def test_open_questions_are_asked_without_their_candidates():
     assert "only your final answer within" in build(count, "r1v").text
     direct = build(count._replace(direct=True), "r1v").text
     assert "Answer with a single word, number or phrase." in direct
-    assert (
-        reading.read("<think>x</think><answer>4</answer>", count, "r1v").parsed.option
-        == 1
-    )
     with pytest.raises(UserError, match="options that are shown"):
         apply(count, "abstain+base")
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from vlmrl.answers import equality, lenient, tools
-from vlmrl.answers.strict import PARSER, parse
+from vlmrl.answers.kinds import kind_of
+from vlmrl.answers.strict import PARSER, answer_of, parse, read_option
 from vlmrl.prompts import styles
 from vlmrl.types import Example, Parsed
 
@@ -44,36 +45,46 @@ def read_all(
       examples: the item of each.
     """
     rules = styles.style(style)
-    strict = [_strict(t, e, rules) for t, e in zip(texts, examples, strict=True)]
-    readers = [
-        lenient.answer(t, e.options if not e.open else (), p)
-        for t, e, p in zip(texts, examples, strict, strict=True)
+    pairs = list(zip(texts, examples, strict=True))
+    strict = [_strict(t, e, rules) for t, e in pairs]
+    fair = [
+        lenient.answer(t, () if e.open else e.options, p)
+        for (t, e), p in zip(pairs, strict, strict=True)
     ]
-    open_answers = [
-        (i, side, answer)
-        for i, e in enumerate(examples)
-        if e.open
-        for side, answer in ((0, strict[i].answer), (1, readers[i].text))
-        if answer
+    # Open items: the candidate that each answer equals, in one batch.
+    by_kind = [i for i, e in enumerate(examples) if e.open]
+    own = rules.parser == PARSER
+    blocks = [
+        answer_of(texts[i], strict[i]) if own else strict[i].answer for i in by_kind
     ]
+    answers = [*blocks, *(fair[i].text for i in by_kind)]
+    items = [examples[i] for i in by_kind] * 2
     named = equality.candidates(
-        [(answer, examples[i]) for i, _, answer in open_answers]
+        [(a or "", e) for a, e in zip(answers, items, strict=True)]
     )
-    options = [
-        [-1, -1] if e.open else [p.option, r.option]
-        for e, p, r in zip(examples, strict, readers, strict=True)
-    ]
-    for (i, side, _), option in zip(open_answers, named, strict=True):
-        options[i][side] = option
-    return [
-        Reading(
-            p._replace(option=a),
-            a >= 0 and a == e.answer,
-            b,
-            b >= 0 and b == e.answer,
+    equal = {i: named[k :: len(by_kind)] for k, i in enumerate(by_kind)}
+    out = []
+    for i, (e, p, f) in enumerate(zip(examples, strict, fair, strict=True)):
+        option, other = equal[i] if e.open else (p.option, f.option)
+        if e.open and _made_for(rules, e):
+            option = p.option
+        if option >= 0:  # the strict reading holds where it named an option
+            other = option
+        out.append(
+            Reading(
+                p._replace(option=option),
+                option >= 0 and option == e.answer,
+                other,
+                other >= 0 and other == e.answer,
+            )
         )
-        for p, e, (a, b) in zip(strict, examples, options, strict=True)
-    ]
+    return out
+
+
+def _made_for(rules: styles.Style, example: Example) -> bool:
+    """Return whether another tool's parser reads the item."""
+    kinds = tools.parser_of(rules.parser).kinds
+    return rules.parser != PARSER and kind_of(example) in kinds
 
 
 def check(style: str) -> None:
@@ -86,5 +97,8 @@ def _strict(text: str, example: Example, rules: styles.Style) -> Parsed:
     if rules.parser == PARSER:
         return parsed
     reply = text.rpartition("</think>")[2].strip()
-    option = tools.parser_of(rules.parser)(reply, example.options)
+    if _made_for(rules, example):
+        option = tools.parser_of(rules.parser).read(reply, example.options)
+    else:
+        option = -1 if example.open else read_option(reply, example.options)
     return Parsed(parsed.think, reply, option, False, parsed.closed)

@@ -72,6 +72,19 @@ def parse(text: str, options: tuple[str, ...], form: str = "letter") -> Parsed:
     return Parsed(think, answer, option, strict, closed)
 
 
+def answer_of(text: str, parsed: Parsed) -> str | None:
+    """Return the answer to an open question: that of a turn's answer blocks, None where
+    they differ in more than blanks and case."""
+    if parsed.answer is None or text.count("<answer>") == 1:
+        return parsed.answer
+    outside = text
+    if parsed.closed:
+        before, _, rest = text.partition("<think>")
+        outside = before + rest.partition("</think>")[2]
+    blocks = re.findall(r"<answer>(.*?)</answer>", outside, re.DOTALL)
+    return parsed.answer if len({_normal(b) for b in blocks}) == 1 else None
+
+
 _LETTER_FORM = re.compile(
     r"(?:\(([A-Z])\)[.:]?|([A-Z])[.:)]|([A-Z])(?=\s|$))\s*(.*)", re.DOTALL
 )

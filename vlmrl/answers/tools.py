@@ -1,4 +1,4 @@
-"""How other tools read an answer, as a function (reply, options) → option or -1."""
+"""How other tools read an answer, and of which kinds of question."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import re
 from collections.abc import Callable, Sequence
 from string import ascii_uppercase as LETTERS
+from typing import NamedTuple
 
 from vlmrl import user_code
 from vlmrl.answers.strict import PARSER, parse
@@ -107,8 +108,8 @@ def _first_word(reply: str, options: tuple[str, ...]) -> int:
 
 
 def _first_number(reply: str, options: tuple[str, ...]) -> int:
-    match = re.search(r"\d+", reply)
-    return _exact(str(int(match[0])), options) if match else -1
+    match = re.search(r"[0-9]+", reply)
+    return _exact(match[0].lstrip("0") or "0", options) if match else -1
 
 
 def _within(letter: str, options: tuple[str, ...]) -> int:
@@ -116,23 +117,32 @@ def _within(letter: str, options: tuple[str, ...]) -> int:
     return index if index < len(options) else -1
 
 
-# Answer, options → index or -1, as the named tool reads it.
-PARSERS: dict[str, Callable[[str, tuple[str, ...]], int]] = {
-    PARSER: lambda reply, options: parse(reply, options).option,
-    "vlmevalkit-1": _vlmevalkit,
-    "vlmevalkit-yes-no-1": _yes_no,
-    "lmms-first-letter-1": _first_letter,
-    "lmms-vstar-1": _vstar,
-    "lmms-3dsrbench-1": _3dsrbench,
-    "lmms-mmvp-1": _mmvp,
-    "lmms-first-word-1": _first_word,
-    "lmms-exact-1": _exact,
-    "lmms-first-number-1": _first_number,
+class Parser(NamedTuple):
+    """A tool's rule. Where an item is of another kind than the tool made it for, its
+    answer is compared by the item's kind (`equality.py`): a rule for letters would find
+    the letter of a hidden candidate in "A dozen of them."."""
+
+    read: Callable[[str, tuple[str, ...]], int]  # (reply, options) → option or -1
+    kinds: tuple[str, ...] = ("option",)
+
+
+PARSERS: dict[str, Parser] = {
+    PARSER: Parser(lambda reply, options: parse(reply, options).option),
+    "vlmevalkit-1": Parser(_vlmevalkit),
+    "vlmevalkit-yes-no-1": Parser(_yes_no),
+    "lmms-first-letter-1": Parser(_first_letter),
+    "lmms-vstar-1": Parser(_vstar),
+    "lmms-3dsrbench-1": Parser(_3dsrbench),
+    "lmms-mmvp-1": Parser(_mmvp),
+    "lmms-first-word-1": Parser(_first_word),
+    "lmms-exact-1": Parser(_exact, ("option", "text")),
+    "lmms-first-number-1": Parser(_first_number, ("number",)),
 }
 
 
-def parser_of(name: str) -> Callable[[str, tuple[str, ...]], int]:
-    """Return the parser of a name; `path/to/file.py:name` names a user's own.
+def parser_of(name: str) -> Parser:
+    """Return the parser of a name; `path/to/file.py:name` names a user's own, which
+    reads questions with options, as most others do.
 
     Raises:
       UserError: an unknown name, a file without the function or with another one.
@@ -140,7 +150,7 @@ def parser_of(name: str) -> Callable[[str, tuple[str, ...]], int]:
     function = user_code.lookup(
         name, PARSERS, "", ("reply", "options"), kind="answer parser"
     )
-    return _checked(function) if user_code.is_own(name) else function
+    return Parser(_checked(function)) if user_code.is_own(name) else function
 
 
 @functools.lru_cache

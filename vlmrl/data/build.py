@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vlmrl.answers import kinds
 from vlmrl.data import distractors, features, images, reading, statements
 from vlmrl.data.features import Shard, serialised, write_metadata
 from vlmrl.data.reading import Place, Refused, Set, SetItem, draw, normal
@@ -341,6 +342,7 @@ def example_of(
         trace=item.trace,
         meta=json.dumps(meta),
         open=item.open,
+        kind=(item.kind or kinds.infer(right)) if item.open else "option",
     ), rule
 
 

@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 
+from vlmrl.answers import kinds
 from vlmrl.types import Example, UserError
 
 _text = tfds.features.Text
@@ -70,7 +71,14 @@ FEATURES = tfds.features.FeaturesDict(
 def example(record: bytes) -> Example:
     """Return the Example of a record that TFDS stores (`serialised`)."""
     raw = tf_example_pb2.Example.FromString(record).features.feature
-    return Example(**{field: kind.read(raw[field]) for field, kind in FIELDS.items()})
+    e = Example(
+        **{
+            field: kind.read(raw[field])
+            for field, kind in FIELDS.items()
+            if field in raw
+        }
+    )
+    return e._replace(kind=kinds.kind_of(e))
 
 
 def serialised(example: Example) -> bytes:

@@ -33,6 +33,7 @@ def items(row: dict, place: Place) -> list[SetItem]:
             options=texts,
             answer=answer,
             open=not choices,
+            kind="maths",
             task="geometry",
             repairs=repairs,
         )

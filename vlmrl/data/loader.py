@@ -182,7 +182,7 @@ def load(directory: str | os.PathLike, split: str) -> StoredExamples:
     if split not in builder.info.splits:
         known = ", ".join(builder.info.splits)
         raise UserError(f"{directory}: split {split!r} is not one of {known}")
-    missing = sorted(set(features.FIELDS) ^ set(builder.info.features))
+    missing = sorted(set(features.FIELDS) ^ {*builder.info.features, "kind"})
     if missing:
         raise UserError(
             f"{directory}: fields {', '.join(missing)} differ from today's Example; "

@@ -13,6 +13,9 @@ from vlmrl.data.reading import Place, Refused, Set, SetItem
 
 PATH = ("task", "source")  # metadata that names an example's task
 
+# By answer_type.
+KINDS = {"integer": "number", "float": "number", "list": "maths", "text": "text"}
+
 
 def items(row: dict, place: Place) -> list[SetItem]:
     facts = row.get("metadata") or {}
@@ -33,10 +36,12 @@ def items(row: dict, place: Place) -> list[SetItem]:
             options=texts,
             answer=answer,
             open=kind == "free_form",
+            kind=KINDS.get(reading.text(row, "answer_type"), "text"),
             task="/".join(reading.text(facts, k, needed=False) or "none" for k in PATH),
             meta={
                 "unit": reading.text(row, "unit", needed=False),
                 "answer_type": reading.text(row, "answer_type"),
+                "precision": _digits(row),
                 "skills": list(facts.get("skills") or ()),
                 "category": reading.text(facts, "category", needed=False),
                 "query": reading.text(row, "query", needed=False),
@@ -46,16 +51,21 @@ def items(row: dict, place: Place) -> list[SetItem]:
 
 
 def canonical(raw: str, row: dict) -> str:
-    kind, precision = reading.text(row, "answer_type"), row.get("precision")
+    kind = reading.text(row, "answer_type")
     try:
         if kind == "integer":
             return str(int(float(raw)))
         if kind == "float":
-            digits = 0 if reading.missing(precision) else int(precision)
-            return f"{float(raw):.{digits}f}"
+            return f"{float(raw):.{_digits(row)}f}"
     except ValueError:
         raise Refused(f"answer {raw!r} is not a number, answer_type {kind}") from None
     return raw
+
+
+def _digits(row: dict) -> int:
+    """Return the decimals that a row's answers are rounded to."""
+    precision = row.get("precision")
+    return 0 if reading.missing(precision) else int(precision)
 
 
 SET = Set(

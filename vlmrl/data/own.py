@@ -9,6 +9,8 @@ SPLIT.jsonl (one JSON object per line, images beside it) or SPLIT.parquet, with
   image(s)    file name below the directory, base64, bytes, the {bytes, path} of a
               Hugging Face image, or a list of these; leave it out for none
   id          unique text; the row number by default
+  kind        of the answer to an open question, how replies are compared with it:
+              number, maths, box, text; inferred from the answer by default
   task        category path, 'level1/level2'; 'own' by default
   group       of copies of one question (rotated, mirrored)
   cluster     of rows that are not independent; those with the same first image, by
@@ -28,13 +30,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vlmrl.answers import kinds
 from vlmrl.data import reading
 from vlmrl.data.reading import LETTERS, Place, Refused, Set, SetItem
 from vlmrl.types import UserError
 
 KNOWN = (
-    *"question answer options image images id task group cluster statements".split(),
-    *"thinks suggested trace hint meta".split(),
+    *"question answer options image images id kind task group cluster".split(),
+    *"statements thinks suggested trace hint meta".split(),
 )
 
 
@@ -105,11 +108,20 @@ def _own(row: dict, place: Place) -> SetItem:
         group=reading.text(row, "group", needed=False),
         cluster=reading.text(row, "cluster", needed=False),
         open=not shown,
+        kind=_kind(row, is_open=not shown),
         suggested=suggested,
         trace=reading.text(row, "trace", needed=False),
         meta={**meta, **({"hint": hint} if hint else {})},
         **lists,
     )
+
+
+def _kind(row: dict, is_open: bool) -> str:
+    kind = reading.text(row, "kind", needed=False)
+    if kind and kind not in (kinds.OPEN if is_open else ("option",)):
+        expected = f"one of {', '.join(kinds.OPEN)}" if is_open else "option or none"
+        raise Refused(f"kind: expected {expected}, got {kind!r}")
+    return kind
 
 
 def _index(raw, texts: tuple[str, ...]) -> int:
@@ -142,7 +154,16 @@ def _tsv(row: dict, place: Place) -> SetItem:
         )
     else:
         texts, answer, is_open = (raw,), 0, True
-    used = {"index", "question", "hint", "answer", "image", "category", *letters}
+    used = {
+        "index",
+        "question",
+        "hint",
+        "answer",
+        "image",
+        "category",
+        "kind",
+        *letters,
+    }
     rest = {k: v for k, v in row.items() if k not in used and not reading.missing(v)}
     return SetItem(
         id=reading.text(row, "index"),
@@ -152,6 +173,7 @@ def _tsv(row: dict, place: Place) -> SetItem:
         answer=answer,
         task="/".join(filter(None, [level, category])) or "own",
         open=is_open,
+        kind=_kind(row, is_open),
         meta={**rest, **({"hint": hint} if hint else {})},
         repairs=repairs,
     )

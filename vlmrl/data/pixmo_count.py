@@ -37,6 +37,7 @@ def items(row: dict, place: Place) -> list[SetItem]:
             options=(str(count),),
             answer=0,
             open=True,
+            kind="number",
             task="count",
             cluster=sha[:16],
             meta={"label": label},

@@ -54,6 +54,7 @@ class SetItem(NamedTuple):
     group: str = ""  # shared by copies of one question: rotated, mirrored; '' for id
     cluster: str = ""  # '' for that of its first image
     open: bool = False  # the question is asked without its options
+    kind: str = ""  # of its gold answer (`answers.kinds`); '' to have it inferred
     statements: tuple[str, ...] = ()  # where the set knows them better than a template
     thinks: tuple[str, ...] = ()
     trace: str = ""

@@ -37,6 +37,7 @@ def items(row: dict, place: Place) -> list[SetItem]:
             options=(written([x, y, x + w, y + h]),),
             answer=0,
             open=True,
+            kind="box",
             task=place.split,
             cluster=file.rsplit("_", 1)[0],
             meta={"expression": expression},

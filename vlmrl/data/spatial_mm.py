@@ -32,6 +32,7 @@ def items(row: dict, place: Place) -> list[SetItem]:
                 options=(reading.text(row, "answer"),),
                 answer=0,
                 open=True,
+                kind="text",
                 task=f"multihop/{hop}",
                 meta={"reasoning": reading.text(row, "reasoning", needed=False)},
             )

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vlmrl import perturb
-from vlmrl.answers import reading
+from vlmrl.answers import kinds, reading
 from vlmrl.eval.record_builder import build_record
 from vlmrl.eval.spreadsheets import read_xlsx
 from vlmrl.prompts import styles
@@ -74,9 +74,11 @@ def as_records(
 
 
 def _record(row: LoggedSample, source, model, condition, style, tool, seed) -> Record:
+    is_open = len(row.options) < 2
     e = Example(
         row.id, (), row.question, row.options, row.answer, -1, source, row.task,
-        row.cluster, open=len(row.options) < 2, condition=condition,
+        row.cluster, open=is_open, condition=condition,
+        kind=kinds.infer(row.options[0]) if is_open and row.options else "option",
     )  # fmt: skip
     if not e.open and row.answer >= 0:
         e = perturb.suggest(e, seed)

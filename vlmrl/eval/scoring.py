@@ -10,6 +10,7 @@ by sample. Where a set leaves open how to average, every way has a name of its o
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,8 +19,9 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from vlmrl.answers import strict
-from vlmrl.answers.values import box, distance, equal, iou, number, phrase
+from vlmrl.answers import equality, maths, strict
+from vlmrl.answers.numbers import spelled
+from vlmrl.answers.values import boxes, distance, iou
 from vlmrl.types import Record, UserError
 
 
@@ -283,9 +285,9 @@ def _opposite(row: Row) -> str:
 
 def spatial_mm(rows: list[Row]) -> dict[str, float]:
     """Return the accuracy by file and by perspective or hop; free answers of the
-    multihop file are compared as phrases (`answers.phrase`)."""
+    multihop file are compared as text (`answers.equality`)."""
     judged = [
-        r._replace(correct=phrase(r.written) == phrase(r.right))
+        r._replace(correct=equality.equal(r.written, r.right, "text"))
         if r.parts[0] == "multihop"
         else r
         for r in rows
@@ -303,7 +305,7 @@ def mme_realworld_lite(rows: list[Row]) -> dict[str, float]:
 def pixmo_count(rows: list[Row]) -> dict[str, float]:
     """Exact, at most one off, and the mean absolute error of the answers that hold a
     number. The first whole number of an answer counts."""
-    off = [(number(r.written), int(r.right)) for r in rows]
+    off = [(first_number(r.written), int(r.right)) for r in rows]
     return {
         "exact": mean(n == right for n, right in off),
         "off_by_one": mean(n is not None and abs(n - right) <= 1 for n, right in off),
@@ -312,10 +314,29 @@ def pixmo_count(rows: list[Row]) -> dict[str, float]:
     }
 
 
+def first_number(text: str, whole: bool = True) -> float | None:
+    """Return the first number of a text, thousands commas dropped, number words
+    included; None if there is none or it has more than 15 digits."""
+    text = spelled(re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", text))
+    match = re.search(
+        r"-?[0-9]+" if whole else r"-?[0-9]+(?:\.[0-9]{1,15})?|-?\.[0-9]{1,15}", text
+    )
+    if not match or len(match[0]) > 32 or len(match[0].partition(".")[0]) > 16:
+        return None
+    return int(match[0]) if whole else float(match[0])
+
+
 def geometry3k(rows: list[Row]) -> dict[str, float]:
-    """Return the share right by answer equality (`answers.equal`): a letter that was
-    read, or the value."""
-    return {"accuracy": mean(r.correct or equal(r.right, r.written) for r in rows)}
+    """Return the share right: a letter that was read, an equal answer, or a value
+    within 1 % of the right one."""
+    return {"accuracy": mean(r.correct or _within(r, 1e-2) for r in rows)}
+
+
+def _within(row: Row, tolerance: float) -> bool:
+    if equality.equal(row.written, row.right, "maths"):
+        return True
+    pair = maths.number(row.right), maths.number(row.written)
+    return None not in pair and math.isclose(*pair, rel_tol=tolerance, abs_tol=1e-9)
 
 
 def mathvista(rows: list[Row]) -> dict[str, float]:
@@ -332,7 +353,7 @@ def _mathvista(row: Row) -> bool:
     written, right = row.written, row.right
     if re.fullmatch(r"-?\d+(\.\d+)?", right):
         digits = len(right.partition(".")[2])
-        value = number(written, whole=False)
+        value = first_number(written, whole=False)
         return value is not None and round(value, digits) == float(right)
     if row.predicted >= 0 or not written:
         return False
@@ -356,7 +377,9 @@ def refcoco(
     """
     over, centre = [], []
     for row in rows:
-        right, answer = box(row.right), box(row.written)
+        right, answer = (
+            next(iter(boxes(t)), (0.0,) * 4) for t in (row.right, row.written)
+        )
         if scale is not None:
             if sizes is None or row.example not in sizes:
                 raise UserError(f"scoring refcoco: no image size of {row.example}")
