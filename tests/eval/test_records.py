@@ -372,7 +372,9 @@ def test_accuracy_and_follow_are_of_the_reading():
     }
     for reading, rates in expected.items():
         by_name = measures.row_measures(table, reading)
-        for name, values in zip(("accuracy", "follow", "unanswered"), rates, strict=True):
+        for name, values in zip(
+            ("accuracy", "follow", "unanswered"), rates, strict=True
+        ):
             np.testing.assert_array_equal(by_name[name], values, f"{reading} {name}")
     strict, lenient = (measures.row_measures(table, r) for r in ("strict", "lenient"))
     np.testing.assert_array_equal(strict["lenient_adds"], [0, 1, 0, nan])
