@@ -349,7 +349,7 @@ def test_a_file_of_each_earlier_generation_is_read(tmp_path, ending, lacking):
         assert row["lenient_adds"] is None and row["of"] == row["n"] == 1
 
 
-# -- readings, and conditions that don't apply ------------------------------------------
+# -- readings, and conditions that don't apply ----------------------------------------
 
 
 def tabled(*rows) -> pa.Table:
