@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlmrl import perturb
+from vlmrl.answers import values
 from vlmrl.eval import measures, scoring, stats
 from vlmrl.report import analysis, tables
 from vlmrl.report.render import Table
@@ -274,7 +275,7 @@ def grounding(table: pa.Table, known: Sequence[Known]) -> list[Table]:
         part = _last(part)
         answers = scoring.rows_of(key["source"], part)
         scores = scoring.refcoco(answers)
-        boxes = [any(scoring.box(r.written)) for r in answers]
+        boxes = [bool(values.boxes(r.written)) for r in answers]
         rows.append(
             (
                 *(key[n] for n in keys),
