@@ -17,6 +17,9 @@ CONDITIONS = (
     "correct_caption",
 )
 
+# Where a rehearsal finds its narrow models; `python -m tests.rehearsal` makes them.
+REHEARSAL = "runs/rehearsal/models"
+
 # The paper's augmentation: 10 % each, 60 % clean (arXiv 2602.12506).
 MIX = {
     "correct_think": 0.1,
@@ -100,8 +103,10 @@ def parse_arg(arg: str | None, **defaults) -> ConfigDict:
     `arg` is a list of words parted by commas: `name=value` sets an option, `name` alone
     switches it on, and `noname` off. A value has the type of its default; a default
     that is a tuple lists the values there are, its first being the default. Every
-    config knows `runlocal`, off by default: the smallest run that goes through every
-    step.
+    config knows two modes, off by default: `runlocal`, the smallest run that goes
+    through every step, and `rehearse`, a run in which all is real but the width of the
+    network, where the config says what that is (an option of its own), else the same
+    as `runlocal`.
 
     Example:
       >>> parse_arg("runlocal,seed=3", seed=0, recipe="accuracy").seed
@@ -119,7 +124,7 @@ def parse_arg(arg: str | None, **defaults) -> ConfigDict:
         the type of its default or is none of those listed.
     """
     choices = {n: d for n, d in defaults.items() if isinstance(d, tuple)}
-    options = {"runlocal": False, **defaults}
+    options = {"runlocal": False, "rehearse": False, **defaults}
     options |= {name: values[0] for name, values in choices.items()}
     seen = set()
     for word in filter(None, (w.strip() for w in (arg or "").split(","))):
@@ -141,6 +146,8 @@ def parse_arg(arg: str | None, **defaults) -> ConfigDict:
         if options[name] not in choices.get(name, (options[name],)):
             known = ", ".join(choices[name])
             raise ValueError(f"option '{name}' is '{text}', want one of {known}")
+    if options["rehearse"] and "rehearse" not in defaults:
+        options["runlocal"] = True
     return ConfigDict(options).lock()
 
 

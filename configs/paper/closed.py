@@ -25,6 +25,8 @@ def get_config(arg=None):
     c.shown = CONDITIONS
     if not options.runlocal:  # which shares every study's evaluation
         c.conditions = CONDITIONS
+    if options.rehearse:
+        c.key_env = ""
     if not (options.runlocal or options.model):
         c.models = tuple(
             dict(name=m, model=m, style="r1v", temperature=None, max_tokens=8192)

@@ -33,6 +33,8 @@ INTERNVL = (
     dict(name="InternVL3-8B", model="OpenGVLab/InternVL3-8B-hf", style="r1v",
          temperature=0.0, max_tokens=2048),
 )  # fmt: skip
+URL = "http://127.0.0.1:8000/v1"  # of an OpenAI-compatible server
+
 TINY = (
     dict(name="tiny", model="tiny", style="tiny", temperature=0.0, max_tokens=72),
 )  # fmt: skip
@@ -69,11 +71,18 @@ def sized(sets, size: int):
     return tuple({**s, "size": size or s["size"]} for s in sets)
 
 
+def rehearsed(models, family: str = "qwen2_5_vl"):
+    """The models with the weights of a narrow one of their family, all else as it
+    is."""
+    return tuple({**m, "model": f"{common.REHEARSAL}/{family}"} for m in models)
+
+
 def study(arg, *, title: str, paper: str = "", tables: tuple = (), **options):
     """(options, config) of a study that evaluates models on sets under conditions.
 
-    Options of every study after ':' — runlocal; size=N, examples of each set; model=
-    DIR_OR_ID with style=STYLE, to run it on one model of your own instead.
+    Options of every study after ':' — runlocal; rehearse; size=N, examples of each
+    set; model=DIR_OR_ID with style=STYLE, to run it on one model of your own instead;
+    url, where judges and closed models are served.
 
     Args:
       arg: what follows the colon; these and the study's own `options`.
@@ -81,7 +90,8 @@ def study(arg, *, title: str, paper: str = "", tables: tuple = (), **options):
       paper: the table or figure of the paper, '' where unknown or not in it.
       tables: what it ends with, in order: names in vlmrl/studies/tables.py.
     """
-    read = parse_arg(arg, model="", style="r1v", size=0, **options)
+    every = dict(model="", style="r1v", size=0, rehearse=False, url=URL)
+    read = parse_arg(arg, **every | options)
     small = read.runlocal
     own = dict(name=read.model, model=read.model, style=read.style, temperature=0.0,
                max_tokens=2048)  # fmt: skip
@@ -91,6 +101,10 @@ def study(arg, *, title: str, paper: str = "", tables: tuple = (), **options):
     c.paper = paper
     c.tables = tables
     c.models = (own,) if read.model else TINY if small else MODELS
+    if read.rehearse:
+        c.models = rehearsed(c.models)
+    c.rehearse = read.rehearse
+    c.url = read.url
     c.sets = sized(SCENES if small else SETS, read.size)
     c.conditions = CONDITIONS
     c.shown = ()  # conditions its tables show; () for all that were measured
@@ -111,7 +125,8 @@ def study(arg, *, title: str, paper: str = "", tables: tuple = (), **options):
     c.mesh.tensor = 1
 
     c.device = ConfigDict()  # what estimates assume: one host of eight H100 SXM
-    c.device.chip = "host" if small else "h100"  # vlmrl/plan/chips.py: CHIPS
-    c.device.count = 1 if small else 8
+    here = small or read.rehearse
+    c.device.chip = "host" if here else "h100"  # vlmrl/plan/chips.py: CHIPS
+    c.device.count = 1 if here else 8
     c.device.efficiency = 0.8 if small else 0.4  # share of its FLOP/s that is reached
     return read, c

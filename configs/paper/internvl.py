@@ -12,4 +12,6 @@ def get_config(arg=None):
     )
     if not (options.runlocal or options.model):
         c.models = common.INTERNVL
+        if options.rehearse:
+            c.models = common.rehearsed(c.models, "internvl")
     return c

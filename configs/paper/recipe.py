@@ -1,10 +1,10 @@
 """One recipe of `training.py`; `vlmrl train --config configs/paper/recipe.py:name=iii`.
 
 Options after ':' — name (a recipe), seeds=N, judge (of the recipes with a faithfulness
-reward: the paper's, served at judge.url, or the rule in its place), runlocal.
+reward: the paper's, served at `url`, or the rule in its place), runlocal, rehearse.
 """
 
-from configs.common import CONDITIONS, MIX, parse_arg, training
+from configs.common import CONDITIONS, MIX, REHEARSAL, parse_arg, training
 
 SETS = {  # source → examples the paper drew from it, and so its share of the stream
     "i": {"sat": 32_000, "pixmo_count": 15_000},
@@ -20,7 +20,7 @@ RECIPES = {
     "iii-f": ("ii", True, True),
 }
 JUDGES = {"qwen3-32b": "http:Qwen/Qwen3-32B", "rule": "rule"}
-URL = "http://127.0.0.1:8000/v1"  # where an http judge is served
+URL = "http://127.0.0.1:8000/v1"
 
 # Where a value is from. 'paper': arXiv 2602.12506 states it. 'verl': examples/
 # grpo_trainer/run_qwen2_5_vl-7b.sh of github.com/volcengine/verl and the defaults that
@@ -130,8 +130,17 @@ SMALL = {
 }  # fmt: skip
 
 
+# All is real but the width of the network and how long it runs.
+REHEARSED = {
+    "model": f"{REHEARSAL}/qwen2_5_vl", "steps": 2, "prompts": 16,
+    "learner.microbatches": 2, "eval.size": 4, "eval.every": 2, "save_every": 2,
+    "save_rollouts": 1,
+}  # fmt: skip
+
+
 def get_config(arg=None):
-    options = parse_arg(arg, name=tuple(RECIPES), seeds=3, judge=tuple(JUDGES))
+    own = dict(name=tuple(RECIPES), seeds=3, judge=tuple(JUDGES), url=URL)
+    options = parse_arg(arg, rehearse=False, **own)
     sets, augmented, faithful = RECIPES[options.name]
     small = options.runlocal
     c = training()
@@ -147,8 +156,9 @@ def get_config(arg=None):
     if faithful:
         c.reward.name = "gated"
         c.judge.name = "rule" if small else JUDGES[options.judge]
-        c.judge.url = URL if c.judge.name.startswith("http:") else ""
-    for field, value in SMALL.items() if small else ():
+        c.judge.url = options.url if c.judge.name.startswith("http:") else ""
+    mode = SMALL if small else REHEARSED if options.rehearse else {}
+    for field, value in mode.items():
         _set(c, field, value)
     return c
 

@@ -10,7 +10,6 @@ def get_config(arg=None):
         title="Agreement of judges",
         paper="Table 3",
         tables=("quadrants",),
-        url="http://127.0.0.1:8000/v1",  # where the judges are served
     )
     small = options.runlocal
     c.kind = "judge"
@@ -26,5 +25,4 @@ def get_config(arg=None):
         )
     )
     c.brief = small  # by the prompt's short part, which the tiny judge was taught on
-    c.url = options.url
     return c

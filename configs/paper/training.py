@@ -23,5 +23,5 @@ def get_config(arg=None):
     c.kind = "train"
     c.recipe_file = "configs/paper/recipe.py"
     c.recipes = ("i", "ii-f") if small else tuple(RECIPES)
-    c.seeds = options.seeds or (1 if small else 3)
+    c.seeds = options.seeds or (1 if small or options.rehearse else 3)
     return c

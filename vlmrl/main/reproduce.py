@@ -4,11 +4,16 @@
   vlmrl reproduce configs/paper/table1.py:runlocal     in small, on a laptop
   vlmrl reproduce configs/paper/table1.py --plan       what it needs, and how long
   vlmrl reproduce configs/paper/table1.py --remake     from the records alone
+  vlmrl reproduce all:rehearse                         every study, narrow models
 
 First it says what is missing (models, sets, judges), with the command that gets it, and
 what is left to do, with an estimate of time and memory. Then it runs what isn't done;
 the same command goes on where it was stopped. Studies share a --workdir, and in it
 every evaluation that they have in common.
+
+`:rehearse` runs a study with everything real but the width of the models: sets, splits,
+prompts, conditions, limits and image sizes. `all` stands for every study of
+configs/paper, one after the other.
 
 WORKDIR/records/ holds one Parquet file per model and set (of training, each seed its
 own under WORKDIR/train/), WORKDIR/perturbations/ what conditions made of each set, and
@@ -21,6 +26,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vlmrl import shipped
 from vlmrl.eval import records
 from vlmrl.main import args
 from vlmrl.main.progress import CONSOLE, TERMINAL, say, show_report
@@ -32,15 +38,40 @@ from vlmrl.types import UserError
 HELP = "a table or figure of the paper, from its config"
 FLAGS = {
     "config": (None, "the study, e.g. configs/paper/table1.py"),
-    "workdir": ("runs/paper", "shared by studies; 'runs/paper-small' for :runlocal"),
+    "workdir": (
+        "runs/paper",
+        "shared by studies; 'runs/paper-small' for :runlocal, 'runs/rehearsal' for "
+        ":rehearse",
+    ),
     "plan": (False, "say what is missing and what is left to do, and stop"),
     "remake": (False, "make the tables again from the records; run nothing"),
-    "args": ("[CONFIG]", "the study, instead of --config"),
+    "args": ("[CONFIG]", "the study, instead of --config; all: every study"),
 }
+WORKDIRS = {"runlocal": "runs/paper-small", "rehearse": "runs/rehearsal"}
 
 
 def main(argv):
-    argv, name = _named(argv)
+    argv, config = _with_config(argv)
+    name, colon, arg = config.partition(":")
+    if not name:  # refused, or help is asked for
+        return _reproduce(argv, "")
+    for path in studies() if name == "all" else [name]:
+        status = _reproduce([f"--config={path}{colon}{arg}", *argv], Path(path).stem)
+        if status:
+            return status
+    return 0
+
+
+def studies() -> list[str]:
+    """Return the config files of the paper's studies: those that have a kind."""
+    files = sorted(shipped.locate("configs/paper").glob("*.py"))
+    names = [f"configs/paper/{file.name}" for file in files]
+    return [
+        n for n, f in zip(names, files, strict=True) if "common.study(" in f.read_text()
+    ]
+
+
+def _reproduce(argv: list[str], name: str) -> int:
     config, workdir, other = args.parse(argv, FLAGS)
     c = config.to_dict()
     title, known = c["title"], [tables.Known(*k) for k in c["known"]]
@@ -91,20 +122,23 @@ def main(argv):
     return 0
 
 
-def _named(argv: list[str]) -> tuple[list[str], str]:
-    """Return argv with its first word that is no flag as --config, and the study's
-    name."""
-    argv = list(argv)
-    flags = [w for w in argv if w.startswith("--config=")]
-    if "--config" in argv[:-1]:
-        flags = [f"--config={argv[argv.index('--config') + 1]}"]
-    if not flags:
-        for i, word in enumerate(argv):
-            if not word.startswith("-") and argv[i - 1 : i] != ["--workdir"]:
-                flags = argv[i : i + 1] = [f"--config={word}"]
-                break
-    path, _, arg = flags[0].partition("=")[2].partition(":") if flags else ("", "", "")
-    given = any(w.partition("=")[0] == "--workdir" for w in argv)
-    if "runlocal" in arg.split(",") and not given:
-        argv.append("--workdir=runs/paper-small")
-    return argv, Path(path).stem
+def _with_config(argv: list[str]) -> tuple[list[str], str]:
+    """Return argv without its config, which may stand as its first word that is no
+    flag, and the config; of a small mode with that mode's run directory."""
+    argv, given = list(argv), ""
+    for i, word in enumerate(argv):
+        if word.startswith("--config="):
+            given = argv.pop(i).partition("=")[2]
+            break
+        if word == "--config" and i + 1 < len(argv):
+            _, given = argv.pop(i), argv.pop(i)
+            break
+        if not word.startswith("-") and argv[i - 1 : i] != ["--workdir"]:
+            given = argv.pop(i)
+            break
+    words = given.partition(":")[2].split(",")
+    chosen = any(w.partition("=")[0] == "--workdir" for w in argv)
+    modes = [folder for mode, folder in WORKDIRS.items() if mode in words]
+    if modes and not chosen:
+        argv.append(f"--workdir={modes[0]}")
+    return argv, given

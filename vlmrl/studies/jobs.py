@@ -117,6 +117,7 @@ def _trainings(c: dict, workdir: Path, load_config) -> list[Job]:
     out = []
     for name in c["recipes"]:
         words = ["runlocal"] * small + [f"name={name}", f"seeds={c['seeds']}"]
+        words += ["rehearse", f"url={c['url']}"] if c.get("rehearse") else []
         path = f"{c['recipe_file']}:{','.join(words)}"
         config = load_config(path)
         about = {"config": path, "seeds": c["seeds"], "steps": config["steps"]}
