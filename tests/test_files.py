@@ -5,6 +5,7 @@ import json
 import pytest
 
 from vlmrl import files
+from vlmrl.types import UserError
 
 
 @pytest.mark.parametrize(
@@ -36,9 +37,31 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
 
 
-def test_json_documents_and_lines(tmp_path):
+def test_json_documents(tmp_path):
     files.write_json(tmp_path / "a.json", {"a": [1]})
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1]}
-    files.atomic_write(tmp_path / "a.jsonl", files.json_lines([{"a": "\u2028é"}, {}]))
-    lines = (tmp_path / "a.jsonl").read_text(encoding="utf-8").split("\n")
-    assert [json.loads(line) for line in lines[:-1]] == [{"a": "\u2028é"}, {}]
+
+
+ROWS = [{"a": "\u2028\u2029\x85é\x1c\r\n"}, {}, ["\ud800"], {"b": None}]
+
+
+def test_json_lines_round_trip_and_hold_in_any_reader(tmp_path):
+    path = tmp_path / "a.jsonl"
+    files.write_lines(path, ROWS[:2])
+    for row in ROWS[2:]:
+        files.append_line(path, row)
+    assert list(files.read_lines(path)) == list(enumerate(ROWS, 1))
+    text = path.read_bytes().decode()
+    assert text.splitlines() == text.split("\n")[:-1] and "é" in text
+
+
+def test_lines_of_other_writers(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes('\ufeff{"a": "\u2028\x85"}\r\n\n \n[1]\n{"b"'.encode())
+    rows = [(1, {"a": "\u2028\x85"}), (4, [1])]
+    assert list(files.read_lines(path, torn=True)) == rows
+    with pytest.raises(UserError, match=r"a\.jsonl, line 5: expected a line of JSON"):
+        list(files.read_lines(path))
+    path.write_bytes(b'{"a": 1}\n' * 2050 + b'{"a": "\xff"}\n{}\n')
+    with pytest.raises(UserError, match="line 2051: "):
+        list(files.read_lines(path))

@@ -6,7 +6,6 @@ are joined by `add`, and become plain floats, by `values`, only when they are wr
 
 from __future__ import annotations
 
-import json
 import math
 import operator
 import os
@@ -17,7 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vlmrl.files import atomic_write, json_lines
+from vlmrl.files import json_line, read_lines, write_lines
 from vlmrl.types import Array, Mean, UserError
 
 
@@ -119,8 +118,8 @@ class Writer:
         if self._fd is None:
             return
         row = {k: _finite(v) for k, v in row.items()}
-        line = json.dumps({"step": int(step), **row}, allow_nan=False) + "\n"
-        if os.write(self._fd, line.encode()) != len(line):  # ASCII
+        line = json_line({"step": int(step), **row}).encode()
+        if os.write(self._fd, line) != len(line):
             raise UserError(f"{self.path}: the disk is full")
         numbers = {k: v for k, v in row.items() if isinstance(v, (int, float))}
         if self._board:
@@ -153,23 +152,20 @@ def read(path: str | Path) -> list[dict]:
       UserError: a line before the last is not a JSON object with a step.
     """
     rows = []
-    *lines, _ = Path(path).read_text().split("\n")  # what follows the last \n is torn
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(json.loads(line))
-            rows[-1]["step"]
-        except (ValueError, KeyError, TypeError) as e:
+    for number, row in read_lines(path, torn=True):
+        if not isinstance(row, dict) or "step" not in row:
             raise UserError(
-                f"{path} line {number}: expected a JSON object with 'step', got "
-                f"{line[:40]!r}"
-            ) from e
+                f"{path}, line {number}: expected a JSON object with 'step', got "
+                f"{str(row)[:40]}"
+            )
+        rows.append(row)
     return rows
 
 
 def _truncate(path: Path, restored: int | None) -> None:
     """Drop the rows after step `restored`; the file is replaced as a whole."""
     rows = read(path) if restored is not None and path.exists() else []
-    atomic_write(path, json_lines(row for row in rows if row["step"] <= restored))
+    write_lines(path, (row for row in rows if row["step"] <= restored))
 
 
 def _finite(value):

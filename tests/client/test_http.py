@@ -382,7 +382,7 @@ def test_a_cache_is_held_by_one_and_survives_a_torn_line(tmp_path):
             assert client.spent.sent == 1
         assert len(path.read_bytes()) == len(whole)
         path.write_text("not a reply\n")
-        with pytest.raises(UserError, match="line 1 is not a reply of this project"):
+        with pytest.raises(UserError, match="line 1: expected a line of JSON"):
             Client(endpoint(server), cache=path)
 
 

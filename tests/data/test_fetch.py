@@ -2,13 +2,14 @@
 
 import hashlib
 import http.server
-import json
 import re
 import threading
+from typing import NamedTuple
 
 import pytest
 
 from tests.data import published
+from vlmrl import files
 from vlmrl.data import fetch
 from vlmrl.data.sets import SETS
 from vlmrl.types import UserError
@@ -118,27 +119,41 @@ def test_sums_and_what_is_left_by_hand(tmp_path):
     with pytest.raises(UserError, match=r"a\.tsv: md5 is .*, 0 is published"):
         fetch.check_sums(pin._replace(md5={"a.tsv": "0"}), [tmp_path / "a.tsv"])
     pin = fetch.Pin(manual=[{"what": "photos", "from": "there", "to": "images"}])
-    (told,) = fetch.by_hand(pin, tmp_path)
-    assert told == f"get photos from there and put it at {tmp_path / 'images'}"
+    (step,) = fetch.by_hand(pin, tmp_path)
+    assert step == f"get photos from there and put it at {tmp_path / 'images'}"
     (tmp_path / "images").mkdir()
     assert fetch.by_hand(pin, tmp_path) == []
 
 
 @pytest.fixture
 def server(monkeypatch):
-    """(address, answers: path → bytes or status, log of paths asked)."""
+    """(address, answers: path → a body, a status or a list of them, log of (path,
+    Range header))."""
     answers, log = {}, []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            log.append(self.path)
-            found = answers.get(self.path, 404)
-            if isinstance(found, list):
-                found = found.pop(0)
-            self.send_response(found if isinstance(found, int) else 200)
+            asked = self.headers.get("Range", "")
+            log.append((self.path, asked))
+            answer = answers.get(self.path, 404)
+            if isinstance(answer, list):
+                answer = answer.pop(0)
+            if isinstance(answer, int):
+                self.send_response(answer)
+                self.end_headers()
+                return
+            if isinstance(answer, bytes):
+                answer = Body(answer)
+            start = int(asked[6:-1]) if asked else 0
+            same = self.headers.get("If-Range", "") == answer.tag
+            start = start if same else 0
+            self.send_response(206 if start else 200)
+            if answer.announced:
+                self.send_header("Content-Length", str(len(answer.data) - start))
+            if answer.tag:
+                self.send_header("ETag", answer.tag)
             self.end_headers()
-            if isinstance(found, bytes):
-                self.wfile.write(found)
+            self.wfile.write(answer.data[start : answer.end])
 
         def log_message(self, *words):
             pass
@@ -155,6 +170,13 @@ def server(monkeypatch):
     server.server_close()
 
 
+class Body(NamedTuple):
+    data: bytes
+    end: int | None = None  # bytes that are sent; None for all
+    tag: str = ""
+    announced: bool = True  # by Content-Length
+
+
 def test_images_by_address_with_a_manifest(server, tmp_path):
     address, answers, log = server
     data = [published.picture("JPEG", side=10 + i) for i in range(6)]
@@ -163,10 +185,10 @@ def test_images_by_address_with_a_manifest(server, tmp_path):
     answers |= {"/3": [503, data[3]], "/4": b"another", "/6": [500, 500, 500, data[5]]}
     pairs = [(f"{address}/{i}", s) for i, s in enumerate(sums[:5])]
     pairs += [(f"{address}/gone", "0" * 64), (f"{address}/6", sums[5]), pairs[0]]
-    found = fetch.images(pairs, tmp_path)
-    assert found == {"ok": 4, "changed": 1, "dead": 1, "failed": 1}
+    counts = fetch.images(pairs, tmp_path)
+    assert counts == {"ok": 4, "changed": 1, "dead": 1, "failed": 1}
     manifest = tmp_path / "images/manifest.jsonl"
-    entries = [json.loads(line) for line in manifest.read_text().splitlines()]
+    entries = [entry for _, entry in files.read_lines(manifest)]
     assert [e["sha256"] for e in entries] == sorted({s for _, s in pairs})
     assert (tmp_path / "images" / sums[3]).read_bytes() == data[3]
     log.clear()
@@ -174,8 +196,47 @@ def test_images_by_address_with_a_manifest(server, tmp_path):
         file.write('{"sha256": "cut o')
     (tmp_path / "images/x.7.partial").write_bytes(b"killed here")
     assert fetch.images(pairs, tmp_path) == {"ok": 5, "changed": 1, "dead": 1}
-    assert log == ["/6"]  # nothing else is asked for again
+    assert log == [("/6", "")]  # nothing else is asked for again
     assert not list((tmp_path / "images").glob("*.partial"))
+
+
+def test_a_cut_body_is_resumed_and_is_never_a_whole_file(server, tmp_path):
+    address, answers, log = server
+    block, data = fetch.BLOCK, bytes(range(251)) * 600
+    cuts = [2 * block + 7, 5 * block + 7, None]  # the last block is lost
+    answers["/a"] = [Body(data, end, '"1"') for end in cuts]
+    fetch.download(f"{address}/a", tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == data
+    assert log == [
+        ("/a", ""),
+        ("/a", f"bytes={2 * block}-"),
+        ("/a", f"bytes={5 * block}-"),
+    ]
+    # Without a tag, or of another body, it begins anew.
+    answers["/b"] = [
+        Body(data, block),
+        Body(data, 3 * block, '"1"'),
+        Body(data[::-1]),
+    ]
+    fetch.download(f"{address}/b", tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == data[::-1]
+    assert log[3:] == [("/b", ""), ("/b", ""), ("/b", f"bytes={3 * block}-")]
+    answers["/c"] = Body(data, block)
+    with pytest.raises(fetch.GivenUp) as given_up:
+        fetch.download(f"{address}/c", tmp_path / "c")
+    assert given_up.value.status == "failed"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_an_image_that_was_cut_without_notice_is_asked_for_again(server, tmp_path):
+    address, answers, _ = server
+    data = published.picture("JPEG", side=40)
+    sha = hashlib.sha256(data).hexdigest()
+    answers["/a"] = [Body(data, 200, announced=False), data]
+    pairs = [(f"{address}/a", sha)]
+    assert fetch.images(pairs, tmp_path) == {"failed": 1}
+    assert fetch.images(pairs, tmp_path) == {"ok": 1}
+    assert (tmp_path / "images" / sha).read_bytes() == data
 
 
 def test_plain_files_by_address(server, tmp_path):
@@ -184,6 +245,9 @@ def test_plain_files_by_address(server, tmp_path):
     pin = fetch.Pin(urls={"data/a.json": f"{address}/a"})
     fetch.from_urls(pin, tmp_path)
     fetch.from_urls(pin, tmp_path)
-    assert (tmp_path / "data/a.json").read_bytes() == b"[1]" and log == ["/a"]
-    with pytest.raises(UserError, match="/b: cannot be downloaded .*404"):
-        fetch.from_urls(fetch.Pin(urls={"b": f"{address}/b"}), tmp_path)
+    assert (tmp_path / "data/a.json").read_bytes() == b"[1]" and log == [("/a", "")]
+    for answer in (404, Body(b"[1, 2]", 3)):
+        answers["/b"] = answer
+        with pytest.raises(UserError, match="/b: cannot be downloaded"):
+            fetch.from_urls(fetch.Pin(urls={"b": f"{address}/b"}), tmp_path)
+        assert not (tmp_path / "b").exists()

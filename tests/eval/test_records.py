@@ -270,7 +270,7 @@ def test_jsonl_reads_back_as_the_same_records(tmp_path):
 @pytest.mark.parametrize(
     "line, said",
     [
-        ("{", "line 2: not JSON"),
+        ("{", "line 2: expected a line of JSON"),
         ("[]", "line 2: expected an object"),
         ('{"recipe": "x"}', "line 2: missing field seed, step"),
     ],

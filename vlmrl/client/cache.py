@@ -9,11 +9,11 @@ requested again: the last counts.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from pathlib import Path
 from typing import NamedTuple
 
+from vlmrl.files import json_line, read_lines
 from vlmrl.types import UserError
 
 
@@ -67,20 +67,16 @@ class ReplyCache:
             self._load(path)
 
     def _load(self, path: Path) -> None:
-        whole = 0
-        lines = path.read_bytes().splitlines(keepends=True)
-        for number, line in enumerate(lines, 1):
-            if not line.endswith(b"\n"):
-                break  # torn: the call will be requested again
-            whole += len(line)
+        # A torn last line goes: its call will be requested again.
+        os.ftruncate(self._file, path.read_bytes().rfind(b"\n") + 1)
+        for number, row in read_lines(path):
             try:
-                row = json.loads(line)
                 key, reply, cost = row["key"], row["reply"], float(row["cost"])
                 prompt, completion = map(int, row["tokens"])
             except (ValueError, KeyError, TypeError):
                 raise UserError(
-                    f"{path}: line {number} is not a reply of this project; give "
-                    "another cache file"
+                    f"{path}, line {number}: not a reply of this project; give another "
+                    "cache file"
                 ) from None
             s = self.spent
             self.spent = s._replace(
@@ -90,7 +86,6 @@ class ReplyCache:
             )
             if reply is not None:
                 self._replies[key] = reply
-        os.ftruncate(self._file, whole)
 
     def close(self) -> None:
         if self._file is None:
@@ -149,7 +144,7 @@ class ReplyCache:
         tokens, self._unwritten = self._unwritten, [0, 0]
         cost = self._budget.price(tuple(tokens))
         row = {"key": key, "reply": reply, "tokens": tokens, "cost": cost}
-        line = (json.dumps(row) + "\n").encode()
+        line = json_line(row).encode()
         try:
             done = os.write(self._file, line)
             while done < len(line):

@@ -8,28 +8,37 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import http.client
 import json
 import re
 import threading
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
+import requests
+
 from vlmrl.data.reading import Set
-from vlmrl.files import atomic_write, numbered_lines
+from vlmrl.files import (
+    append_line,
+    atomic_path,
+    atomic_write,
+    read_lines,
+    write_lines,
+)
 from vlmrl.types import UserError
 
-AGENT = "vlmrl (research on vision-language models)"
+HEADERS = {
+    "User-Agent": "vlmrl (research on vision-language models)",
+    "Accept-Encoding": "identity",  # bytes as they are summed
+}
 PARALLEL, PER_HOST = 8, 2  # downloads at a time, and of them from one host
 TRIES, WAIT = 3, 1.0  # per address; seconds before the second try, doubled after
 LARGEST = 1 << 28  # bytes of an image
+BLOCK = 1 << 14  # bytes read at a time
 TIMEOUT = 30.0  # seconds without an answer
 
 
@@ -180,6 +189,66 @@ def _download(repo: str, revision: str, name: str, root: Path) -> None:
 # -- addresses -------------------------------------------------------------------------
 
 
+class GivenUp(Exception):
+    """A download without a file. Its status is 'failed' where asking again may help,
+    'dead' where the server refuses for good, 'changed' where it has another file."""
+
+    def __init__(self, status: str, why: str):
+        super().__init__(" ".join(why.split())[:200])
+        self.status = status
+
+
+def download(url: str, path: Path, *, sha256: str = "", most: int = 0) -> None:
+    """Download the body at an address to a file, whole or not at all.
+
+    Status 429 and 5xx, broken connections and bodies shorter than announced are tried
+    again with exponential back-off. A further try asks for the rest alone, if it is of
+    the same body (`If-Range`, RFC 9110, 13.1.5). The file gets its name once its length
+    and, where one is given, its checksum are right.
+
+    Args:
+      most: bytes of the body at most; 0: no limit.
+
+    Raises:
+      GivenUp: the last try failed, or another can't help.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as partial:
+        tag = ""  # ETag of the body that the partial file begins, '' for none
+        for attempt in range(TRIES):
+            if attempt:
+                time.sleep(WAIT * 2 ** (attempt - 1))
+            start = partial.stat().st_size if tag else 0
+            rest = {"Range": f"bytes={start}-", "If-Range": tag} if start else {}
+            try:
+                with requests.get(
+                    url, headers=HEADERS | rest, stream=True, timeout=TIMEOUT
+                ) as answer:
+                    answer.raise_for_status()
+                    start = start if answer.status_code == 206 else 0
+                    tag = answer.headers.get("ETag", "")
+                    tag = "" if tag.startswith("W/") else tag  # weak: not to the byte
+                    with open(partial, "ab" if start else "wb") as file:
+                        for block in answer.iter_content(BLOCK):
+                            file.write(block)
+                            if most and file.tell() > most:
+                                raise GivenUp("dead", f"more than {most} bytes")
+                break
+            except requests.HTTPError as error:
+                code, tag = error.response.status_code, ""
+                failure = GivenUp("failed", f"HTTP {code}")
+                if code < 500 and code not in (416, 429):
+                    raise GivenUp("dead", f"HTTP {code}") from None
+            except requests.RequestException as error:
+                failure = GivenUp("failed", str(error))
+        else:
+            raise failure
+        if sha256 and (actual := _digest(partial, "sha256")) != sha256:
+            announced = {"Content-Length", "Transfer-Encoding"}
+            whole = not start and any(name in answer.headers for name in announced)
+            raise GivenUp("changed" if whole else "failed", f"sha256 is {actual}")
+
+
 def from_urls(
     pin: Pin, root: Path, progress: Callable[[str], None] = lambda name: None
 ) -> None:
@@ -187,36 +256,12 @@ def from_urls(
     for name, url in pin.urls.items():
         path = root / name
         if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
             _sweep(path.parent, f".{path.name}.*.partial")
             try:
-                data = get(url)
-            except (OSError, http.client.HTTPException) as error:
+                download(url, path)
+            except GivenUp as error:
                 raise UserError(f"{url}: cannot be downloaded ({error})") from error
-            atomic_write(path, data)
         progress(name)
-
-
-def get(url: str) -> bytes:
-    """Return the body at an address; transient failures are retried."""
-    request = urllib.request.Request(url, headers={"User-Agent": AGENT})
-    for number in range(TRIES):
-        try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-                data = answer.read(LARGEST + 1)
-                if len(data) > LARGEST:
-                    raise OSError(f"more than {LARGEST} bytes")
-                return data
-        except urllib.error.HTTPError as error:
-            error.close()
-            if error.code < 500 and error.code != 429:
-                raise
-            last: Exception = error
-        except (OSError, http.client.HTTPException) as error:
-            last = error
-        if number + 1 < TRIES:
-            time.sleep(WAIT * 2**number)
-    raise last
 
 
 def _sweep(folder: Path, pattern: str) -> None:
@@ -245,18 +290,12 @@ def images(
     manifest = folder / "manifest.jsonl"
     entries: dict[str, dict] = {}
     if manifest.is_file():
-        for _, line in numbered_lines(manifest):
-            try:
-                entry = json.loads(line)
-            except ValueError:  # a line torn by a kill
-                continue
-            entries[entry["sha256"]] = entry
+        rows = read_lines(manifest, torn=True)
+        entries = {entry["sha256"]: entry for _, entry in rows}
+    write_lines(manifest, entries.values())  # without a torn line
     pairs = {sha.lower(): url for url, sha in wanted}
-    locks: dict[str, threading.Semaphore] = defaultdict(
-        lambda: threading.Semaphore(PER_HOST)
-    )
-    for url in pairs.values():  # created here, not by racing threads
-        locks[urllib.parse.urlsplit(url).netloc]
+    hosts = {urllib.parse.urlsplit(url).netloc for url in pairs.values()}
+    locks = {host: threading.Semaphore(PER_HOST) for host in hosts}
 
     def one(sha: str, url: str) -> dict:
         if (folder / sha).is_file():
@@ -264,42 +303,26 @@ def images(
         if entries.get(sha, {}).get("status") in ("changed", "dead"):
             return entries[sha]
         with locks[urllib.parse.urlsplit(url).netloc]:
-            status, why = _image(url, sha, folder)
-        return dict(sha256=sha, url=url, status=status, why=why)
+            try:
+                download(url, folder / sha, sha256=sha, most=LARGEST)
+            except GivenUp as error:
+                return dict(sha256=sha, url=url, status=error.status, why=str(error))
+        return dict(sha256=sha, url=url, status="ok", why="")
 
-    with ThreadPoolExecutor(PARALLEL) as threads, open(manifest, "a") as file:
+    with ThreadPoolExecutor(PARALLEL) as threads:
         work = [threads.submit(one, sha, url) for sha, url in pairs.items()]
         try:
             for done in as_completed(work):
                 entry = done.result()
                 if entries.get(entry["sha256"]) != entry:
                     entries[entry["sha256"]] = entry
-                    file.write(json.dumps(entry) + "\n")
-                    file.flush()
+                    append_line(manifest, entry)
                 progress(1)
         except BaseException:
             threads.shutdown(cancel_futures=True)
             raise
-    lines = [json.dumps(entries[sha]) + "\n" for sha in sorted(entries)]
-    atomic_write(manifest, "".join(lines).encode())
-    counts: dict[str, int] = {}
-    for sha in pairs:
-        counts[entries[sha]["status"]] = counts.get(entries[sha]["status"], 0) + 1
-    return counts
-
-
-def _image(url: str, sha: str, folder: Path) -> tuple[str, str]:
-    try:
-        data = get(url)
-    except urllib.error.HTTPError as error:
-        gone = error.code < 500 and error.code != 429
-        return ("dead" if gone else "failed"), f"HTTP {error.code}"
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        return "failed", " ".join(str(error).split())
-    if (actual := hashlib.sha256(data).hexdigest()) != sha:
-        return "changed", f"sha256 is {actual}"
-    atomic_write(folder / sha, data)
-    return "ok", ""
+    write_lines(manifest, (entries[sha] for sha in sorted(entries)))
+    return dict(Counter(entries[sha]["status"] for sha in pairs))
 
 
 # -- sums ------------------------------------------------------------------------------
@@ -312,8 +335,7 @@ def check_sums(pin: Pin, files: Iterable[Path]) -> int:
     for path in files:
         wanted = pin.md5.get(path.name)
         if wanted:
-            with open(path, "rb") as file:
-                actual = hashlib.file_digest(file, "md5").hexdigest()
+            actual = _digest(path, "md5")
             if actual != wanted:
                 raise UserError(
                     f"{path}: md5 is {actual}, {wanted} is published; remove it and"
@@ -321,3 +343,8 @@ def check_sums(pin: Pin, files: Iterable[Path]) -> int:
                 )
             checked += 1
     return checked
+
+
+def _digest(path: Path, kind: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, kind).hexdigest()

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlmrl.files import read_lines
 from vlmrl.types import UserError
 
 
@@ -204,8 +205,7 @@ def _csv(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with open(path, encoding="utf-8-sig") as file:
-        yield from (_row(json.loads(line)) for line in file if line.strip())
+    yield from (_row(value) for _, value in read_lines(path))
 
 
 def _json(path: Path) -> Iterator[dict[str, Any]]:
@@ -213,6 +213,8 @@ def _json(path: Path) -> Iterator[dict[str, Any]]:
     try:
         listed = json.loads(text)
     except ValueError:  # some publish lines of JSON under .json
+        if text.lstrip().startswith("["):
+            raise
         yield from _lines(path)
         return
     if not isinstance(listed, list):

@@ -7,7 +7,6 @@ author (`by`: 'template' or a model, with the hash of the prompt it was given).
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from vlmrl.data.statements import leaks
-from vlmrl.files import atomic_write, json_lines, numbered_lines
+from vlmrl.files import json_line, read_lines, write_lines
 from vlmrl.types import Example, UserError
 
 ASK = (
@@ -45,22 +44,21 @@ def entry(example: Example, by: str = "template", prompt_hash: str = "") -> dict
 
 
 def write(path: Path, entries: Iterable[Mapping]) -> None:
-    atomic_write(path, json_lines(entries))
+    write_lines(path, entries)
 
 
 def read(path: Path) -> dict[tuple[str, str], dict]:
     """Return (source, id) → entry. Raises UserError naming the line that is wrong."""
     entries: dict[tuple[str, str], dict] = {}
     try:
-        lines = list(numbered_lines(path))
+        rows = list(read_lines(path))
     except OSError as error:
         raise UserError(f"{path}: no such file of texts") from error
-    for number, line in lines:
+    for number, entry in rows:
         try:
-            entry = json.loads(line)
             place = (entry["source"], entry["id"])
             fields = entry["key"], entry["statements"], entry["suggested"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise UserError(f"{path}, line {number}: not an entry: {error}") from error
         if not isinstance(fields[1], list) or place in entries:
             why = "given twice" if place in entries else "its statements are no list"
@@ -143,10 +141,8 @@ def rewrite(
     unfinished = path.with_name(path.name + ".unfinished")
     entries_by_id = read(path) if path.is_file() else {}
     if unfinished.is_file():
-        for _, line in numbered_lines(unfinished):
-            with contextlib.suppress(ValueError):  # the line it was cut off in
-                known = json.loads(line)
-                entries_by_id[known["source"], known["id"]] = known
+        for _, known in read_lines(unfinished, torn=True):
+            entries_by_id[known["source"], known["id"]] = known
     mark = hashlib.sha256(ASK.encode()).hexdigest()[:16]
 
     def known(e: Example) -> dict | None:
@@ -175,7 +171,7 @@ def rewrite(
                     sentences.append(e.statements[i] if bad else reply)
                 line = entry(e._replace(statements=tuple(sentences)), by, mark)
                 entries_by_id[e.source, e.id] = line
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.write(json_line(line))
             file.flush()
             entries += [known(e) for e in some]
             progress(len(some))

@@ -29,6 +29,7 @@ from vlmrl import perturb
 from vlmrl.answers import kinds, reading
 from vlmrl.eval.record_builder import build_record
 from vlmrl.eval.spreadsheets import read_xlsx
+from vlmrl.files import read_lines
 from vlmrl.prompts import styles
 from vlmrl.types import Example, Prompt, Record, UserError
 
@@ -240,11 +241,10 @@ def lmms_eval(
     samples = []
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, sample in read_lines(path):
         try:
-            sample = json.loads(line)
             _ = sample["doc_id"], sample["target"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise UserError(
                 f"{path}, line {number}: is no sample ({error!r})"
             ) from None

@@ -6,7 +6,6 @@ What is computed from them is in `measures`.
 
 from __future__ import annotations
 
-import json
 import os
 import typing
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlmrl.files import atomic_write, json_lines
+from vlmrl.files import atomic_write, read_lines, write_lines
 from vlmrl.types import Record, UserError
 
 STAGES = ("start", "trained", "evaluated", "unknown")
@@ -170,7 +169,7 @@ def write_jsonl(path: str | os.PathLike, table: pa.Table) -> None:
     batches = table.to_batches(max_chunksize=1000)
     rows = (_finite(row) for batch in batches for row in batch.to_pylist())
     try:
-        atomic_write(path, json_lines(rows))
+        write_lines(path, rows)
     except OSError as error:
         raise UserError(
             f"{path}: cannot write records: {error.strerror or error}"
@@ -189,23 +188,18 @@ def _finite(value):
 
 def _read_jsonl(path: Path) -> pa.Table:
     rows = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number}: not JSON ({error})") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{path}, line {number}: expected an object")
-            row = _completed(row)
-            for name, wrong in (
-                ("missing", [n for n in SCHEMA.names if n not in row]),
-                ("unknown", [n for n in row if n not in SCHEMA.names]),
-            ):
-                if wrong:
-                    listed = ", ".join(wrong)
-                    raise UserError(f"{path}, line {number}: {name} field {listed}")
-            rows.append(Record(**{n: _number(row[n], n) for n in SCHEMA.names}))
+    for number, row in read_lines(path):
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: expected an object")
+        row = _completed(row)
+        for name, wrong in (
+            ("missing", [n for n in SCHEMA.names if n not in row]),
+            ("unknown", [n for n in row if n not in SCHEMA.names]),
+        ):
+            if wrong:
+                listed = ", ".join(wrong)
+                raise UserError(f"{path}, line {number}: {name} field {listed}")
+        rows.append(Record(**{n: _number(row[n], n) for n in SCHEMA.names}))
     return _table(path, rows)
 
 

@@ -13,7 +13,6 @@ the answer, so that annotators needn't look at the answer. `note` is free text.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vlmrl.files import atomic_write, json_lines, numbered_lines
+from vlmrl.files import read_lines, write_lines
 from vlmrl.judges.judge import JudgeItem
 from vlmrl.types import Record, UserError
 
@@ -97,7 +96,7 @@ def write_sheet(
         for queue in queues.values():
             if queue and len(chosen) < n:
                 chosen.append(queue.pop())
-    atomic_write(path, json_lines(_row(*row) for row in chosen))
+    write_lines(path, (_row(*row) for row in chosen))
     return len(chosen)
 
 
@@ -124,24 +123,24 @@ def read(path: str | os.PathLike) -> list[Labelled]:
         item, rows of an item that differ, or nothing labelled.
     """
     try:
-        lines = list(numbered_lines(path))
-    except (OSError, UnicodeDecodeError) as error:
+        rows = list(read_lines(path))
+    except OSError as error:
         raise UserError(f"{path}: cannot read labels: {error}") from None
     items: dict[str, Labelled] = {}
-    for number, line in lines:
-        one = _parse(line, f"{path}: row {number}")
+    for number, row in rows:
+        one = _parse(row, f"{path}, line {number}")
         if one is None:
             continue
         old = items.setdefault(one.item.id, one)
         if old._replace(votes={}) != one._replace(votes={}):
             raise UserError(
-                f"{path}: row {number}: {one.item.id} is another item in an earlier row"
+                f"{path}, line {number}: {one.item.id} differs from an earlier line"
             )
         if old is not one:
             (who,) = one.votes
             if who in old.votes:
                 raise UserError(
-                    f"{path}: row {number}: '{who}' labels {one.item.id} twice"
+                    f"{path}, line {number}: '{who}' labels {one.item.id} twice"
                 )
             old.votes.update(one.votes)
     if not items:
@@ -149,13 +148,12 @@ def read(path: str | os.PathLike) -> list[Labelled]:
     return list(items.values())
 
 
-def _parse(line: str, where: str) -> Labelled | None:
+def _parse(row, where: str) -> Labelled | None:
     try:
-        row = json.loads(line)
         texts = {name: row[name] for name in _TEXTS}
         options, answer = row["options"], row["answer"]
         letters = list(options)
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise UserError(
             f"{where}: not a label ({type(error).__name__} {error})"
         ) from None

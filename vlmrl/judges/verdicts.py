@@ -13,14 +13,13 @@ it is known.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vlmrl.files import atomic_write, json_lines, numbered_lines
+from vlmrl.files import read_lines, write_lines
 from vlmrl.judges import judge, labels, synthetic
 from vlmrl.judges.judge import JudgeItem, Verdict
 from vlmrl.judges.synthetic import Trace
@@ -109,7 +108,7 @@ def write(
         }
         for row, v in zip(rows, verdicts, strict=True)
     )
-    atomic_write(path, json_lines(lines))
+    write_lines(path, lines)
 
 
 def read(path: str | os.PathLike) -> dict[str, Verdicts]:
@@ -125,9 +124,8 @@ def read(path: str | os.PathLike) -> dict[str, Verdicts]:
     if not path.is_file():
         raise UserError(f"{path.parent}: holds no {NAME}; run vlmrl judge first")
     by_judge: dict[str, Verdicts] = {}
-    for number, line in numbered_lines(path):
+    for number, v in read_lines(path):
         try:
-            v = json.loads(line)
             item = JudgeItem(v["id"], "", (), "", -1)
             row = VerdictRow(
                 item, v["reading"], v["condition"], v["cluster"], v["truth"]
@@ -136,7 +134,7 @@ def read(path: str | os.PathLike) -> dict[str, Verdicts]:
             verdict = Verdict(v["label"], v["conclusion"], sure, v["reason"], v["by"])
             by_judge.setdefault(v["judge"], {})[row.key] = row, verdict
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{path}: row {number} is not a verdict") from None
+            raise UserError(f"{path}, line {number}: not a verdict") from None
     if not by_judge:
         raise UserError(f"{path}: holds no verdicts")
     return by_judge

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vlmrl.eval import records
 from vlmrl.eval.learning_curve import curve_point
-from vlmrl.files import atomic_write, json_lines
+from vlmrl.files import write_lines
 from vlmrl.rl import rollout_log
 from vlmrl.run import hosts
 
@@ -23,7 +23,7 @@ def write_learning_curve(workdir: Path, step: int) -> None:
     rows += [
         {"step": s, **curve_point(records.read(files[s]), first)} for s in steps[1:]
     ]
-    atomic_write(workdir / "learning_curve.jsonl", json_lines(rows))
+    write_lines(workdir / "learning_curve.jsonl", rows)
     (workdir / "course.jsonl").unlink(missing_ok=True)
 
 

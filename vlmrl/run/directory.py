@@ -12,7 +12,7 @@ import jax
 
 import vlmrl
 from vlmrl import user_code
-from vlmrl.files import atomic_write, write_json
+from vlmrl.files import append_line, atomic_write, write_json
 from vlmrl.run import hosts
 from vlmrl.types import UserError
 
@@ -20,8 +20,7 @@ from vlmrl.types import UserError
 def append(path: Path, row: dict) -> None:
     """Append a line of JSON to a file, on the first host."""
     if hosts.first():
-        with open(path, "a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_line(path, row)
 
 
 def describe_run(workdir: Path, config: dict) -> list[str]:

@@ -13,7 +13,7 @@ from vlmrl.client import http
 from vlmrl.data import distort, texts
 from vlmrl.eval import records, served
 from vlmrl.eval.record_builder import RunLabels
-from vlmrl.files import atomic_write, json_lines
+from vlmrl.files import write_lines
 from vlmrl.judges import agree, named, verdicts
 from vlmrl.loops import judging, seeds
 from vlmrl.loops.evaluate import (
@@ -174,7 +174,7 @@ def release(path: Path, examples: Sequence[Example], conditions: Sequence[str]) 
         }
         for e in examples
     )
-    atomic_write(path, json_lines(lines))
+    write_lines(path, lines)
 
 
 def _ask(job: Job, c: dict, workdir: Path, display: Display) -> None:
