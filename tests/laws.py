@@ -47,7 +47,7 @@ LAWS: dict[str, tuple[str, ...]] = {
         "tests/eval/test_kernel.py::test_scores_of_given_samples_against_plain_rows",
         "tests/eval/test_kernel.py::test_scores_of_its_own_samples_against_plain_rows",
         "tests/eval/test_kernel.py::test_one_condition_is_a_group_without_branches",
-        "tests/rl/test_cot_probe.py::test_letters_are_those_of_the_whole_text",
+        "tests/engine/test_options.py::test_evaluation_and_training_are_plain_forward_passes",
     ),
     "packed = unpacked": (
         "tests/prompts/test_tokens.py::test_groups_rebuild_their_rows",
@@ -356,9 +356,9 @@ FAULTS = (
     ),
     Fault(
         "letters in one spelling only",
-        "vlmrl/eval/kernel.py",
-        "jnp.concatenate([direct[:, None], through], 1)",
-        "direct[:, None]",
+        "vlmrl/engine/options.py",
+        "jnp.logaddexp(direct, through)",
+        "direct",
         "tests/eval/test_kernel.py::test_scores_of_given_samples_against_plain_rows",
     ),
     Fault(

@@ -162,10 +162,12 @@ class Scores(NamedTuple):
     the model's own CoT, with the answer opening forced where the model did not open it.
     """
 
-    letters: Array  # float32[B, C]: log-probs renormalised over the item's options
+    letters: Array  # float32[B, C]: log-probs renormalised over the item's options,
+    # whose letters or texts they are of (engine/options.py); nan where unmeasured
+    normalised: Array | None  # float32[B, C]: the same of texts, per token
     entropy: Array  # float32[B]: −Σ p log p over options, nats
     p_correct: Array  # float32[B]
-    p_suggested: Array  # float32[B]
+    p_suggested: Array  # float32[B]: nan where no option is suggested
     option_mass: Array  # float32[B]: mass on the options before renormalising
     natural: Array  # bool[B]: the model opened its answer itself
     truncated: Array  # bool[B]: length ran out before the CoT was closed
@@ -226,6 +228,8 @@ class Record(NamedTuple):
     # -- the kernel's scores
     forced: int  # option of the highest probability, the answer opened; -1 if absent
     letters: list[float]  # probabilities over options; [] if absent
+    normalised: list[float]  # of texts: the same by mean log-prob per token, of the
+    # text and the closing tag; [] of letters
     scored: str  # what `letters` are of: 'letters', 'texts'; '' if absent
     entropy: float  # of `letters`, nats; it and the next three are NaN if absent
     p_correct: float

@@ -11,20 +11,22 @@ import pytest
 
 from tests import kit
 from vlmrl import perturb
+from vlmrl.engine import options
 from vlmrl.engine.generate import Sampling, branch_keys
+from vlmrl.engine.options import ANSWERING, NOTHING, THINKING, THOUGHT
 from vlmrl.engine.prefix_cache import extend
 from vlmrl.eval import kernel, tags
-from vlmrl.eval.kernel import ANSWERING, NOTHING, THINKING, THOUGHT
 from vlmrl.prompts import styles, tokens
 from vlmrl.types import Group, Rollout
 
 LENGTH, EVERY, PROBES, OPTIONS = 24, 4, 2, 6
+STYLE = "tiny"
 END = "<|im_end|>"
 
 
 @functools.cache
 def tables():
-    return tags.make_tables(kit.processor(), OPTIONS)
+    return tags.make_tables(kit.processor())
 
 
 def ids_of(pieces) -> list[int]:
@@ -206,14 +208,12 @@ def test_openings():
     words = kit.processor().token_bytes
     replay = np.array(ids_of([" red", " red", " red"]), np.int32)
     kinds = jnp.array([0, 1, 2])
-    ids, mask, size = jax.jit(kernel.openings)(tables(), kinds, replay)
+    ids, mask = jax.jit(kernel.openings)(tables(), kinds, replay)
     written = [
         b"".join(words[i] for i in row[keep])
         for row, keep in zip(np.asarray(ids), np.asarray(mask), strict=True)
     ]
-    starts = [b" red", b"<answer", b"</think>\n<answer"]
-    assert written == [s + b for s in starts for b in (b">", b">\n")]
-    np.testing.assert_array_equal(size, np.asarray(mask).sum(-1) - 1)
+    assert written == [b" red", b"<answer", b"</think>\n<answer"]
 
 
 # -- the same by plain text, for any sample --------------------------------------------
@@ -282,7 +282,7 @@ def read_plainly(ids, stage) -> Plain:
                  stage == ANSWERING, closed)  # fmt: skip
 
 
-def letter_ids(options):
+def letter_ids(count):
     """(id of a token, options it writes) of each way to go on behind `<answer`."""
     processor = kit.processor()
     texts = {
@@ -291,7 +291,7 @@ def letter_ids(options):
         if not processor.banned[i]
     }
     direct, second = {}, {}
-    for c in range(options):
+    for c in range(count):
         letter = chr(ord("A") + c)
         for i, text in texts.items():
             if re.fullmatch(r">\s*\(?" + letter, text):
@@ -392,7 +392,7 @@ class Batch(NamedTuple):
 def batch_of(examples, conditions) -> Batch:
     processor = kit.processor()
     changed = [perturb.apply(e, c) for e in examples for c in conditions]
-    written = [styles.build(e, "tiny") for e in changed]
+    written = [styles.build(e, STYLE) for e in changed]
     encoded = [tokens.encode(processor, p) for p in written]
     blinds = [tokens.encode(processor, (p.blind, ())) for p in written]
     v = len(conditions)
@@ -401,7 +401,10 @@ def batch_of(examples, conditions) -> Batch:
     stages = [by_name.get(e.condition, NOTHING) for e in changed]
     facts = kernel.ConditionRows(
         np.array(stages, np.int32),
-        np.array([np.arange(OPTIONS) < len(e.options) for e in changed]),
+        options.option_rows(
+            [options.measure(processor, e, STYLE) for e in changed],
+            options.Sizes(OPTIONS, 0),
+        ),
         np.array([e.answer for e in changed], np.int32),
         np.array([e.suggested for e in changed], np.int32),
         np.array([e.ids[-1] for e in encoded], np.int32),
@@ -443,7 +446,7 @@ def check(batch, rollout, scores, samples):
         np.testing.assert_allclose(found, wanted, atol=1e-5, rtol=0)
 
     for b, plain in enumerate(readings):
-        valid = rows.options[b]
+        valid = rows.options.valid[b]
 
         def renormalised(name, b=b, valid=valid):
             mass = masses[b, name] * valid
@@ -459,7 +462,7 @@ def check(batch, rollout, scores, samples):
         close(scores.entropy[b], -(p[valid] * np.log(p[valid])).sum())
         close(scores.p_correct[b], p[rows.answer[b]])
         suggested = rows.suggested[b]
-        close(scores.p_suggested[b], p[suggested] if suggested >= 0 else 0)
+        close(scores.p_suggested[b], p[suggested] if suggested >= 0 else np.nan)
         assert scores.natural[b] == plain.natural
         assert scores.truncated[b] == (not plain.closed and not rollout.stopped[b])
         assert scores.think_tokens[b] == len(plain.think)
@@ -517,7 +520,7 @@ def test_scores_of_given_samples_against_plain_rows(monkeypatch):
 
     monkeypatch.setattr(kernel, "generate", replay)
     batch = batch_of(kit.examples()[:2], CONDITIONS)
-    assert (batch.rows.options.sum(-1) < OPTIONS).any()
+    assert (batch.rows.options.valid.sum(-1) < OPTIONS).any()
     keys = branch_keys(0, "evaluate", 0, batch.names, 2)
     fresh = jax.jit(evaluated.__wrapped__)  # its own program, with `replay` in it
     found = fresh(kit.params(), batch.group, batch.blind, batch.rows, keys)
@@ -548,6 +551,8 @@ def same(found, wanted, rows):
     mine, theirs = rows
     np.testing.assert_array_equal(rollout.tokens[mine], old.tokens[theirs])
     for name in scores._fields:
+        if name == "normalised":
+            continue
         new, was = getattr(scores, name)[mine], getattr(old_scores, name)[theirs]
         if name in ("letters", "sighted", "blind"):
             new, was = np.exp(new), np.exp(was)

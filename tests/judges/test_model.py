@@ -38,7 +38,8 @@ def test_it_reads_the_two_words_off_the_logits(policy, judge):
     todo = items(11)
     found = ask(judge, todo)
     assert [v.judge for v in found] == [judge.name] * 11
-    yes, no = model.verdict_ids(policy.processor)
+    words = model.verdict_spellings(policy.processor)
+    yes, no = (ids[ids >= 0] for ids in words.direct)
     write = model.writer(policy.processor.tokenizer, prompt.load(), True)
     for item, verdict in list(zip(todo, found, strict=True))[:4]:
         row = tokens.encode(policy.processor, (write(item), ()))

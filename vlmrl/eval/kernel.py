@@ -3,9 +3,10 @@
 N items, each an image under V conditions, each with K samples. The prefix cache has
 four segments: image and shared prompt → a condition's text → a sample → probes. Each
 is computed once; the blind re-reading has a cache of its own, alike but without image.
+A probe is an answer opening and, behind it, each option (`engine/options.py`).
 
 Rows: c = N * V condition rows, B = N * V * K sample rows, in that order. C options, T
-sampled tokens, R sighted probes, J bridges (`tags.Letters`), F tokens of an opening.
+sampled tokens, R sighted probes, E probes of a sample, F tokens of an opening.
 """
 
 from __future__ import annotations
@@ -17,21 +18,25 @@ import jax.numpy as jnp
 
 from vlmrl.engine import continuous_batching
 from vlmrl.engine.generate import Sampling, generate
-from vlmrl.engine.logprobs import id_logprobs
+from vlmrl.engine.options import (
+    ANSWERING,
+    THINKING,
+    THOUGHT,
+    OptionProbs,
+    OptionRows,
+    option_probs,
+)
 from vlmrl.engine.prefix_cache import PrefixCache, extend, prefill
 from vlmrl.eval.tags import TagTables, find
 from vlmrl.models.api import Model
 from vlmrl.types import Array, Group, Rollout, Scores
 
-# What the assistant turn already holds where sampling starts.
-NOTHING, THINKING, THOUGHT, ANSWERING = range(4)
-
 
 class ConditionRows(NamedTuple):
     """Facts of every condition row, from the host; c = N * V."""
 
-    stage: Array  # int32[c]: NOTHING, THINKING, THOUGHT or ANSWERING
-    options: Array  # bool[c, C]: the options this row has
+    stage: Array  # int32[c]: what the turn begins with (`engine.options.stage_of`)
+    options: OptionRows  # with ids: the options are texts, in all rows
     answer: Array  # int32[c]
     suggested: Array  # int32[c], -1 if none
     last: Array  # int32[c]: the prompt's last token id
@@ -41,7 +46,8 @@ class EvalBatch(NamedTuple):
     """What a pass reads."""
 
     group: Group  # prefix [N, S], branches [N * V, T'] (the conditions' texts), images
-    blind: Group  # the same without images: what the prompts share, then their texts
+    blind: Group | None  # the same without images: what the prompts share, then their
+    # texts; None: no row has options to measure, and nothing is probed
     rows: ConditionRows
     keys: Array  # uint32[B, 2]: B / (N * V) samples of each condition row
 
@@ -56,7 +62,7 @@ class KernelSettings(NamedTuple):
 
 
 class ProbePoints(NamedTuple):
-    """Where letters are read behind a sample; E points of each of B rows."""
+    """Where options are read behind a sample; E points of each of B rows."""
 
     kind: Array  # int32[B, E], see `CotSpans.kind`
     cut: Array  # int32[B, E]: own tokens before the probe
@@ -112,58 +118,22 @@ def read(tables: TagTables, rollout: Rollout, stage) -> CotSpans:
     return CotSpans(think, natural, closed, kind, cut, strip, stripped, start)
 
 
-def openings(tables: TagTables, kind, replay) -> tuple[Array, Array, Array]:
-    """Return probe rows: an answer opening followed by each bridge.
+def openings(tables: TagTables, kind, replay) -> tuple[Array, Array]:
+    """Return probe rows, which end with an answer opening.
 
     Args:
       kind: int32[n] (see `CotSpans.kind`); replay: int32[n], the token of kind 0.
     Returns:
-      ids int32[n * J, F + 1], their mask, length of the opening int32[n * J].
+      ids int32[n, F], their mask.
     """
-    full, short, bridges = tables.closing, tables.opening, tables.letters.bridges
-    width = full.shape[0] + 1
-
-    def padded(ids):
-        return jnp.pad(ids, (0, width - ids.shape[0]))
-
-    texts = jnp.stack([jnp.zeros_like(padded(full)), padded(short), padded(full)])
-    sizes = jnp.array([1, short.shape[0], full.shape[0]])
-    ids, size = texts[kind], sizes[kind]
+    full, short = tables.closing, tables.opening
+    width = full.shape[0]
+    padded = jnp.pad(short, (0, width - short.shape[0]))
+    texts = jnp.stack([jnp.zeros_like(full), padded, full])
+    sizes = jnp.array([1, short.shape[0], width])
+    ids = texts[kind]
     ids = ids.at[:, 0].set(jnp.where(kind == 0, replay, ids[:, 0]))
-    count = bridges.shape[0]
-    ids, size = jnp.repeat(ids, count, 0), jnp.repeat(size, count, 0)
-    steps = jnp.arange(width)
-    at = steps == size[:, None]
-    ids = jnp.where(at, jnp.tile(bridges, kind.shape[0])[:, None], ids)
-    return ids, steps <= size[:, None], size
-
-
-def letter_mass(model: Model, params, tables: TagTables, hidden, size) -> Array:
-    """Return log P(the answer's letter is c), float32[n, C]: what one token writes plus
-    what goes through each bridge; not renormalised.
-
-    Args:
-      hidden: dtype[n * J, F + 1, D] over the rows of `openings`; size: int32[n * J].
-    """
-    letters = tables.letters
-    count, options = letters.bridges.shape[0], letters.direct.shape[0]
-    head = model.head(params)
-
-    def at(index):
-        return jnp.take_along_axis(hidden, index[:, None, None], axis=1)[:, 0]
-
-    def summed(logp, ids):
-        logp = jnp.where(ids.reshape(-1) < 0, -jnp.inf, logp)
-        return jax.nn.logsumexp(logp.reshape(-1, *ids.shape), axis=-1)
-
-    wanted = jnp.concatenate([letters.bridges, letters.direct.reshape(-1)])
-    first = id_logprobs(at(size - 1)[::count], head, jnp.maximum(wanted, 0))
-    bridge = first[:, :count]
-    direct = summed(first[:, count:], letters.direct)
-    second = id_logprobs(at(size), head, jnp.maximum(letters.second.reshape(-1), 0))
-    second = summed(second, letters.second).reshape(-1, count, options)
-    through = bridge[..., None] + second
-    return jax.nn.logsumexp(jnp.concatenate([direct[:, None], through], 1), axis=1)
+    return ids, jnp.arange(width) < sizes[kind][:, None]
 
 
 def evaluate(
@@ -186,14 +156,22 @@ def evaluate(
     rows = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), batch.rows)
     text = read(tables, rollout, rows.stage)
 
-    def probe(cache, start, points):
+    facts = dict(
+        natural=text.natural,
+        truncated=~text.closed & ~rollout.stopped,
+        think_entropy=_mean(rollout.entropy, text.think),
+        think_tokens=text.think.sum(-1, dtype=jnp.int32),
+    )
+    if batch.blind is None:
+        return rollout, _unmeasured(rows, settings, **facts)
+
+    def probe(cache, start, points) -> OptionProbs:
         cache = cache._replace(next=jnp.repeat(start, count))
         return _probe(model, params, tables, cache, rows, rollout, points, options)
 
     points, sighted_mask = _sighted(text, settings)
-    mass = probe(own, cache.next, points)
-    answer, option_mass = _renormalise(mass[:, 0], rows.options)
-    sighted, _ = _renormalise(mass[:, 1:], rows.options[:, None])
+    seen = probe(own, cache.next, points)
+    answer, normalised = seen.logp[:, 0], seen.normalised
 
     # Blind: the same CoT behind the same prompt, without the image.
     reader = prefill(model, params, batch.blind, **options)
@@ -202,30 +180,46 @@ def evaluate(
     )
     cuts = jnp.stack([text.cut, text.stripped], 1)
     kinds = jnp.stack([text.kind, jnp.where(text.strip, 2, text.kind)], 1)
-    mass = probe(reread, reader.next, ProbePoints(kinds, cuts))
-    blind, _ = _renormalise(mass, rows.options[:, None])
-
+    blind = probe(reread, reader.next, ProbePoints(kinds, cuts))
     p = jnp.exp(answer)
 
     def of(index):
         picked = jnp.take_along_axis(p, jnp.maximum(index, 0)[:, None], 1)[:, 0]
-        return jnp.where(index >= 0, picked, 0)
+        return jnp.where(index >= 0, picked, jnp.nan)
 
-    length = text.think.sum(-1)
-    spread = jnp.where(text.think, rollout.entropy, 0).sum(-1)
     return rollout, Scores(
         letters=answer,
+        normalised=None if normalised is None else normalised[:, 0],
         entropy=-jnp.sum(jnp.where(p > 0, p * answer, 0), -1),
         p_correct=of(rows.answer),
         p_suggested=of(rows.suggested),
-        option_mass=option_mass,
-        natural=text.natural,
-        truncated=~text.closed & ~rollout.stopped,
-        think_entropy=spread / jnp.maximum(length, 1),
-        think_tokens=length.astype(jnp.int32),
-        sighted=sighted,
+        option_mass=seen.mass[:, 0],
+        sighted=seen.logp[:, 1:],
         sighted_mask=sighted_mask,
-        blind=blind,
+        blind=blind.logp,
+        **facts,
+    )
+
+
+def _mean(values, mask):
+    return jnp.where(mask, values, 0).sum(-1) / jnp.maximum(mask.sum(-1), 1)
+
+
+def _unmeasured(rows: ConditionRows, settings: KernelSettings, **facts) -> Scores:
+    """Return the scores of rows without options to measure: nan."""
+    count, options = rows.options.valid.shape
+
+    def absent(*shape):
+        return jnp.full((count, *shape), jnp.nan, jnp.float32)
+
+    return Scores(
+        letters=absent(options),
+        normalised=None,
+        **{n: absent() for n in "entropy p_correct p_suggested option_mass".split()},
+        sighted=absent(settings.probes, options),
+        sighted_mask=jnp.zeros((count, settings.probes), bool),
+        blind=absent(2, options),
+        **facts,
     )
 
 
@@ -261,39 +255,41 @@ def _sighted(text: CotSpans, settings: KernelSettings) -> tuple[ProbePoints, Arr
 def _probe(
     model, params, tables, cache: PrefixCache, rows: ConditionRows, rollout,
     points: ProbePoints, options,
-) -> Array:  # fmt: skip
-    """Return the letter masses at each point of each sample, float32[B, E, C].
+) -> OptionProbs:  # fmt: skip
+    """Return the options' probabilities at each point of each sample: [B, E, ...].
 
     `cache.next` int32[B] is the position of the samples' first token.
     """
-    count, each = tables.letters.bridges.shape[0], points.cut.shape[1]
-    kind, cut = points.kind.reshape(-1), points.cut.reshape(-1)
-    wide = jax.tree.map(lambda x: jnp.repeat(x, each, axis=0), rows)
-    own = jnp.repeat(rollout.tokens, each, axis=0)
-    replay = jnp.take_along_axis(
-        own, jnp.minimum(cut, own.shape[1] - 1)[:, None], axis=1
-    )[:, 0]
-    # An answer opened in the prompt itself: replay the prompt's last token instead.
-    behind = (wide.stage == ANSWERING) & (kind == 0)
-    replay = jnp.where(behind, wide.last, replay)
-    ids, mask, size = openings(tables, kind, replay)
-    prompt = cache.segments[-2].mask.sum(-1)
-    prompt = jnp.repeat(prompt, cut.shape[0] // prompt.shape[0])
-    limits = [None] * (len(cache.segments) - 2)
-    limits += [prompt - behind, cut]
-    limits = tuple(x if x is None else jnp.repeat(x, count) for x in limits)
-    begin = jnp.repeat(cache.next, each) + cut - behind
-    here = cache._replace(next=jnp.repeat(begin, count))
-    hidden, _ = extend(model, params, here, ids, mask, limits, **_without(options))
-    mass = letter_mass(model, params, tables, hidden, size)
-    return mass.reshape(-1, each, rows.options.shape[1])
 
+    def at(points: ProbePoints) -> OptionProbs:
+        each = points.cut.shape[1]
+        kind, cut = points.kind.reshape(-1), points.cut.reshape(-1)
+        stage, last = (jnp.repeat(x, each) for x in (rows.stage, rows.last))
+        own = jnp.repeat(rollout.tokens, each, axis=0)
+        replay = jnp.take_along_axis(
+            own, jnp.minimum(cut, own.shape[1] - 1)[:, None], axis=1
+        )[:, 0]
+        # An answer opened in the prompt itself: replay the prompt's last token instead.
+        behind = (stage == ANSWERING) & (kind == 0)
+        ids, mask = openings(tables, kind, jnp.where(behind, last, replay))
+        prompt = cache.segments[-2].mask.sum(-1)
+        prompt = jnp.repeat(prompt, cut.shape[0] // prompt.shape[0])
+        limits = (*[None] * (len(cache.segments) - 2), prompt - behind, cut)
+        here = cache._replace(next=jnp.repeat(cache.next, each) + cut - behind)
+        _, opened = extend(model, params, here, ids, mask, limits, **_without(options))
+        texts = rows.options.ids is not None
+        probs = option_probs(
+            model, params, opened, rows.options, None if texts else tables.letters,
+            (*limits, None), **_without(options),
+        )  # fmt: skip
+        return jax.tree.map(lambda x: x.reshape(-1, each, *x.shape[1:]), probs)
 
-def _renormalise(mass, valid):
-    """Return (log-probs over the valid options, their mass before renormalising)."""
-    mass = jnp.where(valid, mass, -jnp.inf)
-    total = jax.nn.logsumexp(mass, axis=-1)
-    return mass - total[..., None], jnp.exp(total)
+    if rows.options.ids is None:
+        return at(points)
+    # Texts are long: one point after the other holds the branches of one.
+    one_by_one = ProbePoints(points.kind.T[..., None], points.cut.T[..., None])
+    probs = jax.lax.map(at, one_by_one)
+    return jax.tree.map(lambda x: jnp.moveaxis(x[:, :, 0], 0, 1), probs)
 
 
 def _without(options, *names):

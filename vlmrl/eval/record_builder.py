@@ -118,7 +118,7 @@ def thinking(prefill: str) -> bool:
 def unmeasured() -> dict:
     """Return the fields of a record that only the kernel can fill, as absent."""
     missing = "entropy p_correct p_suggested option_mass think_entropy".split()
-    empty = "letters sighted blind blind_stripped pixels".split()
+    empty = "letters normalised sighted blind blind_stripped pixels".split()
     return {
         **dict.fromkeys(missing, np.nan),
         **{name: [] for name in empty},

@@ -56,6 +56,7 @@ ADDED = {
     "lenient_correct": False,
     "lenient_parser": "",
     "forced": -1,
+    "normalised": [],
     "scored": "letters",
     "letter_samples": 0,
     "stage": "unknown",

@@ -1,10 +1,5 @@
 """What the evaluation kernel must know of a tokenizer: tags, sentences and letters.
-
-Tags are matched on decoded bytes. Letters are counted wherever they may stand: with
-Qwen's tokenizer the answer opens with `<`, `answer`, and the next token may be `>A` at
-once, or `>` and then `A` or ` A`, or `>(` and then `A`. `<answer` is the stable
-boundary that all of these continue.
-"""
+Tags are matched on decoded bytes."""
 
 from __future__ import annotations
 
@@ -17,11 +12,9 @@ import numpy as np
 
 from vlmrl.engine.automata import automaton
 from vlmrl.engine.generate import Stops, make_stops
+from vlmrl.engine.options import CLOSING, OPENING, Spellings, letter_spellings
 from vlmrl.prompts.tokens import Processor
-from vlmrl.types import Array, UserError
-
-OPENING = "<answer"
-CLOSING = "</think>\n"
+from vlmrl.types import Array
 
 
 class Tag(NamedTuple):
@@ -30,14 +23,6 @@ class Tag(NamedTuple):
     table: Array  # int16[V, A]
     hits: Array  # uint8[V, A]
     ends: Array  # uint8[V, A]
-
-
-class Letters(NamedTuple):
-    """Ids that write an option's letter after `<answer`; −1 pads."""
-
-    direct: Array  # int32[C, m]: `>A` and its like, one token
-    bridges: Array  # int32[J]: `>`, `>(`: tokens after which a letter may come
-    second: Array  # int32[C, m']: `A`, ` A`, ...: after a bridge
 
 
 class TagTables(NamedTuple):
@@ -53,17 +38,15 @@ class TagTables(NamedTuple):
     end: Array  # bool[V]: end tokens
     closing: Array  # int32[F]: ids of `</think>\n<answer`
     opening: Array  # int32[F']: ids of `<answer`
-    letters: Letters
+    letters: Spellings
 
 
-def make_tables(processor: Processor, options: int) -> TagTables:
-    """Return the tables for items of at most `options` options.
+def make_tables(processor: Processor) -> TagTables:
+    """Return the tables of a tokenizer.
 
     Raises:
-      UserError: more than 26 options, or the tokenizer cannot write the letters.
+      UserError: it cannot write the letters.
     """
-    if options > 26:
-        raise UserError(f"options: {options} of them, but there are only 26 letters")
     texts = [b.decode("utf-8", "replace") for b in processor.token_bytes]
 
     def flags(test):
@@ -88,33 +71,9 @@ def make_tables(processor: Processor, options: int) -> TagTables:
         end=stops.end,
         closing=ids(CLOSING + OPENING),
         opening=ids(OPENING),
-        letters=_letters(texts, processor.banned, options),
+        letters=letter_spellings(processor),
     )
     return jax.tree.map(jnp.asarray, tables)
-
-
-def _letters(texts: list[str], banned, options: int) -> Letters:
-    names = [chr(ord("A") + i) for i in range(options)]
-    allowed = [(i, t) for i, t in enumerate(texts) if not banned[i]]
-    direct = {c: [] for c in names}
-    second = {c: [] for c in names}
-    bridges = []
-    for i, text in allowed:
-        if m := re.fullmatch(r">\s*\(?([A-Z])", text):
-            direct.get(m[1], []).append(i)
-        elif m := re.fullmatch(r"\s*\(?([A-Z])", text):
-            second.get(m[1], []).append(i)
-        elif re.fullmatch(r">\s?\(?", text):
-            bridges.append(i)
-    for name in names:
-        if not direct[name] and not second[name]:
-            raise UserError(f"tokenizer: no token writes the letter {name}")
-    return Letters(_ragged(direct), np.array(bridges, np.int32), _ragged(second))
-
-
-def _ragged(rows: dict[str, list[int]]) -> np.ndarray:
-    width = max(1, *map(len, rows.values()))
-    return np.array([r + [-1] * (width - len(r)) for r in rows.values()], np.int32)
 
 
 class TagMatch(NamedTuple):

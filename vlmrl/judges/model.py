@@ -14,17 +14,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vlmrl import sharding
-from vlmrl.engine.logprobs import id_logprobs
+from vlmrl.engine.options import Spellings, spelled_logprobs, spellings
 from vlmrl.engine.prefix_cache import prefill
 from vlmrl.judges.judge import Judge, JudgeItem, Verdict, undecided
 from vlmrl.judges.prompt import JudgePrompt, load, messages, short
 from vlmrl.policy import Policy
 from vlmrl.prompts import styles, tokens
-from vlmrl.types import Array, UserError
+from vlmrl.types import UserError
 
 SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)  # of what is shared, and of an item
 _WORDS = ("yes", "no")  # consistent, inconsistent
@@ -59,7 +58,7 @@ def make(
     if brief and "short" not in prompt.parts:
         raise UserError("judge prompt: has no part '== short ==', which `brief` needs")
     mass = (0.5 if brief else 0.05) if mass is None else mass
-    words = verdict_ids(policy.processor)
+    words = verdict_spellings(policy.processor)
     shards = sharding.batch_shards(policy.mesh)
     batch += -batch % shards
     name = f"model {policy.source} {prompt.version}:{prompt.hash[:8]}"
@@ -69,7 +68,10 @@ def make(
 
     @jax.jit
     def run(params, group):
-        return verdict_logprobs(policy.model, policy.cast(params), group, words)
+        """Return log P(Yes), log P(No) of the token after each row, float32[B, 2]."""
+        params = policy.cast(params)
+        cache = prefill(policy.model, params, group)
+        return spelled_logprobs(policy.model, params, cache, words)
 
     def judge(items: Sequence[JudgeItem]) -> list[Verdict]:
         rows = [
@@ -103,8 +105,8 @@ def make(
     return Judge(name, judge, about)
 
 
-def verdict_ids(processor: tokens.Processor) -> tuple[Array, Array]:
-    """Return int32[m] ids whose text is Yes, and those whose text is No; any case, with
+def verdict_spellings(processor: tokens.Processor) -> Spellings:
+    """Return the tokens whose text is Yes, and those whose text is No; any case, with
     or without a space before.
 
     Raises:
@@ -120,16 +122,7 @@ def verdict_ids(processor: tokens.Processor) -> tuple[Array, Array]:
         by_word.append(ids)
     if set(by_word[0]) & set(by_word[1]):
         raise UserError("judge: this tokenizer can't tell Yes from No by one token")
-    return tuple(jnp.asarray(ids, jnp.int32) for ids in by_word)
-
-
-def verdict_logprobs(model, params, group, words) -> jax.Array:
-    """Return log P(Yes), log P(No) of the token after each row, float32[B, 2]."""
-    cache = prefill(model, params, group)
-    logp = id_logprobs(cache.hidden, model.head(params), jnp.concatenate(words))
-    split = words[0].shape[0]
-    both = (logp[:, :split], logp[:, split:])
-    return jnp.stack([jax.nn.logsumexp(part, axis=-1) for part in both], axis=-1)
+    return spellings(by_word)
 
 
 def _verdict(item: JudgeItem, pair, sure: float, mass: float, name: str) -> Verdict:

@@ -7,9 +7,9 @@ records = evaluate(policy, examples, ["base", "wrong_caption"])
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,6 +19,14 @@ from vlmrl import perturb, sharding, user_code
 from vlmrl.data import loader
 from vlmrl.engine.generate import Sampling, branch_keys
 from vlmrl.engine.memory import RolloutRequest
+from vlmrl.engine.options import (
+    Measured,
+    Sizes,
+    measure,
+    option_rows,
+    sizes_of,
+    stage_of,
+)
 from vlmrl.eval import kernel, records
 from vlmrl.eval.record_builder import UNLABELLED, RunLabels, build_record
 from vlmrl.eval.tags import make_tables
@@ -27,11 +35,9 @@ from vlmrl.prompts import styles, tokens
 from vlmrl.run import hosts
 from vlmrl.types import Example, Prompt, Record, Rollout, Scores, UserError
 
-OPTIONS = 6  # of an item at most, an added "I'm not sure" included
-
 
 class EvalSettings(NamedTuple):
-    """How examples are evaluated: the fields of `kernel` in configs."""
+    """How examples are evaluated: the fields of `kernel` in configs (`settings_of`)."""
 
     samples: int = 1  # per condition; greedy samples are all equal, so it takes 1
     temperature: float = 0.0  # of sampling; 0 is greedy
@@ -39,11 +45,37 @@ class EvalSettings(NamedTuple):
     probe_every: int = 8  # CoT tokens between sighted probes
     probes: int = 4  # sighted probes at most
     batch: int = 16  # examples per pass
-    options: int = OPTIONS  # of an item at most, an added one included
     slots: int = 0  # samples decoded side by side, each in the place of one that has
     # ended: for completions of very unlike lengths, on one data shard; 0: all of a pass
     gather_params: bool = True  # over fsdp, once per pass
     unroll: bool = False  # layers in a Python loop instead of a scan
+
+
+def settings_of(fields: Mapping[str, Any]) -> EvalSettings:
+    """Return settings from their fields. Raises UserError on an unknown one."""
+    for name in fields:
+        if name == "options":
+            raise UserError(
+                "kernel.options: the number of options is sized from the data now; "
+                "remove the field"
+            )
+        if name not in EvalSettings._fields:
+            known = ", ".join(EvalSettings._fields)
+            raise UserError(f"kernel.{name}: expected one of {known}")
+    return EvalSettings(**fields)
+
+
+class _Item(NamedTuple):
+    """An example under every condition, and how its options are measured there."""
+
+    rows: list[Example]
+    asked: list[bool]
+    not_asked: list[str]
+    measured: list[Measured]
+
+    @property
+    def kind(self) -> str:
+        return next((m.kind for m in self.measured if m.kind), "")
 
 
 Advance = Callable[[int], None]  # called with a number of examples as they are done
@@ -54,17 +86,21 @@ def _ignore(n: int) -> None:
 
 
 class Evaluator:
-    """Evaluate any parameters of a policy's model under conditions, with one program.
+    """Evaluate any parameters of a policy's model under conditions, with one program
+    for each way that options are measured (`engine/options.py`): letters, texts.
 
-    It is compiled at the first call, so training evaluates with the very program of the
-    final table. Records come in the order example, condition, sample; a condition that
-    does not apply to an example (`perturb.applies`) has none, and the others name it.
+    A program is compiled when it is first needed, for as many options as the examples
+    have; training evaluates with the very program of the final table. Items measured
+    alike share passes. Records come in the order example, condition, sample; a
+    condition that does not apply to an example (`perturb.applies`) has none, and the
+    others name it.
 
     Args:
       conditions: names (`perturb.apply`); 'abstain+' composes with any.
     Raises:
       UserError: an unknown condition, samples of a greedy evaluation, slots on several
-        shards; when called, an item with more options, a batch that can't fit.
+        shards; when called, an item with more options than there are letters, a batch
+        that can't fit.
     """
 
     def __init__(
@@ -103,17 +139,32 @@ class Evaluator:
         code = user_code.joined(labels.code, user_code.stamp(own))
         labels = labels._replace(code=code)
         batch = self._settings.batch
-        passes: list[list[Record]] = []
-        for start in range(0, len(examples), batch):
-            part = list(examples[start : start + batch])
-            passes.append(self._one_pass(params, part, labels))
-            advance(len(part))
+        items = [self._item(e) for e in examples]
+        order, passes = [], []
+        for members in _by_kind(items):
+            measured = [m for i in members for m in items[i].measured]
+            sizes = sizes_of(measured)
+            for start in range(0, len(members), batch):
+                part = members[start : start + batch]
+                passes.append(
+                    self._one_pass(params, [items[i] for i in part], sizes, labels)
+                )
+                advance(len(part))
+            order += members
         parts = hosts.whole(sharding.part(self._policy.mesh)[0], passes)
-        return [r for one in zip(*parts, strict=True) for p in one for r in p]
+        found = [rows for one in zip(*parts, strict=True) for p in one for rows in p]
+        by_example = dict(zip(order, found, strict=True))
+        return [r for i in range(len(examples)) for r in by_example[i]]
+
+    def _item(self, example: Example) -> _Item:
+        rows, asked, not_asked = perturb.conditioned(example, self._conditions)
+        policy = self._policy
+        measured = [measure(policy.processor, e, policy.style) for e in rows]
+        return _Item(rows, asked, not_asked, measured)
 
     def _jit_kernel(self):
         policy, s = self._policy, self._settings
-        tables = make_tables(policy.processor, s.options)
+        tables = make_tables(policy.processor)
         weights = self._weights
         kernel_settings = kernel.KernelSettings(
             s.max_tokens, Sampling(s.temperature), s.probe_every, s.probes, s.slots
@@ -133,18 +184,20 @@ class Evaluator:
 
         return run_kernel
 
-    def _one_pass(self, params, part: list[Example], labels: RunLabels) -> list[Record]:
-        """Return the records of this process's share of at most a batch of examples;
-        the rest of the batch is filled up with the last one."""
+    def _one_pass(
+        self, params, part: list[_Item], sizes: Sizes, labels: RunLabels
+    ) -> list[list[Record]]:
+        """Return the records of each example of this process's share of at most a
+        batch; the rest of the batch is filled up with the last one."""
         policy, s = self._policy, self._settings
         index, count = sharding.part(policy.mesh)
         own = s.batch // count
         padded = part + [part[-1]] * (s.batch - len(part))
         mine = padded[index * own : (index + 1) * own]
-        items = [perturb.conditioned(e, self._conditions) for e in mine]
-        changed = [e for item in items for e in item.rows]
+        changed = [e for item in mine for e in item.rows]
+        measured = [m for item in mine for m in item.measured]
         prompts = policy.write(changed)
-        inputs = _inputs(policy, prompts, len(self._conditions), s.options)
+        inputs = _inputs(policy, prompts, len(self._conditions), measured, sizes)
         names = [f"{e.source}/{e.id}/{e.condition}" for e in changed]
         keys = branch_keys(labels.seed, "evaluate", 0, names, s.samples)
         # The blind reading keeps as much as the sighted one, or less.
@@ -153,18 +206,32 @@ class Evaluator:
         placed = sharding.join_batch(policy.mesh, (*inputs, keys))
         rollout, scores = sharding.local_rows(self._kernel(params, *placed))
         real = min(max(0, len(part) - index * own), own)
-        asked = [(item, a) for item in items[:real] for a in item.asked]
+        each = len(self._conditions)
         return [
-            _record(policy, prompts[row], rollout, scores, i)._replace(
-                **labels._asdict(),
-                sample=i % s.samples,
-                sighted_every=s.probe_every,
-                not_asked=item.not_asked,
-            )
-            for row, (item, a) in enumerate(asked)
-            for i in range(row * s.samples, (row + 1) * s.samples)
-            if a
+            [
+                _record(policy, prompts[row], rollout, scores, i)._replace(
+                    **labels._asdict(),
+                    sample=i % s.samples,
+                    sighted_every=s.probe_every,
+                    not_asked=item.not_asked,
+                )
+                for row, asked in enumerate(item.asked, n * each)
+                for i in range(row * s.samples, (row + 1) * s.samples)
+                if asked
+            ]
+            for n, item in enumerate(mine[:real])
         ]
+
+
+def _by_kind(items: Sequence[_Item]) -> list[list[int]]:
+    """Return the indices of items that share programs: those measured by letters, those
+    by texts. What is not measured at all goes with the first of them."""
+    kinds = [k for k in ("letters", "texts") if any(i.kind == k for i in items)]
+    kinds = kinds or [""]
+    return [
+        [n for n, i in enumerate(items) if (i.kind or kinds[0]) == kind]
+        for kind in kinds
+    ]
 
 
 def evaluate(
@@ -180,7 +247,7 @@ def evaluate(
     `EvalSettings`."""
     user_code.refresh()
     settings.setdefault("batch", min(16, len(examples)))
-    run = Evaluator(policy, conditions, EvalSettings(**settings))
+    run = Evaluator(policy, conditions, settings_of(settings))
     return run(policy.params, examples, labels, advance)
 
 
@@ -246,54 +313,39 @@ def write_records(
 # -- one pass --------------------------------------------------------------------------
 
 
-def _inputs(policy: Policy, written: list[Prompt], each: int, options: int):
+def _inputs(
+    policy: Policy,
+    written: list[Prompt],
+    each: int,
+    measured: Sequence[Measured],
+    sizes: Sizes,
+):
     """Return (Group, blind Group, ConditionRows) of N examples under `each` (V)
-    conditions."""
+    conditions; no blind Group where the options of no row are measured."""
     processor = policy.processor
     encoded = tokens.encode_all(processor, written)
-    blind = [
-        tokens.encode(processor, (p.blind, ()), name=p.example.id) for p in written
-    ]
 
     def grouped(rows):
         return policy.group([rows[i : i + each] for i in range(0, len(rows), each)])
 
-    group, reader = grouped(encoded), grouped(blind)
-    for p in written:
-        if len(p.example.options) > options:
-            raise UserError(
-                f"example {p.example.id}: {len(p.example.options)} options, but the "
-                f"evaluation was made for {options}; raise `options`"
-            )
+    reader = None
+    if sizes.measured:
+        blind = (
+            tokens.encode(processor, (p.blind, ()), name=p.example.id) for p in written
+        )
+        reader = grouped(list(blind))
     facts = kernel.ConditionRows(
-        stage=np.array([_stage(p.turn) for p in written], np.int32),
-        options=np.array(
-            [np.arange(options) < len(p.example.options) for p in written]
-        ),
+        stage=np.array([stage_of(p.turn) for p in written], np.int32),
+        options=option_rows(measured, sizes),
         answer=np.array([p.example.answer for p in written], np.int32),
         suggested=np.array([p.example.suggested for p in written], np.int32),
         last=np.array([e.ids[-1] for e in encoded], np.int32),
     )
-    return group, reader, facts
-
-
-def _stage(turn: str) -> int:
-    if "<answer" in turn:
-        return kernel.ANSWERING
-    if "</think>" in turn:
-        return kernel.THOUGHT
-    return kernel.THINKING if "<think>" in turn else kernel.NOTHING
+    return grouped(encoded), reader, facts
 
 
 def _record(policy: Policy, prompt: Prompt, rollout: Rollout, scores: Scores, i: int):
     """Return the record of row i, with what the kernel measured."""
-    n = len(prompt.example.options)
-
-    def listed(logp) -> list[float]:
-        return [float(p) for p in np.exp(logp[:n])]
-
-    letters, blind = scores.letters[i], scores.blind[i]
-    chosen = int(np.argmax(letters[:n]))
     dtype = policy.compute or next(iter(policy.params.values())).dtype
     record = build_record(
         prompt,
@@ -306,26 +358,41 @@ def _record(policy: Policy, prompt: Prompt, rollout: Rollout, scores: Scores, i:
         backend=jax.default_backend(),
         device=jax.devices()[0].device_kind,
         dtype=str(dtype),
-        letters_from="kernel",
-        forced=chosen,
-        scored="letters",
-        letters=listed(letters),
-        entropy=float(scores.entropy[i]),
-        p_correct=float(scores.p_correct[i]),
-        p_suggested=float(scores.p_suggested[i]),
-        option_mass=float(scores.option_mass[i]),
         natural=bool(scores.natural[i]),
         truncated=bool(scores.truncated[i]),
         think_entropy=float(scores.think_entropy[i]),
         think_tokens=int(scores.think_tokens[i]),
-        sighted=[
-            listed(p)
-            for p, keep in zip(scores.sighted[i], scores.sighted_mask[i], strict=True)
-            if keep
-        ],
+        pixels=list(policy.processor.pixels),
+        **_option_columns(scores, i, len(prompt.example.options)),
+    )
+
+
+def _option_columns(scores: Scores, i: int, n: int) -> dict:
+    """Return the columns of row i that its options' probabilities fill; none where they
+    were not measured."""
+    letters, blind = scores.letters[i], scores.blind[i]
+    if not n or np.isnan(letters[0]):
+        return {}
+
+    def listed(logp) -> list[float]:
+        return [float(p) for p in np.exp(logp[:n])]
+
+    chosen = int(np.argmax(letters[:n]))
+    texts = scores.normalised is not None
+    probes = zip(scores.sighted[i], scores.sighted_mask[i], strict=True)
+    return dict(
+        letters_from="kernel",
+        forced=chosen,
+        scored="texts" if texts else "letters",
+        letters=listed(letters),
+        normalised=listed(scores.normalised[i]) if texts else [],
+        entropy=float(scores.entropy[i]),
+        p_correct=float(scores.p_correct[i]),
+        p_suggested=float(scores.p_suggested[i]),
+        option_mass=float(scores.option_mass[i]),
+        sighted=[listed(p) for p, shown in probes if shown],
         blind=listed(blind[0]),
         blind_stripped=listed(blind[1]),
         consistent_probe=int(np.argmax(blind[0][:n])) == chosen,
         consistent_probe_stripped=int(np.argmax(blind[1][:n])) == chosen,
-        pixels=list(policy.processor.pixels),
     )

@@ -15,9 +15,9 @@ from vlmrl.eval.record_builder import RunLabels
 from vlmrl.files import write_json
 from vlmrl.loops.evaluate import (
     EvalPart,
-    EvalSettings,
     Evaluator,
     load_examples,
+    settings_of,
     write_records,
 )
 from vlmrl.loops.run_config import READ
@@ -53,7 +53,7 @@ def main(argv):
         mesh=sharding.make_mesh(**c["mesh"]),
     )
     say(policy.processor.about_tags())
-    evaluator = Evaluator(policy, c["conditions"], EvalSettings(**c["kernel"]))
+    evaluator = Evaluator(policy, c["conditions"], settings_of(c["kernel"]))
     examples = load_examples(
         c["source"], c["split"], c["size"], workdir / "data", c["texts"]
     )

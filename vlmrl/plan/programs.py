@@ -15,17 +15,19 @@ import numpy as np
 
 from vlmrl import sharding
 from vlmrl.engine.generate import Sampling, Stops, generate
+from vlmrl.engine.options import OptionRows, Spellings
 from vlmrl.engine.prefix_cache import prefill
 from vlmrl.engine.score import completions, score
 from vlmrl.eval import kernel
-from vlmrl.eval.tags import Letters, Tag, TagTables
-from vlmrl.loops.evaluate import OPTIONS
+from vlmrl.eval.tags import Tag, TagTables
 from vlmrl.models import registry
 from vlmrl.models.api import Model
 from vlmrl.policy import SamplingParams
 from vlmrl.rl import losses, update
 from vlmrl.rl.recipe import OptimizerOptions
 from vlmrl.types import Group, Rollout, Tokens, UserError, Vision
+
+OPTIONS = 8  # of an item that is evaluated, measured by their letters
 
 
 class Program(NamedTuple):
@@ -189,7 +191,7 @@ def tables(job: PlannedJob, mesh) -> TagTables:
         )
 
     i32 = jnp.int32
-    letters = Letters(shape(i32, OPTIONS, 1), shape(i32, 2), shape(i32, OPTIONS, 2))
+    letters = Spellings(shape(i32, 26, 1), shape(i32, 5), shape(i32, 26, 3))
     return TagTables(
         stops=stops(job, mesh),
         think=tag("<think>"),
@@ -328,7 +330,7 @@ def evaluation(job: PlannedJob, mesh, **options) -> Program:
     shape = jax.ShapeDtypeStruct
     facts = kernel.ConditionRows(
         shape((rows,), i32),
-        shape((rows, OPTIONS), bool),
+        OptionRows(shape((rows, OPTIONS), bool)),
         *(shape((rows,), i32) for _ in range(3)),
     )
     sightless = job._replace(buckets={**job.buckets, "images": 0})

@@ -324,6 +324,12 @@ def _append(processor: Processor, prompt: Encoded, text: str) -> Encoded:
         raise UserError(
             f"example {prompt.name}: expected a completion without image placeholder"
         )
+    return behind(prompt, new)
+
+
+def behind(prompt: Encoded, new: Sequence[int]) -> Encoded:
+    """Return a row with ids of plain text behind it."""
+    new = np.asarray(new, np.int32)
     start = prompt.positions.max(initial=-1) + 1
     ahead = np.broadcast_to(start + np.arange(len(new), dtype=np.int32), (3, len(new)))
     return prompt._replace(

@@ -1,13 +1,15 @@
-"""Probe the policy with a completion's own chain of thought (CoT): which letter next?
+"""Probe the policy with a completion's own chain of thought (CoT): which option next?
 
 One prefix cache serves all of it: what the prompts of a group share is computed once
-(its image, too), the G CoTs are branches of it, the C letters are branches of those.
+(its image, too), the G CoTs are branches of it, the options are branches of those
+(`engine/options.py`).
 """
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Callable, Sequence
-from string import ascii_uppercase as LETTERS
 from typing import NamedTuple
 
 import jax
@@ -15,42 +17,77 @@ import jax.numpy as jnp
 import numpy as np
 
 from vlmrl import sharding
-from vlmrl.engine.logprobs import token_logprobs
-from vlmrl.engine.prefix_cache import extend, prefill
+from vlmrl.engine import options as engine_options
+from vlmrl.engine.prefix_cache import prefill
 from vlmrl.perturb import TAGS
 from vlmrl.policy import Policy
 from vlmrl.prompts import tokens
 from vlmrl.rl import consistency
 from vlmrl.run import hosts
-from vlmrl.types import Prompt
+from vlmrl.types import Example, Prompt
 
-OPTIONS = 8  # of an item at most
 STEP = 32  # branch lengths are multiples of it
 
 
 class ProbePrompt(NamedTuple):
-    """A prompt with a chain of thought, up to the answer's letter."""
+    """A prompt with a chain of thought, up to the opening of the answer."""
 
     text: str
     images: tuple[bytes, ...]
     whole: bool  # False: the CoT can't stand in a prompt, and "-" replaces it
+    example: Example  # whose options are measured
+    ids: tuple[int, ...] = ()  # tokens behind the text
 
 
-def sighted(prompt: Prompt, think: str) -> ProbePrompt:
-    """Return the prompt with the CoT, closed, and the answer opened."""
-    return _read(prompt.text, prompt.turn, think, prompt.example.images)
+def sighted(prompt: Prompt, ids: Sequence[int], processor) -> ProbePrompt:
+    """Return the prompt with a completion up to the opening of its answer, as the
+    evaluation reads it (`eval/kernel.py: read`).
+
+    Args:
+      ids: the sampled tokens.
+    """
+    example = prompt.example
+    own = opened(processor, prompt.turn, ids)
+    return ProbePrompt(prompt.text, example.images, True, example, tuple(own))
+
+
+def opened(processor: tokens.Processor, turn: str, ids: Sequence[int]) -> list[int]:
+    """Return the tokens of a completion up to `<answer`. It is forced where the model
+    did not open its answer behind the CoT: right behind a closed CoT, else behind the
+    whole completion and a closing tag. Empty if the turn began with it."""
+    stage = engine_options.stage_of(turn)
+    if stage == engine_options.ANSWERING:
+        return []
+    own = [int(i) for i in ids if i not in processor.end_ids]
+    ends = np.cumsum([len(processor.token_bytes[i]) for i in own])
+    text = b"".join(processor.token_bytes[i] for i in own)
+
+    def count(byte: int) -> int:  # tokens up to the one that holds the byte before
+        return int(np.searchsorted(ends, byte)) + 1
+
+    closed, past = stage == engine_options.THOUGHT, 0
+    if not closed and (at := text.find(b"</think>")) >= 0:
+        closed, past = True, count(at + len(b"</think>"))
+    if not closed:
+        return own + processor.encode_plain(
+            engine_options.CLOSING + engine_options.OPENING
+        )
+    for match in re.finditer(engine_options.OPENING.encode(), text):
+        if count(match.end()) > past:
+            if match.end() in ends:
+                return own[: count(match.end())]
+            break
+    return own[:past] + processor.encode_plain(engine_options.OPENING)
 
 
 def blind(prompt: Prompt, think: str) -> ProbePrompt:
-    """Return the same without the image and the CoT's literal conclusion."""
-    return _read(prompt.blind, prompt.turn, consistency.stripped(think), ())
-
-
-def _read(text: str, turn: str, think: str, images) -> ProbePrompt:
-    start = text.removesuffix(turn)
+    """Return the prompt without the image, with a CoT without its literal conclusion,
+    closed, and the answer opened."""
+    think = consistency.stripped(think)
     whole = readable(think)
-    shown = think if whole else "-"
-    return ProbePrompt(start + "<think>" + shown + consistency.OPENING, images, whole)
+    text = prompt.blind.removesuffix(prompt.turn) + "<think>"
+    text += (think if whole else "-") + consistency.OPENING
+    return ProbePrompt(text, (), whole, prompt.example)
 
 
 def readable(think: str) -> bool:
@@ -59,16 +96,17 @@ def readable(think: str) -> bool:
     return bool(think.strip()) and not tagged
 
 
-def reader(policy: Policy, max_tokens: int) -> Callable:
-    """Return letters(params, readings: N lists of G) -> float32[N, G, OPTIONS], the
-    probabilities of the letters after each, from raw logits at temperature 1; zeros
-    where a CoT can't stand in a prompt or is too long. A letter is what the tokenizer
-    makes of '>A' after '<answer'.
+def reader(policy: Policy, max_tokens: int, options: int = 0) -> Callable:
+    """Return read(params, readings: N lists of G) -> float32[N, G, C], the
+    probabilities of each item's options behind each reading (`engine/options.py`), 0
+    beyond its options; zeros where a CoT can't stand in a prompt or is too long, and
+    where nothing is measured of an item.
+
+    Args:
+      options: C at least; by default what the items read at a time need.
     """
-    rows = [policy.processor.encode_plain(">" + c) for c in LETTERS[:OPTIONS]]
-    width = max(map(len, rows))
-    ids = np.array([r + [0] * (width - len(r)) for r in rows], np.int32)
-    mask = np.arange(width) < np.array([len(r) for r in rows])[:, None]
+    processor = policy.processor
+    letters = engine_options.letter_spellings(processor)
     room = -(-(max_tokens + STEP) // STEP) * STEP
     buckets = policy.buckets._replace(
         prefix=(*policy.buckets.prefix, max(policy.buckets.prefix) + room),
@@ -76,17 +114,28 @@ def reader(policy: Policy, max_tokens: int) -> Callable:
     )
     longer = policy._replace(buckets=buckets)
 
-    @jax.jit
-    def run(params, group):
-        params = policy.cast(params)
-        return letter_probs(policy.model, params, group, jnp.asarray(ids), mask)
+    @functools.partial(jax.jit, static_argnames="lettered")
+    def run(params, group, rows, lettered: bool):
+        params, attend = policy.cast(params), policy.attend
+        cache = prefill(policy.model, params, group, attend=attend)
+        probs = engine_options.option_probs(
+            policy.model, params, cache, rows, letters if lettered else None,
+            attend=attend,
+        ).logp  # fmt: skip
+        return jnp.where(jnp.isnan(probs), 0, jnp.exp(probs))
 
-    def letters(params, readings: Sequence[Sequence[ProbePrompt]]):
+    def read(params, readings: Sequence[Sequence[ProbePrompt]]):
+        measured = [_measured(policy, group) for group in readings]
+        flat = [m for group in measured for m in group]
+        sizes = engine_options.sizes_of(flat)
+        sizes = sizes._replace(options=max(options, sizes.options))
+        shape = (len(readings), len(readings[0]), sizes.options)
+        lettered = any(m.kind == "letters" for m in flat)
+        if not sizes.measured:
+            return np.zeros(shape, np.float32)
         encoded, good = [], []
         for group in longer.own(readings):
-            probes = [
-                tokens.encode(policy.processor, (r.text, r.images)) for r in group
-            ]
+            probes = [_encoded(processor, r) for r in group]
             shared = tokens.shared_length(probes, leave=1)
             fits = [len(e.ids) - shared <= room for e in probes]
             short = min(probes, key=lambda e: len(e.ids))
@@ -94,32 +143,31 @@ def reader(policy: Policy, max_tokens: int) -> Callable:
                 [e if f else short for e, f in zip(probes, fits, strict=True)]
             )
             good.append([r.whole and f for r, f in zip(group, fits, strict=True)])
-        mine = longer.group(encoded)
-        probs = sharding.fetch(run(params, sharding.join_batch(policy.mesh, mine)))
+        own = [m for group in longer.own(measured) for m in group]
+        mine = (longer.group(encoded), engine_options.option_rows(own, sizes))
+        placed = sharding.join_batch(policy.mesh, mine)
+        probs = sharding.fetch(run(params, *placed, lettered=lettered))
         index, _ = sharding.part(policy.mesh)
         good = np.concatenate(hosts.whole(index, np.array(good)))
-        return probs.reshape(*good.shape, OPTIONS) * good[..., None]
+        return probs.reshape(shape) * good[..., None]
 
-    return letters
+    return read
 
 
-def letter_probs(model, params, group, ids, mask):
-    """Return softmax over letters of log P(letter's tokens | row), float32[B, C].
+def _measured(policy: Policy, group: Sequence[ProbePrompt]) -> list:
+    """Return how each reading's options are measured, the same item once."""
+    known = {}
+    for r in group:
+        key = (r.example.options, r.example.open)
+        if key not in known:
+            known[key] = engine_options.measure(
+                policy.processor, r.example, policy.style
+            )
+    return [known[r.example.options, r.example.open] for r in group]
 
-    Args:
-      group: B rows, as branches or as whole prefixes.
-      ids, mask: [C, K], the tokens of every letter.
-    """
-    cache = prefill(model, params, group)
-    rows, (count, width) = cache.next.shape[0], ids.shape
-    tiled = jnp.tile(ids, (rows, 1))
-    valid = jnp.tile(jnp.asarray(mask), (rows, 1))
-    own, _ = extend(model, params, cache, tiled, valid)
-    first = jnp.repeat(cache.hidden, count, axis=0)[:, None]
-    hidden = jnp.concatenate([first, own[:, : width - 1]], axis=1)
-    logp, _ = token_logprobs(hidden, model.head(params), tiled)
-    total = jnp.where(valid, logp, 0).sum(-1).reshape(rows, count)
-    return jax.nn.softmax(total, axis=-1)
+
+def _encoded(processor: tokens.Processor, r: ProbePrompt) -> tokens.Encoded:
+    return tokens.behind(tokens.encode(processor, (r.text, r.images)), r.ids)
 
 
 def implied(letters, options: int) -> np.ndarray:

@@ -34,7 +34,7 @@ from vlmrl.rl.batch_advantages import Advantages, Rewards
 from vlmrl.rl.recipe import Recipe
 from vlmrl.rl.sampling import PromptBatch, PromptStream
 from vlmrl.rl.verdict_source import VerdictSource
-from vlmrl.types import Array, Completion, Example, Group, Parsed, Prompt, Rollout
+from vlmrl.types import Array, Completion, Example, Group, Prompt, Rollout
 
 
 class Sample(NamedTuple):
@@ -204,8 +204,7 @@ def collect(
         host = jax.tree.map(lambda *x: np.concatenate(x), *hosts)
         rollout = policy.put(host)
     context.phase("reward")
-    parsed = [r.parsed for r in readings]
-    options = option_probabilities(context, params, prompt_of, parsed)
+    options = option_probabilities(context, params, prompt_of, host)
     verdicts, judge_metrics = context.verdicts.collect(params)
     samples = []
     for i, (p, r) in enumerate(zip(prompt_of, readings, strict=True)):
@@ -269,22 +268,22 @@ def read(
 
 
 def option_probabilities(
-    context: Context, params, prompt_of: Sequence[Prompt], parsed: Sequence[Parsed]
+    context: Context, params, prompt_of: Sequence[Prompt], host: Rollout
 ) -> list[Array | None]:
     """Return P(option) after each completion's own chain of thought, float[C] each;
-    None for each where no term needs them."""
+    None for each where no term needs them, or nothing is measured of its item."""
     if context.letters is None:
-        return [None] * len(parsed)
-    readings = [
-        cot_probe.sighted(p, q.think or "")
-        for p, q in zip(prompt_of, parsed, strict=True)
-    ]
+        return [None] * len(prompt_of)
+    rows = zip(prompt_of, host.tokens, host.mask, strict=True)
+    processor = context.policy.processor
+    readings = [cot_probe.sighted(p, row[m], processor) for p, row, m in rows]
     groups = cot_probe.in_groups(readings, context.recipe.sampling.group_size)
-    letters = context.letters(params, groups).reshape(len(parsed), -1)
-    return [
+    probs = context.letters(params, groups).reshape(len(readings), -1)
+    own = [
         cot_probe.implied(row, len(p.example.options))
-        for p, row in zip(prompt_of, letters, strict=True)
+        for p, row in zip(prompt_of, probs, strict=True)
     ]
+    return [p if p.any() else None for p in own]
 
 
 def compute_reward(

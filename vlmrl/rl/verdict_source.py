@@ -172,7 +172,9 @@ def _by_shuffle(
         blank = other.example._replace(prefill="<think>-" + consistency.OPENING)
         (shown,) = policy.write([again or blank])
         images = p.example.images
-        readings.append(cot_probe.ProbePrompt(shown.text, images, again is not None))
+        readings.append(
+            cot_probe.ProbePrompt(shown.text, images, again is not None, shown.example)
+        )
     letters = probe(params, readings)
     out = []
     for i, (p, q) in enumerate(zip(prompt_of, parsed, strict=True)):

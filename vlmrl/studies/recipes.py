@@ -21,8 +21,8 @@ from vlmrl.eval.record_builder import RunLabels
 from vlmrl.loops import grpo, run_config
 from vlmrl.loops.evaluate import (
     EvalPart,
-    EvalSettings,
     Evaluator,
+    settings_of,
     write_records,
 )
 from vlmrl.report import assemble, claim, render
@@ -60,7 +60,7 @@ def run(
     perturb.check(*c["conditions"])
     policy = policies.load(c["model"], style=c["style"], tags=c["tags"])
     display.say(policy.processor.about_tags())
-    settings = EvalSettings(**c["kernel"])
+    settings = settings_of(c["kernel"])
     every, base = (
         Evaluator(policy, names, settings) for names in (c["conditions"], ("base",))
     )

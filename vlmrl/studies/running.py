@@ -17,11 +17,10 @@ from vlmrl.files import write_lines
 from vlmrl.judges import agree, named, verdicts
 from vlmrl.loops import judging, seeds
 from vlmrl.loops.evaluate import (
-    OPTIONS,
     EvalPart,
-    EvalSettings,
     Evaluator,
     load_examples,
+    settings_of,
     write_records,
 )
 from vlmrl.report import agreement, assemble, html, render
@@ -97,13 +96,8 @@ def _evaluate(
     examples = _load(about, workdir)
     speed = {k: c["kernel"][k] for k in SPEED if k in c["kernel"]}
     speed["batch"] = min(speed["batch"], len(examples))
-    settings = EvalSettings(
-        temperature=about["temperature"],
-        max_tokens=about["max_tokens"],
-        options=max(OPTIONS, 1 + max(len(e.options) for e in examples)),
-        **about["kernel"],
-        **speed,
-    )
+    decoding = {name: about[name] for name in ("temperature", "max_tokens")}
+    settings = settings_of(decoding | about["kernel"] | speed)
     evaluator = Evaluator(policy, about["conditions"], settings)
     parts = [
         EvalPart(evaluator, [_under(e, image, about["seed"]) for e in examples], image)
