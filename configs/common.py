@@ -29,10 +29,25 @@ MIX = {
 }
 
 
+class Config(ConfigDict):
+    """A ConfigDict whose mappings may have dots in their keys, as path/to/file.py:name
+    in `mix` and `reward.shaping`."""
+
+    def __init__(self, fields=None, type_safe: bool = True, **options):
+        options["allow_dotted_keys"] = True
+        super().__init__(None, type_safe=type_safe, **options)
+        for name, value in dict(fields or {}).items():
+            self[name] = value
+
+    def __setitem__(self, name, value):
+        mapping = isinstance(value, dict | ConfigDict)
+        super().__setitem__(name, Config(value) if mapping else value)
+
+
 def training(seeds: int = 1):
     """Every field of a config of `vlmrl train`, at its default: those of the recipe
     (vlmrl/rl/recipe.py), then what a run is."""
-    c = ConfigDict(recipes.as_dict())  # every choice of the recipe at its default
+    c = Config(recipes.as_dict())  # every choice of the recipe at its default
     c.algorithm = "grpo"  # run by `vlmrl train`
     c.recipe = "grpo"  # its name in records, tables and figures
     c.model = "tiny"  # 'tiny', a hub id, or a directory in Hugging Face format
@@ -50,7 +65,7 @@ def training(seeds: int = 1):
     c.seeds = tuple(range(seeds))  # one run each, under WORKDIR/seed-N
     c.steps = 50  # updates
     c.prompts = 16  # groups per step
-    c.mix = ConfigDict()  # augmentation: share of prompts per condition
+    c.mix = Config()  # augmentation: share of prompts per condition
 
     # Arguments of rl/losses/objective.py: policy_objective, and of its surrogate.
     c.loss = ConfigDict()
