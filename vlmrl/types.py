@@ -266,6 +266,18 @@ class Record(NamedTuple):
     # 'path/to/file.py:name=<first 16 hex digits of the file's sha256>; …'
 
 
+class Skip(NamedTuple):
+    """An item that can't be asked, or learned from, and was left out for it."""
+
+    dataset: str  # source, or source/split
+    file: str  # published file that the row is from; '' if unknown
+    row: int  # in that file, from 0; without a file, in the prepared split
+    reason: str  # equal for equal faults, so that it can be counted
+    remedy: str  # what its owner can do
+    example: str = ""  # id
+    detail: str = ""  # what exactly: the token, the size, the message
+
+
 class Mean(NamedTuple):
     """A sum and its count, which add exactly over microbatches and hosts."""
 

@@ -121,3 +121,32 @@ def test_the_limit_on_pixels(monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 1599)
     with pytest.raises(UserError, match="40 × 40 pixels are too many"):
         images.decode(GOOD, "here")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "PPM"])
+@pytest.mark.parametrize("turn", [None, 3, 6])
+def test_the_size_in_the_header_is_that_of_the_image(kind, turn):
+    exif = Image.Exif()
+    options = {"exif": exif} if turn and kind in ("PNG", "JPEG", "WEBP", "TIFF") else {}
+    if options:
+        exif[0x0112] = turn
+    data = _file(Image.new("RGB", (31, 20)), kind, **options)
+    assert images.size_of(data, "x") == images.decode(data, "x").size
+
+
+def test_an_orientation_behind_the_pixels_counts():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = _file(Image.new("RGB", (31, 20)), exif=exif)
+    at = data.index(b"eXIf") - 4
+    size = 12 + int.from_bytes(data[at : at + 4], "big")
+    chunk, end = data[at : at + size], data.rindex(b"IEND") - 4
+    moved = data[:at] + data[at + size : end] + chunk + data[end:]
+    assert images.size_of(moved, "x") == images.decode(moved, "x").size == (20, 31)
+
+
+def test_the_size_needs_the_header_alone():
+    data = _file(Image.new("RGB", (31, 20)))
+    assert images.size_of(data[:60], "x") == (31, 20)
+    with pytest.raises(UserError, match="x: the image does not decode"):
+        images.size_of(data[:20], "x")

@@ -146,6 +146,15 @@ def test_patches_are_those_of_transformers(qwen, name, limits):
     assert found.tokens * 4 == len(found.patches)
 
 
+@pytest.mark.parametrize("limits", [LIMITS, (28 * 28, 28 * 28), (28 * 28, 10**6)])
+def test_the_grid_of_a_size_is_that_of_the_cut_image(qwen, tiled, limits):
+    for width, height in ((1, 1), (31, 20), (700, 900), (90, 1000), (448, 448)):
+        data = encoded(Image.new("RGB", (width, height)))
+        for processor in (qwen, tiled):
+            picture = processor.cut(data, "x", limits)
+            assert processor.grid((width, height), limits) == picture.grid
+
+
 def test_several_images_are_cut_as_a_batch_of_them_is(qwen):
     names = ["rgb", "wide", "turned 6", "small"]
     size = dict(min_pixels=LIMITS[0], max_pixels=LIMITS[1])

@@ -1,11 +1,13 @@
-"""The one decoder of image files."""
+"""The one decoder of image files, and their sizes without decoding."""
 
 from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from vlmrl.types import UserError
 
@@ -43,17 +45,47 @@ def decode(data: bytes, where: str) -> Image.Image:
     Raises UserError where it does not decode, is cut short, has more than `MAX_PIXELS`
     pixels or is not in one of `FORMATS`.
     """
+    with _reading(data, where) as image:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)  # otherwise it copies the pixels
+        return _to_rgb(image)
+
+
+def size_of(data: bytes, where: str) -> tuple[int, int]:
+    """Return the (width, height) that `decode` would give, from the file's header.
+
+    A file that is cut short behind its header is not noticed.
+
+    Raises UserError where the header can't be read, as `decode` does.
+    """
+    with _reading(data, where) as image:
+        width, height = image.size
+        # A PNG may have its orientation behind the pixels, where Pillow would decode
+        # them to get there.
+        if image.format != "PNG" or any(mark in data for mark in _ORIENTED):
+            if image.format == "PNG":
+                image.load()
+            if image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
+                if image.format == "TIFF":  # some versions of Pillow turned it already
+                    image.load()
+                    return ImageOps.exif_transpose(image).size
+                width, height = height, width
+        return width, height
+
+
+_ORIENTED = (b"eXIf", b"Raw profile type exif", b"tiff:Orientation")
+
+
+@contextmanager
+def _reading(data: bytes, where: str) -> Iterator[Image.Image]:
+    """Yield the opened file; what goes wrong becomes a UserError."""
     if not data:
         raise UserError(f"{where}: the image file is empty")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} × {image.height} pixels are too many")
-            image.load()
-            ImageOps.exif_transpose(
-                image, in_place=True
-            )  # otherwise it copies the pixels
-            return _to_rgb(image)
+            yield image
     except Exception as error:  # readers raise many kinds on broken files
         why = " ".join(str(error).split()) or type(error).__name__
         if "cannot identify image file" in why:

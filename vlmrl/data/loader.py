@@ -157,8 +157,8 @@ def prepare(source: str, sizes: dict[str, int], data_dir: str | os.PathLike) -> 
 class StoredExamples(Sequence):
     """Random access to the Examples of a stored split; picklable."""
 
-    def __init__(self, records, where: str):
-        self._records, self._where = records, where
+    def __init__(self, records, directory: Path, split: str):
+        self._records, self.directory, self.split = records, directory, split
 
     def __len__(self) -> int:
         return len(self._records)
@@ -167,7 +167,7 @@ class StoredExamples(Sequence):
         return features.example(self._records[range(len(self))[index]])
 
     def __repr__(self) -> str:
-        return f"StoredExamples({self._where}, {len(self)} examples)"
+        return f"StoredExamples({self.directory} {self.split}, {len(self)} examples)"
 
 
 def load(directory: str | os.PathLike, split: str) -> StoredExamples:
@@ -189,7 +189,7 @@ def load(directory: str | os.PathLike, split: str) -> StoredExamples:
             "prepare it again"
         )
     records = builder.as_data_source(split=split, deserialize_method=RAW)
-    return StoredExamples(records, f"{directory} {split}")
+    return StoredExamples(records, Path(directory), split)
 
 
 def examples_of(

@@ -124,6 +124,9 @@ class Processor(NamedTuple):
     end_ids: tuple[int, ...]  # the first is the one that closes an assistant turn
     banned: np.ndarray
     token_bytes: tuple[bytes, ...]
+    # (width, height), pixels → the grid (t, h, w) that `cut` gives such an image; a
+    # ValueError where it can't be resized
+    grid: Callable[[tuple[int, int], Pixels], tuple[int, int, int]] | None
     brackets: tuple[int, ...] = ()  # ids put before and after an image's tokens, where
     # the chat template does not write them itself
     tags: tag_tokens.Choice = tag_tokens.Choice("added", "")  # how tags become ids
@@ -140,6 +143,13 @@ class Processor(NamedTuple):
         if self.plain is not None:
             return self.plain.encode(text, add_special_tokens=False).ids
         return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def encode_many(self, texts: list[str]) -> list[list[int]]:
+        """Return `encode_plain` of many texts, on all cores."""
+        if self.plain is not None:
+            done = self.plain.encode_batch(texts, add_special_tokens=False)
+            return [one.ids for one in done]
+        return self.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
 
     def with_tags(self, choice: tag_tokens.Choice) -> Processor:
         """Return the processor that encodes reasoning tags as chosen. Where they are
@@ -218,7 +228,7 @@ def load_processor(
         line = (str(e).strip() or type(e).__name__).splitlines()[0]
         raise UserError(f"{directory}: cannot load the tokenizer: {line}") from e
     try:
-        geometry, low, high, slice_image = _tower(config, directory)
+        geometry, low, high, slice_image, grid = _tower(config, directory)
         text = config.get("text_config") or config
         vocab_size = text["vocab_size"]
         sees = geometry is not None
@@ -230,14 +240,11 @@ def load_processor(
             f"{directory}: expected at most {vocab_size} ids in the tokenizer "
             f"(vocab_size of config.json), got {len(tokenizer)}; are they of one model?"
         )
-    pixels = (
-        low if min_pixels is None else min_pixels,
-        high if max_pixels is None else max_pixels,
-    )
-    if not 0 <= pixels[0] <= pixels[1]:
+    low = low if min_pixels is None else min_pixels
+    high = high if max_pixels is None else max_pixels
+    if not 0 <= low <= high:
         raise UserError(
-            f"{directory}: expected 0 <= min_pixels <= max_pixels, got {pixels[0]} and "
-            f"{pixels[1]}"
+            f"{directory}: expected 0 <= min_pixels <= max_pixels, got {low} and {high}"
         )
     token_bytes = _token_bytes(tokenizer, vocab_size, directory)
     known = tokenizer.get_vocab()
@@ -256,13 +263,14 @@ def load_processor(
     banned[[*brackets, *([image_id] if sees else [])]] = True
     return Processor(
         tokenizer=tokenizer,
-        cut=_cutter(slice_image, geometry, pixels, cache_bytes),
+        cut=_cutter(slice_image, geometry, (low, high), cache_bytes),
         geometry=geometry or Geometry(1, 1, 1, 1, flat=True),
-        pixels=pixels,
+        pixels=(low, high),
         image_id=image_id,
         end_ids=tuple(dict.fromkeys(e for e in ends if e is not None)),
         banned=banned,
         token_bytes=token_bytes,
+        grid=grid,
         brackets=brackets,
     )
 
@@ -336,12 +344,13 @@ def _token_bytes(tokenizer, vocab_size: int, where) -> tuple[bytes, ...]:
 
 
 def _tower(config: dict, directory: Path):
-    """Return (Geometry or None, min pixels, max pixels, cutting function).
+    """Return (Geometry or None, min pixels, max pixels, cutting function, grid).
 
-    The cutting function takes (RGB image, pixels) and returns (patches, grid).
+    The cutting function takes (RGB image, pixels) and returns (patches, grid);
+    `Processor.grid` is the grid alone.
     """
     if "vision_config" not in config:
-        return None, 0, 0, None
+        return None, 0, 0, None, None
     settings = directory / "preprocessor_config.json"
     if not (directory / "processor_config.json").exists() or settings.exists():
         _read_json(settings)
@@ -353,6 +362,7 @@ def _grid(config: dict, directory: Path):
     """As `_tower`, for Qwen: one grid of patches in the image's own shape."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
         Qwen2VLImageProcessorPil,
+        smart_resize,
     )
 
     resizer = _settings(Qwen2VLImageProcessorPil, directory)
@@ -379,8 +389,12 @@ def _grid(config: dict, directory: Path):
         out = resizer(images=[image], size=size, return_tensors="np")
         return out["pixel_values"], tuple(int(g) for g in out["image_grid_thw"][0])
 
+    def grid(size, pixels):
+        height, width = smart_resize(size[1], size[0], patch * merge, *pixels)
+        return 1, height // patch, width // patch
+
     size = resizer.size
-    return geometry, size["shortest_edge"], size["longest_edge"], slice_image
+    return geometry, size["shortest_edge"], size["longest_edge"], slice_image, grid
 
 
 def _tiles(config: dict, directory: Path):
@@ -388,6 +402,7 @@ def _tiles(config: dict, directory: Path):
     and, if there are several, a thumbnail of the whole image as the last tile."""
     from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
         GotOcr2ImageProcessorPil,
+        get_optimal_tiled_canvas,
     )
 
     resizer = _settings(GotOcr2ImageProcessorPil, directory)
@@ -408,9 +423,13 @@ def _tiles(config: dict, directory: Path):
             f"{resizer.size['width']}"
         )
 
+    def limits(pixels):
+        """Return the least and the most tiles."""
+        high = max(1, pixels[1] // tile**2)
+        return min(high, max(1, -(-pixels[0] // tile**2))), high
+
     def slice_image(image, pixels):
-        max_tiles = max(1, pixels[1] // tile**2)
-        min_tiles = min(max_tiles, max(1, -(-pixels[0] // tile**2)))
+        min_tiles, max_tiles = limits(pixels)
         out = resizer(
             images=[image],
             crop_to_patches=True,  # InternVLProcessor sets it, whatever is stored
@@ -426,8 +445,15 @@ def _tiles(config: dict, directory: Path):
         patches = cells.transpose(0, 2, 5, 3, 6, 1, 4, 7).reshape(-1, c * patch**2)
         return patches, (n, side * geometry.merge, side * geometry.merge)
 
+    def grid(size, pixels):
+        low, high = limits(pixels)
+        cells = get_optimal_tiled_canvas(size[::-1], (tile, tile), low, high)
+        count = cells[0] * cells[1] if high > 1 else 1
+        thumbnail = count > 1
+        return count + thumbnail, side * geometry.merge, side * geometry.merge
+
     low, high = (n * tile**2 for n in (resizer.min_patches, resizer.max_patches))
-    return geometry, low, high, slice_image
+    return geometry, low, high, slice_image, grid
 
 
 def _settings(kind, directory: Path):
