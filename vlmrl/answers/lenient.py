@@ -229,7 +229,13 @@ def _choose(text: str, options: tuple[str, ...]) -> int:
     fields = [(m.start(), m[1] or m[2] or m[3] or "") for m in _JSON.finditer(text)]
     if fields and (option := _agreed(fields, text, options)) != NONE:
         return option
-    plain = _plain(text, options)
+    plain = phrases.ASKED_AND_DENIED.sub("", _plain(text, options))
+    if phrases.CONDITIONAL.search(plain) and _final(plain, options) < 0:
+        every = [
+            m for t in mentions.sentences(plain) for m in mentions.letters(t, options)
+        ]
+        if mentions.only(every, options) == SEVERAL:
+            return SEVERAL
     if (option := _declared(plain, options)) != NONE:
         return option
     lines = [line.strip() for line in plain.splitlines() if line.strip()]
@@ -270,7 +276,11 @@ def _closing(text: str, options: tuple[str, ...]) -> int:
             ends.append((near[-1], sentence))
     if not ends or ends[-1][1] != mentions.sentences(text)[-1]:
         return SEVERAL
-    same = len({m.option for m, _ in ends}) == 1
+    last = mentions.named(ends[-1][1], options)
+    joined = len(last) > 1 and re.fullmatch(
+        r"\W*(?:and|or|to|und|et|y)?\W*", ends[-1][1][last[-2].end : last[-1].start]
+    )
+    same = len({m.option for m, _ in ends}) == 1 and not joined
     sure = not phrases.UNSURE.search(ends[-1][1]) and not ends[-1][0].letter
     return ends[-1][0].option if same and sure else SEVERAL
 

@@ -12,6 +12,8 @@ import re
 from string import ascii_uppercase as LETTERS
 from typing import NamedTuple
 
+from vlmrl.answers import numbers
+
 NONE, SEVERAL = -1, -2
 
 
@@ -31,7 +33,8 @@ _ARTICLES = frozenset("a an the".split())
 _DIGITS = {
     w: str(i)
     for i, w in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve".split()
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen"
+        " fourteen fifteen sixteen seventeen eighteen nineteen twenty".split()
     )
 } | {"grey": "gray", "colour": "color", "centre": "center"}
 # What may follow the letter A, but not the article.
@@ -97,8 +100,8 @@ def texts(clause: str, options: tuple[str, ...]) -> list[Mention]:
 
 _L = "A-Za-z0-9_À-ɏЀ-ӿ"  # letters that make a letter part of a word
 _LETTER = re.compile(
-    rf"[(\[（【]\s?([A-Za-z])\s?[)\]）】]|(?<![{_L}'’&@#$+\\.^=-])([A-Z])"
-    rf"(?![{_L}'’+^=@#]|\.[{_L}]|-[{_L}]|\s?[+=<>^]\s?[{_L}(])"
+    rf"[(\[（【]\s?([A-Za-z])\s?[)\]）】]|(?<![{_L}&@#$+\\.^=-])(?<![{_L}]['’])([A-Z])"
+    rf"(?![{_L}+^=@#]|['’][{_L}]|\.[{_L}]|-[{_L}]|\s?[+=<>^]\s?[{_L}(])"
 )
 _LABELS = re.compile(
     r"(?i)\b(?:point|line|vitamin|plan|group|type|sample|section|grade|team|box|figure"
@@ -118,6 +121,9 @@ def letters(clause: str, options: tuple[str, ...]) -> list[Mention]:
             if letter == "A" and _article(after, options):
                 continue
             if letter == "I" and re.match(r"\s+\w|['’]", after):
+                continue
+            quoted = clause[match.start() - 1 : match.start()] in ('"', "“", "‘", "'")
+            if quoted and any(re.fullmatch("[A-Z]", o.strip()) for o in options):
                 continue
             if _LABELS.search(clause[max(0, match.start() - 20) : match.start()]):
                 continue
@@ -160,7 +166,9 @@ _WRONG = re.compile(
 )
 
 
-_MARKED = re.compile(r"(?i)\s*[:.)-]\s*(?:no|false|incorrect|wrong|✗|❌|×)(?![\w])")
+_MARKED = re.compile(
+    r"(?i)\s*(?:[:.)-]\s*(?:no|false|incorrect|wrong)(?!\w)|[:.)-]?\s*[✗❌✘×])"
+)
 
 
 def _ruled_out(m: Mention, clause: str, options: tuple[str, ...]) -> bool:
@@ -228,17 +236,17 @@ _AGAIN = re.compile(
     r"^(?:or|and|and/or|/|&|und|oder|ou|et|o|y|e|和|或|与|、|,|，)?\s*[(\[（]?([A-Z])"
     rf"(?![{_L}'’])"
 )
-_SENTENCE = re.compile(r"(?<=[\w)\]\"'’”*%°]{2})[.!?](?=\s|$)|[。！？\n]")
+_SENTENCE = re.compile(
+    r"(?<=[\w)\]\"'’”*%°]{2})[.!?](?=\s|$)|(?<=[a-z] [A-Z])[.!?](?=\s[A-Z])|[。！？\n]"
+)
 
 
 def lead(clause: str, options: tuple[str, ...]) -> int:
     """Return the option that opens a clause: `B`, `(B) right side`, `B: dog, since …`,
     `dog.`; NONE where it opens otherwise, SEVERAL for `B or C` and for a letter with
     another option's text."""
-    whole = clause.strip(" \t'\"“”‘’`«».").casefold()
-    exact = [i for i, o in enumerate(options) if o.strip(" .").casefold() == whole]
-    if len(exact) == 1 and len(whole) > 1:
-        return exact[0]
+    if (exact := _exact(clause, options)) >= 0:
+        return exact
     match = _LEAD.match(clause)
     if match:
         letter = match[1] or match[2]
@@ -293,6 +301,20 @@ def lead(clause: str, options: tuple[str, ...]) -> int:
             if not (others and _ALSO.fullmatch(after[: others[0].start])):
                 return first.option
     return NONE
+
+
+def _exact(clause: str, options: tuple[str, ...]) -> int:
+    """Return the only option that a whole clause is the text or the value of."""
+
+    def normal(text: str) -> str:
+        return re.sub(r"[\s'\"“”‘’`«».]", "", text).casefold()
+
+    whole = normal(clause)
+    same = [i for i, o in enumerate(options) if normal(o) == whole]
+    if not same and (value := numbers.quantity(clause)) is not None:
+        values = [numbers.quantity(o) for o in options]
+        same = [i for i, v in enumerate(values) if v is not None and value.same(v)]
+    return same[0] if len(same) == 1 and len(whole) > 1 else NONE
 
 
 def _enumerated(text: str, index: int, options: tuple[str, ...]) -> bool:

@@ -8,6 +8,7 @@ import re
 _FINAL = (
     r"\b(?:final|ultimate)\s+(?:answer|choice|option|decision)\b",
     r"\b(?:my|so|thus|hence|therefore),?\s+(?:the\s+)?final\b",
+    r"\bfinal(?=\s*[:：])",
     r"最终答案",
 )
 _NOUNS = (
@@ -26,12 +27,17 @@ _NOUNS = (
     r"我认为是|应该是|应为|应当是",
 )
 _WHO = r"(?:i|we|i['’](?:d|ll|m)|i would|i will|let['’]s|let us|would|will|to|and)"
+_ALONE = (
+    r"(?=\s+(?:option\s+)?\(?(?-i:[A-Z])\)?\s*(?:[.,;!]|$))"  # a letter, then a pause
+)
 _CHOOSING = (
     rf"\b{_WHO}\s+(?:\w+\s+)?(?:choose|chose|pick|picked|select|selected|go with|going"
     r" with|opt for|settle on|say|guess|answer|conclude)\b",
     r"\b(?:choose|select|pick|chose|picked|selected)(?=\s+(?:option\s+)?\(?[A-Z]\b)",
     r"\b(?:suggests|indicates|points to|leads to|corresponds to|which leaves|leaving"
     r" only|that leaves)(?=\s+(?:option\s+)?\(?[A-Z0-9](?!\w*[a-z]))",
+    r"\b(?:everything|anything|all|all (?:others|options|of them))\s+(?:except|but)\b",
+    rf"\b(?:(?:it|this)(?:['’]s| is)|(?:has to|must) be){_ALONE}",
     r"\b(?:elijo|escojo|escolho|je choisis|ich wähle|scelgo)\b",
     r"(?:故|应|應|因此|所以)?选择?(?=\s*[:：]?\s*[(（]?[A-Z])",
 )
@@ -51,14 +57,15 @@ _LINKS = (
 )
 LINK = re.compile(
     r"(?i)[\s:：=>→\"'“”‘’「『]*(?:(?:" + "|".join(_LINKS) + r")"
-    r"(?=[\s:：\"'“*(（\[]|[A-Z](?![A-Za-z])|$|[一-鿿])[\s:：\"'“”‘’]*){0,8}"
+    r"(?=[\s:：\"'“*(（\[]|(?-i:[A-Z](?![A-Za-z]))|$|[一-鿿])[\s:：\"'“”‘’]*){0,8}"
 )
 RIGHT = re.compile(
     r"(?i)\b(?:is|are|would be|must be|should be|seems|looks|appears|being)\s+"
     r"(?:to be\s+)?(?:clearly\s+|definitely\s+|therefore\s+|thus\s+|indeed\s+)?"
     r"(?:the\s+|my\s+)?(?:most\s+|only\s+|final\s+)?(?:correct|right|best|likely"
     r"|accurate|appropriate|answer|true|plausible)\b"
-    r"(?!\s+(?:of|side|hand|half|part|end|edge|now|angle))"
+    r"(?!\s+(?:of|side|hand|half|part|end|edge|now|angle|known"
+    r"|seen|viewed))"
     r"|(?:是)?正确(?:的|答案|选项)|が正しい|が正解"
 )
 
@@ -66,9 +73,9 @@ RIGHT = re.compile(
 
 CORRECTS = re.compile(
     r"(?i)\b(?:wait|actually|correction|corrected|sorry|i mean|no,|hmm|however|but"
-    r"|on (?:a )?second (?:thou?ghts?|look)|instead|rather|let me (?:re|correct|double)"
-    r"|mistake|revis\w+|reconsider\w*|finally|final|in the end|more careful\w*"
-    r"|looking again|oops)\b|不对|等等|更正|重新|修正|但"
+    r"|on reflection|on (?:a )?second (?:thou?ghts?|look)|instead|rather"
+    r"|let me (?:re|correct|double)|mistake|revis\w+|reconsider\w*|finally|final"
+    r"|in the end|more careful\w*|looking again|oops)\b|不对|等等|更正|重新|修正|但"
 )
 CORRECTION = re.compile(
     r"(?i)\b(?:no,? wait|wait,? no|wait,|scratch that|correction:?|sorry,|i mean"
@@ -85,3 +92,7 @@ UNSURE = re.compile(
     r"(?i)\b(?:could|might|may|maybe|perhaps|possibly|also|either|unsure|or|hard to)\b"
     r"|\?"
 )
+CONDITIONAL = re.compile(
+    r"(?i)\bit depends\b|\bdepending on\b|\botherwise\b|\bwithout it\b|\bif not,"
+)
+ASKED_AND_DENIED = re.compile(r"\(?\b[A-Z]\)?\?\s*(?:No|Nope|Not)\b[^\n.!?]{0,40}[.!]?")
