@@ -254,6 +254,7 @@ class Record(NamedTuple):
     backend: str = ""  # JAX's: 'cpu', 'gpu' or 'tpu'; '' where it was not ours
     device: str = ""  # device kind, e.g. 'NVIDIA H200'
     dtype: str = ""  # of the forward pass
+    tags: str = ""  # reasoning tags were 'added' tokens or 'plain' text; '': unknown
     letters_from: str = "kernel"  # or 'logprobs', 'samples', 'absent'; 'unknown'
     letter_samples: int = 0  # answers that `letters` are shares of; 0: no shares
     prefill_as: str = ""  # how a prefill reached an endpoint (eval/served.py); '': n/a

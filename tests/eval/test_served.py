@@ -114,6 +114,42 @@ def test_reasoning_that_is_given_apart_is_the_think():
     assert found == "<think>So the answer is B.</think><answer>B</answer>"
 
 
+INSIDE = "It is red. So the answer is B.\n</think>\n\n<answer>B</answer>"
+
+
+def test_a_reply_that_begins_inside_a_think_is_read_from_there():
+    """Where a server's template opens it; a reply that was cut off with the others."""
+    cut = "It is red. So the"
+
+    def answer(request):
+        text = request["messages"][-1]["content"][-1]["text"]
+        return body_of(cut if kit.examples(2)[1].question in text else INSIDE)
+
+    rows, _ = ask(answer, ["base", "wrong_think", "no_cot"])
+    first = {r.condition: r for r in rows if r.example == kit.examples(1)[0].id}
+    base = first["base"]
+    assert (base.prefill, base.prefill_as) == ("<think>", "template")
+    assert base.completion == INSIDE and base.prompt.endswith("<think>")
+    assert base.format and base.predicted == 1 and base.verdict == "consistent"
+    assert base.think == INSIDE.split("</think>")[0]
+    last = next(r for r in rows if r.completion == cut and r.condition == "base")
+    assert last.think == cut and last.truncated == (last.finish == "length")
+    direct = first["no_cot"]
+    assert direct.predicted == 1 and direct.think == base.think
+
+
+def test_reasoning_goes_on_where_a_prefill_began_it():
+    example = apply(kit.examples(1)[0], "wrong_think")
+    reply = Reply("<answer>B</answer>", "", True, reasoning=" No, B.")
+    assert served.completion(example, reply) == " No, B.</think><answer>B</answer>"
+    direct = apply(kit.examples(1)[0], "no_cot")
+    for text, reasoning in (("B", "Red."), ("Red.</think>\n\nB", "")):
+        reply = Reply(text, "", True, reasoning=reasoning)
+        whole = served.completion(direct, reply)
+        assert whole == "<think>Red.</think>\n<answer>B</answer>"
+        assert served.begun(direct, whole, opened=True) == ""
+
+
 @pytest.mark.parametrize("said", ["B", " B\n", ">B</answer>", "<answer>B</answer>"])
 @pytest.mark.parametrize("way", ["user", "continue"])
 def test_an_answer_without_a_think_is_read(said, way):

@@ -46,7 +46,7 @@ SCHEMA = pa.schema(
 # 'warm-start' was what a study started from; how others were trained is not recorded.
 ADDED = {
     **dict.fromkeys(
-        ("version", "backend", "device", "dtype", "prefill_as", "code"), ""
+        ("version", "backend", "device", "dtype", "tags", "prefill_as", "code"), ""
     ),
     "letters_from": "unknown",
     "kind": "option",

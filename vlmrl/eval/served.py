@@ -16,6 +16,9 @@ endpoint can't give is absent, and the record says so. `Record.letters_from`:
   continue   as an assistant turn that the endpoint continues
   assistant  as an assistant turn before the model's own
   user       quoted in the user turn
+
+Where no condition starts the turn, `template` says that replies began inside a CoT: the
+server's chat template had opened it. Tags are tokenised as the server does.
 """
 
 from __future__ import annotations
@@ -113,17 +116,19 @@ def evaluate(
             f"{left} of {len(replies)} completions were not requested: {SPENT}; raise "
             "it and run again, replies are cached"
         )
+    asked_of = [e for e in changed for _ in range(samples)]
+    opened = opens(asked_of, replies)
     code = user_code.stamp(conditions, s.style, styles.style(s.style).parser)
     records = []
     for i, (e, turn) in enumerate(zip(changed, written, strict=True)):
         mine = replies[i * samples : (i + 1) * samples]
-        rows = [_record(e, turn, s.style, reply) for reply in mine]
+        rows = [_record(e, turn, s.style, reply, opened) for reply in mine]
         records += _with_letters(rows, mine)
     records = [
         r._replace(
             **labels._replace(code=user_code.joined(labels.code, code))._asdict(),
             version=client.endpoint.model,
-            prefill_as=s.prefill if r.prefill else "",
+            prefill_as=_prefill_as(s.prefill, r.prefill, asked_of[i]),
             sample=i % samples,
             not_asked=not_asked[i // samples],
         )
@@ -136,6 +141,12 @@ def evaluate(
 def asked(examples: Sequence[Example], conditions: Sequence[str]) -> int:
     """Return how many of the examples × conditions are asked: those that apply."""
     return sum(not perturb.applies(e, c) for e in examples for c in conditions)
+
+
+def _prefill_as(how: str, turn: str, example: Example) -> str:
+    if example.prefill:
+        return how
+    return "template" if turn else ""
 
 
 def _request(s: ServedSettings) -> dict:
@@ -208,38 +219,68 @@ def _url(image: bytes, example: Example) -> str:
 
 
 def completion(example: Example, reply: Reply) -> str:
-    """Return the text that follows the prefill. Reasoning that a server gives apart
-    stands in think tags; a repeated prefill is taken off; a bare reply to a request for
-    the answer alone stands in answer tags."""
-    text = reply.text
+    """Return the text that follows the prefill.
+
+    Reasoning that a server gives apart stands in think tags, or goes on in the CoT that
+    a prefill opened. A repeated prefill is taken off. A bare reply to a request for the
+    answer alone stands in answer tags, behind the reasoning that came all the same.
+    """
+    text, prefill = reply.text, example.prefill
     if reply.reasoning and "<think>" not in text:
-        text = f"<think>{reply.reasoning}</think>{text}"
-    if example.prefill:
-        text = text.removeprefix(example.prefill)
-    if example.direct and text.strip() and "answer>" not in text and text[:1] != ">":
-        text = f">{text.strip()}</answer>"
+        close = "" if "</think>" in text else "</think>"
+        open_tag = "" if perturb.is_open(prefill) else "<think>"
+        text = open_tag + reply.reasoning + close + text
+    text = text.removeprefix(prefill)
+    if prefill and not perturb.is_open(prefill) and _inside(text):
+        text = "<think>" + text
+    thought, tag, answer = text.rpartition("</think>")
+    thought += tag
+    bare = answer.strip() and "answer>" not in answer and answer[:1] != ">"
+    if example.direct and bare:
+        opening = f"{thought}\n<answer>" if thought else ">"
+        text = f"{opening}{answer.strip()}</answer>"
     return text
 
 
-def _record(example: Example, turn, style: str, reply: Reply) -> Record:
-    messages, _, spans = turn
+def _inside(text: str) -> bool:
+    """Return whether a text closes a CoT that it did not open."""
+    head, tag, _ = text.partition("</think>")
+    return bool(tag) and "<think>" not in head
+
+
+def opens(examples: Sequence[Example], replies: Sequence[Reply]) -> bool:
+    """Return whether the server's chat template opens a CoT before the model writes: a
+    reply behind no prefill closes one that it did not open."""
+    return any(
+        not (e.prefill or r.reasoning) and _inside(r.text)
+        for e, r in zip(examples, replies, strict=True)
+    )
+
+
+def begun(example: Example, text: str, opened: bool) -> str:
+    """Return how a turn began: with the prefill; with `<think>` where the server's
+    template wrote it (assumed of replies that were cut off before they closed it); with
+    nothing where an answer was asked for at once and reasoning came first."""
+    if not example.prefill:
+        return "<think>" if opened and "<think>" not in text else ""
+    return "" if example.direct and text.startswith("<think>") else example.prefill
+
+
+def _record(
+    example: Example, written, style: str, reply: Reply, opened: bool = False
+) -> Record:
+    messages, _, spans = written
     text = styles.chatml(messages)
     if messages[-1]["role"] == "assistant":  # its turn stays open
         text = styles.chatml(messages[:-1]) + example.prefill
+    reply_text = completion(example, reply)
+    turn = begun(example, reply_text, opened)
+    text += "" if example.prefill else turn
     prompt = Prompt(
-        example,
-        text,
-        "",
-        tuple(spans),
-        style,
-        styles.text_hash(text),
-        turn=example.prefill,
+        example, text, "", tuple(spans), style, styles.text_hash(text), turn=turn
     )
     record = build_record(
-        prompt,
-        completion(example, reply),
-        finish=reply.finish or "stop",
-        engine="chat",
+        prompt, reply_text, finish=reply.finish or "stop", engine="chat"
     )
     return record._replace(finish=f"error: {reply.error}") if reply.error else record
 
@@ -293,10 +334,11 @@ def letter_probabilities(
     if openings:
         at = openings[-1].end() - len(given)
     else:
-        bare = _BARE.match(text)
-        if bare is None or b"<" in text:
+        reply = text.rpartition(b"</think>")[2]
+        bare = _BARE.match(reply)
+        if bare is None or b"<" in reply:
             return None
-        at = bare.end()
+        at = len(text) - len(reply) + bare.end()
     if at < 0:
         return None
     start = 0

@@ -358,6 +358,7 @@ def _record(policy: Policy, prompt: Prompt, rollout: Rollout, scores: Scores, i:
         backend=jax.default_backend(),
         device=jax.devices()[0].device_kind,
         dtype=str(dtype),
+        tags=policy.processor.tags.mode,
         natural=bool(scores.natural[i]),
         truncated=bool(scores.truncated[i]),
         think_entropy=float(scores.think_entropy[i]),

@@ -82,6 +82,7 @@ def main(argv):
         loader.examples_of(f.source, f.split, f.size, workdir / "data", f.texts)
     )
     recipe = f.recipe or f.model
+    say("reasoning tags: as the server's template and tokenizer have them")
     names = served.ServedSettings._fields
     settings = served.ServedSettings(
         **{n: getattr(f, n) for n in names if n != "params"}, params=params
@@ -105,6 +106,11 @@ def main(argv):
     records.write(workdir / "records.parquet", rows)
     assemble.write_images(workdir, examples)
     sources = Counter((r.letters_from, r.prefill_as or "none") for r in rows)
+    if inside := sum(r.prefill_as == "template" for r in rows):
+        say(
+            f"{inside} of {len(rows)} replies are read from inside <think>, which the "
+            "server's chat template opened: some closed it unopened"
+        )
     failed = Counter(r.finish for r in rows if r.finish.startswith("error"))
     info = {
         "title": f"{recipe} on {f.source}",
