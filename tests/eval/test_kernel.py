@@ -230,10 +230,11 @@ class Plain(NamedTuple):
     closed: bool
 
 
-def read_plainly(ids, stage) -> Plain:
+def read_plainly(ids, stage, processor=None) -> Plain:
     """Reading by string search in the decoded bytes; `ids` without padding."""
-    words = kit.processor().token_bytes
-    own = [i for i in ids if i not in kit.processor().end_ids]
+    processor = processor or kit.processor()
+    words = processor.token_bytes
+    own = [i for i in ids if i not in processor.end_ids]
     text = b"".join(words[i] for i in own)
     ends = np.cumsum([len(words[i]) for i in own]).tolist()
     begins = [0, *ends][: len(own)]
@@ -282,9 +283,9 @@ def read_plainly(ids, stage) -> Plain:
                  stage == ANSWERING, closed)  # fmt: skip
 
 
-def letter_ids(count):
+def letter_ids(count, processor=None):
     """(id of a token, options it writes) of each way to go on behind `<answer`."""
-    processor = kit.processor()
+    processor = processor or kit.processor()
     texts = {
         i: w.decode("utf-8", "replace")
         for i, w in enumerate(processor.token_bytes)
@@ -403,7 +404,7 @@ def batch_of(examples, conditions) -> Batch:
         np.array(stages, np.int32),
         options.option_rows(
             [options.measure(processor, e, STYLE) for e in changed],
-            options.Sizes(OPTIONS, 0),
+            options.OptionSizes(OPTIONS, 0),
         ),
         np.array([e.answer for e in changed], np.int32),
         np.array([e.suggested for e in changed], np.int32),

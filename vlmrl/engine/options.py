@@ -73,7 +73,7 @@ class Measured(NamedTuple):
     texts: tuple[tuple[int, ...], ...] = ()  # of 'texts': ids behind `<answer`
 
 
-class Sizes(NamedTuple):
+class OptionSizes(NamedTuple):
     """Static sizes of a program."""
 
     options: int  # C
@@ -112,7 +112,7 @@ def text_ids(processor: Processor, text: str) -> tuple[int, ...]:
     return tuple(ids[len(opening) :])
 
 
-def sizes_of(items: Sequence[Measured]) -> Sizes:
+def sizes_of(items: Sequence[Measured]) -> OptionSizes:
     """Return the sizes that items need, rounded up to few."""
     count = max((m.options for m in items), default=0)
     if count > len(LETTERS):
@@ -123,10 +123,10 @@ def sizes_of(items: Sequence[Measured]) -> Sizes:
     longest = max((len(t) for m in items for t in m.texts), default=0)
     width = next(n for n in _WIDTHS if n >= longest) if longest else 0
     measured = any(m.kind for m in items)
-    return Sizes(next(n for n in _COUNTS if n >= count), width, measured)
+    return OptionSizes(next(n for n in _COUNTS if n >= count), width, measured)
 
 
-def option_rows(items: Sequence[Measured], sizes: Sizes) -> OptionRows:
+def option_rows(items: Sequence[Measured], sizes: OptionSizes) -> OptionRows:
     """Return the rows of items at the sizes of a program; a program without texts
     measures no text."""
     shape = (len(items), sizes.options)

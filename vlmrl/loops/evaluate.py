@@ -21,7 +21,7 @@ from vlmrl.engine.generate import Sampling, branch_keys
 from vlmrl.engine.memory import RolloutRequest
 from vlmrl.engine.options import (
     Measured,
-    Sizes,
+    OptionSizes,
     measure,
     option_rows,
     sizes_of,
@@ -65,7 +65,7 @@ def settings_of(fields: Mapping[str, Any]) -> EvalSettings:
     return EvalSettings(**fields)
 
 
-class _Item(NamedTuple):
+class ConditionedItem(NamedTuple):
     """An example under every condition, and how its options are measured there."""
 
     rows: list[Example]
@@ -152,15 +152,15 @@ class Evaluator:
                 advance(len(part))
             order += members
         parts = hosts.whole(sharding.part(self._policy.mesh)[0], passes)
-        found = [rows for one in zip(*parts, strict=True) for p in one for rows in p]
-        by_example = dict(zip(order, found, strict=True))
+        whole = [rows for one in zip(*parts, strict=True) for p in one for rows in p]
+        by_example = dict(zip(order, whole, strict=True))
         return [r for i in range(len(examples)) for r in by_example[i]]
 
-    def _item(self, example: Example) -> _Item:
+    def _item(self, example: Example) -> ConditionedItem:
         rows, asked, not_asked = perturb.conditioned(example, self._conditions)
         policy = self._policy
         measured = [measure(policy.processor, e, policy.style) for e in rows]
-        return _Item(rows, asked, not_asked, measured)
+        return ConditionedItem(rows, asked, not_asked, measured)
 
     def _jit_kernel(self):
         policy, s = self._policy, self._settings
@@ -185,7 +185,7 @@ class Evaluator:
         return run_kernel
 
     def _one_pass(
-        self, params, part: list[_Item], sizes: Sizes, labels: RunLabels
+        self, params, part: list[ConditionedItem], sizes: OptionSizes, labels: RunLabels
     ) -> list[list[Record]]:
         """Return the records of each example of this process's share of at most a
         batch; the rest of the batch is filled up with the last one."""
@@ -223,7 +223,7 @@ class Evaluator:
         ]
 
 
-def _by_kind(items: Sequence[_Item]) -> list[list[int]]:
+def _by_kind(items: Sequence[ConditionedItem]) -> list[list[int]]:
     """Return the indices of items that share programs: those measured by letters, those
     by texts. What is not measured at all goes with the first of them."""
     kinds = [k for k in ("letters", "texts") if any(i.kind == k for i in items)]
@@ -318,7 +318,7 @@ def _inputs(
     written: list[Prompt],
     each: int,
     measured: Sequence[Measured],
-    sizes: Sizes,
+    sizes: OptionSizes,
 ):
     """Return (Group, blind Group, ConditionRows) of N examples under `each` (V)
     conditions; no blind Group where the options of no row are measured."""
