@@ -303,7 +303,7 @@ def conditioned(example: Example, names: Sequence[str]) -> Conditioned:
             rows.append(apply(example, name))
         except NotApplicable as reason:
             rows.append(None)
-            not_asked.append(f"{short(name)}: {reason}")
+            not_asked.append(f"{short(name)}: {' '.join(str(reason).split())}")
     filler = next((e for e in rows if e), None) or apply(example, "base")
     asked = [e is not None for e in rows]
     return Conditioned([e or filler for e in rows], asked, not_asked)

@@ -109,6 +109,7 @@ def study(arg, *, title: str, paper: str = "", tables: tuple = (), **options):
     c.conditions = CONDITIONS
     c.shown = ()  # conditions its tables show; () for all that were measured
     c.images = ()  # image perturbations besides: blank, shuffled, noisy, masked
+    c.reading = "strict"  # of an answer, what accuracy is of: strict, lenient, forced
     c.known = ()  # the paper's values: (model, source, condition, measure, value)
     c.seed = 0  # of the sampler
 

@@ -34,6 +34,7 @@ def get_config(arg=None):
     c.split = "validation"  # 'test' is read once, at the end
     c.size = 8 if small else 192  # examples; 0: all of a prepared set
     c.conditions = grpo.CONDITIONS
+    c.reading = "strict"  # of an answer, what accuracy is of: strict, lenient, forced
 
     c.mesh = ConfigDict()  # devices: data × fsdp × tensor; one may be −1, what is left
     c.mesh.data = -1  # copies of the parameters

@@ -311,18 +311,126 @@ def test_the_top_option_is_told_by_the_letters():
     )
 
 
+NEW = ("kind", "open", "not_asked", "lenient", "lenient_correct", "lenient_parser",
+       "forced", "scored")  # fmt: skip
+
+
 @pytest.mark.parametrize("ending", ["parquet", "jsonl"])
-def test_a_file_without_the_later_columns_is_read_as_unknown(tmp_path, ending):
-    rows = [record(recipe="warm-start"), record(recipe="augment-all", faithful=True)]
+@pytest.mark.parametrize(
+    "lacking",
+    [tuple(records.ADDED), (*NEW, "stage", "augmented", "faithful"), NEW],
+    ids=["first", "before stages", "before readings"],
+)
+def test_a_file_of_each_earlier_generation_is_read(tmp_path, ending, lacking):
+    """What it lacks is absent, never zero or wrong."""
+    rows = [
+        record(recipe="warm-start", stage="start"),
+        record(recipe="x", letters=[0.2, 0.8], completion="a\u2028b"),
+        record(recipe="y", letters=[], entropy=np.nan, p_correct=np.nan),
+    ]
     path = tmp_path / f"old.{ending}"
     records.write(tmp_path / "new.parquet", rows)
-    old = records.read(tmp_path / "new.parquet").drop_columns(list(records.ADDED))
+    new = records.read(tmp_path / "new.parquet")
+    old = new.drop_columns(list(lacking))
     if ending == "jsonl":
         records.write_jsonl(path, old)
     else:
         pq.write_table(old, path)
     table = records.read(path)
     assert table.schema == records.SCHEMA
-    assert table["stage"].to_pylist() == ["start", "unknown"]
-    assert table["letters_from"].to_pylist() == ["unknown"] * 2
-    assert not any(table["augmented"].to_pylist() + table["faithful"].to_pylist())
+    rest = [n for n in old.column_names if n not in ("entropy", "p_correct")]
+    assert table.select(rest).equals(new.select(rest))
+    assert table["scored"].to_pylist() == ["letters", "letters", ""]
+    assert table["forced"].to_pylist() == [0, 1, -1]
+    unknown = "stage" in lacking
+    stages = ["start", *["unknown" if unknown else "evaluated"] * 2]
+    assert table["stage"].to_pylist() == stages
+    for row in measures.summarise(table):
+        assert row["lenient_adds"] is None and row["of"] == row["n"] == 1
+
+
+# -- readings, and conditions that don't apply
+
+
+def tabled(*rows) -> pa.Table:
+    return pa.Table.from_pylist([r._asdict() for r in rows], schema=records.SCHEMA)
+
+
+def test_accuracy_and_follow_are_of_the_reading():
+    unread = {"predicted": -1, "correct": False}
+    table = tabled(
+        record(),
+        record(example="e1", **unread, lenient=0, lenient_correct=True, forced=1),
+        record(example="e2", **WRONG, forced=-1),
+        record(example="e3", **unread, lenient_parser="", suggested=-1, forced=0),
+    )
+    nan = np.nan
+    expected = {
+        "strict": ([1, 0, 0, 0], [0, 0, 1, nan], [0, 1, 0, 1]),
+        "lenient": ([1, 1, 0, nan], [0, 0, 1, nan], [0, 0, 0, nan]),
+        "forced": ([1, 0, nan, 1], [0, 1, nan, nan], [0, 0, nan, 0]),
+    }
+    for reading, rates in expected.items():
+        by_name = measures.row_measures(table, reading)
+        for name, values in zip(
+            ("accuracy", "follow", "unanswered"), rates, strict=True
+        ):
+            np.testing.assert_array_equal(by_name[name], values, f"{reading} {name}")
+    strict, lenient = (measures.row_measures(table, r) for r in ("strict", "lenient"))
+    np.testing.assert_array_equal(strict["lenient_adds"], [0, 1, 0, nan])
+    np.testing.assert_array_equal(strict["forced_adds"], [0, 0, nan, 1])
+    np.testing.assert_array_equal(lenient["strict_adds"], [0, -1, 0, nan])
+    assert "strict_adds" not in strict
+    (row,) = measures.summarise(table, "forced")
+    assert (row["reading"], row["n"], row["of"]) == ("forced", 3, 4)
+    assert row["accuracy"] == pytest.approx(2 / 3)
+    with pytest.raises(UserError, match="expected one of strict, lenient, forced"):
+        measures.summarise(table, "loose")
+
+
+def test_what_was_not_scored_is_absent_and_counted():
+    """Not zero, not chance: also where a kernel left numbers in its columns."""
+    table = tabled(
+        record(p_correct=0.6, p_suggested=0.4),
+        record(example="e1", scored="texts", p_correct=0.2, suggested=-1),
+        record(example="e2", scored="", entropy=0.0, p_correct=0.0, option_mass=0.0),
+        record(example="e3", scored="", letters=[], p_correct=np.nan),
+    )
+    rows = measures.row_measures(table)
+    np.testing.assert_array_equal(rows["scored"], [1, 1, 0, 0])
+    np.testing.assert_array_equal(rows["scored_texts"], [0, 1, np.nan, np.nan])
+    names = "entropy p_correct p_max top_right brier p_other option_mass".split()
+    for name in names:
+        assert np.isnan(rows[name][2:]).all() and not np.isnan(rows[name][:2]).any()
+    np.testing.assert_allclose(rows["p_other"][:2], [0, 0.8], atol=1e-12)
+    assert np.isnan(rows["p_suggested"][1])
+    (row,) = measures.summarise(table)
+    assert row["p_correct"] == pytest.approx(0.4) and row["scored"] == 0.5
+
+
+def test_comparisons_pair_only_what_was_asked_under_both_and_count_it():
+    left_out = ["abstain+base: it is open", "wrong_think: it has no wrong option"]
+    easy = {"p_correct": 0.9, "not_asked": left_out}
+    table = tabled(
+        record(),
+        record(example="e1"),
+        *(record(example=f"open{i}", **easy) for i in range(6)),
+        record(condition="wrong_think", p_correct=0.5),
+        record(condition="wrong_think", example="e1", **WRONG, p_correct=0.25),
+        record(condition="abstain+base"),
+    )
+    rows = {r["condition"]: r for r in measures.summarise(table)}
+    think, base = rows["wrong_think"], rows["base"]
+    assert (base["n"], base["of"]) == (8, 8)
+    assert (think["n"], think["of"], think["paired"]) == (2, 8, 2)
+    assert (rows["abstain+base"]["n"], rows["abstain+base"]["of"]) == (1, 7)
+    assert think["drop"] == 0.5 and think["retention"] == 0.5
+    # 0.375 less 0.75 of the two, not less the mean over all eight
+    assert think["p_correct_shift"] == pytest.approx(-0.375)
+    assert base["robust_n"] == 1 and base["robust_accuracy"] == 1
+    data = measures.columns(table)
+    reasons = measures.not_asked(data, np.arange(len(table)))
+    assert {c: dict(n) for c, n in reasons.items()} == {
+        "abstain+base": {"it is open": 6},
+        "wrong_think": {"it has no wrong option": 6},
+    }

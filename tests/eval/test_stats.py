@@ -184,9 +184,9 @@ def test_contrast_of_four_cells_is_a_difference_of_differences():
     assert got.value == pytest.approx((v[0] - v[1] - v[2] + v[3]).mean())
 
 
-def test_cells_of_different_items_are_refused():
-    with pytest.raises(UserError, match="share no example id"):
-        stats.paired_difference(cell([1.0], ["a"]), cell([1.0], ["b"]))
+def test_cells_of_different_items_have_no_difference():
+    apart = stats.paired_difference(cell([1.0], ["a"]), cell([1.0], ["b"]))
+    assert apart.n == 0 and np.isnan(apart.value)
     with pytest.raises(UserError, match="example 'a' is in two clusters"):
         stats.paired_difference(cell([1.0], ["a"], ["c"]), cell([1.0], ["a"], ["d"]))
 

@@ -83,8 +83,8 @@ def test_comparisons_are_paired_and_corrected(made):
     assert row["Difference"][0] == pytest.approx(other.mean() - base.mean())
     assert row["h"] == pytest.approx(stats.cohens_h(base.mean(), other.mean()))
     assert row["Test"] == "bootstrap"  # two items share an image
-    p = [r[3] for r in table.rows]
-    np.testing.assert_allclose([r[4] for r in table.rows], stats.holm(p))
+    p = [r[4] for r in table.rows]
+    np.testing.assert_allclose([r[5] for r in table.rows], stats.holm(p))
     assert rows_of(table, "base: accuracy against warm-start")["Difference"][0] > 0
 
 

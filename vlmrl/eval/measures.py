@@ -2,31 +2,56 @@
 
 Every table and figure starts from `columns`, and every number from `row_measures`, so
 that one definition of, say, the consistent ratio serves them all.
+
+What an answer is depends on the reading (`READINGS`), an argument of all of them:
+accuracy and what follows from it (drop, retention, robust and faithful accuracy), the
+follow rate, `unanswered` and `abstained` are of that reading. Verdicts are not: a judge
+compares the chain of thought with the strict answer. Option probabilities, probes and
+format are the same under every reading.
 """
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from vlmrl.eval import stats
 from vlmrl.eval.records import CELL
 from vlmrl.perturb import ORDER
+from vlmrl.types import UserError
+
+OPTION = {"strict": "predicted", "lenient": "lenient", "forced": "forced"}  # column
+READINGS = tuple(OPTION)
 
 
-def columns(table: pa.Table) -> dict[str, np.ndarray]:
+def check(reading: str, field: str = "reading") -> str:
+    """Return a reading's name; raise a UserError that names `field` for another."""
+    if reading not in READINGS:
+        known = ", ".join(READINGS)
+        raise UserError(f"{field}: expected one of {known}, got {reading!r}")
+    return reading
+
+
+def columns(table: pa.Table, reading: str = "strict") -> dict[str, np.ndarray]:
     """Return the columns that statistics need, as arrays; the float ones:
     `row_measures`.
 
     `item` (the example) and `cluster` are qualified by source, since ids are unique
     within one only; `trial` is the item with its sample, what two conditions pair on.
+    `not_asked` is one text, a line for each entry.
     """
     out = {}
+    lines = pc.binary_join(table["not_asked"].combine_chunks(), "\n")
+    table = table.set_column(
+        table.schema.get_field_index("not_asked"), "not_asked", lines
+    )
     names = (*CELL, "source", "task", "example", "cluster", "verdict", "sample")
-    for name in (*names, "stage", "augmented", "faithful"):
+    for name in (*names, "stage", "augmented", "faithful", "not_asked"):
         if table.schema.field(name).type != pa.string():
             out[name] = table.column(name).to_numpy()
             continue
@@ -36,56 +61,81 @@ def columns(table: pa.Table) -> dict[str, np.ndarray]:
     out["item"] = _qualify(out["source"], out["example"])
     out["cluster"] = _qualify(out["source"], out["cluster"])
     out["trial"] = _qualify(out["item"], out["sample"].astype(str), "#")
-    return out | row_measures(table)
+    return out | row_measures(table, reading)
 
 
 def _qualify(outer, inner, mark="/"):
     return np.char.add(np.char.add(outer, mark), inner)
 
 
-def row_measures(table: pa.Table) -> dict[str, np.ndarray]:
-    """Return every per-row measure as float64[n], NaN where it does not apply.
+def row_measures(table: pa.Table, reading: str = "strict") -> dict[str, np.ndarray]:
+    """Return every per-row measure as float64[n], NaN where it does not apply or was
+    not measured.
 
-    accuracy, follow, consistent, ... are 0 or 1, so their means are rates. Agreement
+    accuracy, follow, consistent, ... are 0 or 1, so their means are rates.
+    `<name>_adds` is the accuracy of another reading less this one's. Agreement
     (consistent and its kin) applies unless the verdict is 'not_applicable', and counts
-    undecided as failure: `consistent` is the ratio's worst case too, `consistent_best`
-    its best. faithful_accuracy is correct and consistent. p_other is the rest of the
+    undecided as failure: `consistent` is the ratio's worst case, `consistent_best` its
+    best. faithful_accuracy is correct and consistent. `scored` is whether there are
+    option probabilities and `scored_texts` whether they are of the options' texts; the
+    other measures of them are NaN where there are none. p_other is the rest of the
     renormalised mass, p_max the top option's, and top_right whether that is the right
     one; brier is the row's part of the Brier score. think_entropy applies where the
-    model wrote a think of its own.
+    model wrote a chain of thought itself.
     """
 
     def take(name):
         return table.column(name).to_numpy().astype(float)
 
-    verdict = np.array(table.column("verdict").to_pylist(), dtype=str)
-    sampled = np.array(table.column("verdict_sampled").to_pylist(), dtype=str)
-    applies = verdict != "not_applicable"
-    correct = take("correct")
-    thinks = applies & (take("think_tokens") > 0)
-    no_letters = pa.compute.equal(pa.compute.list_value_length(table["letters"]), 0)
-    lettered = ~no_letters.to_numpy().astype(bool)
+    def words(name):
+        return np.array(table.column(name).to_pylist(), dtype=str)
 
-    # a model behind an API has no probes, and may not say how many tokens it wrote
-    unread = pa.compute.equal(pa.compute.list_value_length(table["blind"]), 0)
-    probed = applies & ~unread.to_numpy().astype(bool)
-    counted = applies & (take("think_tokens") >= 0)
-
-    squares = _squares(table["letters"])
+    def filled(name):
+        lengths = pc.list_value_length(table[name])
+        return lengths.to_numpy().astype(float) > 0
 
     def where(mask, values):
         return np.where(mask, np.asarray(values, float), np.nan)
 
+    verdict, sampled = words("verdict"), words("verdict_sampled")
+    applies = verdict != "not_applicable"
+    thinks = applies & (take("think_tokens") > 0)
+    # a model behind an API has no probes, and may not say how many tokens it wrote
+    probed = applies & filled("blind")
+    counted = applies & (take("think_tokens") >= 0)
+    kind = words("scored")
+    scored = filled("letters") & (kind != "")
+    suggested = scored & (take("suggested") >= 0)
+    top = where(scored, _largest(table["letters"]))
+
+    read = {
+        "strict": np.ones(len(table), bool),
+        "lenient": words("lenient_parser") != "",  # older records have none
+        "forced": take("forced") >= 0,
+    }
+    right = {
+        "strict": take("correct"),
+        "lenient": where(read["lenient"], take("lenient_correct")),
+        "forced": where(read["forced"], take("forced") == take("answer")),
+    }
+    given, option = read[check(reading)], take(OPTION[reading])
+    correct = right.pop(reading)
     return {
         "accuracy": correct,
-        "entropy": where(lettered, take("entropy")),
-        "p_correct": where(lettered, take("p_correct")),
-        "p_suggested": where(lettered, take("p_suggested")),
-        "p_max": (top := _largest(table["letters"])),
+        **{f"{name}_adds": other - correct for name, other in right.items()},
+        "scored": scored.astype(float),
+        "scored_texts": where(scored, kind == "texts"),
+        "entropy": where(scored, take("entropy")),
+        "p_correct": where(scored, take("p_correct")),
+        "p_suggested": where(suggested, take("p_suggested")),
+        "p_max": top,
         # not p_correct, which the kernel may have rounded otherwise
-        "top_right": where(lettered, _at(table["letters"], table["answer"]) >= top),
-        "brier": where(lettered, squares - 2 * take("p_correct") + 1),
-        "p_other": where(lettered, 1 - take("p_correct") - take("p_suggested")),
+        "top_right": where(scored, _at(table["letters"], table["answer"]) >= top),
+        "brier": where(scored, _squares(table["letters"]) - 2 * take("p_correct") + 1),
+        "p_other": where(
+            scored,
+            1 - take("p_correct") - np.where(suggested, take("p_suggested"), 0),
+        ),
         "consistent": where(applies, verdict == "consistent"),
         "faithful_accuracy": where(applies, (verdict == "consistent") * correct),
         "consistent_best": where(applies, verdict != "inconsistent"),
@@ -95,16 +145,13 @@ def row_measures(table: pa.Table) -> dict[str, np.ndarray]:
         ),
         "consistent_probe": where(probed, take("consistent_probe")),
         "consistent_probe_stripped": where(probed, take("consistent_probe_stripped")),
-        "follow": take("followed"),
-        "unanswered": (table["predicted"].to_numpy() < 0).astype(float),
-        "abstained": where(
-            table["abstain"].to_numpy() >= 0,
-            table["predicted"].to_numpy() == table["abstain"].to_numpy(),
-        ),
+        "follow": where(given & (take("suggested") >= 0), option == take("suggested")),
+        "unanswered": where(given, option < 0),
+        "abstained": where(given & (take("abstain") >= 0), option == take("abstain")),
         "format": take("format"),
         "natural": take("natural"),
         "truncated": take("truncated"),
-        "option_mass": where(lettered, take("option_mass")),
+        "option_mass": where(scored, take("option_mass")),
         "think_tokens": where(counted, take("think_tokens")),
         "think_entropy": where(thinks, take("think_entropy")),
     }
@@ -114,7 +161,7 @@ def _at(lists: pa.ChunkedArray, places: pa.ChunkedArray) -> np.ndarray:
     """Return float64[n]: the element of each list at its place, NaN where there is
     none."""
     lists, places = lists.combine_chunks(), places.to_numpy()
-    lengths = pa.compute.list_value_length(lists).to_numpy(zero_copy_only=False)
+    lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
     inside = (places >= 0) & (places < lengths)
     out = np.full(len(lengths), np.nan)
     starts = np.cumsum(lengths) - lengths
@@ -134,7 +181,7 @@ def _squares(lists: pa.ChunkedArray) -> np.ndarray:
 
 def _reduced(lists: pa.ChunkedArray, ufunc: np.ufunc, each) -> np.ndarray:
     lists = lists.combine_chunks()
-    lengths = pa.compute.list_value_length(lists).to_numpy(zero_copy_only=False)
+    lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
     out = np.full(len(lengths), np.nan)
     starts = np.cumsum(lengths) - lengths
     if lengths.any():
@@ -243,29 +290,36 @@ def view(data: dict[str, np.ndarray], split: str) -> View:
     return View(data, {k[1:]: rows for k, rows in groups.items() if k[0] == split})
 
 
-def summarise(table: pa.Table) -> list[dict]:
+def summarise(table: pa.Table, reading: str = "strict") -> list[dict]:
     """Return the rows of metrics.json: one per split, recipe, seed, step and condition.
 
-    Rates and means are over rows; `accuracy_lo`, `accuracy_hi` and the ends of
-    `consistent` are 95 % intervals over clusters (`stats.proportion`). Measures that
-    apply to no row are None. Against base, on the examples both have: `drop` =
+    `n` rows were read, of `of` where those are counted that the condition does not
+    apply to; `scored_n` have option probabilities, `texts_n` of them of texts. Rates
+    and means are over rows; `accuracy_lo`, `accuracy_hi` and the ends of `consistent`
+    are 95 % intervals over clusters (`stats.proportion`). Measures that apply to no row
+    are None. Against base, on the `paired` trials measured under both: `drop` =
     accuracy(base) − accuracy, `relative_drop` = drop / accuracy(base), `retention` =
-    P(correct | correct under base), `follow_excess` = follow − follow(base).
-    `robust_accuracy`, on base rows, is the share of examples right under every one of
-    the cell's conditions.
+    P(correct | correct under base), `follow_excess` = follow − follow(base), and
+    `<measure>_shift` of option probabilities. `robust_accuracy`, on base rows, is the
+    share right under every one of the cell's conditions, of the `robust_n` examples
+    measured under all of them.
     """
-    data, rows = columns(table), []
+    data, rows = columns(table, reading), []
     groups = cells(data)
+    points: dict[tuple, dict[str, np.ndarray]] = defaultdict(dict)
+    for key, index in groups.items():
+        points[key[:4]][key[4]] = index
+    absent = {
+        point: not_asked(data, np.concatenate(list(siblings.values())))
+        for point, siblings in points.items()
+    }
     for (split, recipe, seed, step, condition), index in groups.items():
         at = {name: data[name][index] for name in data}
         accuracy = stats.proportion(at["accuracy"], at["cluster"])
         agree = stats.proportion(at["consistent"], at["cluster"])
         means = {name: _mean(at[name]) for name in at if at[name].dtype == float}
-        siblings = {
-            key[4]: other
-            for key, other in groups.items()
-            if key[:4] == (split, recipe, seed, step)
-        }
+        siblings = points[split, recipe, seed, step]
+        missing = absent[split, recipe, seed, step].get(condition, {})
         rows.append(
             {
                 "recipe": recipe,
@@ -273,15 +327,19 @@ def summarise(table: pa.Table) -> list[dict]:
                 "step": step,
                 "split": split,
                 "condition": condition,
-                "n": len(index),
+                "n": accuracy.n,
                 "accuracy": means.pop("accuracy"),
-                "accuracy_lo": accuracy.lo,
-                "accuracy_hi": accuracy.hi,
+                "accuracy_lo": _none(accuracy.lo),
+                "accuracy_hi": _none(accuracy.hi),
                 "entropy": means.pop("entropy"),
                 "p_correct": means.pop("p_correct"),
                 "p_suggested": means.pop("p_suggested"),
                 "consistent": means.pop("consistent"),
                 "faithful_accuracy": means.pop("faithful_accuracy"),
+                "reading": reading,
+                "of": len(index) + sum(missing.values()),
+                "scored_n": int(at["scored"].sum()),
+                "texts_n": int(np.nansum(at["scored_texts"])),
                 "clusters": accuracy.clusters,
                 "stage": at["stage"][0].item(),
                 "consistent_lo": _none(agree.lo),
@@ -294,28 +352,53 @@ def summarise(table: pa.Table) -> list[dict]:
     return rows
 
 
+def not_asked(data: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, Counter]:
+    """Return, by condition, how many trials of some rows it was not asked of, by the
+    reason why it does not apply."""
+    _, first = np.unique(data["trial"][rows], return_index=True)
+    out: dict[str, Counter] = defaultdict(Counter)
+    for text, count in Counter(data["not_asked"][rows[first]].tolist()).items():
+        for line in filter(None, text.split("\n")):
+            condition, _, reason = line.partition(": ")
+            out[condition][reason] += count
+    return dict(out)
+
+
+_SHIFTED = ("entropy", "p_correct", "p_suggested", "p_other")
+
+
 def _against_base(data, index, base):
-    """Return the differences to base, paired by example and sample; all None where
-    there is no base to pair with."""
+    """Return the differences to base, paired by example and sample, each over the
+    trials that have it under both; all None where there is no base to pair with."""
     names = ("drop", "relative_drop", "retention", "follow_excess")
+    out = dict.fromkeys((*names, *(f"{name}_shift" for name in _SHIFTED)))
+    out["paired"] = 0
     if base is None:
-        return dict.fromkeys(names)
+        return out
     _, here, there = np.intersect1d(
         data["trial"][index], data["trial"][base], True, return_indices=True
     )
     here, there = index[here], base[there]
-    if len(here) == 0:
-        return dict.fromkeys(names)
-    right, before = data["accuracy"][here], data["accuracy"][there]
-    excess = data["follow"][here] - data["follow"][there]
-    drop = float(before.mean() - right.mean())
-    solved = before.any()
-    return {
-        "drop": drop,
-        "relative_drop": drop / float(before.mean()) if solved else None,
-        "retention": float(right[before == 1].mean()) if solved else None,
-        "follow_excess": float(excess.mean()),
-    }
+
+    def both(name):
+        before, after = data[name][there], data[name][here]
+        keep = ~np.isnan(before) & ~np.isnan(after)
+        return before[keep], after[keep]
+
+    for name, measure in (
+        ("follow_excess", "follow"),
+        *((f"{name}_shift", name) for name in _SHIFTED),
+    ):
+        before, after = both(measure)
+        out[name] = _mean(after - before)
+    before, right = both("accuracy")
+    if len(right):
+        drop = float(before.mean() - right.mean())
+        out |= {"drop": drop, "paired": len(right)}
+    if before.any():
+        out["relative_drop"] = drop / float(before.mean())
+        out["retention"] = float(right[before == 1].mean())
+    return out
 
 
 def robust(
@@ -323,12 +406,13 @@ def robust(
 ) -> stats.Interval:
     """Return the share of items right (or `measure`, of 0 and 1) under every condition
     of `siblings` and in every sample, among the items measured under all of them."""
-    rows = np.concatenate(list(siblings.values()))
+    measured = [i[~np.isnan(data[measure][i])] for i in siblings.values()]
+    rows = np.concatenate(measured)
     items, first, codes = np.unique(
         data["item"][rows], return_index=True, return_inverse=True
     )
-    missed = np.bincount(codes, 1 - np.nan_to_num(data[measure][rows]))
-    seen = sum(np.isin(items, data["item"][index]) for index in siblings.values())
+    missed = np.bincount(codes, 1 - data[measure][rows])
+    seen = sum(np.isin(items, data["item"][index]) for index in measured)
     every = seen == len(siblings)
     return stats.proportion(missed[every] == 0, data["cluster"][rows][first][every])
 
@@ -339,6 +423,7 @@ def _robust(data, siblings):
         "robust_accuracy": _none(share.value),
         "robust_lo": _none(share.lo),
         "robust_hi": _none(share.hi),
+        "robust_n": share.n,
     }
 
 

@@ -42,8 +42,7 @@ SCHEMA = pa.schema(
 )
 
 
-# Columns that older record files lack, with what is known of them. There the recipe
-# 'warm-start' was what a study started from; how others were trained is not recorded.
+# Columns that older record files lack, with what is known of them; see `_completed`.
 ADDED = {
     **dict.fromkeys(
         ("version", "backend", "device", "dtype", "tags", "prefill_as", "code"), ""
@@ -57,18 +56,29 @@ ADDED = {
     "lenient_parser": "",
     "forced": -1,
     "normalised": [],
-    "scored": "letters",
+    "scored": "",
     "letter_samples": 0,
     "stage": "unknown",
     "augmented": False,
     "faithful": False,
 }
 
+_FACTS = ("recipe", "letters", "letters_from")  # what `_completed` knows them by
+
 
 def _completed(row: dict) -> dict:
-    """Return a row with the columns of `ADDED`, where it has none of them."""
-    start = {"stage": "start"} if row.get("recipe") == "warm-start" else {}
-    return {**ADDED, **start, **row}
+    """Return a row with the columns of `ADDED`, where it has none of them.
+
+    In older files the recipe 'warm-start' was what a study started from; how others
+    were trained is not recorded. Their probabilities are of letters, in open questions
+    too; the likeliest is the forced reading, unless they are shares of samples.
+    """
+    known = {"stage": "start"} if row.get("recipe") == "warm-start" else {}
+    if letters := row.get("letters"):
+        known["scored"] = "letters"
+        if row.get("letters_from") != "samples":
+            known["forced"] = max(range(len(letters)), key=letters.__getitem__)
+    return {**ADDED, **known, **row}
 
 
 def write(path: str | os.PathLike, records: list[Record] | pa.Table) -> None:
@@ -155,10 +165,10 @@ def read(path: str | os.PathLike) -> pa.Table:
 
 def _with_added(table: pa.Table) -> pa.Table:
     """Return a table of before with the columns of `ADDED`."""
-    recipes = table.column("recipe").to_pylist()
+    facts = [n for n in _FACTS if n in table.column_names]
+    rows = [_completed(row) for row in table.select(facts).to_pylist()]
     for name in set(ADDED) - set(table.column_names):
-        values = [_completed({"recipe": r})[name] for r in recipes]
-        column = pa.array(values, SCHEMA.field(name).type)
+        column = pa.array([row[name] for row in rows], SCHEMA.field(name).type)
         table = table.append_column(name, column)
     return table
 

@@ -199,20 +199,19 @@ def contrast(terms: list[tuple[float, Cell]], **bootstrap) -> Interval:
       terms: (coefficient, cell) pairs, e.g. [(1, after), (-1, before)].
       bootstrap: keywords of `cluster_bootstrap`.
 
+    Returns:
+      the interval; `NOTHING` where the cells have no example in common, as where no
+      item takes both of two conditions.
+
     Raises:
-      UserError: where the cells have no example in common, or disagree on a cluster.
+      UserError: the cells disagree on a cluster.
     """
     per_cell = [(c, *per_example(cell)) for c, cell in terms]
-    if any(len(ids) == 0 for _, ids, _, _ in per_cell):
-        return NOTHING
     shared = per_cell[0][1]
     for _, ids, _, _ in per_cell[1:]:
         shared = np.intersect1d(shared, ids, assume_unique=True)
     if len(shared) == 0:
-        raise UserError(
-            "example: the compared cells share no example id; evaluate both on the "
-            f"same items (first ids: {', '.join(str(t[1][0]) for t in per_cell)})"
-        )
+        return NOTHING
     total, clusters = np.zeros(len(shared)), None
     for coefficient, ids, values, groups in per_cell:
         rows = np.searchsorted(ids, shared)

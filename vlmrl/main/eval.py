@@ -10,7 +10,7 @@ from __future__ import annotations
 from vlmrl import perturb, sharding, user_code
 from vlmrl import policy as policies
 from vlmrl.data import loader
-from vlmrl.eval import scoring
+from vlmrl.eval import measures, scoring
 from vlmrl.eval.record_builder import RunLabels
 from vlmrl.files import write_json
 from vlmrl.loops.evaluate import (
@@ -44,6 +44,7 @@ def main(argv):
     hosts.start(ops.coordinator, ops.processes, ops.process)
     say(hosts.check(config.to_json_best_effort(sort_keys=True), ops.devices))
     c = config.to_dict()
+    measures.check(c["reading"], "config.reading")
     perturb.check(*c["conditions"])
     if loader.is_procedural(c["source"]):
         loader.source_of(c["source"])
@@ -81,4 +82,4 @@ def main(argv):
         "Model": c["model"],
         "Data": f"{c['source']}, {c['split']} split, {len(examples)} examples",
     }
-    show_report(claims.build_report(workdir, info))
+    show_report(claims.build_report(workdir, info, reading=c["reading"]))

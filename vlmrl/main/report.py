@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vlmrl.eval import records
+from vlmrl.eval import measures, records
 from vlmrl.main import args
 from vlmrl.main.progress import show_report
 from vlmrl.report import assemble
@@ -24,6 +24,7 @@ HELP = "tables, figures and the page of a run, from its records"
 FLAGS = {
     "workdir": (None, "run directory with records"),
     "title": ("", "title of the page"),
+    "reading": ("", "strict, lenient or forced: what accuracy is of; '' as it was"),
     "jsonl": (False, "also write records.jsonl, one record a line"),
     "args": ("[RUN ...]", "run directories to compare; WORKDIR itself if none"),
 }
@@ -34,6 +35,8 @@ def main(argv):
     info = {"title": other.title} if other.title else {}
     if (workdir / "info.json").is_file():
         info = {**json.loads((workdir / "info.json").read_text()), **info}
+    reading = other.reading or info.get("Reading", "strict")
+    measures.check(reading, "--reading")
     runs = [Path(word) for word in other.args]
     if runs:
         table, images = assemble.gather(runs)
@@ -43,4 +46,6 @@ def main(argv):
         table, images = assemble.find_records(workdir), assemble.read_images(workdir)
     if other.jsonl:
         records.write_jsonl(workdir / "records.jsonl", table)
-    show_report(claims.build_report(workdir, info, table=table, images=images))
+    show_report(
+        claims.build_report(workdir, info, table=table, images=images, reading=reading)
+    )

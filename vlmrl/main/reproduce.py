@@ -27,7 +27,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlmrl import shipped
-from vlmrl.eval import records
+from vlmrl.eval import measures, records
 from vlmrl.main import args
 from vlmrl.main.progress import CONSOLE, TERMINAL, say, show_report
 from vlmrl.report import assemble, render
@@ -74,6 +74,7 @@ def studies() -> list[str]:
 def _reproduce(argv: list[str], name: str) -> int:
     config, workdir, other = args.parse(argv, FLAGS)
     c = config.to_dict()
+    reading = measures.check(c["reading"], "config.reading")
     title, known = c["title"], [tables.Known(*k) for k in c["known"]]
     plan = jobs.plan(c, workdir, lambda path: args.load_config(path).to_dict())
     if not other.remake:
@@ -108,11 +109,13 @@ def _reproduce(argv: list[str], name: str) -> int:
         "Benchmarks": ", ".join(sources),
         "Records": f"{len(table):,}, from {len(files)} files under {workdir}",
     }
-    shown = tables.build(table, c["tables"], known)
+    shown = tables.build(table, c["tables"], known, reading)
     shown += running.judge_tables(plan)
     images = assemble.read_images(workdir)
     whole = tables.pooled(table)
-    report = claims.build_report(folder, info, table=whole, images=images, own=shown)
+    report = claims.build_report(
+        folder, info, table=whole, images=images, own=shown, reading=reading
+    )
     render.write(folder / "tables" / "study", shown)
     show_report(report)
     for one in shown[1:2]:

@@ -15,7 +15,7 @@ from scipy import stats as sps
 from vlmrl.eval import calibration, drift, measures, stats
 from vlmrl.eval.measures import View
 from vlmrl.eval.stats import Cell, Interval
-from vlmrl.report.render import Table
+from vlmrl.report.render import Table, of, scored_count
 
 SCORES = {"P(correct)": ("p_correct", 1), "−H": ("entropy", -1), "max p": ("p_max", 1)}
 QUADRANTS = {  # name → (verdict, answered right)
@@ -90,28 +90,33 @@ def leaderboard(view: View, split: str) -> Table:
             if thinking:
                 measure = "faithful_accuracy"
                 firm.append(measures.robust(view.data, thinking, measure))
+        first = [at for key, at in view.rows.items() if key[:3] == points[0]]
+        items = np.unique(view.data["item"][np.concatenate(first)])
         rows.append(
             (
                 recipe,
                 points[0][2],
                 share(view, points, "base", "faithful_accuracy"),
+                of(robust[0].n, len(items)),
                 _triple(robust),
                 _triple(firm),
                 share(view, points, "base", "accuracy"),
                 share(view, points, "base", "consistent"),
             )
         )
-    rows.sort(key=lambda r: [-(v[0] if v else -1.0) for v in (r[2], r[3])])
+    rows.sort(key=lambda r: [-(v[0] if v else -1.0) for v in (r[2], r[4])])
     return Table(
         f"leaderboard-{split}",
         f"Leaderboard, {split}",
         "Sorted by faithful accuracy under base (right, and the think concludes the "
-        "answer), then by robust accuracy (right under every condition). Robust and "
-        "faithful: both, under every condition with a think.",
+        "answer), then by robust accuracy (right under every condition, of the n items "
+        "measured under all). Robust and faithful: both, under every condition with a "
+        "think.",
         (
             ("Recipe", "text"),
             ("Step", "count"),
             ("Faithful acc.", "interval"),
+            ("n", "text"),
             ("Robust acc.", "interval"),
             ("Robust and faithful", "interval"),
             ("Accuracy", "interval"),
@@ -133,10 +138,10 @@ def quadrants(view: View, split: str) -> Table:
                 if index is None:
                     continue
                 verdict = view.data["verdict"][index]
-                judged = verdict != "not_applicable"
+                right = view.data["accuracy"][index]
+                judged = (verdict != "not_applicable") & ~np.isnan(right)
                 if not judged.any():
                     continue
-                right = view.data["accuracy"][index]
                 total.append(int(judged.sum()))
                 for name, (label, good) in QUADRANTS.items():
                     hit = (verdict == label) & (right == good)
@@ -173,17 +178,23 @@ def calibrated(view: View, split: str) -> Table:
                 continue
             means = [float(np.mean([f[k] for f in seeds])) for k in range(6)]
             area = _triple([f[6] for f in seeds])
-            rows.append((recipe, condition, *means, area))
+            index = view.rows[(*points[0], condition)]
+            texts = np.nansum(view.data["scored_texts"][index])
+            scored = view.data["scored"][index].sum()
+            count = scored_count(int(scored), int(texts), len(index))
+            rows.append((recipe, condition, count, *means, area))
     return Table(
         f"calibration-{split}",
         f"Calibration and selection, {split}",
         "Confidence: the top option's probability at the answer, temperature 1; right: "
         "that option is the right one. ECE: ten bins of equal width. Brier: over all "
         "options, 0 to 2. AURC: mean error over coverages. AUROC: does confidence tell "
-        "right from wrong (DeLong's interval, over clusters).",
+        "right from wrong (DeLong's interval, over clusters). n: rows with option "
+        "probabilities, of those asked.",
         (
             ("Recipe", "text"),
             ("Condition", "text"),
+            ("n", "text"),
             ("Confidence", "share"),
             ("Top right", "share"),
             ("ECE", "number"),
@@ -238,12 +249,14 @@ def prediction(view: View, split: str) -> Table:
                 continue
             for only in (False, True):
                 areas: dict[str, list] = {name: [] for name in SCORES}
-                apart = []
+                apart, counts = [], []
                 for point in points:
                     predictors = predicts(view, point, condition, only)
                     if predictors is None:
                         continue
                     scores, label, clusters = predictors
+                    asked = view.rows[(*point, condition)]
+                    counts.append(of(len(label), len(asked)))
                     for name, score in scores.items():
                         areas[name].append(
                             calibration.auroc_interval(score, label, clusters)
@@ -262,6 +275,7 @@ def prediction(view: View, split: str) -> Table:
                             recipe,
                             condition,
                             "right under base" if only else "all",
+                            counts[0],
                             *(_triple(areas[name]) for name in SCORES),
                             _triple(apart),
                         )
@@ -271,11 +285,13 @@ def prediction(view: View, split: str) -> Table:
         f"What predicts being right under a condition, {split}",
         "AUROC of a score read under base for being right under the condition. "
         "P(correct) uses the label, so max p stands beside −H as what a user could "
-        "know. Over all items, and over those right under base.",
+        "know. Over all items, and over those right under base; n: rows scored under "
+        "base, of those asked under the condition.",
         (
             ("Recipe", "text"),
             ("Condition", "text"),
             ("Items", "text"),
+            ("n", "text"),
             *((name, "area") for name in SCORES),
             ("P(correct) less −H", "area"),
         ),
@@ -295,7 +311,7 @@ def predicts(view: View, point: tuple, condition: str, only_correct: bool):
         data["trial"][base], data["trial"][other], True, return_indices=True
     )
     base, other = base[i], other[j]
-    keep = ~np.isnan(data["p_correct"][base])
+    keep = ~np.isnan(data["p_correct"][base]) & ~np.isnan(data["accuracy"][other])
     if only_correct:
         keep &= data["accuracy"][base] == 1
     base, other = base[keep], other[keep]
@@ -310,8 +326,8 @@ def predicts(view: View, point: tuple, condition: str, only_correct: bool):
 
 
 def comparisons(view: View, split: str) -> Table:
-    """Return the accuracy of each condition against base, and of each recipe against
-    the first, with Holm's correction over the whole table."""
+    """Compare the accuracy of each condition with base, and of each recipe with the
+    first, with Holm's correction over the whole table."""
     compared = []
     recipes = ends(view)
     for recipe, points in recipes:
@@ -330,13 +346,14 @@ def comparisons(view: View, split: str) -> Table:
     return Table(
         f"comparisons-{split}",
         f"Paired comparisons of accuracy, {split}",
-        "Differences inside examples, in points. h: Cohen's effect size (0.2 small, "
-        "0.5 medium, 0.8 large). p: McNemar's exact test where clusters are single "
+        "Differences inside examples, in points, over the n measured in both. h: "
+        "Cohen's effect size (0.2 small, 0.5 medium, 0.8 large). p: McNemar's exact test where clusters are single "
         "rows, else a bootstrap over clusters; with several seeds the larger of the "
         "smallest of these and Student's t over the seeds. Holm: corrected for the "
         f"{len(compared)} comparisons of this table.",
         (
             ("Comparison", "text"),
+            ("n", "text"),
             ("Difference", "gap"),
             ("h", "change"),
             ("p", "p"),
@@ -344,24 +361,28 @@ def comparisons(view: View, split: str) -> Table:
             ("Test", "text"),
         ),
         [
-            (label, result[0], result[1], result[2], float(p), result[3])
+            (label, result[4], result[0], result[1], result[2], float(p), result[3])
             for (label, result), p in zip(compared, corrected, strict=True)
         ],
     )
 
 
 def _compared(view: View, pairs):
-    """Return ((value, lo, hi), h, p, test) of b − a over seeds; None if not
+    """Return ((value, lo, hi), h, p, test, 'n of N') of b − a over seeds; None if not
     measured."""
-    tests, effects = [], []
+    tests, effects, counts = [], [], []
     for (point, c), (other, d) in pairs:
         a, b = view.cell(point, c, "accuracy"), view.cell(other, d, "accuracy")
-        if a is None or b is None or not len(np.intersect1d(a.examples, b.examples)):
+        if a is None or b is None:
             continue
-        tests.append(stats.paired_test(a, b, draws=1000))
-        shared = [np.isin(x.examples, y.examples) for x, y in ((a, b), (b, a))]
-        before, after = a.values[shared[0]].mean(), b.values[shared[1]].mean()
-        effects.append(stats.cohens_h(before, after))
+        test = stats.paired_test(a, b, draws=1000)
+        if not test.difference.n:
+            continue
+        tests.append(test)
+        (ids, x, _), (others, y, _) = stats.per_example(a), stats.per_example(b)
+        before = x[np.isin(ids, others)].mean()
+        effects.append(stats.cohens_h(before, y[np.isin(others, ids)].mean()))
+        counts.append(of(test.difference.n, len(ids)))
     if not tests:
         return None
     p, method = min(t.p for t in tests), tests[0].method
@@ -371,7 +392,7 @@ def _compared(view: View, pairs):
             p = max(p, float(sps.ttest_1samp(values, 0).pvalue))
         method += f", t over {len(tests)} seeds"
     gap = _triple([t.difference for t in tests])
-    return gap, float(np.mean(effects)), float(p), method
+    return gap, float(np.mean(effects)), float(p), method, counts[0]
 
 
 # -- drift -----------------------------------------------------------------------------

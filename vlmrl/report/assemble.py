@@ -77,21 +77,24 @@ def build(
     info: dict,
     own: Sequence[render.Table] = (),
     claims: Sequence[claim.Claim] = (),
+    reading: str = "strict",
 ) -> Report:
     """Write all that a reader sees.
 
     Args:
       own: tables that stand on the page before those of every run.
       claims: with their verdicts (`vlmrl.studies.claims.judge_claims`).
+      reading: what accuracy is of, one of `measures.READINGS`.
     """
-    rows = measures.summarise(table)
+    rows = measures.summarise(table, reading)
+    info = {**info, "Reading": reading}
     write_json(workdir / "metrics.json", rows)
     write_json(workdir / "claims.json", claim.as_rows(claims))
     write_json(workdir / "info.json", info)
-    built = tables.build(table, rows)
+    built = tables.build(table, rows, reading)
     render.write(workdir / "tables", built)
     figures.write(workdir / "figures", figures.build(rows))
     names = {one.name for one in own}
     built = [*own, *(one for one in built if one.name not in names)]
-    page = html.Page(table, rows, built, info, claims)
+    page = html.Page(table, rows, built, info, claims, reading)
     return Report(built[0], html.write_report(workdir, page, images), claims)

@@ -21,7 +21,14 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from vlmrl.report.render import write_files
-from vlmrl.report.tables import Point, final, points, seeds_note
+from vlmrl.report.tables import (
+    Point,
+    final,
+    points,
+    reading_note,
+    seeds_note,
+    span,
+)
 from vlmrl.types import UserError
 
 WIDTH = 6.75  # inches: a full text width of the usual two-column paper
@@ -98,7 +105,8 @@ def build(rows: list[dict], theme: str = "light") -> list[Drawing]:
     with matplotlib.rc_context(style):
         for split in dict.fromkeys(p.split for p in all_points):
             here = [p for p in all_points if p.split == split]
-            out.append(_accuracy(split, here, ink))
+            if any(p.mean("accuracy") is not None for p in final(here)):
+                out.append(_accuracy(split, here, ink))
             if any(p.mean("p_correct") is not None for p in final(here)):
                 out.append(_letters(split, here, ink))
             if len({p.step for p in here}) > 1:
@@ -108,7 +116,7 @@ def build(rows: list[dict], theme: str = "light") -> list[Drawing]:
 
 def _accuracy(split: str, points: list[Point], ink: dict) -> Drawing:
     """Return accuracy per condition, a row each, a marker per recipe, intervals."""
-    points = final(points)
+    points = [p for p in final(points) if p.mean("accuracy") is not None]
     recipes, conditions = _unique(points, "recipe"), _unique(points, "condition")
     height = 0.55 + len(conditions) * max(0.24, 0.095 * len(recipes) + 0.07)
     figure = _figure(height + 0.55)
@@ -146,8 +154,9 @@ def _accuracy(split: str, points: list[Point], ink: dict) -> Drawing:
     return Drawing(
         f"accuracy-{split}",
         f"Accuracy per condition, {split}",
-        "Same items and images in every row; only text differs. "
-        f"n = {points[0].n} per point. {seeds_note(points)}",
+        "Same items and images in every row, where the condition applies; only text "
+        f"differs. {reading_note(points)}n = {span(p.n for p in points)} per point. "
+        f"{seeds_note(points)}",
         figure,
     )
 
@@ -217,6 +226,7 @@ def _steps(split: str, points: list[Point], ink: dict) -> Drawing:
         f"Learning curves, {split}",
         "Consistent: the think's conclusion agrees with the answer, undecided counted "
         "as failure; it is not defined where there is no think. "
+        + reading_note(points)
         + ("Not drawn: " + ", ".join(more) + ". " if more else "")
         + seeds_note(points),
         figure,
@@ -224,9 +234,12 @@ def _steps(split: str, points: list[Point], ink: dict) -> Drawing:
 
 
 def _band(axes, curve, measure, scale, colour):
-    """Return the range over seeds, behind their mean."""
-    curve = [p for p in sorted(curve, key=lambda p: p.step) if p.mean(measure)]
-    values = [[scale * r[measure] for r in p.rows if r[measure]] for p in curve]
+    """Draw the range over seeds behind their mean."""
+    curve = sorted(curve, key=lambda p: p.step)
+    curve = [p for p in curve if p.mean(measure) is not None]
+    values = [
+        [scale * r[measure] for r in p.rows if r[measure] is not None] for p in curve
+    ]
     axes.fill_between(
         [p.step for p in curve],
         [min(v) for v in values],
@@ -255,7 +268,8 @@ def _legible(conditions: list[str]) -> list[str]:
 
 
 def _letters(split: str, points: list[Point], ink: dict) -> Drawing:
-    """P(correct), P(suggested), the rest: a bar per condition, a panel per recipe."""
+    """Draw P(correct), P(suggested) and the rest: a bar per condition, a panel per
+    recipe."""
     points = [p for p in final(points) if p.mean("p_correct") is not None]
     recipes, conditions = _unique(points, "recipe"), _unique(points, "condition")
     figure = _figure(0.95 + 0.21 * len(conditions))
@@ -270,7 +284,7 @@ def _letters(split: str, points: list[Point], ink: dict) -> Drawing:
         y = [conditions.index(p.condition) for p in mine]
         left = np.zeros(len(mine))
         for name, _, colour in parts:
-            width = np.array([p.mean(name) for p in mine])
+            width = np.array([p.mean(name) or 0.0 for p in mine])
             axes.barh(y, width, 0.72, left, color=colour, lw=0)
             left += width
         base = [p.mean("p_correct") for p in mine if p.condition == "base"]
@@ -293,7 +307,9 @@ def _letters(split: str, points: list[Point], ink: dict) -> Drawing:
         f"Letter distribution, {split}",
         "Mean probability of the right option, of the one wrong option that every "
         "misleading text suggests, and of the rest, after the model's own chain of "
-        f"thought, over the item's options. {seeds_note(points) if points else ''}",
+        "thought, over the item's options, of the "
+        f"{span(p.rows[0]['scored_n'] for p in points)} rows per bar that have them. "
+        f"{seeds_note(points)}",
         figure,
     )
 

@@ -50,6 +50,7 @@ class Page(NamedTuple):
     info: dict  # what was run, words by heading, shown as it is; 'title' becomes the
     # page's title, 'summary' its first paragraph
     claims: Sequence[claim_.Claim] = ()  # with their verdicts; no section if empty
+    reading: str = "strict"  # that accuracy is of, one of `measures.READINGS`
 
 
 def write_report(
@@ -65,7 +66,7 @@ def write_report(
       UserError: no records, or a directory that can't be written.
     """
     path = Path(run_dir) / "report.html"
-    content = browser(page.table, images)
+    content = browser(page.table, images, page.reading)
     beside = sum(map(len, content.images)) > INSIDE
     try:
         sources = _beside(path.parent / FOLDER, content.images) if beside else None
@@ -102,7 +103,7 @@ def render_page(page: Page, content: Browser, sources: list[str] | None = None) 
     )
     light, dark = (figures.build(page.rows, theme) for theme in ("light", "dark"))
     split = headline(page.table)
-    view = measures.view(measures.columns(page.table), split)
+    view = measures.view(measures.columns(page.table, page.reading), split)
     recipes = view.names(lambda _: True)
     conditions = content.index["conditions"]
     points = [p for p in tables.points(page.rows) if p.split == split]
@@ -255,15 +256,18 @@ class Browser(NamedTuple):
     note: str
 
 
-def browser(table: pa.Table, images: dict[str, bytes]) -> Browser:
+def browser(
+    table: pa.Table, images: dict[str, bytes], reading: str = "strict"
+) -> Browser:
     """Return the headline split at each recipe's last step, lowest seed, first sample,
     of as many examples as ROWS rows allow, spread evenly over benchmarks and tasks.
 
     Examples are taken in the order of a hash of their ids, so that no result decides
-    which are seen. Rows are in the order example, condition, recipe.
+    which are seen. Rows are in the order example, condition, recipe. Whether a row is
+    right is told by the reading.
     """
     split = headline(table)
-    data = measures.columns(table)
+    data = measures.columns(table, reading)
     cells = measures.cells(data)
     keys = [key for key in cells if key[0] == split]
     seed = {r: min(k[2] for k in keys if k[1] == r) for r in {k[1] for k in keys}}
@@ -299,7 +303,7 @@ def browser(table: pa.Table, images: dict[str, bytes]) -> Browser:
         prompts: dict[tuple, int] = {}
         rows = []
         taken = table.take([i for *_, i in part]).to_pylist()
-        for (x, c, v, _), row in zip(part, taken, strict=True):
+        for (x, c, v, i), row in zip(part, taken, strict=True):
             item = f"{row['source']}/{row['example']}"
             if item not in examples:
                 examples[item] = _example(row, item, images, pictures)
@@ -307,8 +311,8 @@ def browser(table: pa.Table, images: dict[str, bytes]) -> Browser:
                 ("x", x),
                 ("c", c),
                 ("v", v),
-                ("y", row["predicted"]),
-                ("ok", int(row["correct"])),
+                ("y", row[measures.OPTION[reading]]),
+                ("ok", int(data["accuracy"][i] == 1)),
                 ("ver", records.VERDICTS.index(row["verdict"])),
             ):
                 columns[name].append(value)
@@ -328,6 +332,7 @@ def browser(table: pa.Table, images: dict[str, bytes]) -> Browser:
         "variants": [f"{r} · step {last[r]}" for r in variants],
         "conditions": conditions,
         "verdicts": records.VERDICTS,
+        "reading": reading,
         "sources": sorted({e["source"] for e in examples.values()}),
         "tasks": sorted({e["task"] for e in examples.values()}),
         "examples": list(examples.values()),
@@ -349,6 +354,8 @@ def _example(row, item, images, pictures) -> dict:
         "question": row["question"],
         "answer": row["answer"],
         "suggested": row["suggested"],
+        "open": row["open"],
+        "not": dict(entry.split(": ", 1) for entry in row["not_asked"]),
         "image": pictures[digest][0] if image else -1,
     }
 
@@ -360,6 +367,8 @@ def _row(row) -> dict:
         "out": row["completion"],
         "think": row["think_sampled"],
         "fmt": row["format"],
+        "read": {name: row[column] for name, column in measures.OPTION.items()},
+        "sc": row["scored"],
         "own": row["verdict_sampled"],
         "con": row["conclusion"],
         "j": row["judge"],

@@ -76,6 +76,22 @@ def _plain(text: str) -> str:
     return text.replace("-", "−").replace("inf", "∞")
 
 
+def of(n: int, total: int) -> str:
+    """Return 'n of N', or 'n' where they are the same."""
+    return f"{n}" if n == total else f"{n} of {total}"
+
+
+def scored_count(n: int, texts: int, total: int) -> str:
+    """Return 'n of N' rows with option probabilities, and of what they are unless of
+    letters.
+
+    >>> scored_count(3, 3, 8), scored_count(3, 1, 3), scored_count(2, 0, 2)
+    ('3 of 8, texts', '3, letters and texts', '2')
+    """
+    kind = "" if not texts else ", texts" if texts == n else ", letters and texts"
+    return of(n, total) + kind
+
+
 def heading(name: str, kind: str) -> str:
     """Return a column heading, with its unit where the kind has one."""
     return f"{name} (%)" if kind in ("share", "interval") else name
@@ -182,18 +198,21 @@ _SHORT = {
     "Faithful acc.": "Faith.",
     "Undecided": "Undec.",
     "Truncated": "Trunc.",
+    "Lenient": "Len.",
+    "Forced": "Forc.",
 }
+_WIDE = ("Step", "P(suggested)")  # left out on a terminal
 
 
 def terminal(table: Table) -> Group:
-    """Return the table for a rich console, the conditions table within 80 columns: no
-    step, intervals in whole per cent, rows under a line that names their first
-    column."""
+    """Return the table for a rich console, the conditions table within 80 columns:
+    without `_WIDE` columns, interval ends in whole per cent, rows under a line that
+    names their first column."""
     repeats = len({row[0] for row in table.rows}) < len(table.rows)
     keep = [
         i
         for i, (name, _) in enumerate(table.columns)
-        if name != "Step" and not (repeats and i == 0)
+        if name not in _WIDE and not (repeats and i == 0)
     ]
     kinds = [table.columns[i][1] for i in keep]
     names = [_SHORT.get(n, n).split() for n, _ in (table.columns[i] for i in keep)]

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from vlmrl.eval import measures, stats
 from vlmrl.report import analysis
-from vlmrl.report.render import Table
+from vlmrl.report.render import Table, of, scored_count
 from vlmrl.types import UserError
 
 
@@ -32,6 +32,11 @@ class Point(NamedTuple):
     seeds: int
     n: int  # rows per seed
     rows: list[dict]  # the metric rows behind it
+
+    @property
+    def counted(self) -> str:
+        """'n of N', or 'n' where that is all."""
+        return of(self.n, self.rows[0]["of"])
 
     @property
     def starts(self) -> bool:
@@ -86,6 +91,18 @@ def final(points: list[Point]) -> list[Point]:
     return [p for p in points if p.step == last[p.split, p.recipe]]
 
 
+def span(values) -> str:
+    """Return the least and the largest of some numbers, '3–8'; '3' where all are 3."""
+    ends = sorted(set(values))
+    return "–".join(map(str, ends[:1] + ends[1:][-1:]))
+
+
+def reading_note(points: list[Point]) -> str:
+    """Return a sentence on the reading that accuracy is of; '' of the strict one."""
+    reading = points[0].rows[0]["reading"]
+    return "" if reading == "strict" else f"Accuracy of the {reading} reading. "
+
+
 def seeds_note(points: list[Point]) -> str:
     """Return one sentence on seeds, so that nobody takes one for several."""
     recipes = {p.recipe: p.seeds for p in points}
@@ -103,49 +120,98 @@ def seeds_note(points: list[Point]) -> str:
     )
 
 
-def build(table: pa.Table, rows: list[dict]) -> list[Table]:
+def build(table: pa.Table, rows: list[dict], reading: str = "strict") -> list[Table]:
     """Return every table of a run.
 
     Args:
       table: records.
-      rows: their `measures.summarise`.
+      rows: their `measures.summarise` under the same reading.
     """
     last = final(points(rows))
     if not last:
         raise UserError("records: no rows; evaluate something first")
-    data = measures.columns(table)
+    data = measures.columns(table, reading)
     out = []
     for split in dict.fromkeys(p.split for p in last):
         here = [p for p in last if p.split == split]
         out += [
-            _conditions(split, here),
+            _conditions(split, here, reading, absent_note(data, split)),
             _robustness(split, here),
             _letters(split, here),
         ]
-        out += [_agreement(split, here), _tasks(split, here, table)]
+        out += [_agreement(split, here), _tasks(split, here, data, table)]
         out += analysis.build(measures.view(data, split), split)
-    return out
+    return [table for table in out if table.rows]
 
 
-def _conditions(split: str, points: list[Point]) -> Table:
+def absent_note(data: dict[str, np.ndarray], split: str) -> str:
+    """Return what a split was not asked and how it was scored, in sentences; '' where
+    everything applies and has letter probabilities."""
+    rows = np.flatnonzero(data["split"] == split)
+    _, first = np.unique(data["item"][rows], return_index=True)
+    reasons = measures.not_asked(data, rows[first])
+    lines = [
+        f"{condition} of {sum(counts.values())} of {len(first)} items "
+        f"({', '.join(counts)})"
+        for condition, counts in reasons.items()
+    ]
+    note = "Does not apply and was not asked: " + "; ".join(lines) + ". "
+    return (note if lines else "") + scored_note(data, rows)
+
+
+def scored_note(data: dict[str, np.ndarray], rows: np.ndarray) -> str:
+    """Return of what the option probabilities of rows are; '' if all are of letters."""
+    scored = data["scored"][rows] == 1
+    texts = int(np.nansum(data["scored_texts"][rows]))
+    if not len(rows) or (scored.all() and not texts):
+        return ""
+    if not scored.any():
+        return "No row has option probabilities. "
+    kinds = {"letters": int(scored.sum()) - texts, "option texts": texts}
+    parts = " and ".join(f"of {k} in {v}" for k, v in kinds.items() if v)
+    mixed = ", one mean over both" if all(kinds.values()) else ""
+    return (
+        f"Option probabilities are {parts} of {len(rows)} rows{mixed}; entropy, "
+        "P(correct) and P(suggested) are means over rows that have them. "
+    )
+
+
+# What the others add to the accuracy under the reading of a table.
+_ADDS = {name: (name.capitalize(), f"{name}_adds") for name in measures.READINGS}
+
+
+def _conditions(split: str, points: list[Point], reading: str, absent: str) -> Table:
+    others = [pair for name, pair in _ADDS.items() if name != reading]
     conditions = list(dict.fromkeys(p.condition for p in points))
     points = sorted(points, key=lambda p: conditions.index(p.condition))
     robust = [
-        ("all of these", p.recipe, p.step, p.interval("robust_accuracy", "robust"))
+        (
+            "all of these",
+            p.recipe,
+            p.step,
+            of(p.rows[0]["robust_n"], p.rows[0]["of"]),
+            p.interval("robust_accuracy", "robust"),
+        )
         for p in points
         if p.condition == "base" and len(conditions) > 1
     ]
     return Table(
         f"conditions-{split}",
         f"Conditions and recipes, {split}",
-        f"n = {_span(p.n for p in points)} per cell. Consistent and faithful accuracy "
-        "are over items with a think to judge, undecided counted as failure; 'all of "
-        "these' is robust accuracy, right under every condition. " + seeds_note(points),
+        f"Accuracy under the {reading} reading; {others[0][0]} and {others[1][0]}: "
+        "points that it adds, on the rows that have both. Strict: what stands "
+        "in the answer block; lenient: what the turn answers in whatever form; forced: "
+        "the likeliest option once the answer is opened. Consistent and faithful "
+        "accuracy are over items with a think to judge, undecided counted as failure; "
+        "'all of these' is robust accuracy, right under every condition, of the items "
+        "measured under all. " + absent + seeds_note(points),
         (
             ("Condition", "text"),
             ("Recipe", "text"),
             ("Step", "count"),
+            ("n", "text"),
             ("Accuracy", "interval"),
+            *((name, "shift") for name, _ in others),
             ("Entropy (nats)", "number"),
             ("P(correct)", "number"),
             ("P(suggested)", "number"),
@@ -158,7 +224,9 @@ def _conditions(split: str, points: list[Point]) -> Table:
                 p.condition,
                 p.recipe,
                 p.step,
+                p.counted,
                 p.interval("accuracy"),
+                *(p.mean(name) for _, name in others),
                 p.mean("entropy"),
                 p.mean("p_correct"),
                 p.mean("p_suggested"),
@@ -168,7 +236,7 @@ def _conditions(split: str, points: list[Point]) -> Table:
             )
             for p in points
         ]
-        + [(*row, *(None,) * 6) for row in robust],
+        + [(*row, *(None,) * (6 + len(others))) for row in robust],
     )
 
 
@@ -177,13 +245,15 @@ def _robustness(split: str, points: list[Point]) -> Table:
     return Table(
         f"robustness-{split}",
         f"Robustness against base, {split}",
-        "Paired by example. Lost: accuracy(base) − accuracy in points, negative where "
-        "the condition helps; relative: the same as a share of base accuracy; "
+        "Paired by example, over the n asked under both. Lost: accuracy(base) − "
+        "accuracy in points, negative where the condition helps; relative: the same as "
+        "a share of base accuracy; "
         "retained: P(correct | correct under base); follows: picks the suggested "
         "option, in points above base.",
         (
             ("Recipe", "text"),
             ("Condition", "text"),
+            ("n", "text"),
             ("Lost", "shift"),
             ("Relative", "share"),
             ("Retained", "share"),
@@ -193,6 +263,7 @@ def _robustness(split: str, points: list[Point]) -> Table:
             (
                 p.recipe,
                 p.condition,
+                of(p.rows[0]["paired"], p.rows[0]["of"]),
                 p.mean("drop"),
                 p.mean("relative_drop"),
                 p.mean("retention"),
@@ -205,23 +276,18 @@ def _robustness(split: str, points: list[Point]) -> Table:
 
 
 def _letters(split: str, points: list[Point]) -> Table:
-    """Return how far each condition moves the letter distribution."""
-    base = {p.recipe: p for p in points if p.condition == "base"}
-
-    def shift(p, name):
-        there = base.get(p.recipe)
-        here, before = p.mean(name), there.mean(name) if there else None
-        return None if here is None or before is None else here - before
-
-    names = ("entropy", "p_correct", "p_suggested", "p_other")
+    """Return how far each condition moves the option probabilities."""
     return Table(
         f"letters-{split}",
-        f"Letter distribution against base, {split}",
-        "Differences of means, condition minus base, of the letter distribution after "
-        "the model's own chain of thought.",
+        f"Option probabilities against base, {split}",
+        "Differences, condition minus base, of the probabilities of the options after "
+        "the model's own chain of thought, paired by example over the rows that have "
+        "them under both. n: rows that have them under the condition, and of what the "
+        "probabilities are.",
         (
             ("Recipe", "text"),
             ("Condition", "text"),
+            ("n", "text"),
             ("Δ entropy (nats)", "change"),
             ("Δ P(correct)", "change"),
             ("Δ P(suggested)", "change"),
@@ -232,11 +298,15 @@ def _letters(split: str, points: list[Point]) -> Table:
             (
                 p.recipe,
                 p.condition,
-                *(shift(p, name) for name in names),
+                scored_count(*(p.rows[0][k] for k in ("scored_n", "texts_n", "of"))),
+                p.mean("entropy_shift"),
+                p.mean("p_correct_shift"),
+                p.mean("p_suggested_shift"),
+                p.mean("p_other_shift"),
                 p.mean("option_mass"),
             )
             for p in points
-            if p.condition != "base"
+            if p.condition != "base" and p.mean("scored")
         ],
     )
 
@@ -288,9 +358,9 @@ def _agreement(split: str, points: list[Point]) -> Table:
     )
 
 
-def _tasks(split: str, points: list[Point], table: pa.Table) -> Table:
-    """Base accuracy per task, with its chance level and the most frequent guess."""
-    data = measures.columns(table)
+def _tasks(split: str, points: list[Point], data: dict, table: pa.Table) -> Table:
+    """Return base accuracy per task beside its chance level."""
+    shown = ~table["open"].to_numpy()
     lengths = pa.compute.list_value_length(table["options"]).to_numpy()
     recipes = {p.recipe: p.step for p in points}
     base = (data["split"] == split) & (data["condition"] == "base")
@@ -305,19 +375,22 @@ def _tasks(split: str, points: list[Point], table: pa.Table) -> Table:
                 stats.proportion(data["accuracy"][s], data["cluster"][s])[:3]
                 for s in seeds
             ]
+            items = [item for item in items if not np.isnan(item[0])]
             cells.append(hull(items) if items else None)
+        listed = mine & shown & (lengths > 0)
         rows.append(
             (
                 task,
                 len(set(data["item"][mine])),
-                float(np.mean(1 / np.maximum(lengths[mine], 1))),
+                float(np.mean(1 / lengths[listed])) if listed.any() else None,
                 *cells,
             )
         )
     return Table(
         f"tasks-{split}",
         f"Base accuracy per task, {split}",
-        "Chance is the mean of one over the number of options. " + seeds_note(points),
+        "Chance is the mean of one over the number of options, of the items that show "
+        "them. " + seeds_note(points),
         (
             ("Task", "text"),
             ("Examples", "count"),
@@ -326,9 +399,3 @@ def _tasks(split: str, points: list[Point], table: pa.Table) -> Table:
         ),
         rows,
     )
-
-
-def _span(values) -> str:
-    values = sorted(set(values))
-    ends = values if len(values) < 2 else (values[0], values[-1])
-    return "–".join(map(str, ends))

@@ -45,27 +45,37 @@ TEXTS = {
 
 
 def build_report(
-    workdir: Path, info: dict, *, table: pa.Table | None = None, images=None, own=()
+    workdir: Path,
+    info: dict,
+    *,
+    table: pa.Table | None = None,
+    images=None,
+    own=(),
+    reading: str = "strict",
 ) -> assemble.Report:
     """Write the report of a run directory with the verdicts on the claims in it.
 
     Args:
-      info, own: see `assemble.build`.
+      info, own, reading: see `assemble.build`.
       table, images: records and images, those of the run directory when None.
     """
     table = assemble.find_records(workdir) if table is None else table
     images = assemble.read_images(workdir) if images is None else images
-    return assemble.build(workdir, table, images, info, own, judge_claims(table))
+    claims = judge_claims(table, reading=reading)
+    return assemble.build(workdir, table, images, info, own, claims, reading)
 
 
-def judge_claims(table: pa.Table, *, split: str | None = None) -> list[Claim]:
+def judge_claims(
+    table: pa.Table, *, split: str | None = None, reading: str = "strict"
+) -> list[Claim]:
     """Return the verdicts on claims 1 to 8, in order.
 
     Args:
       table: records.
       split: the one judged on; 'test' if there, else the first, when None.
+      reading: what accuracy is of.
     """
-    data = measures.columns(table)
+    data = measures.columns(table, reading)
     if split is None:
         splits = list(dict.fromkeys(data["split"]))
         split = "test" if "test" in splits else (splits or [""])[0]

@@ -54,13 +54,16 @@ class Remedy(NamedTuple):
         return all(bar is not None and bar.met for bar in self[2:])
 
 
-def judge(table: pa.Table, *, split: str = "test") -> list[Remedy]:
+def judge(
+    table: pa.Table, *, split: str = "test", reading: str = "strict"
+) -> list[Remedy]:
     """Return one Remedy per trained recipe with records of `split`.
 
     Args:
       table: records of a study, its warm start among them.
+      reading: what accuracy is of.
     """
-    view = measures.view(measures.columns(table), split)
+    view = measures.view(measures.columns(table, reading), split)
     return [_remedy(view, recipe) for recipe in trained(view)]
 
 

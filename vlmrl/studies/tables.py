@@ -19,7 +19,7 @@ from vlmrl import perturb
 from vlmrl.answers import values
 from vlmrl.eval import measures, scoring, stats
 from vlmrl.report import analysis, tables
-from vlmrl.report.render import Table
+from vlmrl.report.render import Table, of
 from vlmrl.types import UserError
 
 
@@ -57,7 +57,10 @@ def shown(table: pa.Table, conditions: Sequence[str]) -> pa.Table:
 
 
 def build(
-    table: pa.Table, names: Sequence[str], known: Sequence[Known] = ()
+    table: pa.Table,
+    names: Sequence[str],
+    known: Sequence[Known] = (),
+    reading: str = "strict",
 ) -> list[Table]:
     """Return the tables of a study, in order.
 
@@ -65,6 +68,8 @@ def build(
       table: records of every benchmark.
       names: of TABLES or USUAL.
       known: what the paper states.
+      reading: what accuracy is of, one of `measures.READINGS`; published scores are of
+        the strict one.
 
     Raises:
       UserError: an unknown name, or no records.
@@ -74,30 +79,40 @@ def build(
         raise UserError(f"config.tables: '{unknown[0]}' is not one of {listed}")
     if not len(table):
         raise UserError("records: no rows; evaluate something first")
-    usual = _usual(table) if set(names) & set(USUAL) else []
+    usual = _usual(table, reading) if set(names) & set(USUAL) else []
     tables_ = []
     for name in names:
         if name in TABLES:
-            tables_ += TABLES[name](table, known)
+            tables_ += TABLES[name](table, known, reading)
         else:
             tables_ += [t for t in usual if t.name.partition("-")[0] == name]
     return [t for t in tables_ if t.rows]
 
 
-def _usual(table: pa.Table) -> list[Table]:
+def _usual(table: pa.Table, reading: str) -> list[Table]:
     """Return the tables of every run (`tables.build`), pooled and then by benchmark."""
     parts = [pooled(table)]
     if len(table.column("source").unique()) > 1:
         parts.append(by_source(table))
-    return [t for p in parts for t in tables.build(p, measures.summarise(p))]
+    return [
+        t
+        for p in parts
+        for t in tables.build(p, measures.summarise(p, reading), reading)
+    ]
 
 
 # -- tables ----------------------------------------------------------------------------
 
 
-def base(table: pa.Table, known: Sequence[Known]) -> list[Table]:
+def _share(data: dict, measure: str, index: np.ndarray):
+    """Return (value, lo, hi) of a share of rows; None where none was measured."""
+    share = stats.proportion(data[measure][index], data["cluster"][index])
+    return share[:3] if share.n else None
+
+
+def base(table: pa.Table, known: Sequence[Known], reading: str) -> list[Table]:
     """Return accuracy under base: a row per model and benchmark, beside the paper's."""
-    data = measures.columns(by_source(table))
+    data = measures.columns(by_source(table), reading)
     stated = {k[:4]: k.value for k in known}
     rows = []
     for source in dict.fromkeys(data["split"]):
@@ -108,19 +123,25 @@ def base(table: pa.Table, known: Sequence[Known]) -> list[Table]:
                 continue
             paper = stated.get((recipe, source, "base", "accuracy"))
             gap = None if paper is None else tuple(v - paper for v in accuracy)
-            n = len(view.rows.get((*points[0], "base"), ()))
-            rows.append((recipe, source, n, accuracy, paper, gap))
+            index = view.rows.get((*points[0], "base"), np.array([], int))
+            n = int((~np.isnan(data["accuracy"][index])).sum())
+            adds = (_mean(data[m], index) for m in _adds(reading))
+            rows.append(
+                (recipe, source, of(n, len(index)), accuracy, *adds, paper, gap)
+            )
     return [
         Table(
             "base",
             "Base accuracy by benchmark",
-            "Intervals over images (and copies of a question), 95 %. Difference: ours "
-            "less the paper's, with the interval of ours; the paper states none.",
+            f"Accuracy of the {reading} reading, and the points that the others add to "
+            "it. Intervals over images (and copies of a question), 95 %. Difference: "
+            "ours less the paper's, with the interval of ours; the paper states none.",
             (
                 ("Model", "text"),
                 ("Benchmark", "text"),
-                ("n", "count"),
+                ("n", "text"),
                 ("Accuracy", "interval"),
+                *((m.partition("_")[0].capitalize(), "shift") for m in _adds(reading)),
                 ("Paper", "share"),
                 ("Difference", "gap"),
             ),
@@ -129,7 +150,16 @@ def base(table: pa.Table, known: Sequence[Known]) -> list[Table]:
     ]
 
 
-def official(table: pa.Table, known: Sequence[Known]) -> list[Table]:
+def _adds(reading: str) -> list[str]:
+    return [f"{name}_adds" for name in measures.READINGS if name != reading]
+
+
+def _mean(values: np.ndarray, index: np.ndarray) -> float | None:
+    values = values[index]
+    return None if np.isnan(values).all() else float(np.nanmean(values))
+
+
+def official(table: pa.Table, known: Sequence[Known], reading: str) -> list[Table]:
     """Return every published score of each benchmark, under base."""
     rows = []
     base_rows = table.filter(pc.equal(table["condition"], "base"))
@@ -164,44 +194,41 @@ def _last(table: pa.Table) -> pa.Table:
     return table
 
 
-def abstain(table: pa.Table, known: Sequence[Known]) -> list[Table]:
-    """How often the way out is taken, and what is gained by it."""
-    data = measures.columns(by_source(table))
+def abstain(table: pa.Table, known: Sequence[Known], reading: str) -> list[Table]:
+    """Compare each condition with and without the option "I'm not sure"."""
+    data = measures.columns(by_source(table), reading)
     cells = measures.cells(data)
     rows = []
     for (source, recipe, seed, step, condition), index in cells.items():
         if not condition.startswith("abstain+"):
             continue
-        bare = cells.get(
-            (source, recipe, seed, step, condition.removeprefix("abstain+"))
-        )
-        out = data["abstained"][index]
-        right, clusters = data["accuracy"][index], data["cluster"][index]
-        answered = out == 0
+        plain = condition.removeprefix("abstain+")
+        before = cells.get((source, recipe, seed, step, plain))
         rows.append(
             (
                 f"{recipe}" + (f", seed {seed}" if seed else ""),
                 source,
                 condition,
-                stats.proportion(out, clusters)[:3],
-                stats.proportion(right, clusters)[:3],
-                stats.proportion(right[answered], clusters[answered])[:3]
-                if answered.any()
-                else None,
-                _gap(data, bare, index),
+                of(len(index), len(index) if before is None else len(before)),
+                _share(data, "abstained", index),
+                _share(data, "accuracy", index),
+                _share(data, "accuracy", index[data["abstained"][index] == 0]),
+                _gap(data, before, index),
             )
         )
     return [
         Table(
             "abstain",
             "A way to abstain",
-            "Selective accuracy: among the answers that are not 'I'm not sure'. "
-            "Difference: accuracy less that of the same condition without the option, "
-            "paired, in points.",
+            "n: rows that the option can be added to, of those of the same condition "
+            "without it. Selective accuracy: among the answers that are not 'I'm not "
+            "sure'. Difference: accuracy less that of the same condition without the "
+            "option, paired, in points.",
             (
                 ("Model", "text"),
                 ("Benchmark", "text"),
                 ("Condition", "text"),
+                ("n", "text"),
                 ("Abstains", "interval"),
                 ("Accuracy", "interval"),
                 ("Selective acc.", "interval"),
@@ -213,33 +240,33 @@ def abstain(table: pa.Table, known: Sequence[Known]) -> list[Table]:
 
 
 def _gap(data, before, after):
+    """Return (value, lo, hi) of the paired change of accuracy; None without pairs."""
     if before is None:
         return None
     a, b = (
         stats.Cell(data["item"][i], data["accuracy"][i], data["cluster"][i])
         for i in (before, after)
     )
-    return tuple(stats.paired_difference(a, b)[:3])
+    change = stats.paired_difference(a, b)
+    return change[:3] if change.n else None
 
 
-def styles(table: pa.Table, known: Sequence[Known]) -> list[Table]:
+def styles(table: pa.Table, known: Sequence[Known], reading: str) -> list[Table]:
     """Return the same weights under several prompt styles, against their own."""
-    data = measures.columns(pooled(table))
+    data = measures.columns(pooled(table), reading)
     data["style"] = np.array(table.column("style").to_pylist(), str)
     cells = measures.cells(data)
     rows = []
     for (_, recipe, seed, step, condition), index in cells.items():
         own = recipe.partition(" (")[0]
         first = cells.get(("all", own, seed, step, condition))
-        style = data["style"][index[0]]
-        agree = data["format"][index]
         rows.append(
             (
                 own,
                 condition,
-                str(style),
-                stats.proportion(data["accuracy"][index], data["cluster"][index])[:3],
-                float(np.mean(agree)),
+                str(data["style"][index[0]]),
+                _share(data, "accuracy", index),
+                float(np.mean(data["format"][index])),
                 None if recipe == own else _gap(data, first, index),
             )
         )
@@ -255,7 +282,7 @@ def styles(table: pa.Table, known: Sequence[Known]) -> list[Table]:
                 ("Condition", "text"),
                 ("Style", "text"),
                 ("Accuracy", "interval"),
-                ("Format kept", "share"),
+                ("Format", "share"),
                 ("Difference", "gap"),
             ),
             rows,
@@ -263,8 +290,8 @@ def styles(table: pa.Table, known: Sequence[Known]) -> list[Table]:
     ]
 
 
-def grounding(table: pa.Table, known: Sequence[Known]) -> list[Table]:
-    """Boxes: Acc@0.5, mean IoU, and how many answers hold one."""
+def grounding(table: pa.Table, known: Sequence[Known], reading: str) -> list[Table]:
+    """Return Acc@0.5 and mean IoU of boxes, and how many answers hold one."""
     rows = []
     keys = ["recipe", "condition", "source", "split"]
     groups = table.select(keys).group_by(keys).aggregate([]).to_pylist()
@@ -307,10 +334,9 @@ def grounding(table: pa.Table, known: Sequence[Known]) -> list[Table]:
     ]
 
 
-def seeds(table: pa.Table, known: Sequence[Known]) -> list[Table]:
-    """Seed by seed at the last step: how far apart are runs that differ in nothing
-    else?"""
-    data = measures.columns(pooled(table))
+def seeds(table: pa.Table, known: Sequence[Known], reading: str) -> list[Table]:
+    """Compare runs that differ in their seed alone, at the last step of each."""
+    data = measures.columns(pooled(table), reading)
     cells = measures.cells(data)
     last: dict = {}
     for _, recipe, seed, step, _ in cells:
@@ -318,13 +344,9 @@ def seeds(table: pa.Table, known: Sequence[Known]) -> list[Table]:
     rows = []
     for (_, recipe, seed, step, condition), index in cells.items():
         if step == last[recipe, seed]:
-            clusters = data["cluster"][index]
-            shares = (
-                stats.proportion(data[m][index], clusters)
-                for m in ("accuracy", "consistent", "faithful_accuracy")
-            )
-            triples = (None if np.isnan(s.value) else s[:3] for s in shares)
-            rows.append((recipe, condition, seed, step, *triples))
+            names = ("accuracy", "consistent", "faithful_accuracy")
+            shares = (_share(data, name, index) for name in names)
+            rows.append((recipe, condition, seed, step, *shares))
     rows.sort(key=lambda r: r[:3])
     return [
         Table(
@@ -346,7 +368,8 @@ def seeds(table: pa.Table, known: Sequence[Known]) -> list[Table]:
     ]
 
 
-TABLES: dict[str, Callable[[pa.Table, Sequence[Known]], list[Table]]] = {
+# (records, what the paper states, reading) → tables
+TABLES: dict[str, Callable[[pa.Table, Sequence[Known], str], list[Table]]] = {
     "base": base,
     "official": official,
     "abstain": abstain,
