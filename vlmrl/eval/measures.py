@@ -108,21 +108,10 @@ def row_measures(table: pa.Table, reading: str = "strict") -> dict[str, np.ndarr
     suggested = scored & (take("suggested") >= 0)
     top = where(scored, _largest(table["letters"]))
 
-    read = {
-        "strict": np.ones(len(table), bool),
-        "lenient": words("lenient_parser") != "",  # older records have none
-        "forced": take("forced") >= 0,
-    }
-    right = {
-        "strict": take("correct"),
-        "lenient": where(read["lenient"], take("lenient_correct")),
-        "forced": where(read["forced"], take("forced") == take("answer")),
-    }
-    given, option = read[check(reading)], take(OPTION[reading])
-    correct = right.pop(reading)
+    given, option, correct, adds = _read_as(table, reading)
     return {
         "accuracy": correct,
-        **{f"{name}_adds": other - correct for name, other in right.items()},
+        **adds,
         "scored": scored.astype(float),
         "scored_texts": where(scored, kind == "texts"),
         "entropy": where(scored, take("entropy")),
@@ -155,6 +144,30 @@ def row_measures(table: pa.Table, reading: str = "strict") -> dict[str, np.ndarr
         "think_tokens": where(counted, take("think_tokens")),
         "think_entropy": where(thinks, take("think_entropy")),
     }
+
+
+def _read_as(table: pa.Table, reading: str):
+    """Return bool[n], whether a row has the reading; float64[n], the option it names
+    and whether that is right; `<name>_adds` of the other readings."""
+
+    def take(name):
+        return table.column(name).to_numpy().astype(float)
+
+    parsers = np.array(table["lenient_parser"].to_pylist(), dtype=str)
+    has = {
+        "strict": np.ones(len(table), bool),
+        "lenient": parsers != "",  # older records have no such reading
+        "forced": take("forced") >= 0,
+    }
+    right = {
+        "strict": take("correct"),
+        "lenient": take("lenient_correct"),
+        "forced": take("forced") == take("answer"),
+    }
+    right = {name: np.where(has[name], right[name], np.nan) for name in READINGS}
+    correct = right.pop(check(reading))
+    adds = {f"{name}_adds": other - correct for name, other in right.items()}
+    return has[reading], take(OPTION[reading]), correct, adds
 
 
 def _at(lists: pa.ChunkedArray, places: pa.ChunkedArray) -> np.ndarray:

@@ -278,8 +278,9 @@ def browser(
     index = [i for k in keys for i in cells[k] if data["sample"][i] == 0]
     total = len(set(data["item"][index]))
     most = max(1, ROWS // len(keys))
-    task = np.char.add(np.char.add(data["source"], "/"), data["task"])
-    chosen = spread({data["item"][i]: task[i] for i in index}, most)
+    chosen = spread(
+        {data["item"][i]: f"{data['source'][i]}/{data['task'][i]}" for i in index}, most
+    )
 
     variants = list(dict.fromkeys(k[1] for k in keys))
     conditions = list(dict.fromkeys(k[4] for k in keys))
@@ -307,15 +308,11 @@ def browser(
             item = f"{row['source']}/{row['example']}"
             if item not in examples:
                 examples[item] = _example(row, item, images, pictures)
-            for name, value in (
-                ("x", x),
-                ("c", c),
-                ("v", v),
-                ("y", row[measures.OPTION[reading]]),
-                ("ok", int(data["accuracy"][i] == 1)),
-                ("ver", records.VERDICTS.index(row["verdict"])),
-            ):
-                columns[name].append(value)
+            answer, right = row[measures.OPTION[reading]], data["accuracy"][i] == 1
+            verdict = records.VERDICTS.index(row["verdict"])
+            cell = (x, c, v, answer, int(right), verdict)
+            for values, value in zip(columns.values(), cell, strict=True):
+                values.append(value)
             prompt = (row["prompt"], json.dumps(row["spans"]))
             rows.append(_row(row) | {"p": prompts.setdefault(prompt, len(prompts))})
         texts = [[text, json.loads(spans)] for text, spans in prompts]
