@@ -166,7 +166,7 @@ def _record(recipe, seed, step, condition, e, model) -> Record:
         open=False, not_asked=[],
         completion=completion, lenient=int(p.argmax()),
         lenient_correct=int(p.argmax()) == answer, forced=int(p.argmax()),
-        scored='letters', lenient_parser='lenient-1',
+        normalised=[], scored='letters', lenient_parser='lenient-1',
         think=(shown + own), think_sampled=own, predicted=predicted,
         correct=predicted == answer, followed=predicted == suggested,
         format=predicted >= 0, finish='stop', judge='rule', conclusion=conclusion,

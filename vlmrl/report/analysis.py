@@ -348,9 +348,9 @@ def comparisons(view: View, split: str) -> Table:
         f"Paired comparisons of accuracy, {split}",
         "Differences inside examples, in points, over the n measured in both. h: "
         "Cohen's effect size (0.2 small, 0.5 medium, 0.8 large). p: McNemar's exact "
-        "test where clusters are single rows, else a bootstrap over clusters; with several seeds the larger of the "
-        "smallest of these and Student's t over the seeds. Holm: corrected for the "
-        f"{len(compared)} comparisons of this table.",
+        "test where clusters are single rows, else a bootstrap over clusters; with "
+        "several seeds the larger of the smallest of these and Student's t over the "
+        f"seeds. Holm: corrected for the {len(compared)} comparisons of this table.",
         (
             ("Comparison", "text"),
             ("n", "text"),

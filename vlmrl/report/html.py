@@ -16,12 +16,12 @@ import io
 import json
 import math
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jinja2
-import numpy as np
 import pyarrow as pa
 from PIL import Image
 
@@ -297,8 +297,7 @@ def browser(
     )
     examples: dict[str, dict] = {}
     pictures: dict[str, tuple[int, bytes]] = {}
-    columns: dict[str, list] = {name: [] for name in ("x", "c", "v", "y", "ok", "ver")}
-    chunks = []
+    columns, chunks = defaultdict(list), []
     for start in range(0, len(order), CHUNK):
         part = order[start : start + CHUNK]
         prompts: dict[tuple, int] = {}
@@ -310,9 +309,9 @@ def browser(
                 examples[item] = _example(row, item, images, pictures)
             answer, right = row[measures.OPTION[reading]], data["accuracy"][i] == 1
             verdict = records.VERDICTS.index(row["verdict"])
-            cell = (x, c, v, answer, int(right), verdict)
-            for values, value in zip(columns.values(), cell, strict=True):
-                values.append(value)
+            cell = dict(x=x, c=c, v=v, y=answer, ok=int(right), ver=verdict)
+            for name, value in cell.items():
+                columns[name].append(value)
             prompt = (row["prompt"], json.dumps(row["spans"]))
             rows.append(_row(row) | {"p": prompts.setdefault(prompt, len(prompts))})
         texts = [[text, json.loads(spans)] for text, spans in prompts]
