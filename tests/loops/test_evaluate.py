@@ -5,9 +5,17 @@ import pytest
 
 import vlmrl
 from tests import kit
-from vlmrl.loops.evaluate import UNLABELLED, EvalSettings, Evaluator
+from vlmrl.eval import records
+from vlmrl.loops.evaluate import (
+    UNLABELLED,
+    EvalPart,
+    EvalSettings,
+    Evaluator,
+    write_records,
+)
 from vlmrl.loops.evaluate import evaluate as run
 from vlmrl.perturb import applies
+from vlmrl.run.phases import Stopped
 from vlmrl.types import Record, UserError
 
 CLOSED, PLAIN = kit.examples(2)
@@ -54,3 +62,75 @@ def test_an_item_that_no_condition_applies_to_has_no_rows(policy):
 def test_an_unknown_condition_is_refused_before_anything_is_compiled(policy):
     with pytest.raises(UserError, match="unknown condition"):
         Evaluator(policy, ["abstain"], EvalSettings(**SETTINGS))
+
+
+@pytest.fixture(scope="module")
+def small(policy):
+    """An evaluator of eight examples a pass, and the examples of three passes."""
+    settings = EvalSettings(max_tokens=4, probes=1, batch=8)
+    return Evaluator(policy, ["no_cot"], settings), kit.examples(17)
+
+
+def counted(monkeypatch):
+    passes, real = [], Evaluator.run_pass
+
+    def run_pass(self, params, one, labels):
+        passes.append([item.rows[0].id for item in one.items])
+        return real(self, params, one, labels)
+
+    monkeypatch.setattr(Evaluator, "run_pass", run_pass)
+    return passes
+
+
+def test_a_stopped_evaluation_goes_on_behind_its_last_pass(
+    policy, small, tmp_path, monkeypatch
+):
+    """Stopped or killed after any pass: each pass is computed once, and the file is the
+    same as in one go."""
+    evaluator, examples = small
+    parts = [EvalPart(evaluator, examples), EvalPart(evaluator, examples[:1], "blank")]
+    write_records(tmp_path / "whole.parquet", parts, policy.params, UNLABELLED)
+    passes, path = counted(monkeypatch), tmp_path / "records.parquet"
+
+    def stop(n):
+        raise Stopped("eval")
+
+    for _ in range(4):  # a pass each, and the last before the file is written
+        with pytest.raises(Stopped):
+            write_records(path, parts, policy.params, UNLABELLED, _nth(stop, passes))
+        assert not path.exists()
+    write_records(path, parts, policy.params, UNLABELLED)
+    ids = [e.id for e in (*examples, examples[0])]
+    assert [i for one in passes for i in one] == ids
+    whole = records.read(tmp_path / "whole.parquet")
+    assert records.read(path).equals(whole)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [path.name, "whole.parquet"]
+
+
+def _nth(stop, passes):
+    """Call `stop` behind the first pass that is computed, not read."""
+    before = len(passes)
+    return lambda n: stop(n) if len(passes) > before else None
+
+
+@pytest.mark.parametrize("change", ["labels", "examples", "conditions"])
+def test_passes_of_another_evaluation_are_not_mixed_in(
+    change, policy, small, tmp_path, monkeypatch
+):
+    evaluator, examples = small
+    path = tmp_path / "records.parquet"
+
+    def stop(n):
+        raise Stopped("eval")
+
+    with pytest.raises(Stopped):
+        part = EvalPart(evaluator, examples)
+        write_records(path, [part], policy.params, UNLABELLED, stop)
+    labels = UNLABELLED._replace(seed=1) if change == "labels" else UNLABELLED
+    if change == "examples":
+        examples = [e._replace(question=e.question + " Now?") for e in examples]
+    if change == "conditions":
+        evaluator = Evaluator(policy, ["base"], evaluator._settings)
+    passes = counted(monkeypatch)
+    write_records(path, [EvalPart(evaluator, examples)], policy.params, labels)
+    assert len(passes) == 3

@@ -8,7 +8,7 @@ from configs import common
 from tests import rehearsal
 from vlmrl.data import loader
 from vlmrl.data.sets import SETS
-from vlmrl.main import args, reproduce
+from vlmrl.main import args
 from vlmrl.studies import jobs
 
 NARROW = {"model", "rehearse", "device", "key_env", "url"}  # of a study
@@ -25,7 +25,7 @@ def flat(config: dict, prefix: str = "") -> dict:
     return out
 
 
-@pytest.mark.parametrize("path", reproduce.studies())
+@pytest.mark.parametrize("path", jobs.studies())
 def test_a_rehearsal_changes_nothing_but_the_weights(path):
     real, narrow = (
         args.load_config(path + mode).to_dict() for mode in ("", ":rehearse")
@@ -72,7 +72,7 @@ def data(tmp_path_factory):
 def test_every_set_of_the_paper_is_there_with_its_extremes(data, monkeypatch):
     monkeypatch.setenv(loader.ROOT_VARIABLE, str(data))
     asked = set()
-    for path in reproduce.studies():
+    for path in jobs.studies():
         c = args.load_config(path + ":rehearse").to_dict()
         load = lambda path: args.load_config(path).to_dict()  # noqa: E731
         for job in jobs.plan(c, data, load):

@@ -30,6 +30,7 @@ from vlmrl.engine.options import (
 from vlmrl.eval import kernel, records
 from vlmrl.eval.record_builder import UNLABELLED, RunLabels, build_record
 from vlmrl.eval.tags import make_tables
+from vlmrl.loops import pass_log
 from vlmrl.policy import Policy
 from vlmrl.prompts import styles, tokens
 from vlmrl.run import hosts
@@ -76,6 +77,14 @@ class ConditionedItem(NamedTuple):
     @property
     def kind(self) -> str:
         return next((m.kind for m in self.measured if m.kind), "")
+
+
+class Pass(NamedTuple):
+    """Examples that one call of the kernel evaluates."""
+
+    members: list[int]  # their positions among all
+    items: list[ConditionedItem]
+    sizes: OptionSizes
 
 
 Advance = Callable[[int], None]  # called with a number of examples as they are done
@@ -134,27 +143,43 @@ class Evaluator:
         advance: Advance = _ignore,
     ) -> list[Record]:
         """Return the records of examples under every condition, on every host alike."""
+        by_example: dict[int, list[Record]] = {}
+        for one in self.passes(examples):
+            by_example |= zip(
+                one.members, self.run_pass(params, one, labels), strict=True
+            )
+            advance(len(one.members))
+        return [r for i in range(len(examples)) for r in by_example[i]]
+
+    def passes(self, examples: Sequence[Example]) -> list[Pass]:
+        """Return the passes over examples, in the order they run."""
+        items, size = [self._item(e) for e in examples], self._settings.batch
+        out = []
+        for members in _by_kind(items):
+            sizes = sizes_of([m for i in members for m in items[i].measured])
+            for start in range(0, len(members), size):
+                part = members[start : start + size]
+                out.append(Pass(part, [items[i] for i in part], sizes))
+        return out
+
+    def run_pass(self, params, one: Pass, labels: RunLabels) -> list[list[Record]]:
+        """Return the records of each example of a pass, on every host alike."""
         style = self._policy.style
         own = (*self._conditions, style, styles.style(style).parser)
         code = user_code.joined(labels.code, user_code.stamp(own))
-        labels = labels._replace(code=code)
-        batch = self._settings.batch
-        items = [self._item(e) for e in examples]
-        order, passes = [], []
-        for members in _by_kind(items):
-            measured = [m for i in members for m in items[i].measured]
-            sizes = sizes_of(measured)
-            for start in range(0, len(members), batch):
-                part = members[start : start + batch]
-                passes.append(
-                    self._one_pass(params, [items[i] for i in part], sizes, labels)
-                )
-                advance(len(part))
-            order += members
-        parts = hosts.whole(sharding.part(self._policy.mesh)[0], passes)
-        whole = [rows for one in zip(*parts, strict=True) for p in one for rows in p]
-        by_example = dict(zip(order, whole, strict=True))
-        return [r for i in range(len(examples)) for r in by_example[i]]
+        mine = self._share(params, one.items, one.sizes, labels._replace(code=code))
+        parts = hosts.whole(sharding.part(self._policy.mesh)[0], mine)
+        return [rows for part in parts for rows in part]
+
+    def about(self) -> dict:
+        """Return what decides the records beside examples and parameters."""
+        return {
+            "model": [self._policy.source, *_weights(self._policy.source)],
+            "style": self._policy.style,
+            "pixels": list(self._policy.processor.pixels),
+            "conditions": self._conditions,
+            "settings": self._settings._asdict(),
+        }
 
     def _item(self, example: Example) -> ConditionedItem:
         rows, asked, not_asked = perturb.conditioned(example, self._conditions)
@@ -184,7 +209,7 @@ class Evaluator:
 
         return run_kernel
 
-    def _one_pass(
+    def _share(
         self, params, part: list[ConditionedItem], sizes: OptionSizes, labels: RunLabels
     ) -> list[list[Record]]:
         """Return the records of each example of this process's share of at most a
@@ -288,26 +313,55 @@ def write_records(
     advance: Advance = _ignore,
 ) -> list[Record]:
     """Evaluate every part and write the records to one file, whole or not at all, by
-    the first host; the others return once it is there."""
-    rows: list[Record] = []
+    the first host; the others return once it is there.
+
+    Every pass is written as it ends (`pass_log.py`): where `advance` raises, as it does
+    when the run is asked to stop, or the process dies, the same call goes on behind the
+    last pass.
+    """
+    about = {
+        "labels": labels._asdict(),
+        "parts": [
+            [p.evaluator.about(), p.image, pass_log.digest(map(_content, p.examples))]
+            for p in parts
+        ],
+    }
+    log, rows, number = pass_log.PassLog(path, about), [], 0
     for evaluator, examples, image in parts:
-        some = evaluator(params, examples, labels, advance)
-        if image:
-            code, image = user_code.stamp(image), user_code.short(image)
-            some = [
-                r._replace(
-                    condition=f"{image}+{r.condition}",
-                    not_asked=[f"{image}+{reason}" for reason in r.not_asked],
-                    code=user_code.joined(r.code, code),
-                )
-                for r in some
-            ]
-        rows += some
+        by_example: dict[int, list[Record]] = {}
+        for one in evaluator.passes(examples):
+            compute = functools.partial(evaluator.run_pass, params, one, labels)
+            by_example |= zip(one.members, log.run(number, compute), strict=True)
+            number += 1
+            advance(len(one.members))
+        some = [r for i in range(len(examples)) for r in by_example[i]]
+        rows += [_under(image, r) for r in some] if image else some
     if hosts.first():
-        path.parent.mkdir(parents=True, exist_ok=True)
         records.write(path, rows)
+        log.remove()
     hosts.wait("records")
     return rows
+
+
+def _weights(source: str) -> list[tuple[str, int, int]]:
+    """Return name, bytes and time of a directory's weight files."""
+    files = sorted(Path(source).glob("*.safetensors"))
+    return [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+
+
+def _content(e: Example) -> str:
+    """Return what tells an example from another."""
+    return repr((e.source, e.id, e.question, e.options, e.answer, e.suggested, e.meta))
+
+
+def _under(image: str, record: Record) -> Record:
+    """Return the record with the perturbation of its image before its condition."""
+    name = user_code.short(image)
+    return record._replace(
+        condition=f"{name}+{record.condition}",
+        not_asked=[f"{name}+{reason}" for reason in record.not_asked],
+        code=user_code.joined(record.code, user_code.stamp(image)),
+    )
 
 
 # -- one pass --------------------------------------------------------------------------

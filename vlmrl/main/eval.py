@@ -3,6 +3,9 @@
 Each example is read once for all its conditions. Writes WORKDIR/records.parquet, what
 `vlmrl report` makes of it, and WORKDIR/scores.json: the published scores of the set
 (vlmrl/eval/scoring.py) under every condition.
+
+Every pass over a batch of examples is on disk before the next one begins. SIGTERM ends
+the run after the present pass with exit status 75, and the same command goes on there.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from vlmrl.main.progress import bar, say, show_report
 from vlmrl.report import assemble
 from vlmrl.run import hosts
 from vlmrl.run.directory import describe_run
+from vlmrl.run.phases import STOPPED, STOPPED_LINE, Phases, Stopped
 from vlmrl.studies import claims
 
 HELP = "accuracy, entropy, P(correct) and consistency under every condition"
@@ -64,16 +68,24 @@ def main(argv):
     labels = RunLabels(
         c["recipe"], c["seed"], c["step"], c["split"], code=user_code.stamp(c)
     )
-    with bar(f"evaluate {c['recipe']}", len(examples)) as advance:
-        rows = write_records(
-            workdir / "records.parquet",
-            [EvalPart(evaluator, examples)],
-            policy.params,
-            labels,
-            advance,
-        )
+    phases = Phases()
+    try:
+        with (
+            phases.watched(workdir / "hosts"),
+            bar(f"evaluate {c['recipe']}", len(examples)) as advance,
+        ):
+            rows = write_records(
+                workdir / "records.parquet",
+                [EvalPart(evaluator, examples)],
+                policy.params,
+                labels,
+                phases.after("eval", advance),
+            )
+    except Stopped:
+        say(STOPPED_LINE)
+        return STOPPED
     if not hosts.first():
-        return
+        return 0
     scores = scoring.by_condition(c["source"], rows)
     write_json(workdir / "scores.json", scores)
     assemble.write_images(workdir, examples)
@@ -83,3 +95,4 @@ def main(argv):
         "Data": f"{c['source']}, {c['split']} split, {len(examples)} examples",
     }
     show_report(claims.build_report(workdir, info, reading=c["reading"]))
+    return 0

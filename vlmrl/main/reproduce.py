@@ -26,11 +26,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlmrl import shipped
+import jax
+
 from vlmrl.eval import measures, records
 from vlmrl.main import args
 from vlmrl.main.progress import CONSOLE, TERMINAL, say, show_report
 from vlmrl.report import assemble, render
+from vlmrl.run import hosts
 from vlmrl.run.phases import STOPPED
 from vlmrl.studies import claims, estimates, jobs, missing, running, tables
 from vlmrl.types import UserError
@@ -44,6 +46,10 @@ FLAGS = {
         ":rehearse",
     ),
     "plan": (False, "say what is missing and what is left to do, and stop"),
+    "coordinator": ("", "host:port of process 0, where no cluster says it"),
+    "processes": (0, "number of processes (hosts) of the run"),
+    "process": (-1, "which of them this is, from 0"),
+    "devices": (0, "devices in all; the run ends if there are not as many"),
     "remake": (False, "make the tables again from the records; run nothing"),
     "args": ("[CONFIG]", "the study, instead of --config; all: every study"),
 }
@@ -55,24 +61,18 @@ def main(argv):
     name, colon, arg = config.partition(":")
     if not name:  # refused, or help is asked for
         return _reproduce(argv, "")
-    for path in studies() if name == "all" else [name]:
+    for path in jobs.studies() if name == "all" else [name]:
         status = _reproduce([f"--config={path}{colon}{arg}", *argv], Path(path).stem)
         if status:
             return status
     return 0
 
 
-def studies() -> list[str]:
-    """Return the config files of the paper's studies: those that have a kind."""
-    files = sorted(shipped.locate("configs/paper").glob("*.py"))
-    names = [f"configs/paper/{file.name}" for file in files]
-    return [
-        n for n, f in zip(names, files, strict=True) if "common.study(" in f.read_text()
-    ]
-
-
 def _reproduce(argv: list[str], name: str) -> int:
     config, workdir, other = args.parse(argv, FLAGS)
+    if not (other.plan or other.remake or jax.distributed.is_initialized()):
+        hosts.start(other.coordinator, other.processes, other.process)
+        say(hosts.check(config.to_json_best_effort(sort_keys=True), other.devices))
     c = config.to_dict()
     reading = measures.check(c["reading"], "config.reading")
     title, known = c["title"], [tables.Known(*k) for k in c["known"]]
@@ -91,6 +91,8 @@ def _reproduce(argv: list[str], name: str) -> int:
             )
         if not running.run(plan, c, workdir, TERMINAL):
             return STOPPED
+        if not hosts.first():
+            return 0
     unrecorded = [job.name for job in plan if not job.recorded]
     if unrecorded:
         raise UserError(

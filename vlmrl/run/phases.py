@@ -31,6 +31,7 @@ PHASES = ("start", "data", "rollout", "reward", "score", "update", "eval",
 
 # Exit statuses that launchers know (`launch/`): try the same command again.
 STOPPED, STUCK = 75, 70  # EX_TEMPFAIL, EX_SOFTWARE of sysexits.h
+STOPPED_LINE = "stopped on request after a pass; the same command goes on"
 
 # Work of JAX on a program before it runs, one event each; the second includes reading
 # a compiled program back from the cache.
@@ -71,6 +72,24 @@ class Phases:
         # A host that was asked may be ahead of the others: they find out together.
         if self._agree(self.asked):
             raise Stopped(name)
+
+    def after(
+        self, name: str, advance: Callable[[int], None], alone: bool = False
+    ) -> Callable[[int], None]:
+        """Return `advance` with a safe point of a phase behind it.
+
+        Args:
+          alone: of work that one host does: the others are not asked.
+        """
+
+        def both(n: int) -> None:
+            advance(n)
+            if not alone:
+                self(name)
+            elif self.asked:
+                raise Stopped(name)
+
+        return both
 
     def switch(self, name: str, step: int | None = None) -> None:
         """The same without the safe point: while a stop itself is being carried out."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from vlmrl import perturb, user_code
+from vlmrl import perturb, shipped, user_code
 from vlmrl.answers import reading
 from vlmrl.data import distort, loader
 from vlmrl.judges import named
@@ -62,6 +62,16 @@ class Job(NamedTuple):
         if self.kind == "judge":
             return (self.folder / "verdicts.jsonl").is_file()
         return bool(self.files)
+
+
+def studies() -> list[str]:
+    """Return the config files of the paper's studies."""
+    files = sorted(shipped.locate("configs/paper").glob("*.py"))
+    return [
+        f"configs/paper/{file.name}"
+        for file in files
+        if "common.study(" in file.read_text(encoding="utf-8")
+    ]
 
 
 def plan(

@@ -24,7 +24,8 @@ from vlmrl.loops.evaluate import (
     write_records,
 )
 from vlmrl.report import agreement, assemble, html, render
-from vlmrl.run import directory
+from vlmrl.run import directory, hosts
+from vlmrl.run.phases import STOPPED_LINE, Phases, Stopped
 from vlmrl.run.progress import SILENT, Display
 from vlmrl.studies.estimates import estimate
 from vlmrl.studies.jobs import SPEED, Job
@@ -35,40 +36,63 @@ JUDGED_AT_ONCE = 500  # items
 
 
 def run(jobs: Sequence[Job], c: dict, workdir: Path, display: Display = SILENT) -> bool:
-    """Do what is not done; return whether all is, False where a training was stopped.
+    """Do what is not done; return whether all is, False where a stop was requested.
 
-    Jobs of one model follow each other, so that it is loaded once. How long each took
-    goes into WORKDIR/jobs.jsonl.
+    Jobs of one model follow each other, so that it is loaded once. What is done of a
+    job stays: passes of an evaluation, replies, checkpoints. How long each job took
+    goes into WORKDIR/jobs.jsonl. On several hosts all call this; what needs no
+    accelerator is done by the first.
     """
-    loaded: dict[str, policies.Policy] = {}
     (workdir / "records").mkdir(parents=True, exist_ok=True)
-    for line in user_code.save(workdir, c):
-        display.say(line)
+    if hosts.first():
+        for line in user_code.save(workdir, c):
+            display.say(line)
+    loaded: dict[str, policies.Policy] = {}
     for job in jobs:
-        if job.done:
+        if not hosts.agree(not job.done):
             continue
-        began = time.monotonic()
-        if job.kind == "evaluate":
-            _evaluate(job, c, workdir, _policy(job, c, loaded, display), display)
-        elif job.kind == "ask":
-            _ask(job, c, workdir, display)
-        elif job.kind == "train":
+        began, phases = time.monotonic(), Phases()
+        if job.kind == "train":
             job.folder.mkdir(parents=True, exist_ok=True)
             seeds.check(job.config, job.folder)
             if not seeds.train(job.config, job.folder, display=display):
                 return False
         else:
-            _judge(job, display)
+            try:
+                with phases.watched(workdir / "hosts"):
+                    if job.kind == "evaluate":
+                        policy = _policy(job, c, loaded, display)
+                        _evaluate(job, c, workdir, policy, display, phases)
+                    else:
+                        _by_first_host(job, c, workdir, display, phases)
+            except Stopped:
+                display.say(f"{job.name}: {STOPPED_LINE}")
+                return False
         expected = estimate(job, c)
-        directory.append(
-            workdir / "jobs.jsonl",
-            {
-                "job": job.name,
-                "seconds": round(time.monotonic() - began, 1),
-                "estimated": None if expected is None else round(expected.seconds, 1),
-            },
-        )
+        done = {
+            "job": job.name,
+            "seconds": round(time.monotonic() - began, 1),
+            "estimated": None if expected is None else round(expected.seconds, 1),
+        }
+        if hosts.first():
+            directory.append(workdir / "jobs.jsonl", done)
     return True
+
+
+def _by_first_host(job: Job, c: dict, workdir: Path, display, phases: Phases) -> None:
+    """Do a job that needs no accelerator on the first host; the others wait, and a stop
+    of it is theirs."""
+    stopped = False
+    if hosts.first():
+        try:
+            if job.kind == "ask":
+                _ask(job, c, workdir, display, phases)
+            else:
+                _judge(job, display, phases)
+        except Stopped:
+            stopped = True
+    if hosts.agree(stopped):
+        raise Stopped(phases.name)
 
 
 def _policy(job: Job, c: dict, loaded: dict, display: Display) -> policies.Policy:
@@ -90,8 +114,9 @@ def _policy(job: Job, c: dict, loaded: dict, display: Display) -> policies.Polic
 
 
 def _evaluate(
-    job: Job, c: dict, workdir: Path, policy: policies.Policy, display: Display
-) -> None:
+    job: Job, c: dict, workdir: Path, policy: policies.Policy, display: Display,
+    phases: Phases,
+) -> None:  # fmt: skip
     about = job.about
     examples = _load(about, workdir)
     speed = {k: c["kernel"][k] for k in SPEED if k in c["kernel"]}
@@ -111,7 +136,8 @@ def _evaluate(
     )
     with display.bar(job.name, len(parts) * len(examples)) as advance:
         path = job.folder / f"{job.stem}.parquet"
-        write_records(path, parts, policy.params, labels, advance)
+        safe = phases.after("eval", advance)
+        write_records(path, parts, policy.params, labels, safe)
 
 
 def _under(example: Example, image: str, seed: int) -> Example:
@@ -133,6 +159,8 @@ def _load(about: dict, workdir: Path) -> list[Example]:
         e._replace(images=(html.small(e.images[0], f"{e.source}/{e.id}"),))
         for e in shown
     ]
+    if not hosts.first():
+        return examples
     assemble.write_images(workdir, small)
     path = workdir / "perturbations" / f"{about['source']}-{about['split']}.jsonl"
     path.parent.mkdir(exist_ok=True)
@@ -171,7 +199,7 @@ def release(path: Path, examples: Sequence[Example], conditions: Sequence[str]) 
     write_lines(path, lines)
 
 
-def _ask(job: Job, c: dict, workdir: Path, display: Display) -> None:
+def _ask(job: Job, c: dict, workdir: Path, display: Display, phases: Phases) -> None:
     about = job.about
     endpoint = http.Endpoint(about["url"], about["model"], key_env=c["key_env"])
     examples = _load(about, workdir)
@@ -194,12 +222,12 @@ def _ask(job: Job, c: dict, workdir: Path, display: Display) -> None:
             labels=RunLabels(
                 about["recipe"], split=about["split"], code=about.get("code", "")
             ),
-            progress=advance,
+            progress=phases.after("eval", advance, alone=True),
         )
     records.write(job.folder / f"{job.stem}.parquet", rows)
 
 
-def _judge(job: Job, display: Display) -> None:
+def _judge(job: Job, display: Display, phases: Phases) -> None:
     """Judge the records of an evaluation again, as `vlmrl judge` does a run's."""
     about = job.about
     rows = records.read(about["on"]).to_pylist()
@@ -218,7 +246,8 @@ def _judge(job: Job, display: Display) -> None:
         display.bar(job.name, len(to_judge)) as advance,
     ):
         items = [row.item for row in to_judge]
-        decided = named.judge_all(judges, items, JUDGED_AT_ONCE, advance)
+        safe = phases.after("eval", advance, alone=True)
+        decided = named.judge_all(judges, items, JUDGED_AT_ONCE, safe)
         summary = named.summary(judges, decided)
     judging.write(job.folder, summary, to_judge, decided, old)
 
