@@ -53,11 +53,11 @@ class PassLog:
             rows = iter(records.read(path).to_pylist())
             sizes = json.loads(path.with_suffix(".json").read_text())
             return [[Record(**row) for row in islice(rows, n)] for n in sizes]
-        found = compute()
+        computed = compute()
         if hosts.first():
-            write_json(path.with_suffix(".json"), [len(rows) for rows in found])
-            records.write(path, [row for rows in found for row in rows])
-        return found
+            write_json(path.with_suffix(".json"), [len(rows) for rows in computed])
+            records.write(path, [row for rows in computed for row in rows])
+        return computed
 
     def remove(self) -> None:
         """Remove the passes, once the whole is written."""
