@@ -46,12 +46,13 @@ class Config(ConfigDict):
 
 def training(seeds: int = 1):
     """Every field of a config of `vlmrl train`, at its default: those of the recipe
-    (vlmrl/rl/recipe.py), then what a run is."""
+    (vlmrl/rl/recipe.py), then what a run is. Where a field names a function of ours,
+    'path/to/file.py:name' names your own (vlmrl/user_code.py)."""
     c = Config(recipes.as_dict())  # every choice of the recipe at its default
     c.algorithm = "grpo"  # run by `vlmrl train`
     c.recipe = "grpo"  # its name in records, tables and figures
     c.model = "tiny"  # 'tiny', a hub id, or a directory in Hugging Face format
-    c.style = "tiny"  # prompt style (vlmrl/prompts/styles.py: STYLES)
+    c.style = "tiny"  # prompt style (vlmrl/prompts/styles.py: STYLES), or a file's
     c.tags = "auto"  # <think> and its like: 'added' tokens, 'plain' text, or 'auto'
     c.quantize = ""  # 'int8': a base in 8 bits, which takes lora.rank and 'quant'
     c.dtype = "float32"  # of the parameters that learn, and their moments
@@ -65,7 +66,7 @@ def training(seeds: int = 1):
     c.seeds = tuple(range(seeds))  # one run each, under WORKDIR/seed-N
     c.steps = 50  # updates
     c.prompts = 16  # groups per step
-    c.mix = Config()  # augmentation: share of prompts per condition
+    c.mix = Config()  # augmentation: share of prompts per condition, yours too
 
     # Arguments of rl/losses/objective.py: policy_objective, and of its surrogate.
     c.loss = ConfigDict()
@@ -76,7 +77,9 @@ def training(seeds: int = 1):
     c.loss.entropy_weight = 0.0  # bonus per nat
 
     c.data = ConfigDict()
-    c.data.source = "scenes"  # or a prepared set, or several: 'sat,geometry3k'
+    c.data.source = (
+        "scenes"  # or a prepared set, a file's, or several: 'sat,geometry3k'
+    )
     c.data.weights = ()  # share of each of several sources; equal if empty
     c.data.split = "train"
     c.data.size = 0  # examples of each source; 0: all it has

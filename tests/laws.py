@@ -343,8 +343,8 @@ FAULTS = (
     Fault(
         "an unread answer is right",
         "vlmrl/rl/rewards.py",
-        "float(parsed.option == answer)",
-        "float(parsed.option in (answer, -1))",
+        "float(completion.correct)",
+        "float(completion.correct or completion.parsed.option < 0)",
         "tests/rl/test_rewards.py::test_no_answer_is_never_right",
     ),
     Fault(

@@ -11,12 +11,15 @@ if TYPE_CHECKING:
     from vlmrl.loops.evaluate import evaluate, score_options
     from vlmrl.loops.grpo import train
     from vlmrl.policy import load
-    from vlmrl.types import Example, Record
+    from vlmrl.rl.rewards import Reward
+    from vlmrl.types import Completion, Example, Record
 
 __version__ = "0.1.0"
 __all__ = [
+    "Completion",
     "Example",
     "Record",
+    "Reward",
     "__version__",
     "evaluate",
     "load",
@@ -25,8 +28,10 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Completion": "vlmrl.types",
     "Example": "vlmrl.types",
     "Record": "vlmrl.types",
+    "Reward": "vlmrl.rl.rewards",
     "evaluate": "vlmrl.loops.evaluate",
     "load": "vlmrl.policy",
     "score_options": "vlmrl.loops.evaluate",

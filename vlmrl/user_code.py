@@ -1,6 +1,19 @@
 """Functions of a user's own, named `path/to/file.py:name` wherever a config names one
-of ours: reward, shaping or ranking term, advantage, loss surrogate, condition, image
-distortion, prompt style, parser, data source, judge.
+of ours:
+
+  reward.name            f(completion, **options) -> float | Reward
+  reward.shaping,        f(completion) -> float
+    ranking.by
+  advantage.name         f(rewards, mask) -> float[N,G]
+  loss.surrogate         f(logprobs, old_logprobs, advantages, mask, **settings) -> a
+                         NamedTuple with a Mean `loss`, its other fields metrics
+  mix, conditions        f(example) -> Example
+  noise.distortion,      f(pixels, rng) -> uint8[H,W,3]; in `mix` 'file.py:name+base'
+    images of a study
+  style                  a Style, or f() -> Style
+  parser of a Style      f(reply, options) -> index of the option, -1 for none
+  data.source, source    f(split, n) -> Examples; n = 0: all that it has
+  judge.name, judges     f(items) -> a label or a Verdict each; or a Judge
 
 A path is absolute or relative to the working directory, and has to be there on every
 host. A file is loaded once per process, as a module of its own: it may import what is

@@ -539,25 +539,27 @@ def mathvista(root: Path) -> None:
     parquet(root / "data/testmini-00000-of-00001.parquet", rows, schema)
 
 
+REFCOCO = [
+    *[("question_id", S), ("image", HF), ("question", S), ("answer", L(S))],
+    *[("segmentation", L(pa.float32())), ("bbox", L(pa.float32()))],
+    *[("iscrowd", pa.int8()), ("file_name", S)],
+]
+
+
+def refcoco_row(i: int, said: list, box: list[float]) -> dict:
+    file = f"COCO_train2014_00000000000{i}_0.jpg"
+    cells = [str(i), hf("JPEG", side=40), "q", said, [1.0], box, 0, file]
+    return dict(zip([name for name, _ in REFCOCO], cells, strict=True))
+
+
 def refcoco(root: Path) -> None:
-    schema = [
-        *[("question_id", S), ("image", HF), ("question", S), ("answer", L(S))],
-        *[("segmentation", L(pa.float32())), ("bbox", L(pa.float32()))],
-        *[("iscrowd", pa.int8()), ("file_name", S)],
-    ]
-
-    def row(i, said, box):
-        file = f"COCO_train2014_00000000000{i}_0.jpg"
-        cells = [str(i), hf("JPEG", side=40), "q", said, [1.0], box, 0, file]
-        return dict(zip([name for name, _ in schema], cells, strict=True))
-
     rows = [
-        row(1, ["left man", "man in red"], [10.0, 2.0, 5.5, 4.0]),
-        row(2, ["dog"], [1.0, 2.0, 0.0, 4.0]),
-        row(3, [], [1.0, 2.0, 5.0, 4.0]),
-        row(4, ["cat", None], [1.0, 2.0, 5.0, float("nan")]),
+        refcoco_row(1, ["left man", "man in red"], [10.0, 2.0, 5.5, 4.0]),
+        refcoco_row(2, ["dog"], [1.0, 2.0, 0.0, 4.0]),
+        refcoco_row(3, [], [1.0, 2.0, 5.0, 4.0]),
+        refcoco_row(4, ["cat", None], [1.0, 2.0, 5.0, float("nan")]),
     ]
-    parquet(root / "data/testA-00000-of-00001.parquet", rows, schema)
+    parquet(root / "data/testA-00000-of-00001.parquet", rows, REFCOCO)
 
 
 WRITERS = {

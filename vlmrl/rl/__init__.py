@@ -2,7 +2,7 @@
 
 On the host, from text to numbers:
   augment.py           an example id → the condition or image it is trained under
-  rewards.py           a parsed answer and a verdict → a reward; shaping terms
+  rewards.py           a `types.Completion` → a reward; shaping terms
   consistency.py       verdicts without a judge: blind probe, shuffled options
   cot_statistics.py    statistics of a chain of thought: evidence, template, copies
   controllers.py       coefficients that follow a measurement
@@ -13,11 +13,11 @@ On the device:
   losses/              log-probs, advantages and masks → sums and counts
 
 None of these sees a model, a config or a logger. A new algorithm is a new function here
-and its name in a config.
+and its name in a config, or a function of a file of one's own (`user_code.py`).
 
 What puts them together:
   recipe.py            what a run chooses, as one nested record
-  rollouts.py          prompts → completions → verdicts → rewards
+  rollouts.py          prompts → completions (`types.Completion`), judged → rewards
   verdict_source.py    who gives the verdicts; cot_probe.py: the policy itself
   completion_terms.py  measured terms of a completion, by name
   batch_advantages.py  rewards of a batch → advantages and loss mask

@@ -7,10 +7,10 @@ item's kind of answer, the judge's `verdict`, the number of `tokens`, and P(opti
 where a recipe measures it. A verdict is 'consistent', 'inconsistent', 'undecided' (no
 conclusion, truncated, judge unsure) or 'not_applicable'; None where no judge was asked.
 
-    def reward(completion):
-        gold, given = (values.box(t) for t in
-                       (completion.example.options[0], completion.parsed.answer or ""))
-        return values.iou(gold, given)
+    def iou(completion):
+        gold = values.box_of(completion.example.options[0])
+        given = values.box_of(completion.parsed.answer or "")
+        return values.iou(gold, given) if given else 0.0
 
 Ours read nothing but `parsed`, `correct` and `verdict`: an answer that stands only in
 the CoT, or an example of the format copied from the prompt, is the reading's matter and
