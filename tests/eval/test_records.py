@@ -52,6 +52,7 @@ def record(**changes) -> Record:
         "verdict_sampled": "consistent",
         "forced": 0,
         "letters": [0.75, 0.25],
+        "normalised": [],
         "scored": "letters",
         "entropy": 0.5623351446188083,
         "p_correct": 0.75,

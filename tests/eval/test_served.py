@@ -177,11 +177,24 @@ def test_letters_from_logprobs():
     options = len(found.options)
     assert found.letters == pytest.approx([2 / 3, 1 / 3, *[0] * (options - 2)])
     assert found.option_mass == pytest.approx(0.9)
-    assert found.letters_from == "logprobs"
+    assert (found.letters_from, found.scored) == ("logprobs", "letters")
+    assert found.forced == 0
     wanted = -(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3))
     assert found.entropy == pytest.approx(wanted)
     assert found.p_correct == found.letters[found.answer]
     assert served.letter_intervals(found) == []
+
+
+def test_letters_that_were_not_asked_for_are_absent():
+    """Under a style that asks for the option's text."""
+    content = [token("<answer>"), token("A"), token("</answer>")]
+
+    def answer(request):
+        return body_of("<answer>A</answer>", logprobs={"content": content})
+
+    for style, scored in (("r1v", "letters"), ("vigorl", "")):
+        (found,), _ = ask(answer, ["base"], 1, logprobs=True, style=style)
+        assert found.scored == scored and bool(found.letters) == bool(scored)
 
 
 @pytest.mark.parametrize(
@@ -223,6 +236,7 @@ def test_letters_from_samples_with_their_interval():
         assert r.letters[:2] == pytest.approx([1 / 3, 2 / 3])
         assert r.option_mass == 0.75
         assert (r.letters_from, r.letter_samples) == ("samples", 3)
+        assert (r.scored, r.forced) == ("letters", -1)
         low = served.letter_intervals(r)[1]
         assert (low.value, low.n) == (pytest.approx(2 / 3), 3)
         assert low.lo < 0.3 and low.hi > 0.9

@@ -286,24 +286,34 @@ def _record(
 
 
 def _with_letters(rows: list[Record], replies: Sequence[Reply]) -> list[Record]:
-    """Return the samples of one example and condition with their letter
-    probabilities."""
-    count = len(rows[0].options)
+    """Return the samples of one example and condition with the probabilities of its
+    options: from log-probs those of letters, where letters are asked for; else the
+    shares of the options that the samples name."""
+    count, first = len(rows[0].options), rows[0]
+    by_text = first.open or styles.style(first.style).form == "text"
+    kind = "texts" if by_text else "letters"
     read = [
         letter_probabilities(r.logprobs, row.prefill, count)
         for r, row in zip(replies, rows, strict=True)
     ]
-    if all(read):
+    if all(read) and not by_text:
         return [
-            _lettered(row, *pair, letters_from="logprobs")
-            for row, pair in zip(rows, read, strict=True)
+            _lettered(
+                row,
+                p,
+                mass,
+                letters_from="logprobs",
+                scored=kind,
+                forced=p.index(max(p)),
+            )
+            for row, (p, mass) in zip(rows, read, strict=True)
         ]
     answered = [r.predicted for r in rows if r.predicted >= 0]
     if len(rows) == 1 or not answered:
         return rows
     k = len(answered)
     shares, mass = [answered.count(c) / k for c in range(count)], k / len(rows)
-    facts = {"letters_from": "samples", "letter_samples": k}
+    facts = {"letters_from": "samples", "letter_samples": k, "scored": kind}
     return [_lettered(row, shares, mass, **facts) for row in rows]
 
 
