@@ -1,1 +1,2 @@
-"""One prefix, many branches: prefix cache, attention, sampling and scoring."""
+"""One prefix, many branches: prefix cache, attention, sampling, scoring,
+option probabilities."""
