@@ -119,12 +119,9 @@ def test_format_is_reached_and_a_cot_is_read_back_as_it_was_read():
         turn = prompt.whole(written)
         parsed = parse(turn, prompt.example.options)
         assert parsed.strict and parsed.option == 0
-        probe = cot_probe.sighted(prompt, parsed.think)
-        assert probe.whole
-        before = (prompt.text + written).partition("</think>\n\n<answer>A")[0]
-        assert probe.text.startswith(before.rpartition("</think><answer>")[0])
-        start = prompt.text.removesuffix(prompt.turn)
-        assert probe.text.startswith(start + "<think>" + parsed.think + "</think>")
+        probe = cot_probe.blind(prompt, parsed.think)
+        start = prompt.blind.removesuffix(prompt.turn)
+        assert probe.text == start + "<think>It is red.</think>\n<answer"
 
 
 def test_a_template_may_strip_the_ends_of_a_text():

@@ -1,5 +1,6 @@
 """Reasoning tags as token ids: added, plain, and what tells one from the other."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 import vlmrl
+from tests import kit
 from tests.prompts import tagged
+from vlmrl import sharding
 from vlmrl.models import hf, registry
 from vlmrl.prompts import tag_tokens, tokens
 from vlmrl.prompts.tag_tokens import Choice, TagRows
@@ -32,6 +35,8 @@ def test_added_tags_are_one_token_and_plain_ones_are_text(processor):
     bare = tokens.load_processor(registry.TINY)
     assert ids == bare.encode_plain(TEXT)  # as if the tokenizer had no such tokens
     assert not set(ids) & set(added)
+    for each in (processor, plain):
+        assert each.encode_many([TEXT, "<think>"])[0] == each.encode_plain(TEXT)
     known = processor.tokenizer.get_vocab()
     assert ids[0] == known["<|im_start|>"] and known["<|im_end|>"] in ids
     assert plain.banned[added].all() and not processor.banned[added].any()
@@ -134,6 +139,27 @@ def test_a_checkpoint_says_how_its_tags_are_tokenised(tmp_path, known, tied):
     assert "\n" not in line
     with pytest.raises(UserError, match="tags: expected auto, added, plain, got 'no'"):
         vlmrl.load(str(path), tags="no")
+
+
+@pytest.mark.slow
+def test_a_model_reads_plain_tags_as_it_was_trained_to(tmp_path):
+    """The tiny one, which never had these tokens: with them its prompts say something
+    else. Of plain ones every record is its own."""
+    path = tagged.save(tmp_path / "model", known=False)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    examples, conditions = kit.examples(6), ["base", "wrong_think", "stop_think"]
+
+    def texts(name, tags):
+        policy = vlmrl.load(name, mesh=mesh, style="tiny", tags=tags)
+        options = dict(max_tokens=72, probes=1)
+        rows = vlmrl.evaluate(policy, examples, conditions, **options)
+        return [(r.prompt, r.completion, r.verdict, r.format) for r in rows], rows
+
+    own, _ = texts("tiny", "auto")
+    plain, rows = texts(str(path), "auto")
+    assert plain == own and {r.tags for r in rows} == {"plain"}
+    added, rows = texts(str(path), "added")
+    assert added != own and {r.tags for r in rows} == {"added"}
 
 
 def test_an_export_carries_the_choice_to_every_tool(tmp_path):
