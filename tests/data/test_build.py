@@ -126,7 +126,9 @@ def test_nothing_kept_and_nothing_there(root, tmp_path):
     with pytest.raises(UserError, match=r"none of its rows is kept; the first, test"):
         build.build(bench, "test", root, tmp_path)
     published.text(root / "test.jsonl", "{broken\n")
-    with pytest.raises(UserError, match=r"test\.jsonl: not a readable \.jsonl file"):
+    with pytest.raises(
+        UserError, match=r"test\.jsonl, line 1: expected a line of JSON"
+    ):
         build.build(bench, "test", root, tmp_path)
 
 

@@ -103,7 +103,7 @@ class Work(NamedTuple):
 
 
 def matrices(model: Model, prefix: str) -> int:
-    """Elements of the linear layers below a prefix of names."""
+    """Return the number of elements of the linear layers below a prefix of names."""
     return sum(
         math.prod(p.shape)
         for name, p in model.table.items()
@@ -112,8 +112,8 @@ def matrices(model: Model, prefix: str) -> int:
 
 
 def forward(model: Model, group: Group, *, causal: bool = True) -> Work:
-    """FLOPs of scoring a group's branches; padding counts as it is computed. With
-    `causal` False a query pays for every key of a link, as the plain back end does."""
+    """Count the FLOPs of scoring a group's branches, padding included. With `causal`
+    False each query attends to every key of a segment, as in the plain back end."""
     c, t = model.config, getattr(model.config, "text", model.config)
     n, size = group.prefix.ids.shape
     rows, length = group.branches.ids.shape
@@ -154,8 +154,8 @@ class Step(NamedTuple):
 
 
 def decoding(model: Model, rows: int, each: int, prefix: int, own: float) -> Step:
-    """A step of `rows` branches, `each` behind a prefix, with `own` tokens on average,
-    in bfloat16."""
+    """Return the cost of a decoding step of `rows` branches in bfloat16: `each` behind
+    a prefix, with `own` tokens on average."""
     t = getattr(model.config, "text", model.config)
     weights = matrices(model, "text.layers.") + t.vocab * t.width
     token = 2 * t.layers * t.kv_heads * t.head_dim
@@ -165,7 +165,7 @@ def decoding(model: Model, rows: int, each: int, prefix: int, own: float) -> Ste
 
 
 def sheet() -> tuple[str, chips.Chip | None]:
-    """(name of the device, its data sheet if we have one)."""
+    """Return (name of the device, its data sheet, None if unknown)."""
     kind = jax.devices()[0].device_kind
     matching = [c for n, c in chips.CHIPS.items() if n in kind.lower() and n != "host"]
     return kind, matching[0] if matching else None
@@ -236,7 +236,7 @@ def beside_transformers(s, case: Case, params) -> list[dict]:
 
 
 def trained(case: Case):
-    """(state, update of a clipped loss under AdamW, words for its number formats)."""
+    """Return (state, update of a clipped loss under AdamW, words on number formats)."""
     small = case.model.size < FLOAT32_BELOW
     dtype = jnp.float32 if small else jnp.bfloat16
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
@@ -358,7 +358,7 @@ def phased(s, case: Case) -> dict:
 
 
 def in_parts(function, parts: int):
-    """function(params, group) a part of the groups at a time."""
+    """Return function(params, group), run on a part of the groups at a time."""
 
     def run(params, group):
         cut = update.split(update.Batch(group, {}), parts).group

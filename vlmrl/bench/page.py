@@ -31,7 +31,7 @@ PROBE = """<script>{
 
 
 def suite(s) -> list[dict]:
-    """The report of `sizes.records` records of the tiny model on scenes."""
+    """Time the report of `sizes.records` records of the tiny model on scenes."""
     examples = scenes.suite("test", SCENES)
     measured = evaluate(policy.load("tiny"), examples, CONDITIONS, max_tokens=48)
     rows = repeated(measured, s.sizes.records)
@@ -63,7 +63,7 @@ def suite(s) -> list[dict]:
 
 
 def repeated(records: list[Record], count: int) -> list[Record]:
-    """`count` records: the same again under other names of examples."""
+    """Return `count` records: copies under other names of examples."""
     return [
         r._replace(
             example=f"{r.example}~{copy}", cluster=f"{r.cluster}~{copy}", recipe="tiny"
@@ -74,7 +74,7 @@ def repeated(records: list[Record], count: int) -> list[Record]:
 
 
 def first_view(page: Path) -> float:
-    """Seconds from the navigation's start to a page that is ready and laid out."""
+    """Return the seconds from the navigation's start to a page ready and laid out."""
     chromium = shutil.which("chromium")
     if chromium is None:
         raise UserError("no chromium: Debian's package brings it")

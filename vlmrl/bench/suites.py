@@ -86,8 +86,9 @@ def step(s: Settings) -> list[dict]:
 
 
 def evaluation(s: Settings) -> list[dict]:
-    """Definitions: P prompt, P₀ shared, q own tokens, T new ones; c is the cost of a
-    decoded token in tokens of reading, measured in the one pass."""
+    """Time the conditions in one pass and one by one. P is the prompt, P₀ its shared
+    part, q a condition's own tokens, T the new ones; c is the cost of a decoded token
+    in tokens of reading, measured in the one pass."""
     sizes = s.sizes
     model, params = workloads.build(sizes.sees)
     v, own = sizes.conditions, sizes.own
@@ -325,7 +326,7 @@ SUITES: dict[str, Callable[[Settings], list[dict]]] = {
 
 
 def describe(results: list[dict], *, tiny: bool = False) -> dict:
-    """The JSON of a run: when, where, with what, and the results."""
+    """Return the JSON of a run: date, machine, versions and results."""
     device = jax.devices()[0]
     cores = len(os.sched_getaffinity(0))
     kind = f"cpu-{cores}" if device.platform == "cpu" else (
@@ -352,7 +353,7 @@ def _cpu() -> str:
 
 
 def line(r: dict) -> str:
-    """Lines on a result: value, bar, definition, seconds of each side."""
+    """Format a result: value, bar, definition, seconds of each side."""
     lines = [f"{r['name']:22} {_judged(r)}", f"    {r['definition']}"]
     for side, seconds in (r["seconds"] or {}).items():
         middle = statistics.median(seconds)
@@ -372,7 +373,7 @@ def _judged(r: dict) -> str:
 
 
 def newest(place: Path, machine: dict) -> tuple[Path, dict] | None:
-    """The last file of the same machine class, or the file named."""
+    """Return the last file of the same machine class, or the file named."""
     if place.is_file():
         return place, _read(place)
     files = [(f, _read(f)) for f in place.glob("bench-*.json")]
@@ -390,7 +391,7 @@ def _read(file: Path) -> dict:
 
 
 def regressions(before: dict, now: dict) -> list[str]:
-    """Results more than 5 % worse than before, a line each."""
+    """Return a line for each result that is more than 5 % worse than before."""
     old = {r["name"]: r["value"] for r in before["results"]}
     out = []
     for r in now["results"]:
@@ -404,7 +405,7 @@ def regressions(before: dict, now: dict) -> list[str]:
 
 
 def save(results: dict, directory: Path) -> Path:
-    """Writes bench-DATE-CLASS.json."""
+    """Write bench-DATE-CLASS.json and return its path."""
     directory.mkdir(parents=True, exist_ok=True)
     stamp = results["date"].replace(":", "").partition("+")[0]
     path = directory / f"bench-{stamp}-{results['machine']['class']}.json"

@@ -41,8 +41,8 @@ TEXT = dict(
 
 
 def vlm(width=384, layers=4, heads=6, kv_heads=2, mlp=1024, vision=256) -> dict:
-    """config.json of a model of Qwen2.5-VL's architecture: by default 12 M parameters
-    with a tower of two layers."""
+    """Return config.json of a model of Qwen2.5-VL's architecture, by default with 12 M
+    parameters and a vision tower of two layers."""
     part = width // heads // 16
     rope = dict(mrope_section=[2 * part, 3 * part, 3 * part], rope_theta=1e6,
                 rope_type="default")  # fmt: skip
@@ -89,8 +89,8 @@ def vlm(width=384, layers=4, heads=6, kv_heads=2, mlp=1024, vision=256) -> dict:
 
 
 def decoder(vocabulary=32768, width=768, layers=14, heads=12, kv_heads=4, mlp=2304):
-    """config.json of a text decoder of Qwen2's architecture, by default with 121 M
-    parameters."""
+    """Return config.json of a text decoder of Qwen2's architecture, by default with
+    121 M parameters."""
     return dict(
         TEXT,
         architectures=["Qwen2ForCausalLM"],
@@ -142,14 +142,14 @@ TINY = Sizes(
 
 
 def build(config: dict, dtype=jnp.float32, key: int = 0) -> tuple[Model, dict]:
-    """(Model, random parameters), as one device holds them."""
+    """Return (Model, random parameters on one device)."""
     model = registry.build_model(config, "bench")
     return model, jax.jit(model.init, static_argnums=1)(jax.random.key(key), dtype)
 
 
 def write(directory: Path, config: dict, model: Model, params) -> Path:
-    """A directory that a peer loads the same weights from; config.json alone where
-    there are none."""
+    """Write the directory from which a peer loads the same weights, config.json alone
+    for params None; return it."""
     source = directory / "source"
     source.mkdir(parents=True)
     (source / "config.json").write_text(json.dumps(config))
@@ -169,8 +169,8 @@ def geometry(config: dict) -> tokens.Geometry:
 
 
 def prompt(sizes: Sizes, seed: int = 0, own: int = 0):
-    """An image and random text behind it, `sizes.prompt` tokens with the image's tags,
-    the same for all seeds, and `own` more that are not (`tokens.Encoded`)."""
+    """Return an encoded prompt: an image, and random text of `sizes.prompt` tokens with
+    the image's tags, the same for all seeds; then `own` tokens drawn by `seed`."""
     rng, config = np.random.default_rng(0), sizes.sees
     image, side = config["image_token_id"], sizes.side
     patch = 6 * config["vision_config"]["patch_size"] ** 2
@@ -194,14 +194,14 @@ def buckets(sizes: Sizes, prefix: int, branch: int = 1) -> tokens.Buckets:
 
 
 def prompted(sizes: Sizes, copies: int = 1) -> Group:
-    """The prompt with its image, in `copies` groups."""
+    """Return the prompt with its image in `copies` groups."""
     row = prompt(sizes)
     fit = buckets(sizes, len(row.ids))
     return tokens.group([[row]] * copies, geometry(sizes.sees), fit)
 
 
 def seen(row: tokens.Encoded, copies: int = 1) -> dict:
-    """A prompt and its image as a peer's inputs; the image `copies` times."""
+    """Return a prompt and `copies` of its image as inputs of a peer."""
     picture = row.pictures[0]
     return dict(
         ids=row.ids[None],
@@ -212,13 +212,13 @@ def seen(row: tokens.Encoded, copies: int = 1) -> dict:
 
 
 def scored(sizes: Sizes, copies: int = 1) -> Group:
-    """A policy-gradient step's group: the prompt and its completions; in `copies`
-    groups of the same prompt with their share of the completions each."""
+    """Return the group of a policy-gradient step: the prompt and its completions,
+    spread over `copies` groups of the same prompt."""
     return answered(prompted(sizes, copies), sizes.branches, sizes.length)
 
 
 def answered(group: Group, rows: int, length: int) -> Group:
-    """A group with `rows` random completions of `length` tokens, on the host."""
+    """Return a group with `rows` random completions of `length` tokens, on the host."""
     ids = np.random.default_rng(2).integers(0, IMAGE - 10, (rows, length))
     nothing = np.zeros(ids.shape, np.float32)
     ones = np.ones(ids.shape, bool)
@@ -227,8 +227,9 @@ def answered(group: Group, rows: int, length: int) -> Group:
 
 
 def asked(sizes: Sizes, conditions=None, together: bool = True) -> Group:
-    """An evaluation's group: the image and its shared text, and the own text of each
-    of the conditions; apart: each condition a whole prompt of its own."""
+    """Return the groups of an evaluation. Together: one group; its prefix is the image
+    with the shared text, its branches are the texts of the conditions. Otherwise: a
+    group per condition, with the whole prompt as its prefix."""
     chosen = range(sizes.conditions) if conditions is None else conditions
     rows = [prompt(sizes, seed=i, own=sizes.own) for i in chosen]
     whole = len(rows[0].ids)
@@ -241,14 +242,14 @@ def asked(sizes: Sizes, conditions=None, together: bool = True) -> Group:
 
 
 def endless(vocabulary: int) -> Stops:
-    """Stops that nothing meets: every branch has the length asked for."""
+    """Return stops that no text meets: every branch has the maximal length."""
     never = jnp.zeros(vocabulary, bool)
     table = jnp.zeros((vocabulary, 1), jnp.int16)
     return Stops(table, jnp.zeros((vocabulary, 1), jnp.uint8), never, never)
 
 
 def hazards(median: float, spread: float, longest: int) -> np.ndarray:
-    """float[longest]: P(a branch ends with its token t | it got there), of log-normal
+    """Return float[longest], P(a branch ends with token t | it has t), of log-normal
     lengths with this median and standard deviation of the logarithm, cut at longest."""
     steps = np.log(np.maximum(np.arange(longest + 1), 1e-9) / median) / spread
     alive = np.array([math.erfc(x / 2**0.5) for x in steps]) / 2
@@ -256,8 +257,8 @@ def hazards(median: float, spread: float, longest: int) -> np.ndarray:
 
 
 def lasting(vocabulary: int, hazard: np.ndarray) -> Stops:
-    """Stops under which lengths have this hazard, whatever the model says: the
-    automaton counts tokens, and at each count a random share of all ids ends a branch.
+    """Return stops under which lengths have this hazard for any model: the automaton
+    counts tokens, and at each count a random share of all ids ends a branch.
     """
     length = len(hazard)
     count = np.minimum(np.arange(1, length + 1), length - 1).astype(np.int16)
@@ -272,8 +273,8 @@ def lasting(vocabulary: int, hazard: np.ndarray) -> Stops:
 
 
 def gradient(model: Model, group: Group, **options):
-    """params → gradients of a weighed sum of log-probs: a policy-gradient step without
-    the optimizer. Weights differ by branch, or the gradient would be one of means."""
+    """Return params → gradients of a weighted sum of log-probs: a policy-gradient step
+    without the optimizer. Weights differ by branch, so that branches don't cancel."""
     rows = len(group.branches.ids)
     weights = np.linspace(-1, 1, rows, dtype=np.float32)[:, None]
 
@@ -291,8 +292,8 @@ def branch_keys(rows: int):
 
 
 def sampler(model: Model, group: Group, rows: int, length: int, *, dtype=None):
-    """params → tokens int32[rows, length] drawn at temperature 1, prompts read first;
-    of length 0: the logits of the first one."""
+    """Return params → tokens int32[rows, length] sampled at temperature 1 after the
+    prefill; for length 0, the logits of the first token."""
     keys, stops = branch_keys(rows), endless(vocabulary_of(model))
 
     def work(params, group):
@@ -309,8 +310,8 @@ def sampler(model: Model, group: Group, rows: int, length: int, *, dtype=None):
 
 
 def batched(model: Model, group: Group, each: int, stops: Stops, length: int):
-    """params → list of Rollouts: what `slotted` samples, by the plain loop over as many
-    groups at a time as fill `slots` rows: the way without slots."""
+    """Return (params, slots) → Rollouts: what `slotted` samples, without continuous
+    batching: as many groups at a time as fill `slots` rows."""
     keys = branch_keys(len(group.prefix.ids) * each)
 
     @jax.jit
@@ -332,7 +333,7 @@ def batched(model: Model, group: Group, each: int, stops: Stops, length: int):
 
 
 def part(group: Group, start: int, size: int) -> Group:
-    """Groups start … start + size of one without images or branches."""
+    """Return groups start … start + size of groups without images or branches."""
     return jax.tree.map(lambda x: x[start : start + size], group)
 
 
@@ -345,8 +346,8 @@ def slotted(
     slots: int,
     dtype=None,
 ):
-    """params → (Rollout, SlotUsage) of `each` samples of every group by continuous
-    batching, with as many prefix slots as decode slots."""
+    """Return params → (Rollout, SlotUsage) of `each` samples of every group by
+    continuous batching, with as many prefix slots as decode slots."""
     count = len(group.prefix.ids)
     keys = branch_keys(count * each)
 
@@ -363,9 +364,9 @@ def slotted(
 
 
 def improved(model: Model, params, group: Group, each: int, length: int):
-    """step() → mean reward: a whole GRPO step. `each` samples of `length` tokens of
-    every prompt, paid by their share of even ids on the host, advantages within
-    groups, clipped loss, AdamW; the next call goes on with the new parameters."""
+    """Return step() → mean reward, a whole GRPO step: `each` samples of `length` tokens
+    per prompt, their share of even ids as the reward, computed on the host, advantages
+    within groups, clipped loss, AdamW. The next call continues from the result."""
     count = len(group.prefix.ids)
     keys, stops = branch_keys(count * each), endless(vocabulary_of(model))
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
@@ -396,7 +397,7 @@ def improved(model: Model, params, group: Group, each: int, length: int):
 
 
 def _drawn(model: Model, params, group: Group, keys, *, stops: Stops, length: int):
-    """(rollouts at temperature 1, the group with them as its branches)."""
+    """Return (rollouts at temperature 1, the group with them as its branches)."""
     rollout, _ = generate(
         model, params, prefill(model, params, group), keys, stops,
         max_tokens=length, sampling=Sampling(1.0),
@@ -405,8 +406,8 @@ def _drawn(model: Model, params, group: Group, keys, *, stops: Stops, length: in
 
 
 def disagreement(model: Model, params, group: Group, stops: Stops, length: int):
-    """(share of sampled tokens whose probability by `score` is not within 10 % of the
-    one recorded, their mean entropy in nats, their number); 8 samples per prompt."""
+    """Return (share of sampled tokens whose probability by `score` is more than 10 % off
+    the recorded one, mean entropy in nats, number of tokens); 8 samples per prompt."""
     rows = 8 * len(group.prefix.ids)
     keys = branch_keys(rows)
 
@@ -423,8 +424,8 @@ def disagreement(model: Model, params, group: Group, stops: Stops, length: int):
 
 
 def sharpened(model: Model, params, group: Group, stops: Stops, length: int):
-    """Parameters whose tokens, as sampled after a group's prompts, have a mean entropy
-    of three quarters of a nat: the last norm, which scales every logit, is scaled."""
+    """Scale the last norm, and with it every logit, so that tokens sampled after a
+    group's prompts have a mean entropy of three quarters of a nat."""
     keys = branch_keys(8 * len(group.prefix.ids))
 
     @jax.jit
@@ -445,7 +446,7 @@ def sharpened(model: Model, params, group: Group, stops: Stops, length: int):
 
 
 def texts(rows: int = 16, length: int = 32) -> tuple[Group, np.ndarray]:
-    """(prompts of random text, each a group; their ids int32[rows, length])."""
+    """Return (prompts of random text, each a group; their ids int32[rows, length])."""
     ids = np.random.default_rng(3).integers(0, 400, (rows, length)).astype(np.int32)
     encoded = [
         [tokens.Encoded(x, tokens.mrope([length], []), np.full(length, -1, np.int32),
@@ -478,8 +479,8 @@ class Counts(NamedTuple):
 
 
 def counts(sizes: Sizes) -> Counts:
-    """FLOPs counted by XLA on unrolled layers, every score computed, and bytes of
-    shapes. Nothing runs."""
+    """Count FLOPs with XLA on unrolled layers, every score computed, and the bytes of
+    shapes; nothing runs."""
     model = registry.build_model(sizes.sees, "bench")
     params = _shapes(model)
     whole = attention.choose("plain")

@@ -7,7 +7,8 @@ val is read.
 
 from __future__ import annotations
 
-from vlmrl.data.reading import Place, Refused, Set, SetItem, letter, one, options, text
+from vlmrl.data import reading
+from vlmrl.data.reading import Items, Place, Refused, Set, SetItem
 
 TASKS = (
     "Art_Style",
@@ -27,8 +28,8 @@ TASKS = (
 )
 
 
-def items(row: dict, place: Place) -> list[SetItem]:
-    task = text(row, "sub_task")
+def items(row: dict, place: Place) -> Items:
+    task = reading.text(row, "sub_task")
     if task not in TASKS:
         raise Refused(f"sub_task {task!r} is not one of the {len(TASKS)}")
     cells = [row.get(f"image_{i}") for i in range(1, 5)]
@@ -36,18 +37,16 @@ def items(row: dict, place: Place) -> list[SetItem]:
         cells.pop()
     if None in cells:
         raise Refused(f"image_{cells.index(None) + 1} is missing, a later one is not")
-    texts = options(row.get("choices") or ())
-    return [
-        SetItem(
-            id=text(row, "idx"),
-            images=one(*cells, place=place),
-            question=text(row, "question"),
-            options=texts,
-            answer=letter(row.get("answer"), len(texts)),
-            task=task,
-            meta={"prompt": text(row, "prompt", needed=False)},
-        )
-    ]
+    texts = reading.options(row.get("choices") or ())
+    yield SetItem(
+        id=reading.text(row, "idx"),
+        images=reading.one(*cells, place=place),
+        question=reading.text(row, "question"),
+        options=texts,
+        answer=reading.letter(row.get("answer"), len(texts)),
+        task=task,
+        meta=reading.optional(row, "prompt"),
+    )
 
 
 SET = Set(

@@ -8,12 +8,12 @@ over. Letters follow the order of `choices`.
 from __future__ import annotations
 
 from vlmrl.data import reading
-from vlmrl.data.reading import Place, Refused, Set, SetItem
+from vlmrl.data.reading import Items, Place, Refused, Set, SetItem
 
 SOURCES = ("ADE20K", "COCO", "Omni3D")
 
 
-def items(row: dict, place: Place) -> list[SetItem]:
+def items(row: dict, place: Place) -> Items:
     if "choices" in row:
         texts, repairs = reading.options(row["choices"] or ()), ()
     else:  # the TSV form
@@ -26,22 +26,13 @@ def items(row: dict, place: Place) -> list[SetItem]:
     )
     task = reading.text(row, "task", "category")
     number = reading.text(row, "idx", "index")
-    return [
-        SetItem(
-            id=f"{kind}/{number}",
-            images=reading.one(row.get("image"), place=place),
-            question=reading.text(row, "question"),
-            options=texts,
-            answer=reading.letter(row.get("answer"), len(texts)),
-            task=f"{kind}/{task}/{source}",
-            meta={
-                "prompt": reading.text(row, "prompt", needed=False),
-                "filename": reading.text(row, "filename", needed=False),
-                "source_filename": reading.text(row, "source_filename", needed=False),
-            },
-            repairs=repairs,
-        )
-    ]
+    yield SetItem(
+        id=f"{kind}/{number}",
+        **reading.multiple_choice(row, texts, place),
+        task=f"{kind}/{task}/{source}",
+        meta=reading.optional(row, "prompt", "filename", "source_filename"),
+        repairs=repairs,
+    )
 
 
 SET = Set(

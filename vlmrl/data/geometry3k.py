@@ -8,10 +8,10 @@ Newer revisions list four choices; without them the question is open. Where
 from __future__ import annotations
 
 from vlmrl.data import reading
-from vlmrl.data.reading import Place, Set, SetItem
+from vlmrl.data.reading import Items, Place, Set, SetItem
 
 
-def items(row: dict, place: Place) -> list[SetItem]:
+def items(row: dict, place: Place) -> Items:
     question = reading.text(row, "problem").replace("<image>", "").strip()
     raw = reading.text(row, "answer")
     repairs: tuple[str, ...] = ()
@@ -25,19 +25,17 @@ def items(row: dict, place: Place) -> list[SetItem]:
     else:
         texts, answer = (raw,), 0
     number = row.get("id")
-    return [
-        SetItem(
-            id=f"{place.split}/{place.row if reading.missing(number) else number}",
-            images=reading.one(row.get("images"), place=place),
-            question=question,
-            options=texts,
-            answer=answer,
-            open=not choices,
-            kind="maths",
-            task="geometry",
-            repairs=repairs,
-        )
-    ]
+    yield SetItem(
+        id=f"{place.split}/{place.row if reading.missing(number) else number}",
+        images=reading.one(row.get("images"), place=place),
+        question=question,
+        options=texts,
+        answer=answer,
+        open=not choices,
+        kind="maths",
+        task="geometry",
+        repairs=repairs,
+    )
 
 
 SET = Set(

@@ -7,7 +7,16 @@ figures are scored together. `non_image` rows have no image.
 
 from __future__ import annotations
 
-from vlmrl.data.reading import Place, Refused, Set, SetItem, missing, pictures, text
+from vlmrl.data.reading import (
+    Items,
+    Place,
+    Refused,
+    Set,
+    SetItem,
+    missing,
+    pictures,
+    text,
+)
 
 SUBCATEGORIES = (
     "chart",
@@ -21,7 +30,7 @@ SUBCATEGORIES = (
 )
 
 
-def items(row: dict, place: Place) -> list[SetItem]:
+def items(row: dict, place: Place) -> Items:
     kind, part = text(row, "category"), text(row, "subcategory")
     if kind not in ("VD", "VS") or part not in SUBCATEGORIES:
         raise Refused(f"category {kind}/{part} is unknown")
@@ -34,20 +43,18 @@ def items(row: dict, place: Place) -> list[SetItem]:
     if sighted and missing(cell):
         raise Refused("visual_input says that it has an image, filename is missing")
     if sighted != (place.split == "image"):
-        return []  # a row of the other split, where one file holds both
-    return [
-        SetItem(
-            id="_".join([kind, part, *places]),
-            images=pictures(cell, place=place) if sighted else (),
-            question=text(row, "question"),
-            options=("Yes", "No"),
-            answer=int(raw in ("0", "no")),
-            task=f"{kind}/{part}",
-            group="_".join([kind, part, places[0], places[2]]),
-            cluster="_".join([kind, part, places[0]]),
-            meta={"details": text(row, "gt_answer_details", needed=False)},
-        )
-    ]
+        return  # a row of the other split, where one file holds both
+    yield SetItem(
+        id="_".join([kind, part, *places]),
+        images=pictures(cell, place=place) if sighted else (),
+        question=text(row, "question"),
+        options=("Yes", "No"),
+        answer=int(raw in ("0", "no")),
+        task=f"{kind}/{part}",
+        group="_".join([kind, part, places[0], places[2]]),
+        cluster="_".join([kind, part, places[0]]),
+        meta={"details": text(row, "gt_answer_details", needed=False)},
+    )
 
 
 SET = Set(

@@ -9,7 +9,7 @@ rounded to the row's `precision`.
 from __future__ import annotations
 
 from vlmrl.data import reading
-from vlmrl.data.reading import Place, Refused, Set, SetItem
+from vlmrl.data.reading import Items, Place, Refused, Set, SetItem
 
 PATH = ("task", "source")  # metadata that names an example's task
 
@@ -17,7 +17,7 @@ PATH = ("task", "source")  # metadata that names an example's task
 KINDS = {"integer": "number", "float": "number", "list": "maths", "text": "text"}
 
 
-def items(row: dict, place: Place) -> list[SetItem]:
+def items(row: dict, place: Place) -> Items:
     facts = row.get("metadata") or {}
     kind = reading.text(row, "question_type")
     raw = reading.text(row, "answer")
@@ -28,26 +28,23 @@ def items(row: dict, place: Place) -> list[SetItem]:
         texts, answer = (canonical(raw, row),), 0
     else:
         raise Refused(f"question_type {kind!r} is not multi_choice or free_form")
-    return [
-        SetItem(
-            id=reading.text(row, "pid"),
-            images=reading.one(row.get("decoded_image"), place=place),
-            question=reading.text(row, "question"),
-            options=texts,
-            answer=answer,
-            open=kind == "free_form",
-            kind=KINDS.get(reading.text(row, "answer_type"), "text"),
-            task="/".join(reading.text(facts, k, needed=False) or "none" for k in PATH),
-            meta={
-                "unit": reading.text(row, "unit", needed=False),
-                "answer_type": reading.text(row, "answer_type"),
-                "precision": _digits(row),
-                "skills": list(facts.get("skills") or ()),
-                "category": reading.text(facts, "category", needed=False),
-                "query": reading.text(row, "query", needed=False),
-            },
-        )
-    ]
+    yield SetItem(
+        id=reading.text(row, "pid"),
+        images=reading.one(row.get("decoded_image"), place=place),
+        question=reading.text(row, "question"),
+        options=texts,
+        answer=answer,
+        open=kind == "free_form",
+        kind=KINDS.get(reading.text(row, "answer_type"), "text"),
+        task="/".join(reading.text(facts, k, needed=False) or "none" for k in PATH),
+        meta={
+            "answer_type": reading.text(row, "answer_type"),
+            "precision": _digits(row),
+            "skills": list(facts.get("skills") or ()),
+            "category": reading.text(facts, "category", needed=False),
+            **reading.optional(row, "unit", "query"),
+        },
+    )
 
 
 def canonical(raw: str, row: dict) -> str:

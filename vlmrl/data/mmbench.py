@@ -8,32 +8,28 @@ its rows are refused.
 
 from __future__ import annotations
 
-from vlmrl.data.reading import Place, Refused, Set, SetItem, columns, letter, one, text
+from vlmrl.data import reading
+from vlmrl.data.reading import Items, Place, Refused, Set, SetItem
 
 ROTATION = 1_000_000
 
 
-def items(row: dict, place: Place) -> list[SetItem]:
-    index = text(row, "index")
+def items(row: dict, place: Place) -> Items:
+    index = reading.text(row, "index")
     if not index.isdecimal():
         raise Refused(f"index {index!r} is not a number")
-    options, repairs = columns(row, "ABCD")
-    hint = text(row, "hint", needed=False)
+    texts, repairs = reading.columns(row, "ABCD")
+    hint = reading.text(row, "hint", needed=False)
     group = str(int(index) % ROTATION)
-    level = text(row, "l2-category", "L2-category", needed=False)
-    return [
-        SetItem(
-            id=str(int(index)),
-            images=one(row.get("image"), place=place),
-            question=text(row, "question"),
-            options=options,
-            answer=letter(row.get("answer"), len(options)),
-            task="/".join(filter(None, [level, text(row, "category")])),
-            group=group,
-            meta={"hint": hint} if hint else {},
-            repairs=repairs,
-        )
-    ]
+    level = reading.text(row, "l2-category", "L2-category", needed=False)
+    yield SetItem(
+        id=str(int(index)),
+        **reading.multiple_choice(row, texts, place),
+        task="/".join(filter(None, [level, reading.text(row, "category")])),
+        group=group,
+        meta={"hint": hint} if hint else {},
+        repairs=repairs,
+    )
 
 
 SET = Set(

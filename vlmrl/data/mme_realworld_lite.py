@@ -10,32 +10,31 @@ from __future__ import annotations
 import ast
 import re
 
-from vlmrl.data.reading import Place, Refused, Set, SetItem, letter, one, options, text
+from vlmrl.data import reading
+from vlmrl.data.reading import Items, Place, Refused, Set, SetItem
 
 _OPTION = re.compile(r"\(?([A-Z])[).]\s*(.*)", re.DOTALL)
 
 
-def items(row: dict, place: Place) -> list[SetItem]:
+def items(row: dict, place: Place) -> Items:
     texts = offered(row)
     if "Subtask" in row:
-        task = "/".join(text(row, part) for part in ("Task", "Subtask"))
-        deeper = text(row, "Category", needed=False)
+        task = "/".join(reading.text(row, part) for part in ("Task", "Subtask"))
+        deeper = reading.text(row, "Category", needed=False)
     else:
-        task = text(row, "category")
-        deeper = text(row, "l2-category", needed=False)
+        task = reading.text(row, "category")
+        deeper = reading.text(row, "l2-category", needed=False)
     if "attribute" in deeper.lower():
         deeper = f"{deeper.split('/')[0]}/attribute" if "/" in deeper else "attribute"
     cell = row.get("bytes", row.get("image", row.get("Image")))
-    return [
-        SetItem(
-            id=text(row, "index", "Question_id"),
-            images=one(cell, place=place),
-            question=text(row, "question", "Text"),
-            options=texts,
-            answer=letter(row.get("answer", row.get("Ground truth")), len(texts)),
-            task=f"{task}/{deeper.lower()}".rstrip("/"),
-        )
-    ]
+    yield SetItem(
+        id=reading.text(row, "index", "Question_id"),
+        images=reading.one(cell, place=place),
+        question=reading.text(row, "question", "Text"),
+        options=texts,
+        answer=reading.letter(row.get("answer", row.get("Ground truth")), len(texts)),
+        task=f"{task}/{deeper.lower()}".rstrip("/"),
+    )
 
 
 def offered(row: dict) -> tuple[str, ...]:
@@ -52,7 +51,7 @@ def offered(row: dict) -> tuple[str, ...]:
         if not match or ord(match[1]) - ord("A") != i:
             raise Refused(f"option {cell!r} does not begin with ({chr(65 + i)})")
         texts.append(match[2])
-    return options(texts)
+    return reading.options(texts)
 
 
 SET = Set(

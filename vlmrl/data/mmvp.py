@@ -11,13 +11,23 @@ from __future__ import annotations
 
 import re
 
-from vlmrl.data.reading import Place, Refused, Set, SetItem, beside, letter, one, text
+from vlmrl.data.reading import (
+    Items,
+    Place,
+    Refused,
+    Set,
+    SetItem,
+    beside,
+    letter,
+    one,
+    text,
+)
 
 _TWO = re.compile(r"\(a\)\s*(.*?)\s*\(b\)\s*(.*)", re.DOTALL)
 SWAPPED = (99, 100, 279, 280)
 
 
-def items(row: dict, place: Place) -> list[SetItem]:
+def items(row: dict, place: Place) -> Items:
     published = "Options" not in row  # the csv, by position
     names = ("0", "1", "2", "3")
     if not published:
@@ -39,19 +49,17 @@ def items(row: dict, place: Place) -> list[SetItem]:
     else:
         images = one(row.get("image"), place=place)
     pair = (int(number) + 1) // 2
-    return [
-        SetItem(
-            id=number,
-            images=images,
-            question=question,
-            options=texts,
-            answer=answer,
-            task="pairs",
-            group=f"pair {pair}",
-            cluster=f"pair {pair}",
-            repairs=repairs,
-        )
-    ]
+    yield SetItem(
+        id=number,
+        images=images,
+        question=question,
+        options=texts,
+        answer=answer,
+        task="pairs",
+        group=f"pair {pair}",
+        cluster=f"pair {pair}",
+        repairs=repairs,
+    )
 
 
 SET = Set(

@@ -32,7 +32,7 @@ from pathlib import Path
 
 from vlmrl.answers import kinds
 from vlmrl.data import reading
-from vlmrl.data.reading import LETTERS, Place, Refused, Set, SetItem
+from vlmrl.data.reading import LETTERS, Items, Place, Refused, Set, SetItem
 from vlmrl.types import UserError
 
 KNOWN = (
@@ -65,8 +65,8 @@ def bench(name: str, root: Path) -> Set:
     )
 
 
-def items(row: dict, place: Place) -> list[SetItem]:
-    return [_tsv(row, place) if place.file.endswith(".tsv") else _own(row, place)]
+def items(row: dict, place: Place) -> Items:
+    yield (_tsv if place.file.endswith(".tsv") else _own)(row, place)
 
 
 def _own(row: dict, place: Place) -> SetItem:

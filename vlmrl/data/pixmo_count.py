@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 
-from vlmrl.data.reading import Place, Refused, Set, SetItem, text
+from vlmrl.data.reading import Items, Place, Refused, Set, SetItem, text
 
 
-def items(row: dict, place: Place) -> list[SetItem]:
+def items(row: dict, place: Place) -> Items:
     count = row.get("count")
     if count is None or int(count) != count or count < 0:
         raise Refused(f"count {count!r} is not a whole number from 0 on")
@@ -29,20 +29,18 @@ def items(row: dict, place: Place) -> list[SetItem]:
     pointed = len(points.get("x") or ())
     if pointed and pointed != count:
         raise Refused(f"count is {count}, but {pointed} points are given")
-    return [
-        SetItem(
-            id=f"{place.split}/{place.row}",
-            images=(data,),
-            question=f"How many {label} are there in the image?",
-            options=(str(count),),
-            answer=0,
-            open=True,
-            kind="number",
-            task="count",
-            cluster=sha[:16],
-            meta={"label": label},
-        )
-    ]
+    yield SetItem(
+        id=f"{place.split}/{place.row}",
+        images=(data,),
+        question=f"How many {label} are there in the image?",
+        options=(str(count),),
+        answer=0,
+        open=True,
+        kind="number",
+        task="count",
+        cluster=sha[:16],
+        meta={"label": label},
+    )
 
 
 SET = Set(

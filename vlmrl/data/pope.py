@@ -6,12 +6,12 @@ merged TSV lists several categories and becomes one example for each of them.
 
 from __future__ import annotations
 
-from vlmrl.data.reading import Place, Refused, Set, SetItem, one, text
+from vlmrl.data.reading import Items, Place, Refused, Set, SetItem, one, text
 
 TASKS = ("random", "popular", "adversarial")
 
 
-def items(row: dict, place: Place) -> list[SetItem]:
+def items(row: dict, place: Place) -> Items:
     raw = text(row, "label", "answer").casefold()
     if raw not in ("yes", "no"):
         raise Refused(f"answer {raw!r} is not yes or no")
@@ -24,8 +24,8 @@ def items(row: dict, place: Place) -> list[SetItem]:
     if isinstance(row.get("image"), str):
         source = row["image"].rsplit(".", 1)[0]
     number = text(row, "question_id", "index")
-    return [
-        SetItem(
+    for category in categories:
+        yield SetItem(
             id=f"{category}/{number}",
             images=images,
             question=text(row, "question", "text"),
@@ -34,8 +34,6 @@ def items(row: dict, place: Place) -> list[SetItem]:
             task=category,
             cluster=source,
         )
-        for category in categories
-    ]
 
 
 SET = Set(

@@ -17,7 +17,7 @@ import math
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from string import ascii_uppercase as LETTERS
 from typing import Any, NamedTuple
@@ -64,6 +64,9 @@ class SetItem(NamedTuple):
     repairs: tuple[str, ...] = ()  # what was put right, in words
 
 
+Items = Iterable[SetItem]  # of one row
+
+
 class Set(NamedTuple):
     """A published data set: where its rows are and what they mean."""
 
@@ -72,7 +75,7 @@ class Set(NamedTuple):
     splits: Mapping[str, int | None]  # split → examples as published, None if unknown
     tasks: tuple[str, ...]  # first parts of the category paths
     files: Mapping[str, tuple[str, ...]]  # split → globs; the first that matches counts
-    items: Callable[[dict[str, Any], Place], list[SetItem]]
+    items: Callable[[dict[str, Any], Place], Items]
     beside: tuple[str, ...] = ()  # globs of what rows point at
     pool: str = ""  # column whose texts are wrong answers to other rows' open questions
 
@@ -250,6 +253,11 @@ def text(row: Mapping[str, Any], *names: str, needed: bool = True) -> str:
     return ""
 
 
+def optional(row: Mapping[str, Any], *names: str) -> dict[str, str]:
+    """Return the texts of columns that may be missing, '' for those that are."""
+    return {name: text(row, name, needed=False) for name in names}
+
+
 def options(cells: Sequence[Any]) -> tuple[str, ...]:
     """Return the option texts, at least two; missing cells at the end are no
     options."""
@@ -364,6 +372,19 @@ def beside(name: str, place: Place, *folders: str) -> bytes:
         if path.is_file():
             return path.read_bytes()
     raise Refused(f"its image {name} is not below {place.root.name}/")
+
+
+def multiple_choice(
+    row: Mapping[str, Any], texts: tuple[str, ...], place: Place
+) -> dict[str, Any]:
+    """Return the fields of a `SetItem` that the usual columns hold: `image`, `question`
+    and `answer`, a letter of the options `texts`."""
+    return {
+        "images": one(row.get("image"), place=place),
+        "question": text(row, "question"),
+        "options": texts,
+        "answer": letter(row.get("answer"), len(texts)),
+    }
 
 
 # -- choices that a set leaves open ----------------------------------------------------

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 
-from vlmrl.data.reading import Place, Refused, Set, SetItem, missing, one, text
+from vlmrl.data.reading import Items, Place, Refused, Set, SetItem, missing, one, text
 
 QUESTION = (
     'Where is "{}" in the image? Give its bounding box as [x1, y1, x2, y2] in pixels.'
 )
 
 
-def items(row: dict, place: Place) -> list[SetItem]:
+def items(row: dict, place: Place) -> Items:
     box = list(row.get("bbox") or ())
     if len(box) != 4 or not all(math.isfinite(v) for v in box) or min(box[2:]) <= 0:
         raise Refused(f"bbox {box} is not [x, y, width, height]")
@@ -29,8 +29,8 @@ def items(row: dict, place: Place) -> list[SetItem]:
         raise Refused("it has no referring expression")
     number, file = text(row, "question_id"), text(row, "file_name", needed=False)
     images = one(row.get("image"), place=place)
-    return [
-        SetItem(
+    for i, expression in enumerate(phrases):
+        yield SetItem(
             id=f"{place.split}/{number}/{i}",
             images=images,
             question=QUESTION.format(expression),
@@ -42,8 +42,6 @@ def items(row: dict, place: Place) -> list[SetItem]:
             cluster=file.rsplit("_", 1)[0],
             meta={"expression": expression},
         )
-        for i, expression in enumerate(phrases)
-    ]
 
 
 def written(box: list[float]) -> str:

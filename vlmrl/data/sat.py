@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 
 from vlmrl.data import reading
-from vlmrl.data.reading import Place, Refused, Set, SetItem
+from vlmrl.data.reading import Items, Place, Refused, Set, SetItem
 
 TASKS = (
     "other",
@@ -25,7 +25,7 @@ TASKS = (
 _SLIP = re.compile(r"\s*\bin the first frame\b")  # the authors call it a small bug
 
 
-def items(row: dict, place: Place) -> list[SetItem]:
+def items(row: dict, place: Place) -> Items:
     answers = list(row.get("answers") or ())
     right = reading.text(row, "correct_answer")
     cleaned = [_SLIP.sub("", a) if isinstance(a, str) else a for a in answers]
@@ -48,11 +48,10 @@ def items(row: dict, place: Place) -> list[SetItem]:
         group=id,
         repairs=repairs,
     )
-    if place.split != "test_circular":
-        return [item]
-    last = len(texts) - 1
-    reverse = item._replace(id=f"{id}-1", options=texts[::-1], answer=last - right)
-    return [item, reverse]
+    yield item
+    if place.split == "test_circular":
+        last = len(texts) - 1
+        yield item._replace(id=f"{id}-1", options=texts[::-1], answer=last - right)
 
 
 def kind(question: str) -> str:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 
 from vlmrl.data import reading
-from vlmrl.data.reading import LETTERS, Place, Refused, Set, SetItem
+from vlmrl.data.reading import LETTERS, Items, Place, Refused, Set, SetItem
 
 FOLDERS = ("images", "data", "data/images", "Spatial_MM_Obj", "Spatial_MM_CoT")
 _OPTION = re.compile(r"\s*([A-Z])\s*[.)]\s*(.*)")
 
 
-def items(row: dict, place: Place) -> list[SetItem]:
+def items(row: dict, place: Place) -> Items:
     image = reading.text(row, "image_name")
     common = dict(
         id=f"{place.split}/{place.row}",
@@ -25,34 +25,28 @@ def items(row: dict, place: Place) -> list[SetItem]:
     )
     if place.split == "multihop":
         hop = reading.text(row, "hop")
-        return [
-            SetItem(
-                **common,
-                question=reading.text(row, "question"),
-                options=(reading.text(row, "answer"),),
-                answer=0,
-                open=True,
-                kind="text",
-                task=f"multihop/{hop}",
-                meta={"reasoning": reading.text(row, "reasoning", needed=False)},
-            )
-        ]
+        yield SetItem(
+            **common,
+            question=reading.text(row, "question"),
+            options=(reading.text(row, "answer"),),
+            answer=0,
+            open=True,
+            kind="text",
+            task=f"multihop/{hop}",
+            meta=reading.optional(row, "reasoning"),
+        )
+        return
     question, texts = asked(reading.text(row, "question"))
     answer, repairs = answered(reading.text(row, "answer"), texts)
-    return [
-        SetItem(
-            **common,
-            question=question,
-            options=texts,
-            answer=answer,
-            task=f"{place.split}/{perspective(question)}",
-            meta={
-                "object1": reading.text(row, "object1", needed=False),
-                "object2": reading.text(row, "object2", needed=False),
-            },
-            repairs=repairs,
-        )
-    ]
+    yield SetItem(
+        **common,
+        question=question,
+        options=texts,
+        answer=answer,
+        task=f"{place.split}/{perspective(question)}",
+        meta=reading.optional(row, "object1", "object2"),
+        repairs=repairs,
+    )
 
 
 def asked(raw: str) -> tuple[str, tuple[str, ...]]:

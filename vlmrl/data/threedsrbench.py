@@ -11,37 +11,33 @@ from __future__ import annotations
 
 import re
 
-from vlmrl.data.reading import Place, Refused, Set, SetItem, columns, letter, one, text
+from vlmrl.data import reading
+from vlmrl.data.reading import Items, Place, Refused, Set, SetItem
 
 TYPES = ("height", "location", "orientation", "multi_object")
 _QID = re.compile(r"([^-]{8})(-flip)?(-\d+)?")
 
 
-def items(row: dict, place: Place) -> list[SetItem]:
-    qid = text(row, "qid", "index")
+def items(row: dict, place: Place) -> Items:
+    qid = reading.text(row, "qid", "index")
     match = _QID.fullmatch(qid)
     if not match:
         raise Refused(f"qid {qid!r} is not 8 characters, then -flip or -N")
-    category = text(row, "category")
+    category = reading.text(row, "category")
     kind = next((t for t in TYPES if category.startswith(t)), None)
     if kind is None:
         raise Refused(f"category {category!r} is of none of {', '.join(TYPES)}")
-    options, repairs = columns(row, "ABCD")
-    url = text(row, "image_url", needed=False)
-    return [
-        SetItem(
-            id=qid,
-            images=one(row.get("image"), place=place),
-            question=text(row, "question"),
-            options=options,
-            answer=letter(row.get("answer"), len(options)),
-            task=f"{kind}/{category}",
-            group=match[1] + (match[2] or ""),
-            cluster=url.rsplit("/", 1)[-1] or match[1],
-            meta={"image_url": url},
-            repairs=repairs,
-        )
-    ]
+    texts, repairs = reading.columns(row, "ABCD")
+    url = reading.text(row, "image_url", needed=False)
+    yield SetItem(
+        id=qid,
+        **reading.multiple_choice(row, texts, place),
+        task=f"{kind}/{category}",
+        group=match[1] + (match[2] or ""),
+        cluster=url.rsplit("/", 1)[-1] or match[1],
+        meta={"image_url": url},
+        repairs=repairs,
+    )
 
 
 SET = Set(

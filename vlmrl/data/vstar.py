@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 
 from vlmrl.data import reading
-from vlmrl.data.reading import LETTERS, Place, Refused, Set, SetItem
+from vlmrl.data.reading import LETTERS, Items, Place, Refused, Set, SetItem
 
 TASKS = ("direct_attributes", "relative_position")
 _OPTION = re.compile(r"\(([A-Z])\)\s*(.*)")
 _SUFFIX = "Answer with the option's letter"
 
 
-def items(row: dict, place: Place) -> list[SetItem]:
+def items(row: dict, place: Place) -> Items:
     repairs: tuple[str, ...] = ()
     if "text" in row:
         question, texts = asked(reading.text(row, "text"))
@@ -26,17 +26,15 @@ def items(row: dict, place: Place) -> list[SetItem]:
     task = reading.text(row, "category")
     if task not in TASKS:
         raise Refused(f"category {task!r} is not one of {', '.join(TASKS)}")
-    return [
-        SetItem(
-            id=reading.text(row, "question_id", "index"),
-            images=reading.one(row.get("image"), place=place),
-            question=question,
-            options=texts,
-            answer=reading.letter(row.get("label", row.get("answer")), len(texts)),
-            task=task,
-            repairs=repairs,
-        )
-    ]
+    yield SetItem(
+        id=reading.text(row, "question_id", "index"),
+        images=reading.one(row.get("image"), place=place),
+        question=question,
+        options=texts,
+        answer=reading.letter(row.get("label", row.get("answer")), len(texts)),
+        task=task,
+        repairs=repairs,
+    )
 
 
 def asked(raw: str) -> tuple[str, tuple[str, ...]]:

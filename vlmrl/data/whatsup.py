@@ -10,7 +10,16 @@ from __future__ import annotations
 
 import re
 
-from vlmrl.data.reading import Place, Refused, Set, SetItem, beside, options, shuffled
+from vlmrl.data.reading import (
+    Items,
+    Place,
+    Refused,
+    Set,
+    SetItem,
+    beside,
+    options,
+    shuffled,
+)
 
 QUESTION = "Which caption best describes the image?"
 PREPOSITIONS = {
@@ -21,7 +30,7 @@ _NAME = re.compile(r"(.+)_(on|under|left_of|right_of|in-front_of|behind)_(.+)\.\
 _TWO = ("left of", "right of", "above", "below", "in front of", "front", "behind")
 
 
-def items(row: dict, place: Place) -> list[SetItem]:
+def items(row: dict, place: Place) -> Items:
     kind = place.split
     if kind in PREPOSITIONS:
         name = str(row.get("image_path") or "")
@@ -49,18 +58,16 @@ def items(row: dict, place: Place) -> list[SetItem]:
         relation = preposition(str(captions[0]), kind.endswith("one"))
     texts = options(captions if isinstance(captions, list) else ())
     texts, answer = shuffled(texts, 0, place.seed, id)
-    return [
-        SetItem(
-            id=id,
-            images=(image,),
-            question=QUESTION,
-            options=texts,
-            answer=answer,
-            task=f"{kind}/{relation}",
-            group=group,
-            cluster=cluster,
-        )
-    ]
+    yield SetItem(
+        id=id,
+        images=(image,),
+        question=QUESTION,
+        options=texts,
+        answer=answer,
+        task=f"{kind}/{relation}",
+        group=group,
+        cluster=cluster,
+    )
 
 
 def preposition(caption: str, one: bool) -> str:

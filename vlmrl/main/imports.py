@@ -74,8 +74,8 @@ def main(argv):
 
 
 def _named(path: Path) -> tuple[str, str]:
-    """(model, dataset) of MODEL_DATASET[_JUDGE_result].xlsx: the model is the name of
-    the directory, or what comes before the first underscore."""
+    """Return (model, dataset) of MODEL_DATASET[_JUDGE_result].xlsx. The model is the
+    name of the directory, or the part before the first underscore."""
     stem = re.sub(r"_[^_]+_result$", "", path.stem)
     for folder in (path.resolve().parent, *path.resolve().parents):
         if stem.startswith(f"{folder.name}_"):

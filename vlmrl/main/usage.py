@@ -18,7 +18,7 @@ HELP_WORDS = ("-h", "--help", "-help", "--helpfull")
 
 
 def is_asked(argv: list[str]) -> bool:
-    """Whether the words ask for help."""
+    """Return whether the words ask for help."""
     return any(word in HELP_WORDS for word in argv)
 
 

@@ -92,7 +92,7 @@ class Phases:
         return both
 
     def switch(self, name: str, step: int | None = None) -> None:
-        """The same without the safe point: while a stop itself is being carried out."""
+        """Enter a phase without a safe point, as while a stop is carried out."""
         if name not in self.seconds:
             raise KeyError(f"phase '{name}' is none of {', '.join(PHASES)}")
         now = self._now()
@@ -140,12 +140,13 @@ class Phases:
     def watched(
         self, folder: Path | None = None, stuck_after: float = 0.0
     ) -> Iterator[None]:
-        """While open: SIGTERM asks for a stop, compilation is booked as such, and a
-        phase that lasts longer than `stuck_after` seconds ends the process (0: never).
+        """Watch a run within the context: SIGTERM asks for a stop, compilation is a phase
+        of its own, and a phase of more than `stuck_after` seconds ends the process (0:
+        never).
 
         Args:
-          folder: where every host says what it does, `host-0.json` and so on; others
-            read there who is behind. Removed again at an orderly end.
+          folder: of a file per host with its state, `host-0.json` and so on, from which
+            the others see who is behind. Removed at an orderly end.
         """
         main = threading.current_thread() is threading.main_thread()
         before = signal.signal(signal.SIGTERM, self.ask) if main else None

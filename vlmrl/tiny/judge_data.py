@@ -26,7 +26,7 @@ BLOCK = 8  # steps that are drawn together, so that a batch has rows of about a 
 
 
 def batch(processor, buckets, *, seed, step, groups, mix):
-    """(Group, loss mask) number `step` of the stream `seed`: pure in its arguments.
+    """Return (Group, loss mask) number `step` of the stream `seed`: a pure function.
 
     `mix` holds shares of the kinds of `synthetic.trace`, and of 'scenes'.
     """
@@ -43,7 +43,7 @@ def batch(processor, buckets, *, seed, step, groups, mix):
 
 @functools.lru_cache(2)
 def _block(seed: int, block: int, groups: int, mix: tuple) -> list[Trace]:
-    """The examples of BLOCK steps, short ones first."""
+    """Return the examples of BLOCK steps, short ones first."""
     first = block * groups * BLOCK
     numbers = range(first, first + groups * BLOCK)
     drawn = [judge_example(seed, number, dict(mix)) for number in numbers]

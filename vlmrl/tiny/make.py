@@ -142,7 +142,7 @@ AROUND = (
 
 
 def corpus() -> Iterator[str]:
-    """Texts with every word that `scenes` and its traces can write."""
+    """Yield texts with every word that `scenes` and its traces can write."""
     rng = np.random.default_rng(0)
     for split in ("train", "ood"):
         for index in range(400):
@@ -169,8 +169,8 @@ def _pretokenizer():
 
 
 def words(texts: Iterable[str], pretokenizer) -> set[str]:
-    """Distinct words in byte-level characters, with their leading space if they have
-    one but without a leading mark (`<think` and `>The` count as `think`, `The`)."""
+    """Return distinct words in byte-level characters, with their leading space if they
+    have one but without a leading mark (`<think` counts as `think`)."""
     seen: set[str] = set()
     for text in set(texts):
         for piece, _ in pretokenizer.pre_tokenize_str(text):
@@ -181,7 +181,7 @@ def words(texts: Iterable[str], pretokenizer) -> set[str]:
 
 
 def merges(stages: Iterable[Iterable[str]], limit: int) -> list[tuple[str, str]]:
-    """Byte-pair merges that make each word one token, the words of early stages first.
+    """Return byte-pair merges that make each word one token, early stages first.
 
     Plain BPE on distinct words: the commonest adjacent pair is merged, the smaller pair
     on a tie, until nothing is left to merge or `limit` is reached. Counting distinct
@@ -212,8 +212,8 @@ def _merged(pieces: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def tokenizer_json(texts: Iterable[str] = (), size: int = VOCAB_SIZE) -> dict:
-    """A `tokenizers` byte-level BPE as JSON: bytes, merges, then special tokens. It has
-    whole words for `texts`, as for the scenes'."""
+    """Return a byte-level BPE of `tokenizers` as JSON: bytes, merges, then special
+    tokens. Words of `texts`, as of the scenes, are one token each."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
     from tokenizers.pre_tokenizers import ByteLevel
 
@@ -239,7 +239,7 @@ def tokenizer_json(texts: Iterable[str] = (), size: int = VOCAB_SIZE) -> dict:
 
 
 def make(directory: str | Path) -> None:
-    """Writes the tiny model's files, without weights, into `directory`."""
+    """Write the tiny model's files, without weights, into `directory`."""
     from transformers import Qwen2_5_VLConfig
 
     tokenizer = tokenizer_json()
@@ -260,8 +260,8 @@ def make(directory: str | Path) -> None:
 
 
 def make_judge(directory: str | Path) -> None:
-    """Writes the tiny judge's files, without weights: a Qwen2 that reads the traces of
-    `judges.synthetic`, and the scenes'."""
+    """Write the tiny judge's files, without weights: a Qwen2 with the words of the
+    traces of `judges.synthetic` and of the scenes."""
     from transformers import Qwen2Config
 
     tokenizer = tokenizer_json(judged(), JUDGE_VOCAB_SIZE)
@@ -277,7 +277,7 @@ def make_judge(directory: str | Path) -> None:
 
 
 def judged() -> Iterator[str]:
-    """Texts with every word that synthetic traces and a judge's reply can write."""
+    """Yield texts with every word that synthetic traces and a judge's reply hold."""
     for trace in synthetic.traces(4000, seed=0):
         item = trace.item
         yield from (item.question, item.think, *item.options)
@@ -286,7 +286,7 @@ def judged() -> Iterator[str]:
 
 
 def _ends(tokenizer: dict) -> tuple[dict[str, int], dict[str, int]]:
-    """Ids of the special tokens, and those that config files name."""
+    """Return the ids of the special tokens, and those that config files name."""
     ids = {t["content"]: t["id"] for t in tokenizer["added_tokens"]}
     end, pad = ids["<|im_end|>"], ids["<|endoftext|>"]
     return ids, {"bos_token_id": pad, "eos_token_id": end, "pad_token_id": pad}
@@ -329,7 +329,7 @@ def _write(path: Path, data: dict) -> None:
 
 
 def start(model: Model, key) -> dict[str, jax.Array]:
-    """Random weights from which looking up words in the context is learnt in minutes.
+    """Draw weights from which looking up words in the context is learnt in minutes.
 
     What the family's table draws keeps activations at unit scale, under which a token's
     own embedding drowns in what the first layers add, and attention begins without any
@@ -353,8 +353,8 @@ def start(model: Model, key) -> dict[str, jax.Array]:
 
 
 def begin_judge(params: dict[str, jax.Array], processor) -> dict[str, jax.Array]:
-    """The tiny judge's first weights: the tiny model's decoder, which can look up a
-    letter already; of its words that the tiny model lacks, the rows of `params`."""
+    """Return the tiny judge's first weights: the decoder of the tiny model, which has
+    learnt to look up a letter, and the rows of `params` for words that it lacks."""
     known = weights.load("tiny")[1]
     theirs = tokens.load_processor(registry.TINY).tokenizer.get_vocab()
     ours = processor.tokenizer.get_vocab()
