@@ -275,14 +275,14 @@ def test_help_of_a_command_does_not_import_it(command, capsys):
 
 def test_every_command_declares_itself():
     for name, module in cli.available().items():
-        found = cli.describe(module)
-        assert found.doc and found.help and "\n" not in found.help, name
-        assert len(found.help) <= 72, name
-        for flag, (default, text) in found.flags.items():
+        actual = cli.describe(module)
+        assert actual.doc and actual.help and "\n" not in actual.help, name
+        assert len(actual.help) <= 72, name
+        for flag, (default, text) in actual.flags.items():
             assert text, f"{name} --{flag}"
             if flag == "config" and default:
                 args.load_config(default)
-        assert "usage: vlmrl " + name in usage.text(name, found.doc, found.flags)
+        assert "usage: vlmrl " + name in usage.text(name, actual.doc, actual.flags)
 
 
 def test_an_unknown_command_is_one_line_in_a_process_of_its_own():

@@ -76,7 +76,7 @@ def imports_of(path: Path, root: Path) -> list[Import]:
     """Every import of a file, those inside functions and `import_module("…")` too."""
     name = module_name(path, root)
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    found = []
+    actual = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             targets = [a.name for a in node.names]
@@ -92,8 +92,8 @@ def imports_of(path: Path, root: Path) -> list[Import]:
             targets = [text] if named else []
         else:
             continue
-        found += [Import(name, node.lineno, t) for t in targets]
-    return found
+        actual += [Import(name, node.lineno, t) for t in targets]
+    return actual
 
 
 def part_of(name: str) -> str | None:
@@ -120,24 +120,26 @@ def violations(root: Path) -> list[str]:
         if here is None:
             wrong.append(f"{file.relative_to(root)}: has no place in ORDER")
             continue
-        for found in imports_of(file, root):
-            where = f"{file.relative_to(root)}:{found.line}: imports {found.name}"
+        for actual in imports_of(file, root):
+            where = f"{file.relative_to(root)}:{actual.line}: imports {actual.name}"
             for package, owner in ONLY_IN.items():
-                if within(found.name, package) and not (owner and within(here, owner)):
+                if within(actual.name, package) and not (owner and within(here, owner)):
                     wrong.append(f"{where}, which only {owner or 'nobody'} may")
-            if within(found.name, "vlmrl"):
-                part = part_of(found.name)
+            if within(actual.name, "vlmrl"):
+                part = part_of(actual.name)
                 allowed = NOT_YET.get(str(file.relative_to(root)), [])
-                if any(within(found.name, name) for name in allowed):
+                if any(within(actual.name, name) for name in allowed):
                     continue
                 if part is not None and part != here and RANK[part] >= RANK[here]:
                     wrong.append(f"{where}: {here} comes before {part}, or beside it")
     for file in sorted((root / "configs").rglob("*.py")):
-        for found in imports_of(file, root):
+        for actual in imports_of(file, root):
             known = ("ml_collections", "configs", CONFIGS_MAY)
-            if not any(within(found.name, name) for name in known):
-                where = f"{file.relative_to(root)}:{found.line}"
-                wrong.append(f"{where}: imports {found.name}; configs import none such")
+            if not any(within(actual.name, name) for name in known):
+                where = f"{file.relative_to(root)}:{actual.line}"
+                wrong.append(
+                    f"{where}: imports {actual.name}; configs import none such"
+                )
     return wrong
 
 
@@ -208,8 +210,8 @@ def test_the_top_level_holds_nothing_else():
     words = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     files = done.stdout.splitlines() or [p.name for p in ROOT.iterdir()]
-    kept = {name.partition("/")[0] for name in files if not name.startswith(".")}
-    assert kept == {
+    remaining = {name.partition("/")[0] for name in files if not name.startswith(".")}
+    assert remaining == {
         *["pyproject.toml", "README.md", "LICENSE"],
         *["vlmrl", "configs", "launch", "tests", "third_party"],
     }

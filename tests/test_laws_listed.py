@@ -9,6 +9,6 @@ def test_laws_exist_and_faults_can_be_seeded():
 
 def test_the_checks_see_what_is_missing(tmp_path):
     """In an empty tree no test exists and no formula is found."""
-    found = laws.problems(tmp_path)
+    actual = laws.problems(tmp_path)
     tests = sum(len(ids) for ids in laws.LAWS.values())
-    assert len(found) == tests + 2 * len(laws.FAULTS)
+    assert len(actual) == tests + 2 * len(laws.FAULTS)

@@ -51,11 +51,11 @@ def trained(policy, group, fixed):
         )
         return loss, {"logp": Mean(jnp.where(mask, logp, 0), jnp.ones_like(logp))}
 
-    def kept(grads, state, params=None):
+    def remaining(grads, state, params=None):
         return grads, grads
 
     zeros = functools.partial(jax.tree.map, jnp.zeros_like)
-    tx = optax.chain(optax.GradientTransformation(zeros, kept), optax.sgd(RATE))
+    tx = optax.chain(optax.GradientTransformation(zeros, remaining), optax.sgd(RATE))
     state = update.init_state(jax.tree.map(jnp.copy, policy.params), tx)
     step = update.jit_update(
         update.make_update(policy.model, tx, objective, attend=policy.attend), state
@@ -67,11 +67,11 @@ def trained(policy, group, fixed):
         "advantages": policy.put(rng.normal(size=GROUPS * BRANCHES).astype(np.float32)),
     }
     grown = jax.jit(completions)(group, policy.put(fixed))
-    found = []
+    actual = []
     for _ in range(STEPS):
         state, metrics = step(state, update.Batch(grown, extra))
-        found.append(jax.device_get(whole((metrics["logp"].sum, state.opt_state[0]))))
-    return found, jax.device_get(whole(state.params))
+        actual.append(jax.device_get(whole((metrics["logp"].sum, state.opt_state[0]))))
+    return actual, jax.device_get(whole(state.params))
 
 
 def numbers(mesh, fixed=None):
@@ -99,13 +99,13 @@ def main(directory: str, port: str, process: str, _: str) -> None:
     top = Path(directory)
     hosts.start(f"127.0.0.1:{port}", 2, int(process))
     fixed = pickle.loads((top / "fixed").read_bytes())
-    found = numbers(sharding.make_mesh(**SPLIT), fixed)
+    actual = numbers(sharding.make_mesh(**SPLIT), fixed)
     if hosts.first():
-        (top / "found").write_bytes(pickle.dumps(found))
+        (top / "found").write_bytes(pickle.dumps(actual))
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def actual(tmp_path_factory):
     """{layout: numbers}"""
     import jax
 
@@ -116,16 +116,16 @@ def found(tmp_path_factory):
     one = numbers(sharding.make_mesh(devices=jax.devices()[:1]))
     eight = numbers(sharding.make_mesh(**SPLIT, devices=jax.devices()[:8]), one[0])
     (top / "fixed").write_bytes(pickle.dumps(one[0]))
-    for status, said in both(__file__, [top, free_port()], ["", ""], devices=4):
-        assert status == 0, said
+    for status, output in both(__file__, [top, free_port()], ["", ""], devices=4):
+        assert status == 0, output
     two = pickle.loads((top / "found").read_bytes())
     return {"one device": one, "eight devices": eight, "two processes": two}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EVERYWHERE)
-def test_rollouts(found, name):
-    rollout, one = found[name][0], found["one device"][0]
+def test_rollouts(actual, name):
+    rollout, one = actual[name][0], actual["one device"][0]
     assert one.mask.sum() > GROUPS * BRANCHES * 4
     for a, b in zip(rollout, one, strict=True):
         if a.dtype == np.float32:
@@ -136,8 +136,8 @@ def test_rollouts(found, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EVERYWHERE)
-def test_records(found, name):
-    records, one = found[name][1], found["one device"][1]
+def test_records(actual, name):
+    records, one = actual[name][1], actual["one device"][1]
     assert len(one) == GROUPS * len(CONDITIONS) == len(records)
     for a, b in zip(records, one, strict=True):
         for field, x, y in zip(a._fields, a, b, strict=True):
@@ -151,22 +151,26 @@ def test_records(found, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EVERYWHERE)
-def test_ten_steps(found, name):
+def test_ten_steps(actual, name):
     """Log-probs to 1e-5 and gradients to 1e-5 of their norm, step by step, and the
     parameters that they lead to."""
     from tests import kit
     from vlmrl.models import weights
 
-    steps, params = found[name][2]
-    one, last = found["one device"][2]
+    steps, params = actual[name][2]
+    one, last = actual["one device"][2]
     assert len(steps) == len(one) == STEPS
-    for i, ((logp, grads), (want, wanted)) in enumerate(zip(steps, one, strict=True)):
-        np.testing.assert_allclose(logp, want, atol=1e-5, rtol=0, err_msg=f"step {i}")
-        far = {n: kit.normwise(grads[n], wanted[n]) for n in wanted}
+    for i, ((logp, grads), (expected, target)) in enumerate(
+        zip(steps, one, strict=True)
+    ):
+        np.testing.assert_allclose(
+            logp, expected, atol=1e-5, rtol=0, err_msg=f"step {i}"
+        )
+        far = {n: kit.normwise(grads[n], target[n]) for n in target}
         worst = max(far.items(), key=lambda x: x[1])
         assert worst[1] < 5e-5, (i, worst)  # a leaf's own norm may be small
         whole = [
-            np.concatenate([g[n].ravel() for n in wanted]) for g in (grads, wanted)
+            np.concatenate([g[n].ravel() for n in target]) for g in (grads, target)
         ]
         assert kit.normwise(*whole) < 1e-5, i
     assert np.abs(one[0][0] - one[-1][0]).max() > 1e-3, "it learnt something"

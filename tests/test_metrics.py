@@ -55,8 +55,8 @@ def test_values_names_floats_and_leaves_out_what_counted_nothing():
         "rate": 0.5,
     }
     got = values(record, "train")
-    want = {"train/policy/loss": 0.75, "train/policy/top": 2.0, "train/rate": 0.5}
-    assert got == want
+    expected = {"train/policy/loss": 0.75, "train/policy/top": 2.0, "train/rate": 0.5}
+    assert got == expected
     assert all(type(v) is float for v in got.values())
     assert values({"a": Mean(1, 2)}) == {"a": 0.5}
 

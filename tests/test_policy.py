@@ -10,10 +10,10 @@ from vlmrl.types import UserError
 
 def test_static_lengths_and_pixels_are_a_configs():
     sizes = {"prefix": [256, 64], "branch": (), "images": (2,), "windows": ()}
-    found = policy.load(buckets=sizes, pixels=(56 * 56, 84 * 84))
-    assert found.buckets == policy.BUCKETS._replace(prefix=(64, 256), images=(2,))
-    assert found.processor.pixels == (56 * 56, 84 * 84)
-    assert policy.load(pixels=()).processor.pixels != found.processor.pixels
+    actual = policy.load(buckets=sizes, pixels=(56 * 56, 84 * 84))
+    assert actual.buckets == policy.BUCKETS._replace(prefix=(64, 256), images=(2,))
+    assert actual.processor.pixels == (56 * 56, 84 * 84)
+    assert policy.load(pixels=()).processor.pixels != actual.processor.pixels
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_sizes_that_make_no_sense(options, why):
 
 
 @pytest.mark.parametrize(
-    "dtype, compute, held, read",
+    "dtype, compute, stored, read",
     [
         ("float32", "", "float32", "float32"),
         ("float32", "bfloat16", "float32", "bfloat16"),
@@ -41,13 +41,13 @@ def test_sizes_that_make_no_sense(options, why):
         ("", "bfloat16", "float32", "bfloat16"),
     ],
 )
-def test_number_formats(dtype, compute, held, read):
+def test_number_formats(dtype, compute, stored, read):
     """Of the parameters held, and of those that are read; norms are not rounded."""
-    found = policy.load(dtype=dtype, compute=compute)
-    assert {p.dtype.name for p in found.params.values()} == {held}
-    seen = {n: p.dtype.name for n, p in found.cast(found.params).items()}
+    actual = policy.load(dtype=dtype, compute=compute)
+    assert {p.dtype.name for p in actual.params.values()} == {stored}
+    seen = {n: p.dtype.name for n, p in actual.cast(actual.params).items()}
     assert {kind for n, kind in seen.items() if "norm" not in n} == {read}
-    assert {kind for n, kind in seen.items() if "norm" in n} == {held}
+    assert {kind for n, kind in seen.items() if "norm" in n} == {stored}
 
 
 def test_scenes_fit_as_whole_prompts_under_every_condition():

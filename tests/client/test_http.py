@@ -55,7 +55,7 @@ def endpoint(server, **fields):
     return Endpoint(server.url, "m", **{**FAST, **fields})
 
 
-def said(text, **params):
+def output(text, **params):
     return Call([{"role": "user", "content": text}], {"max_tokens": 8, **params})
 
 
@@ -67,7 +67,7 @@ def one(kind, **fields):
         serve(lambda r: body_of("fine"), lambda b, n: kind) as server,
         Client(endpoint(server, attempts=2, **fields)) as client,
     ):
-        return client.complete([said("hello")])[0], server
+        return client.complete([output("hello")])[0], server
 
 
 @pytest.mark.slow
@@ -77,8 +77,8 @@ def test_two_thousand_requests_with_a_fifth_of_faults(tmp_path):
     todo, cache = items(2000), tmp_path / "cache.jsonl"
     with serve(kind=some_faults(0.2)) as server:
         server.slow_seconds = 8.0
-        made = endpoint(server, attempts=4, attempt_seconds=4.0)
-        with Client(made, cache=cache) as client:
+        built = endpoint(server, attempts=4, attempt_seconds=4.0)
+        with Client(built, cache=cache) as client:
             first = ask(chat.make(client), todo)
             sent = client.spent.sent
         assert sent == len(server.bodies) >= 2000
@@ -87,7 +87,7 @@ def test_two_thousand_requests_with_a_fifth_of_faults(tmp_path):
         assert 0.15 < share < 0.25
         # a request is sent again only after a fault
         assert sum(n - 1 for n in server.seen.values()) <= sent * share
-        with Client(made, cache=cache) as client:
+        with Client(built, cache=cache) as client:
             assert repr(ask(chat.make(client), todo)) == repr(first)  # NaN == NaN
             assert client.spent.sent == 0
         assert sent == len(server.bodies)
@@ -108,7 +108,7 @@ def test_no_more_than_so_many_at_once():
         serve(lambda r: body_of("fine")) as server,
         Client(endpoint(server, concurrency=3)) as client,
     ):
-        client.complete([said(f"{k}") for k in range(30)])
+        client.complete([output(f"{k}") for k in range(30)])
     assert server.most_open == 3
 
 
@@ -158,7 +158,7 @@ def test_a_reply_without_a_text_is_tried_again(reply):
         serve(lambda r: next(replies)) as server,
         Client(endpoint(server)) as client,
     ):
-        got = client.complete([said("x")])[0]
+        got = client.complete([output("x")])[0]
     assert (got.text, got.attempts) == ("fine", 2)
 
 
@@ -169,7 +169,7 @@ def test_nobody_listens():
         Client(endpoint(server, attempts=2)) as client,
         pytest.raises(UserError, match="cannot connect; is the server running"),
     ):
-        client.complete([said("x")])
+        client.complete([output("x")])
 
 
 @pytest.mark.parametrize("date", [False, True])
@@ -180,7 +180,7 @@ def test_retry_after_is_kept_by_all(date):
     ):
         s.retry_after = formatdate(time.time() + 3, usegmt=True) if date else "0.7"
         start = time.monotonic()
-        assert client.complete([said("x")])[0].text == "fine"
+        assert client.complete([output("x")])[0].text == "fine"
         assert time.monotonic() - start > (1.5 if date else 0.7)
 
 
@@ -188,26 +188,26 @@ def test_a_long_retry_after_gives_up_without_a_record(tmp_path):
     with serve(lambda r: body_of("fine"), lambda b, n: "429") as server:
         server.retry_after = "3600"
         with Client(endpoint(server), cache=tmp_path / "c") as client:
-            reply = client.complete([said("x")])[0]
+            reply = client.complete([output("x")])[0]
     assert reply.error == "status 429, asked to wait 3600 s" and not reply.final
     assert (tmp_path / "c").read_text() == ""
 
 
 def test_equal_calls_are_sent_once_and_samples_apart():
     with serve(lambda r: body_of("fine")) as server, Client(endpoint(server)) as client:
-        calls = [said("x"), said("x"), said("y"), said("x")._replace(sample=1)]
+        calls = [output("x"), output("x"), output("y"), output("x")._replace(sample=1)]
         assert [r.text for r in client.complete(calls)] == ["fine"] * 4
         assert len(server.bodies) == 3
         client.complete(calls)
         assert len(server.bodies) == 3
-        client.complete([said("x", temperature=1.0)])
+        client.complete([output("x", temperature=1.0)])
         assert len(server.bodies) == 4
 
 
 def test_a_budget_of_tokens_stops_before_it_is_passed(tmp_path):
-    bound = sum(http.most_tokens(said("x")))
+    bound = sum(http.most_tokens(output("x")))
     assert bound == 64 + 1 + 8
-    calls = [said(f"{k}") for k in "abcdefghij"]
+    calls = [output(f"{k}") for k in "abcdefghij"]
     limit = Budget(tokens=4 * 58 + bound)
     with serve(lambda r: body_of("fine")) as server:
         with Client(
@@ -228,7 +228,7 @@ def test_a_budget_of_tokens_stops_before_it_is_passed(tmp_path):
 
 def test_a_budget_of_money_counts_what_is_in_flight():
     limit = Budget(cost=0.5, prompt_price=1000.0, completion_price=2000.0)
-    calls = [said(f"{k}") for k in range(20)]
+    calls = [output(f"{k}") for k in range(20)]
     with serve(lambda r: body_of("fine")) as server:
         with Client(endpoint(server, attempts=1), budget=limit) as client:
             got = client.complete(calls)
@@ -243,7 +243,7 @@ def test_an_attempt_whose_cost_was_not_told_counts_at_its_bound():
         serve(lambda r: body_of("x"), lambda b, n: "dropped" if n < 2 else "ok") as s,
         Client(endpoint(s)) as client,
     ):
-        client.complete([said("x")])
+        client.complete([output("x")])
         assert client.spent.prompt_tokens == 50 + 2 * 65
         assert client.spent.completion_tokens == 3 * 8
 
@@ -297,12 +297,12 @@ def test_tls_is_verified(tmp_path):
     import threading
 
     key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
-    made = subprocess.run(
+    built = subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"]
         + ["-subj", "/CN=localhost", "-keyout", str(key), "-out", str(cert)],
         capture_output=True,
     )
-    assert made.returncode == 0, made.stderr
+    assert built.returncode == 0, built.stderr
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
     import socket
@@ -327,7 +327,7 @@ def test_tls_is_verified(tmp_path):
             Client(Endpoint(url, "m", attempts=1)) as client,
             pytest.raises(UserError, match="TLS certificate is not valid"),
         ):
-            client.complete([said("x")])
+            client.complete([output("x")])
         listener.shutdown(socket.SHUT_RDWR)
 
 
@@ -345,9 +345,9 @@ def test_the_key_is_sent_and_is_nowhere_else(tmp_path, monkeypatch, caplog, capf
 
     kinds = iter(["ok", "400", "500", "dropped", "malformed"])
     with serve(answer, lambda b, n: next(kinds, "ok")) as server:
-        made = endpoint(server, key_env="SOME_KEY", attempts=1, concurrency=1)
-        with Client(made, cache=tmp_path / "cache.jsonl") as client:
-            replies = client.complete([said(f"{k}") for k in range(8)])
+        built = endpoint(server, key_env="SOME_KEY", attempts=1, concurrency=1)
+        with Client(built, cache=tmp_path / "cache.jsonl") as client:
+            replies = client.complete([output(f"{k}") for k in range(8)])
         shown = (
             repr(client) + repr(client.endpoint) + repr(vars(client.endpoint.__class__))
         )
@@ -372,13 +372,13 @@ def test_a_cache_is_held_by_one_and_survives_a_torn_line(tmp_path):
     path = tmp_path / "c"
     with serve(lambda r: body_of("fine")) as server:
         with Client(endpoint(server), cache=path) as client:
-            client.complete([said("x"), said("y")])
+            client.complete([output("x"), output("y")])
             with pytest.raises(UserError, match="another process is using this cache"):
                 Client(endpoint(server), cache=path)
         whole = path.read_bytes()
         path.write_bytes(whole[:-9])
         with Client(endpoint(server), cache=path) as client:
-            client.complete([said("x"), said("y")])
+            client.complete([output("x"), output("y")])
             assert client.spent.sent == 1
         assert len(path.read_bytes()) == len(whole)
         path.write_text("not a reply\n")
@@ -400,7 +400,7 @@ def test_failures_are_asked_again_on_request(tmp_path):
             with Client(
                 endpoint(s, attempts=1), cache=tmp_path / "c", again=again
             ) as client:
-                assert bool(client.complete([said("x")])[0].error) == error
+                assert bool(client.complete([output("x")])[0].error) == error
             bad["now"] = False
         assert len(s.bodies) == 2
 
@@ -451,18 +451,18 @@ def test_a_judge_cannot_stall_past_its_time():
         start = time.monotonic()
         future = later(chat.make(client, seconds=1.0), todo)
         assert time.monotonic() - start < 0.5
-        found = future.result()
+        actual = future.result()
         assert time.monotonic() - start < 3
-        reasons = [v.reason for v in found]
-        assert reasons[1] == "no reply within 1 s" and found[1].label == "undecided"
-        assert [v.label for v in found[2:]] == [truth(i) for i in todo[2:]]
+        reasons = [v.reason for v in actual]
+        assert reasons[1] == "no reply within 1 s" and actual[1].label == "undecided"
+        assert [v.label for v in actual[2:]] == [truth(i) for i in todo[2:]]
         server.kind = lambda b, n: "ok"
         assert ask(chat.make(client), todo)[1].label == truth(todo[1])
 
 
 def test_it_works_inside_a_running_loop():
     async def notebook(client):
-        return client.complete([said("x")])
+        return client.complete([output("x")])
 
     with serve(lambda r: body_of("fine")) as server, Client(endpoint(server)) as client:
         assert asyncio.run(notebook(client))[0].text == "fine"
@@ -530,9 +530,9 @@ def test_one_repair_is_asked_for(second, label):
         assert verdict.reason == "unreadable reply: it is not one JSON object"
     roles = [m["role"] for m in json.loads(server.bodies[1])["messages"]]
     assert roles == ["system", "user", "assistant", "user"]
-    told = json.loads(server.bodies[1])["messages"]
-    assert told[2]["content"] == "It is consistent."
-    assert "it is not one JSON object" in told[3]["content"]
+    message = json.loads(server.bodies[1])["messages"]
+    assert message[2]["content"] == "It is consistent."
+    assert "it is not one JSON object" in message[3]["content"]
 
 
 def test_the_prompt_holds_the_item_and_nothing_of_it_can_pass_for_the_prompt():
@@ -580,9 +580,9 @@ def test_a_cascade_asks_only_what_the_rule_left():
     ]
     with serve() as server, Client(endpoint(server)) as client:
         judge = cascade(rule.JUDGE, chat.make(client))
-        found = ask(judge, todo)
+        actual = ask(judge, todo)
         assert len(server.bodies) == 1
-    assert [v.label for v in found] == [
+    assert [v.label for v in actual] == [
         *["consistent", "consistent", "undecided", "not_applicable"],
     ]
-    assert saving(found, rule.JUDGE) == pytest.approx(1 / 3)
+    assert saving(actual, rule.JUDGE) == pytest.approx(1 / 3)

@@ -43,7 +43,7 @@ def test_cut_off_anywhere_and_started_again_it_writes_the_same(
 ):
     whole, report = build.build(SMALL, "test", root, tmp_path / "whole")
     assert (report.rows, report.examples, len(report.refused)) == (23, 19, 4)
-    wanted = files(whole)
+    expected = files(whole)
     assert len(list(whole.glob("*.array_record*"))) == 6
     assert [e.id for e in loader.load(whole, "test")][:4] == ["0", "1", "2", "4"]
 
@@ -73,7 +73,7 @@ def test_cut_off_anywhere_and_started_again_it_writes_the_same(
         for name in real:
             monkeypatch.setattr(build.os, name, real[name])
         where, again = build.build(SMALL, "test", root, tmp_path / f"cut{at}")
-        assert files(where) == wanted and again == report, at
+        assert files(where) == expected and again == report, at
         assert [p.name for p in where.parent.iterdir()] == [build.VERSION]
         if finished:
             break
@@ -134,8 +134,8 @@ def test_nothing_kept_and_nothing_there(root, tmp_path):
 
 def test_suggestions_are_spread_and_follow_the_text():
     options = ("a", "b", "c", "d")
-    found = [build.suggested(options, 0, 0, "s", i) for i in range(300)]
-    assert {found.count(k) > 60 for k in (1, 2, 3)} == {True} and 0 not in found
+    actual = [build.suggested(options, 0, 0, "s", i) for i in range(300)]
+    assert {actual.count(k) > 60 for k in (1, 2, 3)} == {True} and 0 not in actual
     turned = build.suggested(options[::-1], 3, 0, "s", 7)
     assert options[::-1][turned] == options[build.suggested(options, 0, 0, "s", 7)]
     assert build.suggested(("x", "X "), 0, 0, "s", 1) == -1

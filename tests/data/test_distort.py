@@ -50,11 +50,11 @@ def decoded(example):
 @pytest.mark.parametrize("name", DISTORTIONS)
 def test_shape_and_dtype_stay_and_the_input_is_not_touched(name):
     before = pixels()
-    kept = before.copy()
+    remaining = before.copy()
     got = DISTORTIONS[name](before, rng())
     assert (got.shape, got.dtype) == (before.shape, np.uint8)
-    assert not np.array_equal(got, kept)
-    np.testing.assert_array_equal(before, kept)
+    assert not np.array_equal(got, remaining)
+    np.testing.assert_array_equal(before, remaining)
 
 
 def test_blank_is_one_grey():
@@ -81,10 +81,10 @@ def test_shuffled_keeps_its_patches_and_its_border():
 
 def test_masked_blackens_the_share_that_was_asked_for():
     before = np.maximum(pixels(56, 70), 1)  # 4 × 5 patches, nothing black before
-    for share, want in ((0.0, 0), (0.6, 12), (1.0, 20)):
+    for share, expected in ((0.0, 0), (0.6, 12), (1.0, 20)):
         got = masked(before, rng(), share=share).reshape(4, 14, 5, 14, 3)
-        assert (got == 0).all((1, 3, 4)).sum() == want
-        assert (got == 0).any((1, 3, 4)).sum() == want
+        assert (got == 0).all((1, 3, 4)).sum() == expected
+        assert (got == 0).any((1, 3, 4)).sum() == expected
 
 
 def test_noise_has_the_size_that_was_asked_for():

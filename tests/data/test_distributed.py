@@ -15,8 +15,8 @@ BATCH, STEPS = 4, 3
 class Read(list):
     """Examples that remember which of them were read."""
 
-    def __init__(self, held):
-        super().__init__(held)
+    def __init__(self, stored):
+        super().__init__(stored)
         self.seen = []
 
     def __getitem__(self, index):
@@ -27,15 +27,15 @@ class Read(list):
 def both(count=2):
     """[(whole batches, what was read for the share, what by position)] of processes
     that run side by side and tell each other at a barrier."""
-    said, out = [None] * count, [None] * count
+    output, out = [None] * count, [None] * count
     barrier = threading.Barrier(count, timeout=60)
 
     def tell(index, value):
-        said[index] = value
+        output[index] = value
         barrier.wait()
-        found = list(said)
+        actual = list(output)
         barrier.wait()
-        return found
+        return actual
 
     def run(index):
         source, again = (Read(kit.examples(12, "train")) for _ in range(2))
@@ -58,13 +58,13 @@ def plain(example):
 
 def test_every_process_has_the_whole_batch_and_its_own_images():
     stream = loader.batches(kit.examples(12, "train"), seed=1, batch=BATCH)
-    wanted = list(itertools.islice(stream, STEPS))
-    places = [kit.examples(12, "train").index(e) for _, part in wanted for e in part]
+    expected = list(itertools.islice(stream, STEPS))
+    places = [kit.examples(12, "train").index(e) for _, part in expected for e in part]
     for index, (batches, seen, again) in enumerate(both()):
         rows = [i for i in range(len(places)) if i % BATCH // (BATCH // 2) == index]
         assert seen[: len(rows)] == [places[i] for i in rows]
-        assert [position for position, _ in batches] == [p for p, _ in wanted]
-        for (_, batch), (_, examples) in zip(batches, wanted, strict=True):
+        assert [position for position, _ in batches] == [p for p, _ in expected]
+        for (_, batch), (_, examples) in zip(batches, expected, strict=True):
             for i, (e, same) in enumerate(zip(batch, examples, strict=True)):
                 away = isinstance(e.images, distributed.RemoteImages)
                 assert away == (i // (BATCH // 2) != index)
@@ -76,7 +76,7 @@ def test_every_process_has_the_whole_batch_and_its_own_images():
                 if away:
                     distort.distort(e, "noisy", 0)
         assert not again
-        for (_, batch), (_, examples) in zip(batches, wanted, strict=True):
+        for (_, batch), (_, examples) in zip(batches, expected, strict=True):
             assert [plain(e) for e in batch] == list(examples)
         assert sorted(again) == sorted(set(places) - {places[i] for i in rows})
 

@@ -69,10 +69,10 @@ def test_held_out_pairs_are_seen_in_ood_only():
     shown = set()
     for i in range(100):
         objects = drawing.make_scene("ood", i).objects
-        held = {(o.colour, o.shape) for o in objects} & set(HELD_OUT)
+        stored = {(o.colour, o.shape) for o in objects} & set(HELD_OUT)
         assert len(objects) in (6, 7)
-        assert len(held) >= len(objects) / 2
-        shown |= held
+        assert len(stored) >= len(objects) / 2
+        shown |= stored
     assert shown == set(HELD_OUT)
 
 

@@ -61,10 +61,10 @@ def sha(i: int) -> str:
 def serve(address: Path) -> None:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            found = self.path[1:].isdigit()
-            self.send_response(200 if found else 404)
+            actual = self.path[1:].isdigit()
+            self.send_response(200 if actual else 404)
             self.end_headers()
-            if found:
+            if actual:
                 self.wfile.write(body(int(self.path[1:])))
 
         def log_message(self, *words):
@@ -89,7 +89,7 @@ def forked(work) -> int:
     os._exit(0)
 
 
-def watched(work, stop: tuple[str, int] | None, told: Path) -> None:
+def watched(work, stop: tuple[str, int] | None, message: Path) -> None:
     """Does the work and kills this process as it comes to a line, 'build.py:81', for
     the n-th time in any thread; writes how often it came to each, and what it
     imported."""
@@ -111,7 +111,7 @@ def watched(work, stop: tuple[str, int] | None, told: Path) -> None:
     sys.settrace(call)
     work()
     sys.settrace(None)
-    told.write_text(json.dumps([seen, sorted(set(sys.modules) - before)]))
+    message.write_text(json.dumps([seen, sorted(set(sys.modules) - before)]))
 
 
 def stops(seen: dict[str, int]) -> list[tuple[str, int]]:
@@ -126,8 +126,8 @@ def stops(seen: dict[str, int]) -> list[tuple[str, int]]:
     disk = [place for place in seen if touches(place)]
     rest = [place for place in seen if place not in disk]
     rest = rest[:: max(1, len(rest) // OTHERS)]
-    found = [(p, n) for p in disk for n in (1, seen[p])] + [(p, 1) for p in rest]
-    return list(dict.fromkeys(found))
+    actual = [(p, n) for p in disk for n in (1, seen[p])] + [(p, 1) for p in rest]
+    return list(dict.fromkeys(actual))
 
 
 def files(place: Path) -> dict[str, str]:
@@ -143,28 +143,28 @@ def main(name: str, directory: str) -> None:
     import vlmrl.data.fetch  # noqa: F401
 
     job, top = JOBS[name], Path(directory)
-    told = top / "lines"
-    assert forked(lambda: watched(lambda: job(top / "whole"), None, told)) == 0
-    wanted, (seen, imported) = files(top / "whole"), json.loads(told.read_text())
+    message = top / "lines"
+    assert forked(lambda: watched(lambda: job(top / "whole"), None, message)) == 0
+    expected, (seen, imported) = files(top / "whole"), json.loads(message.read_text())
     for module in imported:  # once for all forks
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
     killed = 0
     for stop in stops(seen):
         place = top / "cut"
-        status = forked(lambda s=stop, p=place: watched(lambda: job(p), s, told))
+        status = forked(lambda s=stop, p=place: watched(lambda: job(p), s, message))
         # Threads take turns, so a run may be over before its line comes.
         assert status in (0, signal.SIGKILL), (stop, status)
         killed += status == signal.SIGKILL
         assert forked(lambda p=place: job(p)) == 0, stop
-        assert files(place) == wanted, (stop, set(files(place)) ^ set(wanted))
+        assert files(place) == expected, (stop, set(files(place)) ^ set(expected))
         shutil.rmtree(place)
-    print(json.dumps({"killed": killed, "files": len(wanted)}))
+    print(json.dumps({"killed": killed, "files": len(expected)}))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, held", [("build", 10), ("images", 8)])
-def test_killed_anywhere_and_started_again_it_leaves_the_same(name, held, tmp_path):
+@pytest.mark.parametrize("name, stored", [("build", 10), ("images", 8)])
+def test_killed_anywhere_and_started_again_it_leaves_the_same(name, stored, tmp_path):
     from tests.data import published
     from tests.data.test_build import lines
 
@@ -175,14 +175,14 @@ def test_killed_anywhere_and_started_again_it_leaves_the_same(name, held, tmp_pa
         server = subprocess.Popen(words, cwd=ROOT)
     try:
         words = [sys.executable, __file__, name, str(tmp_path)]
-        said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+        output = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     finally:
         if server:
             server.kill()
             server.wait()
-    assert said.returncode == 0, said.stderr
-    found = json.loads(said.stdout.splitlines()[-1])
-    assert found["files"] == held and found["killed"] > 2 * OTHERS, found
+    assert output.returncode == 0, output.stderr
+    actual = json.loads(output.stdout.splitlines()[-1])
+    assert actual["files"] == stored and actual["killed"] > 2 * OTHERS, actual
 
 
 if __name__ == "__main__":

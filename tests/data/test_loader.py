@@ -155,9 +155,9 @@ def test_processes_partition_every_batch(processes):
 def test_a_process_reads_its_own_examples_alone():
     for index in range(2):
         source = Read(range(21))
-        how = dict(part=(index, 2))
+        mode = dict(part=(index, 2))
         given = [
-            x for _, part in _take(5, source, seed=5, batch=8, **how) for x in part
+            x for _, part in _take(5, source, seed=5, batch=8, **mode) for x in part
         ]
         assert len(given) == 20 and source.seen[:20] == given
         assert len(source.seen) <= 20 + 4 * (AHEAD + 1)
@@ -166,8 +166,8 @@ def test_a_process_reads_its_own_examples_alone():
 class Read(Sequence):
     """A source that remembers what was read of it, in order."""
 
-    def __init__(self, held):
-        self.held, self.seen = held, []
+    def __init__(self, holder):
+        self.held, self.seen = holder, []
 
     def __len__(self):
         return len(self.held)
@@ -198,9 +198,9 @@ def test_no_more_is_read_ahead_than_asked_and_the_rest_comes_again():
 
 
 def test_a_finite_stream_ends_and_drops_its_remainder():
-    found = list(loader.batches(range(10), seed=0, batch=4, epochs=2))
-    assert [position for position, _ in found] == [4, 8, 12, 16, 20]
-    flat = [x for _, part in found for x in part]
+    actual = list(loader.batches(range(10), seed=0, batch=4, epochs=2))
+    assert [position for position, _ in actual] == [4, 8, 12, 16, 20]
+    flat = [x for _, part in actual for x in part]
     assert sorted(flat) == sorted([*range(10)] * 2)
     assert len(list(loader.batches(range(10), seed=0, batch=4, epochs=1))) == 2
     halves = dict(seed=0, batch=2, epochs=1)

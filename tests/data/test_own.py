@@ -57,10 +57,10 @@ def test_little_is_needed(tmp_path):
         dict(question="Which is it?", options=["cup", "mug"], answer=0, image="a.png"),
         dict(question="Which is it?", options=["cup", "mug"], answer="mug"),
     ]
-    found, report = built(write(tmp_path, rows), tmp_path)
-    assert [e.id for e in found] == ["test/0", "test/1", "test/2"]
-    assert found[0].open and found[0].options[0] == "3" and not found[0].images
-    assert [e.answer for e in found] == [0, 0, 1] and not report.refused
+    actual, report = built(write(tmp_path, rows), tmp_path)
+    assert [e.id for e in actual] == ["test/0", "test/1", "test/2"]
+    assert actual[0].open and actual[0].options[0] == "3" and not actual[0].images
+    assert [e.answer for e in actual] == [0, 0, 1] and not report.refused
 
 
 @pytest.mark.parametrize(
@@ -96,9 +96,9 @@ def test_a_vlmevalkit_table(tmp_path):
         ["2", "0", "What is it?", "", "", "", "a cup", "c", "dev"],
     ]
     published.tsv(tmp_path / "dev.tsv", names, rows)
-    found, _ = built(own.bench("mine", tmp_path), tmp_path, "dev")
-    assert [e.options for e in found[:2]] == [("cup", "mug"), ("Yes", "No")]
-    assert found[0].images == found[2].images and found[2].open
+    actual, _ = built(own.bench("mine", tmp_path), tmp_path, "dev")
+    assert [e.options for e in actual[:2]] == [("cup", "mug"), ("Yes", "No")]
+    assert actual[0].images == actual[2].images and actual[2].open
 
 
 def test_parquet_and_every_way_to_give_an_image(tmp_path):
@@ -121,11 +121,11 @@ def test_parquet_and_every_way_to_give_an_image(tmp_path):
     ]
     bench = write(tmp_path / "in", lines)
     assert set(bench.files) == {"dev", "test"}
-    found, report = built(bench, tmp_path / "in", "dev")
-    assert [e.images for e in found] == [data, data[1:]]
-    assert found[1].task == "a/b" and "'jug' is not one" in report.refused[0]["why"]
+    actual, report = built(bench, tmp_path / "in", "dev")
+    assert [e.images for e in actual] == [data, data[1:]]
+    assert actual[1].task == "a/b" and "'jug' is not one" in report.refused[0]["why"]
     same, _ = built(bench, tmp_path / "in")
-    for e, other in zip(found, same, strict=True):
+    for e, other in zip(actual, same, strict=True):
         assert e._replace(id="", meta="", suggested=0) == (
             other._replace(id="", meta="", suggested=0)
         )
@@ -137,15 +137,15 @@ def test_an_empty_directory(tmp_path):
 
 
 def test_texts_go_into_a_file_and_come_back(tmp_path):
-    found, _ = built(write(tmp_path, [FULL]), tmp_path)
+    actual, _ = built(write(tmp_path, [FULL]), tmp_path)
     path = tmp_path / "t.jsonl"
-    texts.write(path, map(texts.entry, found))
-    assert list(texts.apply(found, texts.read(path))) == found
-    other = found[0]._replace(question="Which was it?")
+    texts.write(path, map(texts.entry, actual))
+    assert list(texts.apply(actual, texts.read(path))) == actual
+    other = actual[0]._replace(question="Which was it?")
     with pytest.raises(UserError, match="mine/x: written for another question"):
         list(texts.apply([other], texts.read(path)))
     with pytest.raises(UserError, match="no entry of mine/y"):
-        list(texts.apply([found[0]._replace(id="y")], texts.read(path)))
+        list(texts.apply([actual[0]._replace(id="y")], texts.read(path)))
     path.write_text(path.read_text() * 2)
     with pytest.raises(UserError, match="line 2: mine/x: given twice"):
         texts.read(path)
@@ -153,7 +153,7 @@ def test_texts_go_into_a_file_and_come_back(tmp_path):
 
 def test_a_model_rewrites_once_and_goes_on(tmp_path):
     rows = [{**FULL, "id": str(i)} for i in range(3)]
-    found, _ = built(write(tmp_path, rows), tmp_path)
+    actual, _ = built(write(tmp_path, rows), tmp_path)
     path, asked = tmp_path / "t.jsonl", []
 
     def ask(prompts, until=2):
@@ -165,21 +165,21 @@ def test_a_model_rewrites_once_and_goes_on(tmp_path):
         ]
 
     with pytest.raises(KeyboardInterrupt):
-        texts.rewrite(found, ask, "m", path, batch=1)
+        texts.rewrite(actual, ask, "m", path, batch=1)
     assert not path.exists()
     with open(path.with_name("t.jsonl.unfinished"), "a") as file:
         file.write('{"source": "mi')
     done = []
-    fell = texts.rewrite(found, lambda p: ask(p, 99), "m", path, done.append, batch=2)
+    fell = texts.rewrite(actual, lambda p: ask(p, 99), "m", path, done.append, batch=2)
     assert len(asked) == 2 + 4 and fell == 2  # the first example is not asked again
     assert done == [2, 1]
-    (first, *_) = texts.apply(found, texts.read(path))
+    (first, *_) = texts.apply(actual, texts.read(path))
     assert first.statements == ("It is a cup", "There is a mug")
-    assert list(texts.WithTexts(found, texts.read(path))) == [
-        *texts.apply(found, texts.read(path))
+    assert list(texts.WithTexts(actual, texts.read(path))) == [
+        *texts.apply(actual, texts.read(path))
     ]
     leaking = lambda prompts: ["A mug is it, not a cup" for _ in prompts]  # noqa: E731
-    texts.rewrite(found[:1], leaking, "another", tmp_path / "u.jsonl")
-    (held,) = texts.read(tmp_path / "u.jsonl").values()
-    assert held["statements"] == ["It is a cup", "A mug is it, not a cup"]
-    texts.rewrite(found, lambda p: ask(p, 0), "m", path)  # nothing left to ask
+    texts.rewrite(actual[:1], leaking, "another", tmp_path / "u.jsonl")
+    (stored,) = texts.read(tmp_path / "u.jsonl").values()
+    assert stored["statements"] == ["It is a cup", "A mug is it, not a cup"]
+    texts.rewrite(actual, lambda p: ask(p, 0), "m", path)  # nothing left to ask

@@ -26,10 +26,10 @@ class Facts:
     def one(self, words):
         """The object that 'red circle' names."""
         colour, shape = words.split()
-        (found,) = [
+        (actual,) = [
             o for o in self.objects if (o["colour"], o["shape"]) == (colour, shape)
         ]
-        return found
+        return actual
 
     def select(self, words):
         """The objects that 'red shapes', 'circle' or 'shapes' name."""
@@ -190,8 +190,8 @@ def test_every_sentence_of_a_trace_is_true(examples):
 
 def test_the_reader_of_facts_tells_lies():
     """The checker itself: a scene where every kind of sentence is false once."""
-    made = (drawing.make_scene("test", i) for i in range(99))
-    scene = next(s for s in made if s.overlap and len(s.objects) == 3)
+    built = (drawing.make_scene("test", i) for i in range(99))
+    scene = next(s for s in built if s.overlap and len(s.objects) == 3)
     e = scenes.depth(scene, np.random.default_rng(0))
     far, near = (scene.objects[i] for i in scene.overlap)
     a, b = f"{near.colour} {near.shape}", f"{far.colour} {far.shape}"
@@ -215,8 +215,8 @@ def test_thinks_state_their_option_and_conclude_it(examples):
         ways[by_letter] += 1
         for i, think in enumerate(e.thinks):
             end = f", answer {'ABCDE'[i]}" if by_letter else ""
-            said = [e.statements[i], f"so it is {e.options[i]}{end}"]
-            assert sentences(think) == said
+            output = [e.statements[i], f"so it is {e.options[i]}{end}"]
+            assert sentences(think) == output
     share = ways[True] / len(examples)
     assert abs(share - 0.5) < 4 * 0.5 / len(examples) ** 0.5
 
@@ -267,8 +267,8 @@ def test_no_two_option_question_leaks_by_its_wording():
     first = collections.Counter()
     for e in scenes.suite("train", 2400):
         if e.task in ("depth", "size") and len(e.options) == 2:
-            said = e.question.index(e.options[e.answer])
-            first[e.task] += 1 if said < e.question.index(" or ") else -1
+            output = e.question.index(e.options[e.answer])
+            first[e.task] += 1 if output < e.question.index(" or ") else -1
         elif e.task == "relation":
             first[e.options[e.answer]] += 1
     # 400 questions per task: 4 standard deviations are below 80
@@ -299,9 +299,9 @@ def test_questions_are_of_distinct_tasks_and_balanced():
     tasks = collections.Counter()
     for i in range(900):
         scene = drawing.make_scene("train", i)
-        found = scenes.questions(scene, np.random.default_rng(i), 2)
-        assert len(found) == len({e.task for e in found}) == 2
-        tasks.update(e.task for e in found)
+        actual = scenes.questions(scene, np.random.default_rng(i), 2)
+        assert len(actual) == len({e.task for e in actual}) == 2
+        tasks.update(e.task for e in actual)
     assert set(tasks) == set(TASKS)
     assert max(tasks.values()) < 1.35 * min(tasks.values())
 

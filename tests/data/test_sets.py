@@ -36,13 +36,13 @@ def test_every_set_has_its_fixture():
 @pytest.mark.parametrize("name, split", CASES)
 def test_rows_are_kept_repaired_or_refused_with_their_reason(name, split, built):
     examples, report = built[name, split]
-    kept, repaired, reasons = published.WANTED[name][split]
-    assert [e.id for e in examples] == kept.split()
+    remaining, repaired, reasons = published.WANTED[name][split]
+    assert [e.id for e in examples] == remaining.split()
     assert [r["id"] for r in report.repaired] == repaired.split()
     assert len(report.refused) == len(reasons)
-    for found, wanted in zip(report.refused, reasons, strict=True):
-        assert wanted in found["why"]
-        assert "row" in found["where"] and "." in found["where"]
+    for actual, expected in zip(report.refused, reasons, strict=True):
+        assert expected in actual["why"]
+        assert "row" in actual["where"] and "." in actual["where"]
     assert report.examples == len(examples) and sum(report.rules.values()) == len(
         examples
     )

@@ -85,7 +85,7 @@ def measure(root: Path) -> dict:
     from vlmrl.data import build, images, loader
     from vlmrl.data.sets import SETS
 
-    found, plain, decoded = {}, images.decode, []
+    actual, plain, decoded = {}, images.decode, []
 
     def counted(data, where):
         decoded.append(where)
@@ -97,26 +97,26 @@ def measure(root: Path) -> dict:
     def watch():
         while not done.wait(0.05):
             status = Path("/proc/self/status").read_text()
-            held = int(status.partition("RssAnon:")[2].split()[0])
-            peak[0] = max(peak[0], 1024 * held)
+            stored = int(status.partition("RssAnon:")[2].split()[0])
+            peak[0] = max(peak[0], 1024 * stored)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     clock = time.perf_counter(), time.process_time()
     where, report = build.build(SETS["sat"], "train", root, root / "out")
-    found["prepare"] = _since(clock)
-    found["decoded"], found["examples"] = len(decoded), report.examples
+    actual["prepare"] = _since(clock)
+    actual["decoded"], actual["examples"] = len(decoded), report.examples
     source = loader.load(where, "train")
     clock = time.perf_counter(), time.process_time()
     read = 0
     for _, examples in loader.batches(source, seed=0, batch=32, epochs=1):
         read += sum(bool(e.images[0]) for e in examples)
-    found["read"], found["read_examples"] = _since(clock), read
-    found["decoded_again"] = len(decoded) - found["decoded"]
+    actual["read"], actual["read_examples"] = _since(clock), read
+    actual["decoded_again"] = len(decoded) - actual["decoded"]
     done.set()
     watcher.join()
-    found["peak"] = peak[0]
-    return found
+    actual["peak"] = peak[0]
+    return actual
 
 
 def _since(clock) -> list[float]:
@@ -131,15 +131,17 @@ def test_preparing_and_reading_back(tmp_path):
     count = 512
     write(tmp_path, count)
     words = [sys.executable, __file__, "at", str(tmp_path)]
-    said = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=300)
-    assert said.returncode == 0, said.stderr
-    found = json.loads(said.stdout.splitlines()[-1])
-    print(f"\n{found}")
-    assert found["examples"] == found["read_examples"] == found["decoded"] == count
-    assert found["decoded_again"] == 0
-    assert found["peak"] < MEMORY
-    assert count / found["prepare"][1] > PREPARED / 2
-    assert count / found["read"][1] > READ / 2
+    output = subprocess.run(
+        words, capture_output=True, text=True, cwd=ROOT, timeout=300
+    )
+    assert output.returncode == 0, output.stderr
+    actual = json.loads(output.stdout.splitlines()[-1])
+    print(f"\n{actual}")
+    assert actual["examples"] == actual["read_examples"] == actual["decoded"] == count
+    assert actual["decoded_again"] == 0
+    assert actual["peak"] < MEMORY
+    assert count / actual["prepare"][1] > PREPARED / 2
+    assert count / actual["read"][1] > READ / 2
 
 
 def main(words: list[str]) -> None:
@@ -151,24 +153,24 @@ def main(words: list[str]) -> None:
     count = int(words[0]) if words else 20_000
     with tempfile.TemporaryDirectory() as there:
         write(Path(there), count)
-        found = measure(Path(there))
-    print(json.dumps(found))
+        actual = measure(Path(there))
+    print(json.dumps(actual))
     for what in TIMED:
-        clock, used = found[what]
+        clock, used = actual[what]
         print(f"{what}: {count / clock:.0f}/s, {count / used:.0f} per processor second")
-    print(f"peak: {found['peak'] / 2**20:.0f} MiB, decoded {found['decoded']} images")
-    print(f"for vlmrl/data/README.md:\n{row(count, found)}")
+    print(f"peak: {actual['peak'] / 2**20:.0f} MiB, decoded {actual['decoded']} images")
+    print(f"for vlmrl/data/README.md:\n{row(count, actual)}")
 
 
-def row(count: int, found: dict) -> str:
+def row(count: int, actual: dict) -> str:
     """The line of the table of figures that this measurement makes."""
-    rates = [f"{count / seconds:,.0f}" for what in TIMED for seconds in found[what]]
+    rates = [f"{count / seconds:,.0f}" for what in TIMED for seconds in actual[what]]
     cells = [
         time.strftime("%Y-%m-%d"),
         f"{os.cpu_count()} cores, {processor()}",
         f"{count:,}",
         *rates,
-        f"{found['peak'] / 2**20:,.0f} MiB",
+        f"{actual['peak'] / 2**20:,.0f} MiB",
     ]
     return f"| {' | '.join(cells)} |"
 

@@ -104,9 +104,9 @@ def test_listed_letters_are_those_of_the_words():
         letters = dict(zip(example.options, "ABCDE", strict=False))
         sizes.add(len(letters))
         assert len(letters) == len(example.options)
-        said = [part.split() for part in text.removeprefix("So ").split(", ")]
-        assert len(said) == 6
-        assert all(letters[word] == letter for word, letter in said)
+        output = [part.split() for part in text.removeprefix("So ").split(", ")]
+        assert len(output) == 6
+        assert all(letters[word] == letter for word, letter in output)
     assert sizes == {3, 4, 5}
 
 
@@ -135,8 +135,10 @@ def test_where_everything_is_names_each_object_once():
     for index in range(40):
         scene = drawing.make_scene("train", index)
         example, text = traces.located(scene, np.random.default_rng(index))
-        said = text.split(". ")
-        assert len(said) == len(scene.objects) + bool(scene.overlap)
+        output = text.split(". ")
+        assert len(output) == len(scene.objects) + bool(scene.overlap)
         for o in scene.objects:
-            assert sum(s.lower().startswith(f"{scenes.name(o)} is") for s in said) >= 1
+            assert (
+                sum(s.lower().startswith(f"{scenes.name(o)} is") for s in output) >= 1
+            )
         assert not example.options

@@ -22,9 +22,9 @@ def body_of(content, **extra):
 def item_of(request):
     """The item inside a judge's prompt."""
     for message in request["messages"]:
-        found = re.search(r'^\{"question": .*\}$', str(message["content"]), re.M)
-        if found:
-            return json.loads(found[0])
+        actual = re.search(r'^\{"question": .*\}$', str(message["content"]), re.M)
+        if actual:
+            return json.loads(actual[0])
     raise AssertionError("no item in the prompt")
 
 
@@ -34,8 +34,8 @@ def judgement(request):
     letter = item["reasoning"].rpartition("#")[2]
     label = "consistent" if letter == item["answer"] else "inconsistent"
     label = "undecided" if letter == "none" else label
-    found = {"conclusion": letter, "verdict": label, "confidence": 0.9}
-    return body_of(json.dumps(found))
+    actual = {"conclusion": letter, "verdict": label, "confidence": 0.9}
+    return body_of(json.dumps(actual))
 
 
 def some_faults(share, seed=0):

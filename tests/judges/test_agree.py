@@ -30,9 +30,9 @@ def test_fleiss_by_hand():
     labels[3] = [1, 1, 1]
     share = np.array([6, 6, 0]) / 12
     p, chance = (1 + 1 / 3 + 1 / 3 + 1) / 4, (share**2).sum()
-    wanted = (p - chance) / (1 - chance)
-    assert (p, chance, wanted) == pytest.approx((2 / 3, 0.5, 1 / 3))
-    assert fleiss(labels, ones(labels)) == pytest.approx(wanted)
+    expected = (p - chance) / (1 - chance)
+    assert (p, chance, expected) == pytest.approx((2 / 3, 0.5, 1 / 3))
+    assert fleiss(labels, ones(labels)) == pytest.approx(expected)
     assert strict(labels, ones(labels)) == pytest.approx(0.5)
 
 
@@ -80,9 +80,9 @@ def test_tables_per_condition_and_pair_with_intervals():
             if name == "cohen" and len(row["raters"]) > 2:
                 assert "cohen" not in row
                 continue
-            found = row[name]
-            assert found.lo < found.value < found.hi
-            assert found.clusters == 150
+            actual = row[name]
+            assert actual.lo < actual.value < actual.hi
+            assert actual.clusters == 150
     assert rows[1]["cohen"].value > rows[2]["cohen"].value
 
 
@@ -100,9 +100,9 @@ def test_differences_between_raters_by_hand():
         *[("all", "consistent", 12), ("x", "consistent", 9), ("y", "consistent", 3)]
     ]
     assert rows[0]["difference"].value == pytest.approx(7 / 12)
-    wanted = 2 * (1 + 9) / 2**9
-    assert [r["p"] for r in rows] == pytest.approx([wanted, wanted, 1.0])
-    assert [r["holm"] for r in rows] == pytest.approx([3 * wanted, 3 * wanted, 1.0])
+    expected = 2 * (1 + 9) / 2**9
+    assert [r["p"] for r in rows] == pytest.approx([expected, expected, 1.0])
+    assert [r["holm"] for r in rows] == pytest.approx([3 * expected, 3 * expected, 1.0])
     assert {r["method"] for r in rows} == {"mcnemar"}
     # where the truth is known, who is right is compared on those items alone
     truth = np.array([1] * 8 + [-1] * 4)
@@ -111,7 +111,7 @@ def test_differences_between_raters_by_hand():
     assert [(r["condition"], r["n"]) for r in right] == [("all", 8), ("x", 8), ("y", 0)]
     assert right[0]["difference"].value == -1.0 and np.isnan(right[2]["p"])
     assert len(rows) == 6
-    assert rows[0]["holm"] == pytest.approx(min(1.0, 3 * wanted))
+    assert rows[0]["holm"] == pytest.approx(min(1.0, 3 * expected))
 
 
 def verdict(label, confidence=NAN):
@@ -120,28 +120,28 @@ def verdict(label, confidence=NAN):
 
 def test_against_the_truth_by_hand():
     truth = ["consistent"] * 4 + ["inconsistent"] * 4 + ["undecided"] * 2
-    said = (
+    output = (
         ["consistent"] * 3 + ["undecided"] + ["inconsistent"] * 3 + ["consistent"]
     ) + ["undecided", "inconsistent"]
     sure = [0.9] * 5 + [0.6] * 5
-    found = against(truth, list(map(verdict, said, sure)), draws=100)
-    assert found.n == 10
-    assert found.precision.value == pytest.approx(6 / 8)
-    assert found.coverage.value == pytest.approx(7 / 8)
-    assert found.accuracy.value == pytest.approx(7 / 10)
-    recall = [found.recall[name].value for name in LABELS]
+    actual = against(truth, list(map(verdict, output, sure)), draws=100)
+    assert actual.n == 10
+    assert actual.precision.value == pytest.approx(6 / 8)
+    assert actual.coverage.value == pytest.approx(7 / 8)
+    assert actual.accuracy.value == pytest.approx(7 / 10)
+    recall = [actual.recall[name].value for name in LABELS]
     assert recall == pytest.approx([3 / 4, 3 / 4, 1 / 2])
-    np.testing.assert_array_equal(found.confusion, [[3, 0, 1], [1, 3, 0], [0, 1, 1]])
+    np.testing.assert_array_equal(actual.confusion, [[3, 0, 1], [1, 3, 0], [0, 1, 1]])
     # right: T T T F T | T T F T F at 0.9 and 0.6
     brier = (4 * 0.01 + 0.81 + 3 * 0.16 + 2 * 0.36) / 10
-    assert found.brier == pytest.approx(brier)
-    low, high = found.calibration
+    assert actual.brier == pytest.approx(brier)
+    low, high = actual.calibration
     assert low == pytest.approx((0.6, 0.6, 5)) and high == pytest.approx((0.9, 0.8, 5))
 
 
 def test_a_judge_without_confidence_has_no_calibration():
-    found = against(["consistent"], [verdict("consistent")], draws=10)
-    assert np.isnan(found.brier) and found.calibration == []
+    actual = against(["consistent"], [verdict("consistent")], draws=10)
+    assert np.isnan(actual.brier) and actual.calibration == []
 
 
 def test_bad_labels_are_named():

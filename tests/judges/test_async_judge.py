@@ -45,9 +45,9 @@ def test_parts_come_back_in_order_as_if_asked_at_once():
     pending = AsyncJudge(rule.JUDGE, 5.0)
     for part in parts:
         pending.submit(part)
-    found = pending.collect()
-    assert repr(found.verdicts) == repr(ask(rule.JUDGE, [*parts[0], *parts[2]]))
-    assert found.late == 0 and found.waited < 5
+    actual = pending.collect()
+    assert repr(actual.verdicts) == repr(ask(rule.JUDGE, [*parts[0], *parts[2]]))
+    assert actual.late == 0 and actual.waited < 5
     assert pending.collect().verdicts == []
 
 
@@ -60,8 +60,8 @@ def test_it_works_while_other_work_goes_on():
     assert time.monotonic() - start < 5
     assert began.acquire(timeout=5) and began.acquire(timeout=5)  # both at once
     gate.set()
-    found = pending.collect()
-    assert [v.label for v in found.verdicts] == ["consistent"] * 4 and found.late == 0
+    actual = pending.collect()
+    assert [v.label for v in actual.verdicts] == ["consistent"] * 4 and actual.late == 0
 
 
 def test_a_judge_that_hangs_costs_the_set_time_and_no_more():
@@ -74,25 +74,27 @@ def test_a_judge_that_hangs_costs_the_set_time_and_no_more():
     try:
         pending.submit([*items(0, 2), empty, excused])
         start = time.monotonic()
-        found = pending.collect()
-        assert time.monotonic() - start < 10 and found.waited >= 0.2
-        assert [v.label for v in found.verdicts] == ["undecided"] * 3 + [
+        actual = pending.collect()
+        assert time.monotonic() - start < 10 and actual.waited >= 0.2
+        assert [v.label for v in actual.verdicts] == ["undecided"] * 3 + [
             "not_applicable"
         ]
-        assert [v.reason for v in found.verdicts[1:3]] == [
+        assert [v.reason for v in actual.verdicts[1:3]] == [
             "no verdict within 0.2 s",
             "there is no chain of thought",
         ]
-        assert found.late == 2
+        assert actual.late == 2
         # it still hangs: a second part may try, a third would pile up
         pending.submit(items(0, 1))
         pending.submit(items(1, 1))
-        found = pending.collect()
-        assert [v.reason for v in found.verdicts] == [
+        actual = pending.collect()
+        assert [v.reason for v in actual.verdicts] == [
             "no verdict within 0.2 s",
             "the judge is still busy with earlier items",
         ]
-        assert found.late == 2 and sum(t.name == "judge" for t in threading.enumerate())
+        assert actual.late == 2 and sum(
+            t.name == "judge" for t in threading.enumerate()
+        )
     finally:
         gate.set()
     end = time.monotonic() + 5
@@ -133,10 +135,10 @@ def test_parts_share_an_endpoint_and_slow_items_fail_alone(tmp_path):
             start = time.monotonic()
             for k in range(0, 30, 10):
                 pending.submit(items(k, 10))
-            found = pending.collect()
+            actual = pending.collect()
             assert time.monotonic() - start < 15
-            assert server.most_open <= 4 and found.late == 2
-            for k, verdict in enumerate(found.verdicts):
+            assert server.most_open <= 4 and actual.late == 2
+            for k, verdict in enumerate(actual.verdicts):
                 if k in (3, 21):
                     assert verdict.reason == "no reply within 1 s"
                 else:

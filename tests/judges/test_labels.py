@@ -61,20 +61,20 @@ def test_the_truth_is_what_most_annotators_say(tmp_path):
     todo = rows(3, ("base",))
     labels.write_sheet(tmp_path / "s", todo, n=3, seed=0)
     drawn = sorted(lines(tmp_path / "s"), key=lambda row: row["id"])
-    said = [("ann", "B B A"), ("bob", "B none none"), ("cyd", "B none B")]
+    output = [("ann", "B B A"), ("bob", "B none none"), ("cyd", "B none B")]
     with open(tmp_path / "l.jsonl", "w") as file:
-        for who, letters in said:
+        for who, letters in output:
             for row, letter in zip(drawn, letters.split(), strict=True):
                 filled = row | {"conclusion": letter, "annotator": who}
                 file.write(json.dumps(filled) + "\n")
         file.write(json.dumps(drawn[0] | {"annotator": "dan"}) + "\n\n")  # not yet
-    found = labels.read(tmp_path / "l.jsonl")
-    assert [one.item.id for one in found] == ["base/0", "base/1", "base/2"]
-    assert found[0].votes == {"ann": 1, "bob": 1, "cyd": 1}
-    assert [one.conclusion for one in found] == [1, -1, None]  # the last: no majority
+    actual = labels.read(tmp_path / "l.jsonl")
+    assert [one.item.id for one in actual] == ["base/0", "base/1", "base/2"]
+    assert actual[0].votes == {"ann": 1, "bob": 1, "cyd": 1}
+    assert [one.conclusion for one in actual] == [1, -1, None]  # the last: no majority
     # answered A, B, A: what a judge should say
-    made = verdicts.of_labels(found)
-    assert [row.truth for row in made] == ["inconsistent", "undecided", None]
+    built = verdicts.of_labels(actual)
+    assert [row.truth for row in built] == ["inconsistent", "undecided", None]
     people = verdicts.people(tmp_path / "l.jsonl")
     assert list(people) == ["ann (person)", "bob (person)", "cyd (person)"]
     assert [v.label for _, v in people["bob (person)"].values()] == [
@@ -85,15 +85,15 @@ def test_the_truth_is_what_most_annotators_say(tmp_path):
 
 
 def test_a_sheet_of_a_run_holds_what_it_wrote_last(tmp_path, vlmrl):
-    made = []
+    built = []
     for step in (0, 5, 9):
         for k in range(6):
             text = f"Step {step}, row {k}. So the answer is A."
-            made.append(record(step=step, example=f"e{k}", think=text, predicted=0))
+            built.append(record(step=step, example=f"e{k}", think=text, predicted=0))
     (tmp_path / "run" / "records").mkdir(parents=True)
     for step in (0, 5, 9):
         path = tmp_path / "run" / "records" / f"step-{step}.parquet"
-        records.write(path, [r for r in made if r.step == step])
+        records.write(path, [r for r in built if r.step == step])
     vlmrl("judge", "sheet", "--on", tmp_path / "run", "--workdir", tmp_path / "s")
     drawn = lines(tmp_path / "s" / "sheet.jsonl")
     assert len(drawn) == 6

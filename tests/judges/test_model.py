@@ -36,12 +36,12 @@ def judge(policy):
 def test_it_reads_the_two_words_off_the_logits(policy, judge):
     """The verdict is that of the next-token distribution of the prompt read alone."""
     todo = items(11)
-    found = ask(judge, todo)
-    assert [v.judge for v in found] == [judge.name] * 11
+    actual = ask(judge, todo)
+    assert [v.judge for v in actual] == [judge.name] * 11
     words = model.verdict_spellings(policy.processor)
     yes, no = (ids[ids >= 0] for ids in words.direct)
     write = model.writer(policy.processor.tokenizer, prompt.load(), True)
-    for item, verdict in list(zip(todo, found, strict=True))[:4]:
+    for item, verdict in list(zip(todo, actual, strict=True))[:4]:
         row = tokens.encode(policy.processor, (write(item), ()))
         group = tokens.group(
             [[row]], policy.processor.geometry, tokens.Buckets(prefix=(256,))
@@ -69,10 +69,10 @@ def test_doubt_and_length_are_undecided_with_their_reason(policy):
         policy, brief=True, sure=0.9999999, mass=0, longest=256, batch=8
     )
     long = items(1)[0]._replace(think="left " * 400)
-    found = ask(unsure, [*items(2), long])
-    assert {v.label for v in found} == {"undecided"}
-    assert found[0].reason.startswith("no more than 0.")
-    assert found[2].reason.startswith("too long: ") and "reads 256" in found[2].reason
+    actual = ask(unsure, [*items(2), long])
+    assert {v.label for v in actual} == {"undecided"}
+    assert actual[0].reason.startswith("no more than 0.")
+    assert actual[2].reason.startswith("too long: ") and "reads 256" in actual[2].reason
     other = model.make(policy, brief=True, mass=1.0, longest=256, batch=8)
     (verdict,) = ask(other, items(1))
     assert verdict.reason == "Yes and No hold less than 1 of the probability"
@@ -81,14 +81,14 @@ def test_doubt_and_length_are_undecided_with_their_reason(policy):
 def test_verdicts_follow_the_probabilities():
     item = items(1)[0]
 
-    def said(yes, no, **given):
+    def output(yes, no, **given):
         settings = {"sure": 0.5, "mass": 0.05, **given}
         return model._verdict(item, np.log([yes, no]), **settings, name="j")
 
-    assert said(0.6, 0.2) == ("consistent", 0, pytest.approx(0.75), "", "j")
-    assert said(0.1, 0.3) == ("inconsistent", 1, pytest.approx(0.75), "", "j")
-    assert said(0.02, 0.02).label == "undecided"
-    assert said(0.3, 0.2, sure=0.7).label == "undecided"
+    assert output(0.6, 0.2) == ("consistent", 0, pytest.approx(0.75), "", "j")
+    assert output(0.1, 0.3) == ("inconsistent", 1, pytest.approx(0.75), "", "j")
+    assert output(0.02, 0.02).label == "undecided"
+    assert output(0.3, 0.2, sure=0.7).label == "undecided"
     more = item._replace(options=("left", "right", "above"))
     pair = np.log([0.1, 0.3])
     assert model._verdict(more, pair, 0.5, 0.05, "j").conclusion == -1
@@ -97,9 +97,9 @@ def test_verdicts_follow_the_probabilities():
 def test_names_prompts_and_cascades(policy, judge):
     assert judge.name.startswith("model tiny judge-3:")
     assert "judge prompt" in judge.about
-    found = ask(cascade(rule.JUDGE, judge), items(3))
-    assert [v.judge for v in found] == ["rule", "rule", judge.name]
-    assert [v.label for v in found[:2]] == ["consistent", "consistent"]
+    actual = ask(cascade(rule.JUDGE, judge), items(3))
+    assert [v.judge for v in actual] == ["rule", "rule", judge.name]
+    assert [v.label for v in actual[:2]] == ["consistent", "consistent"]
     bare = prompt.load()
     bare = bare._replace(parts={k: v for k, v in bare.parts.items() if k != "short"})
     with pytest.raises(UserError, match="no part '== short =='"):
@@ -111,15 +111,15 @@ def test_the_shipped_judge_began_as_the_tiny_model():
     processor = tokens.load_processor(registry.SHIPPED["tiny_judge"])
     family = registry.read_model("tiny_judge")
     drawn = make.start(family, jax.random.key(0))
-    found = make.begin_judge(drawn, processor)
+    actual = make.begin_judge(drawn, processor)
     known, ours = weights.load("tiny")[1], processor.tokenizer.get_vocab()
     theirs = tokens.load_processor(registry.TINY).tokenizer.get_vocab()
-    assert set(found) == set(family.table)
-    for name in set(found) - {"text.embed"}:
-        np.testing.assert_array_equal(found[name], known[name])
+    assert set(actual) == set(family.table)
+    for name in set(actual) - {"text.embed"}:
+        np.testing.assert_array_equal(actual[name], known[name])
     for word, source in (("Ġcircle", known), ("<|im_end|>", known), ("Ġlaptop", drawn)):
         row = (theirs if source is known else ours)[word]
         np.testing.assert_array_equal(
-            found["text.embed"][ours[word]], source["text.embed"][row]
+            actual["text.embed"][ours[word]], source["text.embed"][row]
         )
     assert "Ġlaptop" not in theirs

@@ -396,16 +396,16 @@ HELD_OUT = [
 
 def rates(traces):
     """(precision, coverage, [mistakes]) of the judge on labelled traces."""
-    said = right = concluded = 0
+    output = right = concluded = 0
     wrong = []
     for name, think, label in traces:
         got = conclude(think, *ITEMS[name])
         concluded += label >= 0
-        said += got >= 0
+        output += got >= 0
         right += got == label and got >= 0
         if got >= 0 and got != label:
             wrong.append((name, think, got))
-    return right / said, right / concluded, wrong
+    return right / output, right / concluded, wrong
 
 
 def test_every_developed_trace_is_read_right_or_left_undecided():
@@ -427,9 +427,9 @@ def test_traces_from_after_rl_that_were_labelled_by_reading_reach_the_aim():
     assert Counter(r.condition for r in rows) == dict.fromkeys(
         ("base", "wrong_caption", "wrong_think", "wrong_think_but"), 65
     )
-    said = ask(JUDGE, [row.item for row in rows])
-    found = agree.against([r.truth for r in rows], said, [r.cluster for r in rows])
-    assert found.precision.value >= 0.99 and found.coverage.value >= 0.90, found
+    output = ask(JUDGE, [row.item for row in rows])
+    actual = agree.against([r.truth for r in rows], output, [r.cluster for r in rows])
+    assert actual.precision.value >= 0.99 and actual.coverage.value >= 0.90, actual
 
 
 @pytest.mark.parametrize(

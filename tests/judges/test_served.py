@@ -40,7 +40,7 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 VLLM = Path(os.environ.get("VLMRL_PEERS", Path.home() / ".cache/vlmrl/peers")) / "vllm"
 
 
-def made(directory):
+def built(directory):
     """A directory with a random Qwen2 that speaks the tiny model's tokens."""
     start = directory / "start"
     start.mkdir()
@@ -74,7 +74,7 @@ def served_by(name: str, model: str, port: int) -> tuple[list[str], dict[str, st
 )
 def server(request, tmp_path):
     """(base URL, the model's name) of a server that answers."""
-    model = str(made(tmp_path))
+    model = str(built(tmp_path))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     words, env = served_by(request.param, model, port)

@@ -48,10 +48,10 @@ def test_kinds_can_be_chosen(written):
     assert all(t.conclusion >= 0 for t in brief)
     words = [len(t.item.think.split()) for t in brief]
     assert sum(words) / 40 < sum(len(t.item.think.split()) for t in written) / N / 2
-    said = agree.against(
+    output = agree.against(
         [t.label for t in brief], ask(rule.JUDGE, [t.item for t in brief]), draws=10
     )
-    assert said.precision.value == 1
+    assert output.precision.value == 1
 
 
 def test_the_generator_shares_no_code_with_the_rule_judge():
@@ -63,9 +63,9 @@ def test_the_rule_judge_is_precise_and_covers():
     """On a seed that it was not written against (that was 0)."""
     written = synthetic.traces(N, synthetic.HELD_OUT)
     verdicts = ask(rule.JUDGE, [t.item for t in written])
-    found = agree.against([t.label for t in written], verdicts, draws=200)
-    assert found.precision.value >= 0.99 and found.coverage.value >= 0.90
+    actual = agree.against([t.label for t in written], verdicts, draws=200)
+    assert actual.precision.value >= 0.99 and actual.coverage.value >= 0.90
     pairs = zip(written, verdicts, strict=True)
     named = [v.conclusion == t.conclusion for t, v in pairs if v.conclusion >= 0]
     assert sum(named) / len(named) >= 0.99
-    assert found.kappa.lo > 0.9
+    assert actual.kappa.lo > 0.9

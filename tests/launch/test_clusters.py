@@ -47,10 +47,10 @@ def launched(words, env):
 def test_dry_runs_print_the_commands(name):
     done = launched(*DRY[name])
     assert done.returncode == 0, done.stderr
-    said, path = done.stdout.replace(str(ROOT), "ROOT"), GOLDEN / f"{name}.txt"
+    output, path = done.stdout.replace(str(ROOT), "ROOT"), GOLDEN / f"{name}.txt"
     if os.environ.get("VLMRL_WRITE_GOLDEN"):
-        path.write_text(said)
-    assert said == path.read_text()
+        path.write_text(output)
+    assert output == path.read_text()
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ esac
 
 
 @pytest.mark.parametrize(
-    "ends, made, status",
+    "ends, built, status",
     [
         ("0", 1, 0),
         ("2", 1, 2),  # bad input is not tried again
@@ -126,7 +126,7 @@ esac
         ("1 70 75 1 0", 1, 0),  # a preemption starts the count anew
     ],
 )
-def test_tpu_vm_goes_on_as_the_exit_status_says(tmp_path, ends, made, status):
+def test_tpu_vm_goes_on_as_the_exit_status_says(tmp_path, ends, built, status):
     gcloud, log = tmp_path / "gcloud", tmp_path / "log"
     gcloud.write_text(GCLOUD)
     gcloud.chmod(0o755)
@@ -138,7 +138,7 @@ def test_tpu_vm_goes_on_as_the_exit_status_says(tmp_path, ends, made, status):
     done = launched(["tpu_vm.sh", "first", *JOB], env)
     calls = log.read_text().splitlines()
     assert done.returncode == status, done.stderr
-    assert sum("queued-resources create" in c for c in calls) == made
+    assert sum("queued-resources create" in c for c in calls) == built
     assert sum("exec .venv/bin/vlmrl" in c for c in calls) == len(ends.split())
     assert "queued-resources delete first" in calls[-1], "nothing is left to pay for"
 

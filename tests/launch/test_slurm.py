@@ -65,9 +65,9 @@ FIELDS = {
 
 
 def free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in held]
-    for s in held:
+    stored = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in stored]
+    for s in stored:
         s.close()
     return ports
 
@@ -131,20 +131,20 @@ def test_preempted_and_requeued_to_its_end(slurm, tmp_path):
         text = metrics.read_text() if metrics.exists() else ""
         return [json.loads(line) for line in text.splitlines()]
 
-    def told(number: str) -> str:
-        found = slurm("scontrol", "show", "job", number)
-        return found.split("JobState=")[1].split()[0] if "JobState=" in found else ""
+    def message(number: str) -> str:
+        actual = slurm("scontrol", "show", "job", number)
+        return actual.split("JobState=")[1].split()[0] if "JobState=" in actual else ""
 
-    said = slurm(
+    output = slurm(
         "sbatch", "-p", "low", "--ntasks-per-node=2", "--time=60", f"--output={out}",
         "launch/slurm.sbatch", *job, "--workdir", workdir,
     )  # fmt: skip
-    first = said.split()[-1]
-    assert first.isdigit(), said
+    first = output.split()[-1]
+    assert first.isdigit(), output
     until(lambda: len(rows()) > 1, "two steps", slurm)
-    said = slurm("sbatch", "-p", "high", "-n2", "--wrap=true", f"--output={out}.2")
-    second = said.split()[-1]
-    until(lambda: told(second) == "COMPLETED", "the job that preempts", slurm)
+    output = slurm("sbatch", "-p", "high", "-n2", "--wrap=true", f"--output={out}.2")
+    second = output.split()[-1]
+    until(lambda: message(second) == "COMPLETED", "the job that preempts", slurm)
     stopped = checkpoint.latest(workdir / "seed-0" / "checkpoints")
     assert stopped and 1 < stopped < STEPS, "stopped on the way, all saved"
 
@@ -154,11 +154,11 @@ def test_preempted_and_requeued_to_its_end(slurm, tmp_path):
 
     def done() -> bool:
         slurm("scontrol", "update", f"JobId={first}", "StartTime=now")
-        return told(first) in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+        return message(first) in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
 
     until(done, "the end of the training", slurm)
     text = out.read_text()
-    assert told(first) == "COMPLETED", text
+    assert message(first) == "COMPLETED", text
     assert "stopped on request in phase" in text and "2 × cpu on 2 hosts" in text
     assert [row["step"] for row in rows()] == list(range(1, STEPS + 1))
     assert (workdir / "seed-0" / "model" / "model.safetensors").is_file()

@@ -29,11 +29,11 @@ def refused(capsys, monkeypatch):
         capsys.readouterr()
         words = [*words, *(["--workdir", workdir] if workdir else [])]
         assert cli.main([str(word) for word in words]) == 2
-        said = capsys.readouterr().err
-        assert said.startswith("vlmrl: error: ") and said.count("\n") == 1, said
+        output = capsys.readouterr().err
+        assert output.startswith("vlmrl: error: ") and output.count("\n") == 1, output
         if workdir and workdir.is_dir():
             left = [p for name in FINISHED for p in workdir.rglob(name)]
             assert not left, left
-        return said.removeprefix("vlmrl: error: ").strip()
+        return output.removeprefix("vlmrl: error: ").strip()
 
     return run

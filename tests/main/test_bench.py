@@ -33,15 +33,15 @@ def test_sides_take_turns_and_a_peer_says_its_own_time(monkeypatch):
     assert timing.ratio({"x": [2, 9, 6], "y": [1, 3, 1]}, "x", "y") == 3
 
 
-def found(date, kind="cpu-2", **values):
+def actual(date, kind="cpu-2", **values):
     results = [timing.result(n, v, "d", less=n == "cost") for n, v in values.items()]
     return {"date": date, "machine": {"class": kind, "cpu": "c"}, "results": results}
 
 
 def test_five_percent_worse_is_a_regression():
-    before = found("2026-01-01T00:00:00", step=2.0, cost=0.3, gone=1.0)
-    assert suites.regressions(before, found("", step=1.91, cost=0.314, new=1.0)) == []
-    assert suites.regressions(before, found("", step=1.89, cost=0.32)) == [
+    before = actual("2026-01-01T00:00:00", step=2.0, cost=0.3, gone=1.0)
+    assert suites.regressions(before, actual("", step=1.91, cost=0.314, new=1.0)) == []
+    assert suites.regressions(before, actual("", step=1.89, cost=0.32)) == [
         "REGRESSION step: 1.890, was 2.000",
         "REGRESSION cost: 0.320, was 0.300",
     ]
@@ -54,7 +54,7 @@ def test_the_newest_of_the_same_class_is_compared_with(tmp_path):
         ("2026-03-01T00:00:00+00:00", "cpu-2", 3.0),
         ("2026-04-01T00:00:00+00:00", "cpu-8", 4.0),
     ):
-        path = suites.save(found(date, kind, step=value), tmp_path)
+        path = suites.save(actual(date, kind, step=value), tmp_path)
         assert kind in path.name
     path, newest = suites.newest(tmp_path, {"class": "cpu-2"})
     assert newest["results"][0]["value"] == 3.0 and "2026-03-01" in path.name
@@ -85,9 +85,9 @@ def test_a_run_writes_its_results_and_flags_what_got_worse(
     assert cli.main(["bench", "--out", str(tmp_path)]) == 0
     assert "at least 1.8: reached" in capsys.readouterr().out
     (file,) = tmp_path.glob("*.json")
-    made = json.loads(file.read_text())
-    assert made["results"][0]["definition"] == "what it is"
-    assert made["machine"]["class"].startswith("cpu-") and made["versions"]["jax"]
+    built = json.loads(file.read_text())
+    assert built["results"][0]["definition"] == "what it is"
+    assert built["machine"]["class"].startswith("cpu-") and built["versions"]["jax"]
     assert cli.main(["bench", "--against", str(tmp_path)]) == 0
     assert cli.main(["bench", "--against", str(tmp_path)]) == 1
     out = capsys.readouterr().out
@@ -108,11 +108,11 @@ for _ in sys.stdin: print(json.dumps({"seconds": 3.0}), flush=True)
     (tmp_path / "here.py").write_text(ready)
     monkeypatch.setattr(timing, "PEERS", tmp_path)
     monkeypatch.setattr(timing, "REST", 0.0)
-    wanted = {"gone": {}, "here": dict(new=1)}
-    how = {n: dict(name=f"x/{n}", definition=f"against {n}") for n in wanted}
-    with timing.beside({}, None, None, {}, wanted) as others:
-        found, _ = timing.compared(others, lambda: None, 2, how)
-    gone, here = found
+    expected = {"gone": {}, "here": dict(new=1)}
+    options = {n: dict(name=f"x/{n}", definition=f"against {n}") for n in expected}
+    with timing.beside({}, None, None, {}, expected) as others:
+        actual, _ = timing.compared(others, lambda: None, 2, options)
+    gone, here = actual
     assert gone["value"] is None and gone["definition"].endswith("no such module")
     assert here["value"] > 3 and here["seconds"]["here"] == [3.0, 3.0]
     assert here["versions"] == {"here": "1"}
@@ -138,17 +138,17 @@ def test_what_a_step_must_do_is_counted_right():
     model = registry.build_model(TINY.sees, "bench")
     params = jax.eval_shape(model.init, jax.random.key(0))
     group = workloads.scored(TINY)
-    found = compiled.flops(
+    actual = compiled.flops(
         lambda p, g: score(model, p, g, unroll=True, attend=choose("plain"))[0],
         params, group,
     )  # fmt: skip
-    wanted = sum(device.forward(model, group, causal=False))
-    assert abs(found / wanted - 1) < 0.05, found / wanted
+    expected = sum(device.forward(model, group, causal=False))
+    assert abs(actual / expected - 1) < 0.05, actual / expected
     t = model.config.text
     n, s = group.prefix.ids.shape
     rows, length = group.branches.ids.shape
     fewer = n * s * (s - 1) / 2 + rows * length * (length - 1) / 2
-    saved = wanted - sum(device.forward(model, group))
+    saved = expected - sum(device.forward(model, group))
     assert abs(saved / (4 * t.layers * t.heads * t.head_dim * fewer) - 1) < 1e-6
 
     # By hand: 8 branches, 4 behind a prefix of 10 tokens, 3 own ones.

@@ -36,10 +36,10 @@ def run(tmp_path, tiny):
     return points.parent
 
 
-def same(found, wanted):
-    assert found.keys() == wanted.keys()
-    for name, value in wanted.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
+def same(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(actual[name], value, err_msg=name)
 
 
 def test_a_directory_comes_back_as_it_was(vlmrl, capsys, tmp_path, tiny):
@@ -104,17 +104,17 @@ def test_there_and_back_through_orbax(vlmrl, tmp_path, tiny):
 
 def test_an_adapter_is_merged(vlmrl, tmp_path, tiny):
     model, params = tiny
-    held = lora.Adapter(2, 4.0, ("vision.layers.o", "text.layers.q"))
-    both = lora.init(model, held, params, jax.random.key(0))
+    stored = lora.Adapter(2, 4.0, ("vision.layers.o", "text.layers.q"))
+    both = lora.init(model, stored, params, jax.random.key(0))
     both = {n: x + 0.1 if n.endswith(".b") else x for n, x in both.items()}
-    peft.save(tmp_path / "adapter", model, held, both, "tiny")
+    peft.save(tmp_path / "adapter", model, stored, both, "tiny")
     words = ["convert", "--source=tiny", "--adapter", tmp_path / "adapter"]
     vlmrl(*words, "--target", tmp_path / "merged")
-    found = weights.load(tmp_path / "merged")[1]
-    wanted = lora.merge(model, held, both)
-    same(found, wanted)
-    moved = {n for n, x in found.items() if not np.array_equal(x, params[n])}
-    assert moved == set(held.targets)
+    actual = weights.load(tmp_path / "merged")[1]
+    expected = lora.merge(model, stored, both)
+    same(actual, expected)
+    moved = {n for n, x in actual.items() if not np.array_equal(x, params[n])}
+    assert moved == set(stored.targets)
 
 
 @pytest.mark.slow
@@ -140,16 +140,16 @@ def test_refusals(refused, tmp_path, run):
     to = ["convert", "--target", target, "--source"]
     assert "--target: must be given" in refused("convert", "--source=tiny")
     assert "--source: must be given" in refused("convert", f"--target={target}")
-    said = refused(*to, "tiny", "--dtype=float16")
-    assert said == "--dtype: expected float32 or bfloat16, got 'float16'"
-    said = refused(*to, "tiny", "--format=bin")
-    assert said == "--format: expected hf or orbax, got 'bin'"
-    said = refused(*to, "tiny", "--adapter", tmp_path / "nowhere")
-    assert "adapter_config.json: No such file" in said
+    output = refused(*to, "tiny", "--dtype=float16")
+    assert output == "--dtype: expected float32 or bfloat16, got 'float16'"
+    output = refused(*to, "tiny", "--format=bin")
+    assert output == "--format: expected hf or orbax, got 'bin'"
+    output = refused(*to, "tiny", "--adapter", tmp_path / "nowhere")
+    assert "adapter_config.json: No such file" in output
     assert "no such directory" in refused(*to, tmp_path / "nowhere")
     assert "--step: tiny has no checkpoints/" in refused(*to, "tiny", "--step=2")
-    said = refused(*to, run, "--step=3")
-    assert "no complete checkpoint; steps there: 2, 4" in said
+    output = refused(*to, run, "--step=3")
+    assert "no complete checkpoint; steps there: 2, 4" in output
     assert f"holds runs; give one: {run}" in refused(*to, run.parent)
     assert not target.exists()
 
@@ -179,10 +179,10 @@ def test_what_is_there_is_never_overwritten(refused, tmp_path):
     target = tmp_path / "there"
     target.mkdir()
     (target / "mine").write_text("x")
-    said = refused("convert", "--source=tiny", "--target", target)
-    assert "exists already" in said and [p.name for p in target.iterdir()] == ["mine"]
+    output = refused("convert", "--source=tiny", "--target", target)
+    assert "exists already" in output and [p.name for p in target.iterdir()] == ["mine"]
     file = tmp_path / "file"
     file.write_text("x")
-    said = refused("convert", "--source=tiny", "--target", file / "below")
-    assert said.startswith(f"--target {file / 'below'}: ")
+    output = refused("convert", "--source=tiny", "--target", file / "below")
+    assert output.startswith(f"--target {file / 'below'}: ")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "there"]

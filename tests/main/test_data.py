@@ -1,8 +1,8 @@
 """`vlmrl data`: what there is, what it looks like, and where it is put."""
 
+import hashlib
 import io
 import json
-import urllib.error
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from vlmrl.types import UserError
 
 def test_list_names_every_source_with_its_splits_and_tasks(vlmrl, capsys, tmp_path):
     vlmrl("data", "list")
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert set(PROCEDURAL) == set(loader.SOURCES)
     for word in (
         *SETS,
@@ -31,7 +31,7 @@ def test_list_names_every_source_with_its_splits_and_tasks(vlmrl, capsys, tmp_pa
         *drawing.SPLITS,
         *scenes.TASKS,
     ):
-        assert word in said
+        assert word in output
 
 
 def test_list_makes_no_directory(vlmrl, tmp_path, monkeypatch):
@@ -43,15 +43,15 @@ def test_list_makes_no_directory(vlmrl, tmp_path, monkeypatch):
 def test_show_tells_the_examples_and_what_conditions_write(vlmrl, capsys, tmp_path):
     words = ["--split=test", "--n=4", "--conditions=base,abstain+wrong_caption"]
     vlmrl("data", "show", "scenes", *words, "--workdir", tmp_path)
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for example in kit.examples(4):
-        assert example.id in said and example.question in said
+        assert example.id in output and example.question in output
         right = f"{styles.LETTERS[example.answer]}. {example.options[example.answer]}"
-        assert f"  {right}  (answer)\n" in said
-        assert f"{example.options[example.suggested]}  (suggested)\n" in said
+        assert f"  {right}  (answer)\n" in output
+        assert f"{example.options[example.suggested]}  (suggested)\n" in output
         caption = perturb.apply(example, "wrong_caption").caption
-        assert f"«{caption}»" in said and caption in said
-        assert f"«{styles.LETTERS[len(example.options)]}. I'm not sure»" in said
+        assert f"«{caption}»" in output and caption in output
+        assert f"«{styles.LETTERS[len(example.options)]}. I'm not sure»" in output
     assert [p.name for p in tmp_path.iterdir()] == ["scenes-test.png"]
 
 
@@ -69,9 +69,9 @@ def test_the_sheet_shows_every_picture(vlmrl, tmp_path):
         tops = [
             t for t in range(len(page) - preview.TILE + 1) if (row == 0) == (t < 200)
         ]
-        wanted = picture.repeat(twice, 0).repeat(twice, 1)
+        expected = picture.repeat(twice, 0).repeat(twice, 1)
         here = page[:, left : left + preview.TILE]
-        assert any((here[t : t + preview.TILE] == wanted).all() for t in tops), number
+        assert any((here[t : t + preview.TILE] == expected).all() for t in tops), number
     vlmrl(*words)
     assert (tmp_path / "scenes-test.png").read_bytes() == first
 
@@ -96,9 +96,9 @@ def test_examples_of_any_shape_have_a_place_on_the_sheet():
 def test_marked_shows_exactly_what_the_condition_wrote():
     for name in perturb.ORDER:
         prompt = styles.build(perturb.apply(kit.examples(1)[0], name), "tiny")
-        told = preview.marked(prompt)
-        assert told.replace("«", "").replace("»", "") == prompt.text
-        parts = [piece.split("»")[0] for piece in told.split("«")[1:]]
+        notes = preview.marked(prompt)
+        assert notes.replace("«", "").replace("»", "") == prompt.text
+        parts = [piece.split("»")[0] for piece in notes.split("«")[1:]]
         assert parts == [prompt.text[a:b] for a, b in prompt.spans]
 
 
@@ -127,23 +127,26 @@ def test_a_set_comes_from_the_hub_with_images_by_address(
         asked.append((repo, revision, name))
         published.text(root / name, (hub / name).read_bytes())
 
-    def get(url):
+    def fetched(url, path, *, sha256, most):
         asked.append(url)
-        if (name := url.rpartition("/")[2][:6]) in at:
-            return at[name]
-        raise urllib.error.HTTPError(url, 404, "", None, None)
+        data = at.get(url.rpartition("/")[2][:6])
+        if data is None:
+            raise fetch.GivenUp("dead", "HTTP 404")
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise fetch.GivenUp("changed", "sha256")
+        path.write_bytes(data)
 
     monkeypatch.setattr(fetch, "_commit", lambda repo, revision: "c" * 40)
     monkeypatch.setattr(fetch, "_listing", listing)
     monkeypatch.setattr(fetch, "_download", download)
-    monkeypatch.setattr(fetch, "get", get)
+    monkeypatch.setattr(fetch, "download", fetched)
     words = ["data", "prepare", "pixmo_count", "--repo=me/mine", "--revision=main"]
     vlmrl(*words, "--workdir", tmp_path)
-    said = capsys.readouterr().out
-    assert f"pixmo_count: me/mine at main is {'c' * 40}" in said
-    assert "pixmo_count train images: 1 changed, 1 dead, 2 ok; each in " in said
-    assert "7 rows: 2 examples kept, 0 of them repaired, 5 rows refused" in said
-    assert "pixmo_count: no files of validation, test" in said
+    output = capsys.readouterr().out
+    assert f"pixmo_count: me/mine at main is {'c' * 40}" in output
+    assert "pixmo_count train images: 1 changed, 1 dead, 2 ok; each in " in output
+    assert "7 rows: 2 examples kept, 0 of them repaired, 5 rows refused" in output
+    assert "pixmo_count: no files of validation, test" in output
     name = "data/train-00000-of-00001.parquet"
     assert asked[0] == ("me/mine", "c" * 40, name) and len(asked) == 5
     vlmrl(*words, "--workdir", tmp_path)
@@ -155,18 +158,18 @@ def test_published_sets_are_prepared_shown_checked(vlmrl, capsys, tmp_path):
     root = published.write("cv_bench", tmp_path / "in")
     at = ["--workdir", tmp_path / "w"]
     vlmrl("data", "prepare", "cv_bench", "--source", root, *at)
-    said = capsys.readouterr().out
-    assert "cv_bench 2D: 9 rows: 3 examples kept, 0 of them repaired, 6 rows" in said
+    output = capsys.readouterr().out
+    assert "cv_bench 2D: 9 rows: 3 examples kept, 0 of them repaired, 6 rows" in output
     vlmrl("data", "show", "cv_bench", "--n=2", "--conditions=wrong_caption", *at)
-    said = capsys.readouterr().out
-    assert "«The number of organs in the image is " in said
-    assert "statement rules of the split: number 2, where 1" in said
+    output = capsys.readouterr().out
+    assert "«The number of organs in the image is " in output
+    assert "statement rules of the split: number 2, relative 1" in output
     assert (tmp_path / "w/cv_bench-2D.png").is_file()
     vlmrl("data", "check", "cv_bench", *at)
-    said = capsys.readouterr().out
-    assert "cv_bench 2D: 3 examples (published are 1438)" in said
-    assert "test_2d.parquet row 3: option C is missing, D is not" in said
-    assert "right letters: A 1 (33%), B 1 (33%), C 1 (33%)" in said
+    output = capsys.readouterr().out
+    assert "cv_bench 2D: 3 examples (published are 1438)" in output
+    assert "test_2d.parquet row 3: option C is missing, D is not" in output
+    assert "right letters: A 1 (33%), B 1 (33%), C 1 (33%)" in output
     vlmrl("data", "texts", "cv_bench", "--split=2D", *at)
     path = capsys.readouterr().out.strip()
     again = ["data", "show", "cv_bench", "--texts", path, "--split=2D", *at]
@@ -180,9 +183,12 @@ def test_open_questions_show_their_candidates(vlmrl, capsys, tmp_path):
     names = "--conditions=wrong_caption,abstain+base"
     capsys.readouterr()
     vlmrl("data", "show", "pixmo_count", names, *at)
-    said = capsys.readouterr().out
-    assert "  - 3  (answer)" in said and "«The number of chairs in the image is" in said
-    assert "abstain+base does not apply" in said
+    output = capsys.readouterr().out
+    assert (
+        "  - 3  (answer)" in output
+        and "«The number of chairs in the image is" in output
+    )
+    assert "abstain+base does not apply" in output
 
 
 def test_data_of_ones_own_needs_no_code(vlmrl, capsys, tmp_path):
@@ -224,12 +230,12 @@ def test_a_model_rewrites_what_misleads(vlmrl, capsys, tmp_path):
 
 def test_what_is_left_by_hand_is_told(refused, tmp_path):
     (tmp_path / "in").mkdir()
-    said = refused("data", "prepare", "whatsup", "--source", tmp_path / "in")
-    assert f"put it at {tmp_path / 'in/controlled_images_dataset.json'}" in said
-    said = refused("data", "prepare", "whatsup", "--source", tmp_path / "no")
-    assert "--source: no directory" in said
-    said = refused("data", "show", "mmvp", workdir=tmp_path)
-    assert "mmvp is not prepared; run `vlmrl data prepare mmvp` first" in said
+    output = refused("data", "prepare", "whatsup", "--source", tmp_path / "in")
+    assert f"put it at {tmp_path / 'in/controlled_images_dataset.json'}" in output
+    output = refused("data", "prepare", "whatsup", "--source", tmp_path / "no")
+    assert "--source: no directory" in output
+    output = refused("data", "show", "mmvp", workdir=tmp_path)
+    assert "mmvp is not prepared; run `vlmrl data prepare mmvp` first" in output
 
 
 def test_sizes():
@@ -274,6 +280,6 @@ def test_bad_words_are_refused(words, complaint, refused, tmp_path, monkeypatch)
 def test_a_picture_that_does_not_decode_leaves_no_sheet(refused, tmp_path, monkeypatch):
     broken = kit.examples(1)[0]._replace(images=(b"no picture",))
     monkeypatch.setitem(loader.SOURCES, "broken", lambda split, n: [broken] * n)
-    said = refused("data", "show", "broken", workdir=tmp_path)
-    assert broken.id in said and "does not decode" in said
+    output = refused("data", "show", "broken", workdir=tmp_path)
+    assert broken.id in output and "does not decode" in output
     assert not list(tmp_path.iterdir())

@@ -36,7 +36,7 @@ def demo(tmp_path_factory):
     return workdir, time.monotonic() - began
 
 
-def kept(workdir):
+def remaining(workdir):
     """What took work: checkpoints, models and every evaluation, as (time, bytes)."""
     files = [p for p in workdir.rglob("*") if p.is_file()]
     names = ("checkpoints", "model", "records")
@@ -83,7 +83,7 @@ def test_its_numbers_are_those_promised(demo):
     at = [(r["recipe"], r["step"], r["split"], r["condition"], r["n"]) for r in rows]
     assert len(set(at)) == len(at)
     steps = {"warm-start": 0, **dict.fromkeys(RECIPES, SMALL["steps"])}
-    wanted = {
+    expected = {
         (recipe, step, split, condition, n)
         for recipe, step in steps.items()
         for split, condition, n in [
@@ -95,7 +95,7 @@ def test_its_numbers_are_those_promised(demo):
         for recipe in RECIPES
         for condition in CONDITIONS
     }
-    assert set(at) == wanted
+    assert set(at) == expected
     table = records.read(workdir / "records.parquet")
     assert table.num_rows == sum(row["n"] for row in rows)
     assert json.loads(json.dumps(measures.summarise(table))) == rows
@@ -109,7 +109,7 @@ def test_again_it_does_only_what_is_missing(demo, vlmrl, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     numbers = (workdir / "metrics.json").read_bytes()
     table = records.read(workdir / "records.parquet")
-    before = kept(workdir)
+    before = remaining(workdir)
     last = workdir / "records" / "faithful-seed-0-test.parquet"
     evaluation = before.pop(last)[1]
     for gone in (last, workdir / "records.parquet", workdir / "metrics.json"):
@@ -117,21 +117,21 @@ def test_again_it_does_only_what_is_missing(demo, vlmrl, capsys, monkeypatch):
     began = time.monotonic()
     vlmrl(*WORDS_SMALL, "--workdir", workdir)
     assert time.monotonic() - began < seconds
-    after = kept(workdir)
+    after = remaining(workdir)
     assert after.pop(last)[1] == evaluation
     assert after == before
     assert (workdir / "metrics.json").read_bytes() == numbers
     assert records.read(workdir / "records.parquet").equals(table)
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for word in (*CONDITIONS, *RECIPES, "warm-start", "report.html"):
-        assert word in said
+        assert word in output
 
 
 @pytest.mark.slow
 def test_a_workdir_keeps_to_its_config(demo, refused):
     workdir, _ = demo
-    said = refused(*WORDS_SMALL, "--config.size=13", "--workdir", workdir)
-    assert "holds a run of another config (it differs in size)" in said
+    output = refused(*WORDS_SMALL, "--config.size=13", "--workdir", workdir)
+    assert "holds a run of another config (it differs in size)" in output
 
 
 def test_the_whole_demo_measures_every_condition():
@@ -178,5 +178,5 @@ def test_a_picture_that_does_not_decode(refused, tmp_path, monkeypatch):
     broken = [*good[:3], good[3]._replace(images=(b"GIF89a",)), *good[4:]]
     monkeypatch.setitem(loader.SOURCES, "broken", lambda split, n: broken[:n])
     words = [f"--config.recipes.{name}.data.source=broken" for name in RECIPES]
-    said = refused(*WORDS_SMALL, *words, workdir=tmp_path)
-    assert good[3].id in said and "does not decode" in said
+    output = refused(*WORDS_SMALL, *words, workdir=tmp_path)
+    assert good[3].id in output and "does not decode" in output

@@ -21,14 +21,14 @@ def evaluated(tmp_path_factory):
     """workdir(name, **overrides) of an evaluation, each made once."""
     from vlmrl.main import cli
 
-    made = {}
+    built = {}
 
     def run(name, **fields):
-        if name not in made:
-            made[name] = tmp_path_factory.mktemp(name)
+        if name not in built:
+            built[name] = tmp_path_factory.mktemp(name)
             words = overrides(FIELDS | fields)
-            assert cli.main([*WORDS, *words, "--workdir", str(made[name])]) == 0
-        return made[name]
+            assert cli.main([*WORDS, *words, "--workdir", str(built[name])]) == 0
+        return built[name]
 
     return run
 
@@ -42,11 +42,11 @@ def rows(workdir):
 @pytest.mark.slow
 def test_it_leaves_records_numbers_and_a_page(evaluated):
     workdir = evaluated("once")
-    found = rows(workdir)
+    actual = rows(workdir)
     examples = loader.SOURCES["scenes"]("validation", 16)
-    assert set(found) == {(e.id, c) for e in examples for c in CONDITIONS}
+    assert set(actual) == {(e.id, c) for e in examples for c in CONDITIONS}
     for example in examples:
-        row = found[example.id, "base"]
+        row = actual[example.id, "base"]
         assert row["question"] == example.question and row["recipe"] == "warm-start"
         assert 0 <= row["p_correct"] <= 1 and sum(row["letters"]) == pytest.approx(1)
     numbers = json.loads((workdir / "metrics.json").read_text())
@@ -55,7 +55,7 @@ def test_it_leaves_records_numbers_and_a_page(evaluated):
     ]
     for row in numbers:
         assert set(PROMISED) <= set(row)
-        mine = [found[e.id, row["condition"]] for e in examples]
+        mine = [actual[e.id, row["condition"]] for e in examples]
         assert row["n"] == 16 and row["split"] == "validation"
         assert row["accuracy"] == pytest.approx(np.mean([r["correct"] for r in mine]))
         assert row["entropy"] == pytest.approx(np.mean([r["entropy"] for r in mine]))
@@ -81,19 +81,19 @@ def test_twice_gives_the_same_records(evaluated):
 def test_batch_size_and_order_of_conditions_change_nothing(evaluated):
     shuffled = (CONDITIONS[2], CONDITIONS[0], CONDITIONS[1])
     other = evaluated("other", **{"kernel.batch": 16, "conditions": shuffled})
-    found, wanted = rows(other), rows(evaluated("once"))
-    assert found.keys() == wanted.keys()
-    for key, row in wanted.items():
+    actual, expected = rows(other), rows(evaluated("once"))
+    assert actual.keys() == expected.keys()
+    for key, row in expected.items():
         for name, value in row.items():
             if isinstance(value, float) or (isinstance(value, list) and value):
                 if isinstance(value, list) and isinstance(value[0], str):
-                    assert found[key][name] == value, (key, name)
+                    assert actual[key][name] == value, (key, name)
                     continue
                 np.testing.assert_allclose(
-                    found[key][name], value, rtol=0, atol=1e-5, err_msg=f"{key} {name}"
+                    actual[key][name], value, rtol=0, atol=1e-5, err_msg=f"{key} {name}"
                 )
             else:
-                assert found[key][name] == value, (key, name)
+                assert actual[key][name] == value, (key, name)
 
 
 @pytest.mark.slow
@@ -101,8 +101,8 @@ def test_a_workdir_keeps_to_its_config(evaluated, refused):
     workdir = evaluated("once")
     before = (workdir / "records.parquet").read_bytes()
     words = overrides(FIELDS | {"size": 8})
-    said = refused(*WORDS, *words, "--workdir", workdir)
-    assert said == (
+    output = refused(*WORDS, *words, "--workdir", workdir)
+    assert output == (
         f"{workdir}: holds a run of another config (it differs in size); give another "
         "--workdir"
     )
@@ -133,14 +133,14 @@ def test_bad_input_is_refused(words, complaint, refused, tmp_path):
 def test_a_workdir_that_cannot_be_written(refused, tmp_path):
     file = tmp_path / "file"
     file.write_text("x")
-    said = refused(*WORDS, "--workdir", file / "run")
-    assert said.startswith(f"--workdir {file / 'run'}: not writable")
-    assert said == refused(*WORDS, workdir=file / "run") and file.read_text() == "x"
+    output = refused(*WORDS, "--workdir", file / "run")
+    assert output.startswith(f"--workdir {file / 'run'}: not writable")
+    assert output == refused(*WORDS, workdir=file / "run") and file.read_text() == "x"
 
 
 def test_a_picture_that_does_not_decode(refused, tmp_path, monkeypatch):
     good = kit.examples(8)
     broken = [*good[:5], good[5]._replace(images=(good[5].images[0][:200],)), *good[6:]]
     monkeypatch.setitem(loader.SOURCES, "broken", lambda split, n: broken[:n])
-    said = refused(*WORDS, "--config.source=broken", workdir=tmp_path)
-    assert good[5].id in said and "does not decode" in said
+    output = refused(*WORDS, "--config.source=broken", workdir=tmp_path)
+    assert good[5].id in output and "does not decode" in output

@@ -37,8 +37,8 @@ def lmms(folder, right, name="cv_bench_2d"):
                {"type": "2D", "task": "Count", "is_correct": i < right})
         for i in range(3)
     ]  # fmt: skip
-    said = {"cv_bench_acc,none": right / 3, "cv_bench_acc_stderr,none": 0.1}
-    return write_samples(folder / "org__model", name, samples, {"said": said})
+    output = {"cv_bench_acc,none": right / 3, "cv_bench_acc_stderr,none": 0.1}
+    return write_samples(folder / "org__model", name, samples, {"said": output})
 
 
 def by_condition(workdir):
@@ -49,11 +49,12 @@ def by_condition(workdir):
 def test_vlmevalkits_run_becomes_a_report(vlmrl, capsys, kit, tmp_path):
     run = tmp_path / "run"
     vlmrl("import", "vlmevalkit", kit, "--workdir", run)
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
-        "5 rows of Qwen2.5-VL-7B-Instruct on MMBench_DEV_EN: 40.0000 % correct" in said
+        "5 rows of Qwen2.5-VL-7B-Instruct on MMBench_DEV_EN: 40.0000 % correct"
+        in output
     )
-    assert "40.0000 % in " in said and "_acc.csv" in said
+    assert "40.0000 % in " in output and "_acc.csv" in output
     row = by_condition(run)["base"]
     assert row["accuracy"] == 0.4 and row["n"] == 5 and row["entropy"] is None
     assert row["recipe"] == "Qwen2.5-VL-7B-Instruct" and row["split"] == "dev"
@@ -72,10 +73,10 @@ def test_a_perturbed_log_of_lmms_eval_pairs_with_base(vlmrl, capsys, tmp_path):
     assert "66.6667 % correct; 66.6667 % in " in capsys.readouterr().out
     vlmrl("import", "lmms-eval", wrong, "--condition=wrong_caption", "--workdir", run)
     assert "33.3333 % correct; 33.3333 % in " in capsys.readouterr().out
-    found = by_condition(run)
-    assert found["base"]["accuracy"] == pytest.approx(2 / 3)
-    assert found["wrong_caption"]["accuracy"] == pytest.approx(1 / 3)
-    assert found["wrong_caption"]["drop"] == pytest.approx(1 / 3)
+    actual = by_condition(run)
+    assert actual["base"]["accuracy"] == pytest.approx(2 / 3)
+    assert actual["wrong_caption"]["accuracy"] == pytest.approx(1 / 3)
+    assert actual["wrong_caption"]["drop"] == pytest.approx(1 / 3)
     names = {p.name for p in (run / "records").iterdir()}
     assert names == {
         "org__model-cv_bench_2d-base.parquet",
@@ -91,8 +92,8 @@ def test_both_tools_side_by_side_and_again(vlmrl, kit, tmp_path):
         vlmrl("import", "vlmevalkit", kit, "--model=a", *words)
     vlmrl("import", "lmms-eval", lmms(tmp_path, 3), "--model=b", *words)
     rows = json.loads((run / "metrics.json").read_text())
-    found = {(r["recipe"], r["split"]): (r["n"], r["accuracy"]) for r in rows}
-    assert found == {("a", "all"): (5, 0.4), ("b", "all"): (3, 1.0)}
+    actual = {(r["recipe"], r["split"]): (r["n"], r["accuracy"]) for r in rows}
+    assert actual == {("a", "all"): (5, 0.4), ("b", "all"): (3, 1.0)}
 
 
 def test_the_page_of_a_log_is_json_that_browsers_read(vlmrl, tmp_path):
@@ -105,8 +106,8 @@ def test_the_page_of_a_log_is_json_that_browsers_read(vlmrl, tmp_path):
     def never(word):
         raise AssertionError(word)
 
-    held = [json.loads(text, parse_constant=never) for text in scripts]
-    (chunk,) = [h for h in held if "prompts" in h]
+    stored = [json.loads(text, parse_constant=never) for text in scripts]
+    (chunk,) = [h for h in stored if "prompts" in h]
     assert [row["h"] for row in chunk["rows"]] == [None] * 3
 
 
@@ -114,8 +115,8 @@ def test_an_accuracy_that_is_not_theirs_is_refused(refused, kit, tmp_path):
     kit.with_name("Qwen2.5-VL-7B-Instruct_MMBench_DEV_EN_acc.csv").write_text(
         '"split","Overall"\n"dev","0.6"\n'
     )
-    said = refused("import", "vlmevalkit", kit, workdir=tmp_path / "run")
-    assert "40.0000 % of its rows are correct" in said and "60.0000 %" in said
+    output = refused("import", "vlmevalkit", kit, workdir=tmp_path / "run")
+    assert "40.0000 % of its rows are correct" in output and "60.0000 %" in output
     assert not list((tmp_path / "run").glob("records/*"))
 
 

@@ -8,13 +8,13 @@ from vlmrl.main import inspect
 from vlmrl.models import registry
 
 
-def said(vlmrl, capsys, *words) -> str:
+def output(vlmrl, capsys, *words) -> str:
     vlmrl("inspect", *words)
     return capsys.readouterr().out
 
 
 def test_a_published_model_without_the_hub(vlmrl, capsys):
-    text = said(vlmrl, capsys, "Qwen/Qwen2.5-VL-7B-Instruct")
+    text = output(vlmrl, capsys, "Qwen/Qwen2.5-VL-7B-Instruct")
     assert "family        qwen2_5_vl" in text
     assert "8,292,166,656 (vision 676,550,144; text 7,615,616,512)" in text
     assert "float32 33.2 GB, bfloat16 16.6 GB, int8 9.4 GB" in text
@@ -29,14 +29,14 @@ def test_a_published_model_without_the_hub(vlmrl, capsys):
 
 
 def test_a_text_model_has_no_vision(vlmrl, capsys):
-    text = said(vlmrl, capsys, "meta-llama/Llama-3.1-8B-Instruct", "--rank=4")
+    text = output(vlmrl, capsys, "meta-llama/Llama-3.1-8B-Instruct", "--rank=4")
     assert "8,030,261,248 (text 8,030,261,248)" in text and "at rank 4" in text
 
 
 def test_a_config_alone_is_enough(vlmrl, capsys, tmp_path):
     (tmp_path / "config.json").write_bytes((registry.TINY / "config.json").read_bytes())
-    bare = said(vlmrl, capsys, tmp_path)
-    whole = said(vlmrl, capsys, "tiny")
+    bare = output(vlmrl, capsys, tmp_path)
+    whole = output(vlmrl, capsys, "tiny")
     assert bare.splitlines()[1:] == whole.splitlines()[1:]
     assert "prompt style  tiny" in whole and " MB" in whole
 
@@ -44,7 +44,7 @@ def test_a_config_alone_is_enough(vlmrl, capsys, tmp_path):
 def test_a_run_is_what_it_began_with(vlmrl, capsys, tmp_path):
     (tmp_path / "run" / "seed-0" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "config.json").write_text(json.dumps({"model": "tiny"}))
-    text = said(vlmrl, capsys, tmp_path / "run" / "seed-0")
+    text = output(vlmrl, capsys, tmp_path / "run" / "seed-0")
     assert "family        qwen2_5_vl" in text
 
 
@@ -61,8 +61,8 @@ def test_nothing_is_allocated():
     ("size", "gb", "wanted"),
     [(0, 16, 1), (12.8e9, 16, 1), (12.9e9, 16, 2), (1e12, 80, 16)],
 )
-def test_chips_by_hand(size, gb, wanted):
-    assert inspect.chips(size, gb) == wanted
+def test_chips_by_hand(size, gb, expected):
+    assert inspect.chips(size, gb) == expected
 
 
 def test_refusals(refused, tmp_path):

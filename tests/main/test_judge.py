@@ -19,14 +19,14 @@ CANARY = "sk-canary-3141592653"
 def letters(request):
     """A judge that reads the last capital letter of the think, and is right."""
     item = item_of(request)
-    found = [
+    actual = [
         c for c in item["reasoning"].split("answer is ")[-1] if c in item["options"]
     ]
-    letter = found[0] if found else "none"
+    letter = actual[0] if actual else "none"
     label = "consistent" if letter == item["answer"] else "inconsistent"
     label = "undecided" if letter == "none" else label
-    said = {"conclusion": letter, "verdict": label, "confidence": 0.8}
-    return body_of(json.dumps(said))
+    output = {"conclusion": letter, "verdict": label, "confidence": 0.8}
+    return body_of(json.dumps(output))
 
 
 def policy(request):
@@ -60,13 +60,13 @@ def test_synthetic_traces_rule_against_http_and_agreement(vlmrl, tmp_path, capsy
     assert about["decided by"]["rule"] == 60 - undecided
     assert about["judge prompt"].startswith("judge-3 (")
     vlmrl("judge", "agree", a, b, "--workdir", both)
-    made = json.loads((both / "agreement.json").read_text())
-    names = [t["name"] for t in made["tables"]]
+    built = json.loads((both / "agreement.json").read_text())
+    names = [t["name"] for t in built["tables"]]
     assert names == ["agreement", "confusion-1", "differences", "truth"]
-    assert made["items"] == 60
-    shares = {row[1] for row in made["tables"][2]["rows"]}
+    assert built["items"] == 60
+    shares = {row[1] for row in built["tables"][2]["rows"]}
     assert shares == {"consistent", "right"}
-    first = made["tables"][0]["rows"][0]
+    first = built["tables"][0]["rows"][0]
     assert first[0] == "all" and first[2] == 60 and first[4] is not None
     assert (both / "tables" / "truth.md").is_file()
     assert "Judges against known conclusions" in capsys.readouterr().out
@@ -77,13 +77,15 @@ def test_the_shipped_judge_by_name_alone_and_in_a_cascade(vlmrl, tmp_path):
     alone, both = tmp_path / "alone", tmp_path / "both"
     on = f"--seed={synthetic.HELD_OUT}"
     vlmrl("judge", "--on=synthetic:240", on, "--judge=model:tiny", "--workdir", alone)
-    (said,) = verdicts.read(alone).values()
-    truth = [row.truth for row, _ in said.values()]
-    found = agree.against(truth, [verdict for _, verdict in said.values()], draws=200)
-    assert found.n == 240 and found.kappa.value > 0.75 and found.kappa.lo > 0.65
-    assert found.precision.value > 0.8 and found.brier < 0.15
-    assert min(share.value for share in found.recall.values()) > 0.7
-    sure, right, count = found.calibration[-1]
+    (output,) = verdicts.read(alone).values()
+    truth = [row.truth for row, _ in output.values()]
+    actual = agree.against(
+        truth, [verdict for _, verdict in output.values()], draws=200
+    )
+    assert actual.n == 240 and actual.kappa.value > 0.75 and actual.kappa.lo > 0.65
+    assert actual.precision.value > 0.8 and actual.brier < 0.15
+    assert min(share.value for share in actual.recall.values()) > 0.7
+    sure, right, count = actual.calibration[-1]
     assert sure > 0.9 and right > 0.95 and count > 60
     words = ["judge", "--on=synthetic:60", on, "--judge=rule,model:tiny"]
     vlmrl(*words, "--workdir", both)
@@ -104,8 +106,8 @@ def test_a_vote_joins_judges_that_were_asked_apart(vlmrl, tmp_path, refused):
     def stubborn(request):
         item = item_of(request)
         label = "consistent" if item["answer"] == "A" else "inconsistent"
-        said = {"conclusion": "A", "verdict": label, "confidence": 1.0}
-        return body_of(json.dumps(said))
+        output = {"conclusion": "A", "verdict": label, "confidence": 1.0}
+        return body_of(json.dumps(output))
 
     places = [tmp_path / name for name in ("a", "b", "c")]
     for place, model, answer in zip(
@@ -124,11 +126,13 @@ def test_a_vote_joins_judges_that_were_asked_apart(vlmrl, tmp_path, refused):
     assert voted[0]["judge"].startswith("majority(http m1 judge-")
     assert {r["confidence"] for r in voted} == {2 / 3, 1.0}
     vlmrl("judge", "agree", tmp_path / "v", places[2], "--workdir", tmp_path / "g")
-    said = refused("judge", "vote", *places[:2], workdir=tmp_path / "w")
-    assert said == "vote: expected 3 or more judges, got 2"
+    output = refused("judge", "vote", *places[:2], workdir=tmp_path / "w")
+    assert output == "vote: expected 3 or more judges, got 2"
     vlmrl("judge", "--on=synthetic:30", "--workdir", tmp_path / "more")
-    said = refused("judge", "vote", tmp_path / "more", *places, workdir=tmp_path / "w")
-    assert "has no verdict on 0-24" in said
+    output = refused(
+        "judge", "vote", tmp_path / "more", *places, workdir=tmp_path / "w"
+    )
+    assert "has no verdict on 0-24" in output
 
 
 @pytest.mark.slow
@@ -269,8 +273,8 @@ def test_a_spent_budget_is_said_and_leaves_nothing_finished(refused, tmp_path):
     with serve(letters) as server:
         words = ["judge", "--on=synthetic:20", "--judge=http:m", "--max_tokens=50"]
         words += [f"--url={server.url}", "--budget_tokens=5000"]
-        said = refused(*words, workdir=tmp_path)
-    assert "items were not judged: the budget is spent" in said
+        output = refused(*words, workdir=tmp_path)
+    assert "items were not judged: the budget is spent" in output
     assert not (tmp_path / "verdicts.jsonl").exists()
     assert 0 < len(lines(tmp_path / "replies.jsonl")) < 20
 
@@ -290,16 +294,16 @@ def test_bad_labels_name_their_row(refused, tmp_path):
         "note": "",
     }
     for change, complaint in [
-        ({"conclusion": "C"}, "row 1: conclusion: expected none or one of A, B"),
+        ({"conclusion": "C"}, "line 1: conclusion: expected none or one of A, B"),
         ({"conclusion": ""}, "nothing is labelled"),
         ({"answer": "Z"}, "an answer among them"),
-        ({"think": 3}, "row 1: think: expected a text, got 3"),
+        ({"think": 3}, "line 1: think: expected a text, got 3"),
     ]:
         path.write_text(json.dumps(row | change) + "\n")
         assert complaint in refused("judge", "--on", path, workdir=tmp_path / "w")
     path.write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n")
-    said = refused("judge", "--on", path, workdir=tmp_path / "w")
-    assert "row 2: 'ann' labels 1 twice" in said
+    output = refused("judge", "--on", path, workdir=tmp_path / "w")
+    assert "line 2: 'ann' labels 1 twice" in output
     path.write_text(json.dumps(row) + "\n" + json.dumps(row | {"think": "x"}) + "\n")
-    said = refused("judge", "--on", path, workdir=tmp_path / "w")
-    assert "row 2: 1 is another item in an earlier row" in said
+    output = refused("judge", "--on", path, workdir=tmp_path / "w")
+    assert "line 2: 1 differs from an earlier line" in output

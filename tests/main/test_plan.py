@@ -45,8 +45,8 @@ def test_flops_of_loops_and_branches_are_multiplied_out():
     assert compiled.flops(grad, w[0]) == 2 * one  # the product itself, and dw
     image, kernel = jnp.ones((1, 3, 16, 16)), jnp.ones((5, 3, 2, 2))
     conv = jax.lax.conv_general_dilated
-    found = compiled.flops(lambda a, b: conv(a, b, (2, 2), "VALID"), image, kernel)
-    assert found == 2 * 3 * 2 * 2 * 5 * 8 * 8
+    actual = compiled.flops(lambda a, b: conv(a, b, (2, 2), "VALID"), image, kernel)
+    assert actual == 2 * 3 * 2 * 2 * 5 * 8 * 8
 
 
 def analytic(job, *, passes, head):
@@ -76,14 +76,16 @@ def test_flops_of_the_update_are_those_of_the_formula():
     mesh = sharding.make_mesh()
     here = job()
     step = programs.step(here, mesh, unroll=True)
-    found = compiled.flops(step.function, *step.args)
+    actual = compiled.flops(step.function, *step.args)
     # Forward, and twice that backward; the head's chunks are computed once more.
-    wanted = analytic(here, passes=3, head=4)
-    assert found == pytest.approx(wanted, rel=0.05)
+    expected = analytic(here, passes=3, head=4)
+    assert actual == pytest.approx(expected, rel=0.05)
     more = here._replace(prompts=16, group_size=4, max_tokens=32)
     step = programs.step(more, mesh, unroll=True)
-    wanted = analytic(more, passes=3, head=4)
-    assert compiled.flops(step.function, *step.args) == pytest.approx(wanted, rel=0.05)
+    expected = analytic(more, passes=3, head=4)
+    assert compiled.flops(step.function, *step.args) == pytest.approx(
+        expected, rel=0.05
+    )
 
 
 def test_collectives_are_read_from_the_compiled_text():
@@ -102,8 +104,8 @@ def test_collectives_are_read_from_the_compiled_text():
         shape((6, 512, 256), None, "tensor", "fsdp"),
     )
     x = shape((2048, 256), "fsdp")
-    made = jax.jit(run, out_shardings=x.sharding).lower(x, w).compile()
-    sent = compiled.by_axis(compiled.collectives(made.as_text()), mesh)
+    built = jax.jit(run, out_shardings=x.sharding).lower(x, w).compile()
+    sent = compiled.by_axis(compiled.collectives(built.as_text()), mesh)
     assert set(sent) == {"fsdp", "tensor"}
     weights = 6 * 2 * 256 * 512 * 4 / 2  # of a tensor shard, gathered over fsdp
     assert sent["fsdp"] == pytest.approx(weights * 3 / 4, rel=0.01)
@@ -143,9 +145,11 @@ def test_shapes_lie_like_the_arrays_of_a_run():
     assert batch.group.branches.ids.shape == (16, 16)
     embed = math.prod(here.model.table["text.embed"].shape) * 4
     assert programs.device_bytes(state.params["text.embed"]) == embed / 8
-    kept = programs.cache(here, mesh, groups=8, length=16, rows=16)
+    remaining = programs.cache(here, mesh, groups=8, length=16, rows=16)
     c = here.model.config.text
-    assert kept == (8 * 96 + 16 * 16) / 4 * 2 * c.layers * c.kv_heads * c.head_dim * 2
+    assert (
+        remaining == (8 * 96 + 16 * 16) / 4 * 2 * c.layers * c.kv_heads * c.head_dim * 2
+    )
 
 
 def test_what_a_run_holds_throughout():
@@ -278,16 +282,16 @@ def test_cost_per_device_as_devices_and_prompts_grow_together():
             programs.rollout(here, mesh),
             programs.step(here, mesh, unroll=True),
         ):
-            made = jax.jit(
+            built = jax.jit(
                 program.function,
                 donate_argnums=program.donated,
                 out_shardings=program.out,
             )
-            made = made.lower(*program.args).compile()
-            found = compiled.by_axis(compiled.collectives(made.as_text()), mesh)
-            assert set(found) <= {"fsdp"}
-            sent[program.name, n] = sum(found.values())
-            flops[program.name, n] = made.cost_analysis()["flops"]
+            built = built.lower(*program.args).compile()
+            actual = compiled.by_axis(compiled.collectives(built.as_text()), mesh)
+            assert set(actual) <= {"fsdp"}
+            sent[program.name, n] = sum(actual.values())
+            flops[program.name, n] = built.cost_analysis()["flops"]
     weights = here.model.size * 4
     for name, times in (("rollout", 1.02), ("update", 4.0)):
         assert sent[name, 1] == 0
@@ -350,6 +354,6 @@ def test_planned_memory_is_what_a_run_takes():
     words = [sys.executable, "-c", GROWTH]
     done = subprocess.run(words, env=env, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["planned"] > 2 * 2**30
-    assert found["planned"] == pytest.approx(found["grown"], rel=0.2), found
+    actual = json.loads(done.stdout.splitlines()[-1])
+    assert actual["planned"] > 2 * 2**30
+    assert actual["planned"] == pytest.approx(actual["grown"], rel=0.2), actual

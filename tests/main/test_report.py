@@ -27,7 +27,7 @@ def run(tmp_path, table):
 
 def test_it_writes_everything_from_the_records(vlmrl, capsys, run, table):
     vlmrl("report", "--workdir", run, "--title=A <run> & more")
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     rows = json.loads((run / "metrics.json").read_text())
     assert rows == json.loads(json.dumps(measures.summarise(table)))
     assert len(rows) == len(MODELS) * len(synthetic.CONDITIONS)
@@ -37,7 +37,7 @@ def test_it_writes_everything_from_the_records(vlmrl, capsys, run, table):
     assert list((run / "figures").iterdir())
     page = (run / "report.html").read_text()
     assert "A &lt;run&gt; &amp; more" in page and "<run>" not in page
-    assert "wrong_caption" in said and f"report: {run / 'report.html'}" in said
+    assert "wrong_caption" in output and f"report: {run / 'report.html'}" in output
     assert not [p for p in run.rglob("*") if ".partial" in p.name or ".tmp" in p.name]
 
 
@@ -57,23 +57,23 @@ def test_records_in_parts_give_the_same_numbers(vlmrl, run, tmp_path, table):
         (parts / name / "records").mkdir(parents=True)
         records.write(parts / name / "records" / "last.parquet", mine)
     vlmrl("report", "--workdir", parts)
-    found, wanted = (
+    actual, expected = (
         {tuple(r.values())[:5]: r for r in json.loads((d / "metrics.json").read_text())}
         for d in (parts, run)
     )
-    assert found == wanted
+    assert actual == expected
 
 
 def test_images_are_kept_by_example(tmp_path):
-    held = synthetic.images(3)
+    stored = synthetic.images(3)
     examples = [
-        synthetic_example(name, (image,)) for name, image in list(held.items())[:2]
+        synthetic_example(name, (image,)) for name, image in list(stored.items())[:2]
     ]
     assemble.write_images(tmp_path, examples)
     assemble.write_images(tmp_path, [synthetic_example("none", ())])
-    last = list(held)[2]
-    assemble.write_images(tmp_path, [synthetic_example(last, (held[last],))])
-    assert assemble.read_images(tmp_path) == held
+    last = list(stored)[2]
+    assemble.write_images(tmp_path, [synthetic_example(last, (stored[last],))])
+    assert assemble.read_images(tmp_path) == stored
     assert [p.name for p in tmp_path.iterdir()] == ["images.parquet"]
 
 
@@ -103,6 +103,6 @@ def test_refusals(refused, run, tmp_path, table):
 
 def refused_with_records(refused, workdir):
     """`refused` but for the records file, which was there before."""
-    said = refused("report", "--workdir", workdir)
+    output = refused("report", "--workdir", workdir)
     assert [p.name for p in workdir.iterdir()] == ["records.parquet"]
-    return said
+    return output

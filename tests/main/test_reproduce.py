@@ -79,15 +79,15 @@ def shared(tmp_path_factory):
 @pytest.fixture(scope="module")
 def ran(shared):
     """ran(study): (its directory, what was said), each study run once."""
-    said = {}
+    output = {}
 
     def run(name):
-        if name not in said:
+        if name not in output:
             words = [f"configs/paper/{name}.py:runlocal", "--workdir", str(shared)]
             with contextlib.redirect_stdout(io.StringIO()) as out:
                 assert cli.main(["reproduce", *words]) == 0
-            said[name] = out.getvalue()
-        return shared / name, said[name]
+            output[name] = out.getvalue()
+        return shared / name, output[name]
 
     return run
 
@@ -101,7 +101,7 @@ def without_models(monkeypatch):
     monkeypatch.setattr(policy, "load", load)
 
 
-def kept(workdir):
+def remaining(workdir):
     """What took work, as (time, bytes)."""
     files = [p for p in workdir.rglob("*") if p.is_file()]
     names = ("records", "checkpoints", "model", "verdicts.jsonl", "jobs.jsonl")
@@ -121,14 +121,14 @@ def read(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_ends_in_its_tables_and_figures(ran, name):
-    folder, said = ran(name)
+    folder, output = ran(name)
     config = runlocal(name)
-    made = sorted((folder / "tables" / "study").glob("*.csv"))
+    built = sorted((folder / "tables" / "study").glob("*.csv"))
     for table in config["tables"]:
-        mine = [p.stem for p in made if re.fullmatch(rf"{table}(-.*)?", p.stem)]
+        mine = [p.stem for p in built if re.fullmatch(rf"{table}(-.*)?", p.stem)]
         assert mine, f"{name} ends without its table '{table}'"
-        assert mine[0] in said
-    for path in made:
+        assert mine[0] in output
+    for path in built:
         check_table(path)
     figures = {p.suffix: p for p in (folder / "figures").iterdir()}
     assert figures[".pdf"].read_bytes()[:5] == b"%PDF-"
@@ -136,11 +136,11 @@ def test_a_study_ends_in_its_tables_and_figures(ran, name):
         assert min(picture.size) > 200
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert f"<h1>{config['title']}" in page
-    title = made[0].with_suffix(".md").read_text().partition("\n")[0].strip("# ")
+    title = built[0].with_suffix(".md").read_text().partition("\n")[0].strip("# ")
     assert title.replace("&", "&amp;") in page, "the page lacks the study's own table"
     numbers = json.loads((folder / "metrics.json").read_text())
-    wanted = set(config["shown"]) or {row["condition"] for row in numbers}
-    assert {row["condition"] for row in numbers} == wanted
+    expected = set(config["shown"]) or {row["condition"] for row in numbers}
+    assert {row["condition"] for row in numbers} == expected
 
 
 def check_table(path):
@@ -162,12 +162,12 @@ def check_table(path):
     assert len(body) == len(rows) and {len(line) for line in lines} == {len(head)}
     for line in body:
         for name, text in zip(head, line, strict=True):
-            found = re.match(r" −?[\d.]+", text)
-            if "(%)" not in name or "Relative" in name or not found:
+            actual = re.match(r" −?[\d.]+", text)
+            if "(%)" not in name or "Relative" in name or not actual:
                 continue  # what is lost relative to base may be any gain
             signed = "κ" in name or path.stem.startswith("differences")
             least = -100 if signed else 0
-            assert least <= float(found[0].replace("−", "-")) <= 100, (path, line)
+            assert least <= float(actual[0].replace("−", "-")) <= 100, (path, line)
     latex = path.with_suffix(".tex").read_text()
     assert latex.count(r" \\") == len(rows) + 1
 
@@ -187,10 +187,10 @@ def test_studies_share_what_they_have_in_common(ran, shared):
     lines = [json.loads(line) for line in text.splitlines()]
     table = records.read(files.pop())
     assert {e["example"] for e in lines} == set(table["example"].to_pylist())
-    told = {e["example"]: e["conditions"]["wrong_caption"]["caption"] for e in lines}
+    message = {e["example"]: e["conditions"]["wrong_caption"]["caption"] for e in lines}
     for row in table.to_pylist():
         if row["condition"] == "wrong_caption":
-            assert told[row["example"]] in row["prompt"]
+            assert message[row["example"]] in row["prompt"]
 
 
 @pytest.mark.slow
@@ -200,10 +200,10 @@ def test_a_second_run_does_nothing_again(ran, shared, vlmrl, capsys, monkeypatch
         ran(name)
     without_models(monkeypatch)
     for name in names:
-        before = kept(shared)
+        before = remaining(shared)
         capsys.readouterr()
         vlmrl("reproduce", f"configs/paper/{name}.py:runlocal", "--workdir", shared)
-        assert kept(shared) == before
+        assert remaining(shared) == before
         count = len(plan(name, shared))
         assert f"{count} jobs, {count} done" in capsys.readouterr().out
 
@@ -213,13 +213,13 @@ def test_what_was_lost_is_measured_again_and_no_more(ran, shared, vlmrl):
     """As after a run that was killed: one record file is not there."""
     ran("visual"), ran("table1")
     (job,) = plan("visual", shared)
-    before = kept(shared)
+    before = remaining(shared)
     log = (shared / "jobs.jsonl").read_text()
     (lost,) = job.files
     lost.unlink()
     config = "--config=configs/paper/visual.py:runlocal"
     vlmrl("reproduce", config, "--workdir", shared)
-    after = kept(shared)
+    after = remaining(shared)
     assert after.pop(lost)[1] == before.pop(lost)[1]
     more = (shared / "jobs.jsonl").read_text().removeprefix(log).splitlines()
     assert [json.loads(line)["job"] for line in more] == [job.name]
@@ -242,17 +242,17 @@ def test_tables_are_remade_from_records_alone(
     without_models(monkeypatch)
     words = ["reproduce", f"configs/paper/{name}.py:runlocal", "--workdir", tmp_path]
     vlmrl(*words, "--remake")
-    made = sorted((tmp_path / name / "tables" / "study").iterdir())
-    assert made and [p.name for p in made] == sorted(
+    built = sorted((tmp_path / name / "tables" / "study").iterdir())
+    assert built and [p.name for p in built] == sorted(
         p.name for p in (folder / "tables" / "study").iterdir()
     )
-    for path in made:
-        wanted = folder / "tables" / "study" / path.name
-        assert path.read_bytes() == wanted.read_bytes()
+    for path in built:
+        expected = folder / "tables" / "study" / path.name
+        assert path.read_bytes() == expected.read_bytes()
     for path in [p for kind in kinds for p in tmp_path.rglob(kind)]:
         path.unlink()
-    said = refused(*words, "--remake")
-    assert "no records of " in said and said.endswith("run without --remake")
+    output = refused(*words, "--remake")
+    assert "no records of " in output and output.endswith("run without --remake")
 
 
 @pytest.mark.slow
@@ -352,17 +352,17 @@ def test_what_is_missing_is_named_with_its_command(
     study, _, arg = name.partition(":")
     words = ["reproduce", f"configs/paper/{study}.py" + f":{arg}" * bool(arg)]
     vlmrl(*words, "--plan", "--workdir", tmp_path / "run")
-    told = capsys.readouterr().out
-    missing = told.partition("missing:\n")[2].splitlines()
+    message = capsys.readouterr().out
+    missing = message.partition("missing:\n")[2].splitlines()
     for line in lines:
-        assert any(line in m for m in missing), told
+        assert any(line in m for m in missing), message
     assert len(set(missing)) == len(missing)
-    assert re.search(r"about \d+ (s|min|h|days)", told) or study in (
+    assert re.search(r"about \d+ (s|min|h|days)", message) or study in (
         "closed",
         "training",
     )
-    said = refused(*words, workdir=tmp_path / "run")
-    assert f"{study}: {len(missing)} thing(s) are missing, listed above" in said
+    output = refused(*words, workdir=tmp_path / "run")
+    assert f"{study}: {len(missing)} thing(s) are missing, listed above" in output
 
 
 @pytest.mark.parametrize(
@@ -384,11 +384,11 @@ def test_refusals(words, complaint, refused, tmp_path, monkeypatch):
 
 
 def test_every_config_is_run_in_small_by_some_test():
-    found = {str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.py")}
+    actual = {str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.py")}
     for name in HELPERS:
         assert "def get_config" not in (CONFIGS / name).read_text(), name
     here = {f"tiny/{name}.py" for name in (*TRAINED, *RECIPES)}
-    assert found == {*HELPERS, *RUN_BY, *here}
+    assert actual == {*HELPERS, *RUN_BY, *here}
     for name, file in RUN_BY.items():
         text = (ROOT / "tests" / "main" / file).read_text()
         assert file == "test_reproduce.py" or f"configs/{name}:runlocal" in text, name

@@ -120,11 +120,11 @@ def watch() -> Callable[[tuple | None], None]:
         if fault and fault[1] == "compile":
             jax.clear_caches()
 
-    def fire(how, *places):
+    def fire(mode, *places):
         """Send the signal if the fault is one of these (phase, step)."""
-        if armed and armed[0][0] == how and armed[0][1:] in places:
+        if armed and armed[0][0] == mode and armed[0][1:] in places:
             armed.clear()
-            os.kill(os.getpid(), TERM if how == "asked" else KILL)
+            os.kill(os.getpid(), TERM if mode == "asked" else KILL)
 
     def begins(self, name, now=None):
         begin(self, name, now)
@@ -270,10 +270,10 @@ def logs(top: Path, name: str) -> str:
 )
 def test_sigterm_saves_and_sigkill_does_not(runs, i, fault):
     top, statuses = runs
-    how, _, step, safe = fault
+    mode, _, step, safe = fault
     *others, last = statuses[f"stopped-{i}"]
-    assert last == (STOPPED if how == "asked" else -KILL), logs(top, f"stopped-{i}-")
-    if how == "killed":  # the other half may have had to be killed too
+    assert last == (STOPPED if mode == "asked" else -KILL), logs(top, f"stopped-{i}-")
+    if mode == "killed":  # the other half may have had to be killed too
         assert not {0, STOPPED} & set(others), logs(top, f"stopped-{i}-")
     else:
         assert set(others) <= {STOPPED}, logs(top, f"stopped-{i}-")
@@ -313,22 +313,24 @@ def test_it_ends_as_a_run_that_was_never_stopped(runs):
     from vlmrl.run import checkpoint
 
     top, _ = runs
-    found, wanted = (top / n / "seed-0" for n in ("stopped", "straight"))
-    states = [checkpoint.restore(p / "checkpoints", STEPS)[0] for p in (found, wanted)]
+    actual, expected = (top / n / "seed-0" for n in ("stopped", "straight"))
+    states = [
+        checkpoint.restore(p / "checkpoints", STEPS)[0] for p in (actual, expected)
+    ]
     assert states[0].keys() == states[1].keys()
     for leaf in ("state/params/text.embed", "state/step", "position"):
         assert leaf in states[0]
     assert any("opt_state" in leaf for leaf in states[0])
     for leaf, value in states[1].items():
         np.testing.assert_array_equal(states[0][leaf], value, err_msg=leaf)
-    assert metrics_of(found) == metrics_of(wanted)
-    assert [row["step"] for row in metrics_of(found)] == list(range(1, STEPS + 1))
-    assert files(found) == files(wanted)
-    assert len(files(found)) > STEPS + 2
+    assert metrics_of(actual) == metrics_of(expected)
+    assert [row["step"] for row in metrics_of(actual)] == list(range(1, STEPS + 1))
+    assert files(actual) == files(expected)
+    assert len(files(actual)) > STEPS + 2
     for step in (2, 4):
         tables = [
             records.read(p / "records" / f"step-{step:06d}.parquet")
-            for p in (found, wanted)
+            for p in (actual, expected)
         ]
         assert tables[0].equals(tables[1]) and tables[0].num_rows == 8
 

@@ -42,14 +42,14 @@ def runs(tmp_path_factory):
     its newest checkpoint is that of step 2."""
     patch = pytest.MonkeyPatch()
     patch.delenv("VLMRL_TRACEBACK", raising=False)
-    plain, found = loop.train, {}
+    plain, actual = loop.train, {}
 
     def run(name, status=0, stop=None):
         workdir = tmp_path_factory.mktemp(name, numbered=False)
         again(name, workdir, status, stop)
 
     def again(name, workdir, status=0, stop=None):
-        samples = found.setdefault(name, (workdir, {}))[1]
+        samples = actual.setdefault(name, (workdir, {}))[1]
 
         def watched(*positional, **named):
             return seen(plain(*positional, **named))
@@ -68,12 +68,12 @@ def runs(tmp_path_factory):
     try:
         run("straight")
         run("resumed", status=130, stop=4)
-        workdir = found["resumed"][0]
+        workdir = actual["resumed"][0]
         shutil.copytree(workdir, workdir.with_name("stopped"))
         again("resumed", workdir)
     finally:
         patch.undo()
-    return found
+    return actual
 
 
 def logged(workdir):
@@ -118,11 +118,11 @@ def test_a_run_leaves_what_it_promises(runs):
 @pytest.mark.slow
 def test_the_model_that_is_exported_is_the_last_checkpoint(runs):
     seed = runs["straight"][0] / "seed-0"
-    held, _ = checkpoint.restore(seed / "checkpoints", 4)
+    stored, _ = checkpoint.restore(seed / "checkpoints", 4)
     model, params = weights.load(seed / "model")
     _, start = weights.load("tiny")
     for name in model.table:
-        np.testing.assert_array_equal(params[name], held[f"state/params/{name}"])
+        np.testing.assert_array_equal(params[name], stored[f"state/params/{name}"])
     assert any((params[n] != start[n]).any() for n in model.table)
 
 
@@ -136,7 +136,7 @@ def test_a_stopped_run_has_nothing_that_looks_finished(runs):
 
 @pytest.mark.slow
 def test_resuming_is_exact(runs):
-    (straight, wanted), (resumed, found) = runs["straight"], runs["resumed"]
+    (straight, expected), (resumed, actual) = runs["straight"], runs["resumed"]
     for step in (2, 4):
         one, _ = checkpoint.restore(straight / "seed-0" / "checkpoints", step)
         two, _ = checkpoint.restore(resumed / "seed-0" / "checkpoints", step)
@@ -151,10 +151,10 @@ def test_resuming_is_exact(runs):
     name = "seed-0/model/model.safetensors"
     assert (straight / name).read_bytes() == (resumed / name).read_bytes()
     # Step 3 was done twice: before the stop, and again from the checkpoint of step 2.
-    assert {k: len(v) for k, v in found.items()} == {1: 1, 2: 1, 3: 2, 4: 1}
-    for step, times in found.items():
+    assert {k: len(v) for k, v in actual.items()} == {1: 1, 2: 1, 3: 2, 4: 1}
+    for step, times in actual.items():
         for drawn in times:
-            assert drawn == wanted[step][0], step
+            assert drawn == expected[step][0], step
 
 
 @pytest.mark.slow
@@ -172,9 +172,9 @@ def test_a_finished_run_is_left_as_it_is(runs, vlmrl):
 def test_a_workdir_keeps_to_its_config(runs, refused):
     workdir = runs["straight"][0]
     words = overrides(FIELDS | {"steps": 6, "sampling.max_tokens": 20})
-    said = refused(*WORDS, *words, "--workdir", workdir)
-    assert f"{workdir}: holds a run of another config" in said
-    assert "sampling.max_tokens, steps)" in said
+    output = refused(*WORDS, *words, "--workdir", workdir)
+    assert f"{workdir}: holds a run of another config" in output
+    assert "sampling.max_tokens, steps)" in output
     assert json.loads((workdir / "config.json").read_text())["steps"] == 4
 
 
@@ -218,8 +218,8 @@ def test_a_study_can_be_of_some_of_its_recipes():
     some = args.load_config("configs/tiny/remedies.py:only=guided+cora").to_dict()
     whole = args.load_config("configs/tiny/remedies.py").to_dict()
     assert sorted(some["recipes"]) == ["cora", "guided"]
-    wanted = {name: whole["recipes"][name] for name in some["recipes"]}
-    assert some == whole | {"recipes": wanted}
+    expected = {name: whole["recipes"][name] for name in some["recipes"]}
+    assert some == whole | {"recipes": expected}
     with pytest.raises(UserError, match="'only' names 'core', want some of accuracy"):
         args.load_config("configs/tiny/remedies.py:only=guided+core")
 
@@ -272,8 +272,8 @@ def test_a_served_judge_pays_and_stalls_no_step(vlmrl, tmp_path, monkeypatch, ca
     monkeypatch.setenv("JUDGE_KEY", canary)
 
     def agrees(request):
-        said = {"conclusion": item_of(request)["answer"], "verdict": "consistent"}
-        return body_of(json.dumps(said | {"confidence": 0.9}))
+        output = {"conclusion": item_of(request)["answer"], "verdict": "consistent"}
+        return body_of(json.dumps(output | {"confidence": 0.9}))
 
     def some_hang(body, nth):
         return "slow" if hashlib.sha256(body).digest()[0] < 80 else "ok"
@@ -302,9 +302,9 @@ def test_a_served_judge_pays_and_stalls_no_step(vlmrl, tmp_path, monkeypatch, ca
     assert 1 <= round(late) <= server.kinds["slow"]
     assert all(r["judge/waited"] < 30 for r in rows)
     paths = (tmp_path / "seed-0" / "rollouts").glob("*.parquet")
-    made = [row for path in paths for row in pq.read_table(path).to_pylist()]
-    verdicts = Counter(row["verdict"] for row in made)
-    assert len(made) == 32 and set(verdicts) == {"consistent", "undecided"}
+    built = [row for path in paths for row in pq.read_table(path).to_pylist()]
+    verdicts = Counter(row["verdict"] for row in built)
+    assert len(built) == 32 and set(verdicts) == {"consistent", "undecided"}
     assert verdicts["undecided"] >= round(late)
     replies = (tmp_path / "seed-0" / "replies.jsonl").read_text().splitlines()
     # On a slow machine what hung may be answered before the run ends.
@@ -331,14 +331,14 @@ def test_a_large_models_way_in_small(vlmrl, tmp_path):
     words = ["train", "--config", "configs/tiny/accuracy.py:runlocal"]
     vlmrl(*words, *overrides(fields), "--workdir", tmp_path)
     seed = tmp_path / "seed-0"
-    held, _ = checkpoint.restore(seed / "checkpoints", 1)
+    stored, _ = checkpoint.restore(seed / "checkpoints", 1)
     model, start = weights.load("tiny")
     _, exported = weights.load(seed / "model", dtype=None)
     for name in model.table:
-        learnt = held[f"state/params/{name}"]
+        learnt = stored[f"state/params/{name}"]
         assert learnt.dtype == np.float32 and exported[name].dtype == jnp.bfloat16
         np.testing.assert_array_equal(learnt.astype(jnp.bfloat16), exported[name])
-    moved = {n for n in model.table if (held[f"state/params/{n}"] != start[n]).any()}
+    moved = {n for n in model.table if (stored[f"state/params/{n}"] != start[n]).any()}
     assert any(n.startswith("text.layers.") for n in moved)
     (row,) = metrics.read(seed / "metrics.jsonl")
     # A sum over tensor shards is rounded shard by shard, here and there in two ways.
@@ -356,22 +356,22 @@ def test_an_adapter_is_trained_and_merged(vlmrl, tmp_path):
     fields |= {"optimizer.warmup": 0, "lora.alpha": 6.0}
     vlmrl(*words, *overrides(fields), "--workdir", tmp_path)
     seed = tmp_path / "seed-0"
-    held, _ = checkpoint.restore(seed / "checkpoints", 1)
+    stored, _ = checkpoint.restore(seed / "checkpoints", 1)
     model, start = weights.load("tiny")
-    adapters = [n for n in held if n.startswith("state/params/lora.")]
-    assert adapters and any(held[n].any() for n in adapters if n.endswith(".b"))
-    assert not any("text.embed" in n for n in held if n.startswith("state/opt_state"))
+    adapters = [n for n in stored if n.startswith("state/params/lora.")]
+    assert adapters and any(stored[n].any() for n in adapters if n.endswith(".b"))
+    assert not any("text.embed" in n for n in stored if n.startswith("state/opt_state"))
     for name in model.table:
-        np.testing.assert_array_equal(held[f"state/params/{name}"], start[name])
+        np.testing.assert_array_equal(stored[f"state/params/{name}"], start[name])
     _, exported = weights.load(seed / "model")
     moved = {n for n in model.table if (exported[n] != start[n]).any()}
     assert moved and all(n.startswith("text.layers.") for n in moved)
     # The newest checkpoint, and the adapter on the base, are the same model.
-    found = {"checkpoint": weights.load(seed)[1]}
-    how, both = peft.load(seed / "adapter", model, start)
-    assert (how.rank, how.alpha) == (2, 6.0)
-    found["adapter"] = lora.merge(model, how, both)
-    for params in found.values():
+    actual = {"checkpoint": weights.load(seed)[1]}
+    options, both = peft.load(seed / "adapter", model, start)
+    assert (options.rank, options.alpha) == (2, 6.0)
+    actual["adapter"] = lora.merge(model, options, both)
+    for params in actual.values():
         for name in model.table:
             np.testing.assert_array_equal(params[name], exported[name])
     rows = pq.read_table(seed / "rollouts" / "step-000001.parquet").to_pylist()
@@ -389,20 +389,20 @@ def test_an_adapter_is_trained_on_a_base_in_8_bits(vlmrl, tmp_path):
     vlmrl(*words, "--workdir", tmp_path)
     seed = tmp_path / "seed-0"
     model, base = weights.load("tiny", quantize="int8")
-    held, about = checkpoint.restore(seed / "checkpoints", 2)
+    stored, about = checkpoint.restore(seed / "checkpoints", 2)
     linears = [n for n, p in model.table.items() if linear(p)]
     for name in linears:
-        kept = held[f"state/params/{name}/values"]
-        assert kept.dtype == np.int8
-        np.testing.assert_array_equal(kept, base[name].values)
-    how, both = peft.load(seed / "adapter", model, base)
+        remaining = stored[f"state/params/{name}/values"]
+        assert remaining.dtype == np.int8
+        np.testing.assert_array_equal(remaining, base[name].values)
+    options, both = peft.load(seed / "adapter", model, base)
     assert about["lora"]["targets"] == ["text.*"]
-    wanted = lora.merge(model, how, both)
+    expected = lora.merge(model, options, both)
     _, exported = weights.load(seed / "model")
     _, newest = weights.load(seed)
     for name in model.table:
-        np.testing.assert_array_equal(exported[name], wanted[name])
-        np.testing.assert_array_equal(newest[name], wanted[name])
+        np.testing.assert_array_equal(exported[name], expected[name])
+        np.testing.assert_array_equal(newest[name], expected[name])
     learnt = [n for n in linears if n.startswith("text.")]
     assert all((exported[n] != base[n].astype(np.float32)).any() for n in learnt)
     assert records.read(seed / "records" / "step-000002.parquet").num_rows
@@ -450,10 +450,10 @@ def test_a_supervised_run_and_the_same_again(config, model, vlmrl, tmp_path):
     vlmrl(*words, "--workdir", tmp_path)
     (row,) = metrics.read(tmp_path / "metrics.jsonl")
     assert row["step"] == 2 and all(np.isfinite(v) for v in row.values())
-    held, _ = checkpoint.restore(tmp_path / "checkpoints", 2)
+    stored, _ = checkpoint.restore(tmp_path / "checkpoints", 2)
     _, params = weights.load(tmp_path / "model")
     for name, value in params.items():
-        np.testing.assert_array_equal(value, held[f"params/{name}"])
+        np.testing.assert_array_equal(value, stored[f"params/{name}"])
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     vlmrl(*words, "--workdir", tmp_path)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
@@ -545,8 +545,8 @@ def test_lessons_that_are_refused(fields, complaint, refused, tmp_path):
 )
 def test_bad_input_is_refused(fields, complaint, refused, tmp_path):
     workdir = tmp_path / "run"
-    said = refused(*WORDS, *overrides(SMALL | fields), workdir=workdir)
-    assert complaint in said
+    output = refused(*WORDS, *overrides(SMALL | fields), workdir=workdir)
+    assert complaint in output
     assert not directory._results(workdir)
 
 
@@ -570,8 +570,8 @@ def test_after_a_failure_the_same_place_can_be_used(refused, tmp_path):
     """A config that got as far as the directory, and failed, does not occupy it."""
     for size in (0, -1):  # found out when the data are made
         words = overrides(SMALL | {"eval.size": size})
-        said = refused(*WORDS, *words, workdir=tmp_path)
-        assert "size of validation" in said and str(size) in said
+        output = refused(*WORDS, *words, workdir=tmp_path)
+        assert "size of validation" in output and str(size) in output
         config = json.loads((tmp_path / "config.json").read_text())
         assert config["eval"]["size"] == size
 
@@ -595,9 +595,9 @@ def test_sets_that_were_prepared_are_trained_on_mixed(tmp_path, vlmrl, refused):
     with pytest.raises(UserError, match="split train has 4 examples, not 5"):
         grpo.load_data(data._replace(size=5), eval, folder)
     words = overrides(SMALL | {"data.source": "scenes,own", "eval.source": "other"})
-    said = refused(*WORDS, *words, workdir=tmp_path)  # before any data are made
-    assert "run `vlmrl data prepare own` first" not in said
-    assert "run `vlmrl data prepare other` first" in said
+    output = refused(*WORDS, *words, workdir=tmp_path)  # before any data are made
+    assert "run `vlmrl data prepare own` first" not in output
+    assert "run `vlmrl data prepare other` first" in output
 
 
 def test_a_picture_that_does_not_decode(refused, tmp_path, monkeypatch):
@@ -606,6 +606,6 @@ def test_a_picture_that_does_not_decode(refused, tmp_path, monkeypatch):
     source = {"train": broken, "validation": good}
     monkeypatch.setitem(loader.SOURCES, "broken", lambda split, n: source[split][:n])
     words = overrides(SMALL | {"data.source": "broken"})
-    said = refused(*WORDS, *words, workdir=tmp_path)
-    assert "scenes/test/" in said and "does not decode" in said
+    output = refused(*WORDS, *words, workdir=tmp_path)
+    assert "scenes/test/" in output and "does not decode" in output
     assert not directory._results(tmp_path)

@@ -85,9 +85,13 @@ def test_hosts_that_differ_are_named():
     mine = hosts.describe({"steps": 3})
     other = hosts.describe({"steps": 4})
     assert hosts.differences([mine, mine]) == ""
-    said = hosts.differences([mine, mine, other | {"jax": "0.9"}, other])
-    assert f"config is {mine['config']} on host 0, {other['config']} on host 2" in said
-    assert "and 1 more" in said and f"jax is {mine['jax']} on host 0, 0.9 on" in said
+    output = hosts.differences([mine, mine, other | {"jax": "0.9"}, other])
+    assert (
+        f"config is {mine['config']} on host 0, {other['config']} on host 2" in output
+    )
+    assert (
+        "and 1 more" in output and f"jax is {mine['jax']} on host 0, 0.9 on" in output
+    )
 
 
 # -- two of them -----------------------------------------------------------------------
@@ -115,14 +119,14 @@ def both(program, words, last, devices=2):
         )
         for i in range(2)
     ]  # fmt: skip
-    said = [p.communicate()[0].decode() for p in running]
-    return [(p.returncode, text) for p, text in zip(running, said, strict=True)]
+    output = [p.communicate()[0].decode() for p in running]
+    return [(p.returncode, text) for p, text in zip(running, output, strict=True)]
 
 
 @pytest.mark.slow
 def test_what_two_processes_tell_each_other(tmp_path):
     words = [tmp_path / "points", free_port()]
-    for status, said in both("tests/plumbing.py", words, ["same", "same"]):
-        assert status == 0, said
-        first, *_, last = said.splitlines()
-        assert "4 × cpu on 2 hosts" in said and last == "done", first
+    for status, output in both("tests/plumbing.py", words, ["same", "same"]):
+        assert status == 0, output
+        first, *_, last = output.splitlines()
+        assert "4 × cpu on 2 hosts" in output and last == "done", first

@@ -46,9 +46,9 @@ def test_every_second_belongs_to_one_phase():
             "seconds/rollout": 5.0,
             "seconds/update": 3.0,
         }
-    found = run.summary()
-    assert found["wall"] == 20 == sum(found["phases"].values())
-    assert found["longest"] == {"seconds": 5.0, "phase": "rollout"}
+    actual = run.summary()
+    assert actual["wall"] == 20 == sum(actual["phases"].values())
+    assert actual["longest"] == {"seconds": 5.0, "phase": "rollout"}
     with pytest.raises(KeyError, match="phase 'lunch' is none of start, data"):
         run("lunch")
 
@@ -60,11 +60,11 @@ def test_compiling_is_booked_apart_and_the_sum_stays():
         jax.jit(lambda x: jnp.cos(x) @ x + os.getpid())(jnp.ones((7, 7)))
         run("update")
         time.sleep(0.2)
-    found = run.summary()
-    assert found["phases"]["compile"] > 0
-    assert found["phases"]["rollout"] >= 0
-    assert 0.2 <= found["phases"]["update"] < 0.4 + found["wall"] / 2
-    assert sum(found["phases"].values()) == pytest.approx(found["wall"], rel=0.01)
+    actual = run.summary()
+    assert actual["phases"]["compile"] > 0
+    assert actual["phases"]["rollout"] >= 0
+    assert 0.2 <= actual["phases"]["update"] < 0.4 + actual["wall"] / 2
+    assert sum(actual["phases"].values()) == pytest.approx(actual["wall"], rel=0.01)
 
 
 def test_a_stop_waits_for_the_next_safe_point():

@@ -406,8 +406,8 @@ def _drawn(model: Model, params, group: Group, keys, *, stops: Stops, length: in
 
 
 def disagreement(model: Model, params, group: Group, stops: Stops, length: int):
-    """Return (share of sampled tokens whose probability by `score` is more than 10 % off
-    the recorded one, mean entropy in nats, number of tokens); 8 samples per prompt."""
+    """Return (share of sampled tokens whose probability by `score` is over 10 % off the
+    recorded one, mean entropy in nats, number of tokens); 8 samples per prompt."""
     rows = 8 * len(group.prefix.ids)
     keys = branch_keys(rows)
 

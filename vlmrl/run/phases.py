@@ -140,9 +140,8 @@ class Phases:
     def watched(
         self, folder: Path | None = None, stuck_after: float = 0.0
     ) -> Iterator[None]:
-        """Watch a run within the context: SIGTERM asks for a stop, compilation is a phase
-        of its own, and a phase of more than `stuck_after` seconds ends the process (0:
-        never).
+        """Watch a run within the context: SIGTERM asks for a stop, compilation is
+        a phase, and a phase of over `stuck_after` seconds ends the process (0: never).
 
         Args:
           folder: of a file per host with its state, `host-0.json` and so on, from which
