@@ -244,7 +244,7 @@ def test_an_evaluation_that_is_killed_goes_on_where_it_was(command, start, tmp_p
         (["--on=/nowhere.jsonl"], "/nowhere.jsonl: cannot read labels"),
         (
             ["--on=synthetic:2", "--judge=oracle"],
-            "expected rule, model:DIR or http:MODEL, got 'oracle'",
+            "expected rule, model:DIR, http:MODEL or path",
         ),
         (["--on=synthetic:2", "--judge=rule:x"], "got 'rule:x'"),
         (["--on=synthetic:2", "--judge=http:a,http:b"], "one http judge at a time"),
