@@ -49,6 +49,15 @@ LAWS: dict[str, tuple[str, ...]] = {
         "tests/eval/test_kernel.py::test_one_condition_is_a_group_without_branches",
         "tests/engine/test_options.py::test_evaluation_and_training_are_plain_forward_passes",
     ),
+    "a turn reads the same under every chat template": (
+        "tests/prompts/test_openings.py::test_the_same_turn_reads_the_same_under_every_template",
+        "tests/prompts/test_openings.py::test_a_turn_begins_once_and_is_marked_as_written",
+        "tests/prompts/test_openings.py::test_an_evaluation_is_the_same_where_the_template_opens_the_tag",
+    ),
+    "plain tags = a tokenizer without the tokens": (
+        "tests/prompts/test_tag_tokens.py::test_added_tags_are_one_token_and_plain_ones_are_text",
+        "tests/prompts/test_tag_tokens.py::test_a_model_reads_plain_tags_as_it_was_trained_to",
+    ),
     "packed = unpacked": (
         "tests/prompts/test_tokens.py::test_groups_rebuild_their_rows",
         "tests/prompts/test_tokens.py::test_windows_hold_every_patch_once",

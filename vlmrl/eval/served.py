@@ -143,9 +143,9 @@ def asked(examples: Sequence[Example], conditions: Sequence[str]) -> int:
     return sum(not perturb.applies(e, c) for e in examples for c in conditions)
 
 
-def _prefill_as(how: str, turn: str, example: Example) -> str:
+def _prefill_as(sent: str, turn: str, example: Example) -> str:
     if example.prefill:
-        return how
+        return sent
     return "template" if turn else ""
 
 

@@ -170,8 +170,7 @@ class Processor(NamedTuple):
         return tail[len(styles.begin_turn(tail, "<think>", direct=False)[0]) :]
 
     def about_tags(self) -> str:
-        """Return one line: how reasoning tags are tokenised, why, and what the chat
-        template writes of them."""
+        """Return a line: how tags are tokenised, why, what the template writes."""
         line = f"reasoning tags: {self.tags.mode} ({self.tags.why})"
         opening = self.opening()
         if "</think>" in opening:

@@ -211,7 +211,7 @@ def collect(
         completion = Completion(
             p.example,
             p.text,
-            p.turn + texts[i],
+            p.whole(texts[i]),
             r.parsed,
             r.correct,
             verdicts[i],
