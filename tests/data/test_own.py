@@ -183,3 +183,17 @@ def test_a_model_rewrites_once_and_goes_on(tmp_path):
     (stored,) = texts.read(tmp_path / "u.jsonl").values()
     assert stored["statements"] == ["It is a cup", "A mug is it, not a cup"]
     texts.rewrite(actual, lambda p: ask(p, 0), "m", path)  # nothing left to ask
+
+
+def test_open_questions_say_or_imply_their_kind(tmp_path):
+    golds = {"3 dogs": "number", r"\frac{1}{2}x": "maths", "[1, 2, 3, 4]": "box"}
+    golds |= {"a cup": "text", "x > 3": "maths", "12,000": "number"}
+    rows = [dict(question="What is it?", answer=gold) for gold in golds]
+    rows += [dict(question="Which year?", answer="1999", kind="text")]
+    rows += [dict(question="What is it?", answer="a cup", kind="word")]
+    rows += [FULL | dict(kind="number")]
+    actual, report = built(write(tmp_path, rows), tmp_path)
+    assert [e.kind for e in actual] == [*golds.values(), "text"]
+    first, second = (row["why"] for row in report.refused)
+    assert "kind: expected one of number, maths, box, text, got 'word'" in first
+    assert "kind: expected option or none, got 'number'" in second

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.data import published
-from vlmrl.data import build, images, loader, statements
+from vlmrl.data import build, features, images, loader, statements
 from vlmrl.data.sets import SETS
 
 CASES = [(n, s) for n, splits in published.WANTED.items() for s in splits]
@@ -134,6 +134,29 @@ def test_open_questions_get_wrong_answers_of_their_kind(built):
     assert by_id(built, "mathvista", "testmini")["1"].options[0] == "1.2"
     assert by_id(built, "mathvista", "testmini")["2"].options[0] == "7"
     assert not by_id(built, "mathvista", "testmini")["3"].open
+
+
+def test_every_item_says_how_answers_are_compared(built):
+    wanted = {
+        ("pixmo_count", "train"): {"number"},
+        ("spatial_mm", "multihop"): {"text"},
+        ("refcoco", "testA"): {"box"},
+        ("mathvista", "testmini"): {"number", "maths", "option"},
+        ("geometry3k", "train"): {"maths", "option"},
+        ("cv_bench", "2D"): {"option"},
+    }
+    for (name, split), kinds in wanted.items():
+        examples = by_id(built, name, split).values()
+        assert {e.kind for e in examples} <= kinds
+        assert all((e.kind == "option") != e.open for e in examples)
+    assert json.loads(by_id(built, "mathvista", "testmini")["1"].meta)["precision"] == 1
+
+
+def test_examples_stored_before_they_had_a_kind_are_read(built):
+    three = by_id(built, "pixmo_count", "train")["train/0"]
+    record = features.tf_example_pb2.Example.FromString(features.serialised(three))
+    del record.features.feature["kind"]
+    assert features.example(record.SerializeToString()) == three
 
 
 def test_tasks_and_groups_that_scoring_reads(built):

@@ -19,6 +19,7 @@ from fractions import Fraction
 
 from vlmrl.answers import maths
 from vlmrl.answers.kinds import kind_of
+from vlmrl.answers.latex import cleaned
 from vlmrl.answers.numbers import UNITS, Quantity, quantity, spelled, unwrapped
 from vlmrl.answers.values import box_of, iou
 from vlmrl.types import Example
@@ -110,9 +111,21 @@ def _number(answer: str, gold: str) -> bool:
     return got is not None and got.same(expected)
 
 
+_SIGNS = re.compile(r"[\\^=<>+*{}|]|-\s?[0-9a-z]\b")  # what `phrase` would lose
+
+
 def _maths(answer: str, gold: str) -> bool:
+    pair = quantity(answer), quantity(gold)
+    if None not in pair:  # plain numbers need no algebra
+        return pair[0].same(pair[1])
+    if clock(answer) and clock(gold):
+        return _text(answer, gold)
     same = maths.equal(answer, gold)
-    return _text(answer, gold) if same is None else same
+    if same is not None:
+        return same
+    if _SIGNS.search(plain := cleaned(gold)):
+        return "".join(plain.split()) == "".join(cleaned(answer).split())
+    return _text(answer, gold)
 
 
 # -- words -----------------------------------------------------------------------------
@@ -150,8 +163,44 @@ def phrase(text: str) -> str:
     return _SAME.get(joined, joined)
 
 
+_CLOCK = re.compile(
+    r"([0-9]{1,2}):([0-9]{2})\s?(?:([ap])m)?|(half|quarter|1/2) (past|to) ([0-9]{1,2})"
+)
+_MONTH = re.compile(
+    r"\b(january|february|march|april|may|june|july|august|september|october|november"
+    r"|december)\b"
+)
+
+
+def clock(text: str) -> tuple[int, bool] | None:
+    """Return (minutes of the day, is the half of the day known) of "3:45 p.m.",
+    "15:45", "half past three"."""
+    text = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", unwrapped(text).casefold())
+    match = _CLOCK.fullmatch(spelled(re.sub(r"^(?:it is|at)\s|\s?o'clock$", "", text)))
+    if match is None:
+        return None
+    if match[1]:
+        hour, minute = int(match[1]), int(match[2])
+        if match[3]:
+            hour = hour % 12 + 12 * (match[3] == "p")
+        return hour * 60 + minute, match[3] is not None or hour > 12
+    minutes = 15 if match[4] == "quarter" else 30
+    return int(match[6]) * 60 + (minutes if match[5] == "past" else -minutes), False
+
+
 def _text(answer: str, gold: str) -> bool:
+    times = clock(answer), clock(gold)
+    if None not in times:
+        (a, known), (b, also) = times
+        return a == b if known and also else (a - b) % 720 == 0
     got, expected = phrase(answer), phrase(gold)
+    if _MONTH.search(expected):  # March 5, 2021 and 5th of March 2021
+        got, expected = (
+            " ".join(
+                sorted(re.sub(r"\bof\b|(?<=[0-9])(?:st|nd|rd|th)\b", "", t).split())
+            )
+            for t in (got, expected)
+        )
     if not expected:  # signs only
         return answer.strip() == gold.strip()
     return got == expected or (

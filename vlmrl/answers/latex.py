@@ -19,6 +19,10 @@ _SYMBOL = re.compile("[" + "".join(map(re.escape, _SYMBOLS)) + "]")
 _WORDING = tuple(
     (re.compile(pattern), new)
     for pattern, new in (
+        (r"\\begin\{(?:[pbvB]?matrix|array)\}(?:\{[^{}]*\})?", "(("),
+        (r"\\end\{(?:[pbvB]?matrix|array)\}", "))"),
+        (r"\\\\", "),("),
+        (r"&", ","),
         (r"(?<!\\)\$|\\\(|\\\)|\\\[|\\\]|\*\*", " "),
         (r"\\(?:left|right|bigl?|bigr?|Bigl?|Bigr?)(?![A-Za-z])\s*\.?", " "),
         (r"\\(?:displaystyle|textstyle|limits|quad|qquad)(?![A-Za-z])|\\[;:! ]|~", " "),
@@ -36,10 +40,6 @@ _WORDING = tuple(
         (r"\\neq(?![a-z])|!=", r"\\ne "),
         (r"\\(?:simeq|sim)(?![a-z])|~=", r"\\approx "),
         (r"\\colon", ":"),
-        (r"\\begin\{(?:[pbvB]?matrix|array)\}(?:\{[^{}]*\})?", "(("),
-        (r"\\end\{(?:[pbvB]?matrix|array)\}", "))"),
-        (r"\\\\", "),("),
-        (r"&", ","),
         (r"√\s*([0-9.]+|[a-z])", r"\\sqrt{\1}"),
         (r"√\s*(?=[({])", r"\\sqrt "),
         (r"\b([0-9.]+)[eE]([+-]?[0-9]{1,2})\b", r"\1*10^{\2}"),

@@ -62,6 +62,7 @@ _TAG = re.compile(
 )
 _TURN = re.compile(r"(?i)\n\s*(?:human|user|question)\s*:|<\|im_(?:end|start)\|>")
 _PARTIAL = re.compile(r"<(?:/(?:[a-z]{0,9})?)?\s*$")
+_BLANKS = re.compile(r"[^\S\n]{3,}|\n{3,}")  # long runs, over which patterns backtrack
 _WIDE = {0xFF21 + i: 65 + i for i in range(26)} | {
     0x24B6 + i: 65 + i for i in range(26)
 }
@@ -69,7 +70,7 @@ _WIDE = {0xFF21 + i: 65 + i for i in range(26)} | {
 
 def _reply(text: str) -> tuple[str, str]:
     """Return (what stands behind the chain of thought, one that was never closed)."""
-    text = text.translate(_WIDE)
+    text = _BLANKS.sub(lambda m: m[0][:2], text.translate(_WIDE))
     tags = list(_THINK.finditer(text))
     closing = [t for t in tags if t[1]]
     thinking = ""
@@ -137,7 +138,7 @@ _LATEX = re.compile(
     r"(?![A-Za-z])|\\[()\[\],;! ]|[${}]"
 )
 _HTML = re.compile(r"</?(?:b|i|u|p|em|strong|span|code|br|h[1-6])\b[^<>]{0,60}>")
-_MARKS = re.compile(r"\*+|`+|__|^\s*#{1,6}\s*|^\s*>+\s*|^\s*[-•]\s+", re.MULTILINE)
+_MARKS = re.compile(r"\*+|`+|__|^[ \t]*(?:#{1,6}|>+|[-•](?=\s))[ \t]*", re.MULTILINE)
 _COORDINATES = re.compile(
     r"(?:\bat\s*)?[(\[]\s*-?[0-9.]+(?:\s*%?\s*[,;]\s*-?[0-9.]+%?){1,3}\s*[)\]]"
 )

@@ -392,7 +392,7 @@ def quantity(text: str) -> Quantity | None:
     text = spelled(vulgar(text)).strip()
     match = _QUANTITY.fullmatch(re.sub(r"^(negative|minus)\s+", "-", text, flags=re.I))
     if match is None:
-        return None
+        return _compound(text)
     if match["top"]:
         bottom = integer(match["bottom"])
         if bottom == 0:
@@ -405,8 +405,28 @@ def quantity(text: str) -> Quantity | None:
     tail = f"{match['money']} {match['tail']}".strip().rstrip(".")
     named = unit(tail)
     if named is None:
-        return None
+        return _compound(text)
     return Quantity(value * named[0], named[1], value)
+
+
+_PART = re.compile(
+    r"\s*(?:and\s+)?([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*([A-Za-z]{1,12})\.?,?"
+)
+
+
+def _compound(text: str) -> Quantity | None:
+    """Read "1 h 30 min", "5 feet 6 inches": falling units of one dimension, summed."""
+    parts, at = [], 0
+    while match := _PART.match(text, at):
+        parts.append((Fraction(match[1]), _lookup(match[2])))
+        at = match.end()
+    if at < len(text) or len(parts) < 2 or any(row is None for _, row in parts):
+        return None
+    scales, dims = zip(*(row for _, row in parts), strict=True)
+    if len(set(dims)) > 1 or not dims[0] or sorted(set(scales))[::-1] != list(scales):
+        return None
+    value = sum(n * row[0] for n, row in parts)
+    return Quantity(value, dims[0][0][0], value / scales[0])
 
 
 def integer(text: str) -> int:
