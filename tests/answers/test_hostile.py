@@ -18,10 +18,10 @@ ITEMS = [ITEM] + [
     for kind, gold in GOLD.items()
 ]
 PIECES = (
-    "<think> </think> <answer> </answer> { } \\boxed{ \\text{ ( [ ) ] A B a 1 2.5 , ."
-    " : ; ? $ answer is not or and the cat dog final it's ** - + = < > \\frac \\sqrt{ ^ _"
-    ' \\le ± % ° cm two dozen "answer":" 答案 是 ： / \' | & \\\\ \\begin{matrix} ½ √ π 1e9'
-    " ! ✗ \x00"
+    "<think> </think> <answer> </answer> { } \\boxed{ \\text{ ( [ ) ] A B a 1 2.5"
+    " , . : ; ? $ answer is not or and the cat dog final it's ** - + = < > \\frac"
+    ' \\sqrt{ ^ _ \\le ± % ° cm two dozen "answer":" 答案 是 ： / \' | & \\\\ ½ √ π'
+    " \\begin{matrix} 1e9 ! ✗ \x00"
 ).split(" ")
 pieces = st.lists(st.sampled_from([*PIECES, " ", "\n", "\u2028"]), max_size=40).map(
     "".join
