@@ -313,7 +313,7 @@ def test_the_top_option_is_told_by_the_letters():
 
 
 NEW = ("kind", "open", "not_asked", "lenient", "lenient_correct", "lenient_parser",
-       "forced", "scored")  # fmt: skip
+       "forced", "scored", "normalised", "code")  # fmt: skip
 
 
 @pytest.mark.parametrize("ending", ["parquet", "jsonl"])
