@@ -1,6 +1,8 @@
 """The published scores of each set, from records of one condition.
 
-A score is a function rows → {name: number}. Groups (rotations, mirrored copies, pairs,
+A score is a function rows → {name: number}. 'accuracy' is the share of rows that are
+right as records say it; what a set's own script makes of the answers has other names,
+'official' above all. Groups (rotations, mirrored copies, pairs,
 figures) are read from ids and category paths, whose grammar the set's own file under
 `data/` documents, so records alone suffice. A group of several samples counts sample
 by sample. Where a set leaves open how to average, every way has a name of its own.
@@ -284,15 +286,22 @@ def _opposite(row: Row) -> str:
 
 
 def spatial_mm(rows: list[Row]) -> dict[str, float]:
-    """Return the accuracy by file and by perspective or hop; free answers of the
-    multihop file are compared as text (`answers.equality`)."""
+    """Return scores by file and by perspective or hop; free answers of the multihop
+    file are compared as text (`answers.equality`)."""
     judged = [
         r._replace(correct=equality.equal(r.written, r.right, "text"))
         if r.parts[0] == "multihop"
         else r
         for r in rows
     ]
-    return by_task(judged, depth=2)
+    return _with_accuracy(rows, by_task(judged, depth=2))
+
+
+def _with_accuracy(rows: list[Row], scores: dict[str, float]) -> dict[str, float]:
+    """Return a script's own scores, its overall one called 'official': 'accuracy' is
+    that of the records everywhere."""
+    official = {"official": scores["accuracy"]} if "accuracy" in scores else {}
+    return {**scores, **official, "accuracy": accuracy(rows)}
 
 
 def mme_realworld_lite(rows: list[Row]) -> dict[str, float]:
@@ -306,12 +315,13 @@ def pixmo_count(rows: list[Row]) -> dict[str, float]:
     """Exact, at most one off, and the mean absolute error of the answers that hold a
     number. The first whole number of an answer counts."""
     off = [(first_number(r.written), int(r.right)) for r in rows]
-    return {
+    scores = {
         "exact": mean(n == right for n, right in off),
         "off_by_one": mean(n is not None and abs(n - right) <= 1 for n, right in off),
         "absolute_error": mean(abs(n - right) for n, right in off if n is not None),
         "answered": mean(n is not None for n, _ in off),
     }
+    return _with_accuracy(rows, scores)
 
 
 def first_number(text: str, whole: bool = True) -> float | None:
@@ -329,7 +339,8 @@ def first_number(text: str, whole: bool = True) -> float | None:
 def geometry3k(rows: list[Row]) -> dict[str, float]:
     """Return the share right: a letter that was read, an equal answer, or a value
     within 1 % of the right one."""
-    return {"accuracy": mean(r.correct or _within(r, 1e-2) for r in rows)}
+    right = mean(r.correct or _within(r, 1e-2) for r in rows)
+    return _with_accuracy(rows, {"accuracy": right})
 
 
 def _within(row: Row, tolerance: float) -> bool:
@@ -344,7 +355,7 @@ def mathvista(rows: list[Row]) -> dict[str, float]:
     else the nearest by edit distance; whole numbers and numbers of the row's precision
     by value; lists as text."""
     judged = [r._replace(correct=_mathvista(r)) for r in rows]
-    return by_task(judged)
+    return _with_accuracy(rows, by_task(judged))
 
 
 def _mathvista(row: Row) -> bool:
@@ -390,7 +401,7 @@ def refcoco(
         x, y = (answer[0] + answer[2]) / 2, (answer[1] + answer[3]) / 2
         centre.append(right[0] <= x <= right[2] and right[1] <= y <= right[3])
     at = {f"acc@{t}": mean(o >= t for o in over) for t in (0.1, 0.3, 0.5, 0.7, 0.9)}
-    return {**at, "iou": mean(over), "centre": mean(centre)}
+    return _with_accuracy(rows, {**at, "iou": mean(over), "centre": mean(centre)})
 
 
 SCORES: dict[str, Callable[..., dict[str, float]]] = {
