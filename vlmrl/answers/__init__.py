@@ -3,6 +3,8 @@
 reading.py   a whole assistant turn → strict and lenient reading, right or wrong
 strict.py    the strict parser: <think>…</think><answer>…</answer>
 lenient.py   what a fair reader would say the turn answers
+phrases.py   words that announce an answer, correct it or conclude
+mentions.py  the options that a clause names
 tools.py     the parsers of other tools
 kinds.py     the kinds of answer: option, number, maths, box, text
 equality.py  does an answer equal the gold one, by its kind

@@ -130,8 +130,8 @@ _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
 _BOLD = re.compile(r"\*\*([^*\n]{1,200})\*\*|__([^_\n]{1,200})__")
 _JSON = re.compile(
     r"(?i)[\"'](?:final[_ ]?answer|correct[_ ]?(?:answer|option|choice)|answer|option"
-    r"|choice|label|prediction|response|result)[\"']\s*:\s*(?:\[\s*)?"
-    r"(?:\"([^\"\n]{0,400})\"|'([^'\n]{0,400})'|([\w.-]{1,40}))"
+    r"|choice|label|prediction|response|result)[\"']\s*:\s*"
+    r"(?:\[([^\]\n]{0,400})\]|\"([^\"\n]{0,400})\"|'([^'\n]{0,400})'|([\w.-]{1,40}))"
 )
 _LATEX = re.compile(
     r"\\(?:text|textbf|textit|mathbf|mathrm|mathsf|bf|rm|displaystyle|left|right|quad)"
@@ -227,7 +227,9 @@ def _choose(text: str, options: tuple[str, ...]) -> int:
             return option
     if boxes := _boxed(text):
         return _agreed(boxes, text, options)
-    fields = [(m.start(), m[1] or m[2] or m[3] or "") for m in _JSON.finditer(text)]
+    fields = [
+        (m.start(), next(filter(None, m.groups()), "")) for m in _JSON.finditer(text)
+    ]
     if fields and (option := _agreed(fields, text, options)) != NONE:
         return option
     plain = phrases.ASKED_AND_DENIED.sub("", _plain(text, options))
@@ -269,21 +271,23 @@ def _choose(text: str, options: tuple[str, ...]) -> int:
 
 
 def _closing(text: str, options: tuple[str, ...]) -> int:
-    """Return the option whose text ends the last sentence, if no other ends one."""
+    """Return the option whose text ends the last sentence, if that says which one of
+    many ("the nearest is the dog") and names no other, and if no sentence before it
+    ends with another."""
+    sentences = mentions.sentences(text)
     ends = []
-    for sentence in mentions.sentences(text):
+    for sentence in sentences:
         near = mentions.named(sentence, options)
         if near and not re.search(r"\w", sentence[near[-1].end :]):
-            ends.append((near[-1], sentence))
-    if not ends or ends[-1][1] != mentions.sentences(text)[-1]:
+            ends.append((near[-1].option, sentence))
+    if not ends or ends[-1][1] != sentences[-1]:
         return SEVERAL
-    last = mentions.named(ends[-1][1], options)
-    joined = len(last) > 1 and re.fullmatch(
-        r"\W*(?:and|or|to|und|et|y)?\W*", ends[-1][1][last[-2].end : last[-1].start]
-    )
-    same = len({m.option for m, _ in ends}) == 1 and not joined
-    sure = not phrases.UNSURE.search(ends[-1][1]) and not ends[-1][0].letter
-    return ends[-1][0].option if same and sure else SEVERAL
+    last = re.split(r"\bbut\b", sentences[-1])[-1]
+    alone = mentions.only(mentions.named(last, options), options) == ends[-1][0]
+    sure = phrases.WHICH.search(last) and not phrases.UNSURE.search(last)
+    same = len({option for option, _ in ends}) == 1
+    by_text = not mentions.letters(last, options)
+    return ends[-1][0] if alone and sure and same and by_text else SEVERAL
 
 
 def _all(text: str, options: tuple[str, ...]) -> list[mentions.Mention]:
@@ -310,7 +314,7 @@ def _open(blocks: list[tuple[int, str]], rest: str, thinking: str) -> str:
         return boxes[-1][1].strip() if same else ""
     if thinking or blocks:
         return "" if thinking else rest.strip()
-    if fields := [m[1] or m[2] or m[3] or "" for m in _JSON.finditer(rest)]:
+    if fields := [next(filter(None, m.groups()), "") for m in _JSON.finditer(rest)]:
         return fields[-1].strip()
     lines = [line.strip() for line in rest.splitlines() if line.strip()]
     cues = list(phrases.CUE.finditer(rest))

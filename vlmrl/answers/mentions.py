@@ -42,7 +42,7 @@ _VERBS = re.compile(
     r"(?:is|was|are|seems|looks|appears|matches|fits|describes|shows|corresponds|because"
     r"|since|as|and|or|but|nor|would|could|can|should|must|has|does|makes|for|if|with|in"
     r"|on|best|here|instead|over|rather|not|vs|versus|to|at|from|being|refers|indicates"
-    r"|represents|says|states)\b"
+    r"|represents|says|states|o|ou|oder|y|et|e|und|oppure|perhaps|maybe|possibly)\b"
 )
 _ONE = frozenset(
     "the this that each every which other another any left right first last correct"
@@ -118,7 +118,7 @@ def letters(clause: str, options: tuple[str, ...]) -> list[Mention]:
         letter, bracketed = match[1] or match[2], match[1] is not None
         after = clause[match.end() : match.end() + 60]
         if not bracketed:
-            if letter == "A" and _article(after, options):
+            if letter == "A" and _article(after):
                 continue
             if letter == "I" and re.match(r"\s+\w|['’]", after):
                 continue
@@ -135,13 +135,11 @@ def letters(clause: str, options: tuple[str, ...]) -> list[Mention]:
     return out
 
 
-def _article(after: str, options: tuple[str, ...]) -> bool:
-    if not re.match(r"\s+\w", after) or _VERBS.match(after.lstrip()):
+def _article(after: str) -> bool:
+    """Return whether "A" is the article, given what follows it."""
+    if not re.match(r"\s+[^\W\d]", after) or _VERBS.match(after.lstrip()):
         return False
-    if re.match(r"\s+[A-Z](?!\w)", after):
-        return False
-    own = texts(after, options)
-    return not (own and own[0].option == 0 and not after[: own[0].start].strip())
+    return re.match(r"\s+[A-Z](?!\w)", after) is None
 
 
 # -- negation --------------------------------------------------------------------------
@@ -255,11 +253,15 @@ def lead(clause: str, options: tuple[str, ...]) -> int:
         spaced = _SPACED.match(between) is not None and match[1] is None
         named_so = re.match(r"(?i)\W*(?:option|choice|letter|选项)", clause) is not None
         no_letter = (
-            (letter in "Aa" and spaced and not named_so and _article(between, options))
+            (letter in "Aa" and spaced and not named_so and _article(between))
             or (letter == "I" and spaced)
             or (not capital and rest.strip() and (spaced or letter in "ai"))
             or (spaced and re.match(r"\s*[+=<>^*/-]\s*\w", between))
         )
+        if spaced and re.match(r"\s*[+<>&]\s*[A-Z](?!\w)", between):
+            return SEVERAL
+        if between.lstrip().startswith("?"):
+            return NONE
         match = None if no_letter else match
     if match:
         index = LETTERS.index(letter.upper())
@@ -289,18 +291,36 @@ def lead(clause: str, options: tuple[str, ...]) -> int:
         own_first = own and own[0].option == index
         if spaced and not own_first and not _BECAUSE.match(between):
             return NONE  # "A is farther away": a decision, or a remark
+        others = [m for m in named(rest, options) if m.option != index]
+        if others and not own_letter and _OR_ELSE.fullmatch(rest[: others[0].start]):
+            return SEVERAL
         return SEVERAL if _enumerated(rest, index, options) else index
     opening = texts(clause, options)
-    if opening and not re.search(r"[^\W_]{4,}", clause[: opening[0].start]):
+    if opening and _IT_IS.fullmatch(clause[: opening[0].start]):
         first = opening[0]
         after = clause[first.end :]
         closed = re.match(r"\s*(?:$|[.,;:!。，\n)\]\"'”’*—–-])", after) is not None
         joined = re.match(r"[\s,.;:]*(?:or|and|/|not)\b", after) is not None
         if closed and not joined and not _ruled_out(first, clause, options):
-            others = texts(after, options)
-            if not (others and _ALSO.fullmatch(after[: others[0].start])):
+            others = [m for m in texts(after, options) if m.option != first.option]
+            gap = after[: others[0].start] if others else ""
+            if others and (_ALSO.fullmatch(gap) or _OR_ELSE.fullmatch(gap)):
+                return SEVERAL
+            if not (others and gap.lstrip().startswith(":")):
                 return first.option
     return NONE
+
+
+# What may stand before an option's text that opens a clause, and what between two of
+# which neither is decided for.
+_IT_IS = re.compile(
+    r"(?i)\W*(?:(?:it|this|that|there|is|are|the|an?|to|on|in|at|its?|s|by|from|i|think"
+    r"|say|would|see|just|only|likely|probably|definitely|clearly)\W+)*"
+)
+_OR_ELSE = re.compile(
+    r"(?i)\W*(?:(?:maybe|perhaps|possibly|or|and|also|even|o|ou|oder|y|et|e|und|oppure|an?"
+    r"|the|option|could|be|it)\W+)*"
+)
 
 
 def _exact(clause: str, options: tuple[str, ...]) -> int:

@@ -50,7 +50,7 @@ _LINKS = (
     r"is|was|are|be|would|should|must|will|most|likely|probably|clearly|definitely|here",
     r"therefore|thus|then|that|to|this|the|question|correct|right|best|final|one|seems",
     r"appears|option|choice|letter|answer|['’]s|-|–|—|:|：|,",
-    r"es|la|el|le|é|è|[ae](?=\s+\(?[A-Z](?!\w))|est|ist|lautet|die|das|opción|opção",
+    r"es|la|el|le|é|è|(?-i:[ae](?=\s+\(?[A-Z](?!\w)))|est|ist|lautet|die|das|opción|opção",
     r"opzione|réponse|correcta|correta|correcte|corretta|richtige|là|đúng|adalah|yang",
     r"benar|to|jest|är|это|является|вариант|هي|الصحيحة|है",
     r"应该是?|应为|就是|是|为|為|選|选项?|は|은|는|이",
@@ -62,8 +62,8 @@ LINK = re.compile(
 RIGHT = re.compile(
     r"(?i)\b(?:is|are|would be|must be|should be|seems|looks|appears|being)\s+"
     r"(?:to be\s+)?(?:clearly\s+|definitely\s+|therefore\s+|thus\s+|indeed\s+)?"
-    r"(?:the\s+|my\s+)?(?:most\s+|only\s+|final\s+)?(?:correct|right|best|likely"
-    r"|accurate|appropriate|answer|true|plausible)\b"
+    r"(?:the\s+|my\s+)?(?:most\s+(?:likely|plausible)|(?:most\s+|only\s+|final\s+)?"
+    r"(?:correct|right|best|accurate|appropriate|answer|true))\b"
     r"(?!\s+(?:of|side|hand|half|part|end|edge|now|angle|known"
     r"|seen|viewed))"
     r"|(?:是)?正确(?:的|答案|选项)|が正しい|が正解"
@@ -74,7 +74,7 @@ RIGHT = re.compile(
 CORRECTS = re.compile(
     r"(?i)\b(?:wait|actually|correction|corrected|sorry|i mean|no,|hmm|however|but"
     r"|on reflection|on (?:a )?second (?:thou?ghts?|look)|instead|rather"
-    r"|let me (?:re|correct|double)|mistake|revis\w+|reconsider\w*|finally|final"
+    r"|let me (?:re|correct|double)|mistake|revis\w+|reconsider\w*|finally"
     r"|in the end|more careful\w*|looking again|oops)\b|不对|等等|更正|重新|修正|但"
 )
 CORRECTION = re.compile(
@@ -94,5 +94,11 @@ UNSURE = re.compile(
 )
 CONDITIONAL = re.compile(
     r"(?i)\bit depends\b|\bdepending on\b|\botherwise\b|\bwithout it\b|\bif not,"
+    r"|\b(?:possible|plausible|likely|correct|right) (?:too|as well)\b|\bequally\b"
 )
 ASKED_AND_DENIED = re.compile(r"\(?\b[A-Z]\)?\?\s*(?:No|Nope|Not)\b[^\n.!?]{0,40}[.!]?")
+# Words that single out one of many.
+WHICH = re.compile(
+    r"(?i)\b(?!(?:rest|west|test|forest|guest|chest|nest|vest|interest|request|latest)\b)"
+    r"[a-z]{2,12}est\b|\b(?:most|best|maximum|minimum|only|mainly)\b"
+)
