@@ -204,7 +204,7 @@ def load(
     run = weights.run_meta(name).get("tags") if tags == "auto" else None
     processor = with_tags(processor, run or tags, model, params)
     return Policy(
-        model,
+        model.on(mesh),
         params,
         processor,
         make_stops(processor),

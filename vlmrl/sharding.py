@@ -8,6 +8,8 @@ branches of a group are on its shard).
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -24,6 +26,7 @@ RULES = {
     "embed": "fsdp",
     "kv_heads": "tensor",
     "mlp": "tensor",
+    "residual": "tensor",  # the residual stream, where rematerialised layers save it
     "vocab": "tensor",
 }
 
@@ -147,19 +150,58 @@ def batch_shards(mesh: Mesh | None) -> int:
     return 1 if mesh is None else _size(mesh, RULES["batch"])
 
 
-def over_tensor(mesh: Mesh | None, tree, split: bool):
-    """Within jit: split activations [..., D] along D over the tensor axis, which
-    replicates them otherwise, or undo it; where the axis divides D."""
-    size = 1 if mesh is None else mesh.shape["tensor"]
+def constrain(mesh: Mesh | None, tree, axes=("batch",), last: str | None = None):
+    """Within jit: split activations over the mesh by their logical axes.
 
-    def constrain(x):
-        if size == 1 or x.shape[-1] % size:
-            return x
-        free = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
-        last = PartitionSpec(*free, "tensor" if split else None)
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, last))
+    Left to itself, the partitioner may keep weights split and replicate the batch:
+    every device then computes all rows and sums them over devices in every layer.
 
-    return jax.tree.map(constrain, tree)
+    Args:
+      tree: arrays [B, ...].
+      axes: of the first dimensions; those after them are whole on every device.
+      last: of the last dimension.
+      An axis whose mesh axes don't divide the dimension is left to the partitioner.
+    """
+    if mesh is None or mesh.size == 1:
+        return tree
+
+    def of_array(x):
+        names = [*axes, *(None,) * (x.ndim - len(axes))]
+        names[-1] = last or names[-1]
+        known = spec(tuple(names), x.shape, mesh)
+        free = PartitionSpec.UNCONSTRAINED
+        parts = (free if n and not p else p for n, p in zip(names, known, strict=True))
+        place = NamedSharding(mesh, PartitionSpec(*parts))
+        return jax.lax.with_sharding_constraint(x, place)
+
+    return jax.tree.map(of_array, tree)
+
+
+def constrain_params(mesh: Mesh | None, table, tree: dict):
+    """Within jit: split arrays by parameter's name (gradients) as the parameters are."""
+    if mesh is None or mesh.size == 1:
+        return tree
+    shardings = param_shardings(mesh, {n: table[n] for n in tree})
+    return jax.lax.with_sharding_constraint(tree, shardings)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gather(x, sharding: NamedSharding):
+    """Within jit: gather over fsdp a parameter with this sharding. Its gradient, a sum
+    over the batch, is scattered: each device receives its own shard of it."""
+    x = jax.lax.with_sharding_constraint(x, sharding)
+    return jax.lax.with_sharding_constraint(x, gathered_shardings(sharding))
+
+
+def _gather_forward(x, sharding):
+    return gather(x, sharding), None
+
+
+def _gather_backward(sharding, _, g):
+    return (jax.lax.with_sharding_constraint(g, sharding),)
+
+
+gather.defvjp(_gather_forward, _gather_backward)
 
 
 def shard_batch(mesh: Mesh, tree):
@@ -263,3 +305,38 @@ def per_group_and_head(mesh: Mesh, function, groups: int, heads: int):
         out_specs=q,
         check_vma=False,
     )
+
+
+def per_row(mesh: Mesh | None, function, dtype):
+    """Return `function(weight, mask, *rows)` mapped over devices by rows, arrays
+    [B, ...]: each device takes its own of them and of the results.
+
+    The weight [V, D], split over fsdp along D, is gathered in `dtype` before the
+    function runs, which reads it as it was stored; its gradient is summed there, then
+    over devices in `dtype`, and scattered. Vocabulary stays split over tensor.
+    """
+    shards = batch_shards(mesh)
+
+    def run(weight, mask, *rows):
+        if shards == 1 or len(rows[0]) % shards:
+            return function(weight, mask, *rows)
+        row = PartitionSpec(RULES["batch"])
+        fsdp = spec((None, "embed"), weight.shape, mesh)
+
+        def of_device(weight, mask, *rows):
+            whole = weight
+            if fsdp[1]:
+                part = weight.astype(dtype)
+                whole = jax.lax.all_gather(part, fsdp[1], axis=1, tiled=True)
+                whole = whole.astype(weight.dtype)
+            return function(whole, mask, *rows)
+
+        return jax.shard_map(
+            of_device,
+            mesh=mesh,
+            in_specs=(fsdp, PartitionSpec(), *(row for _ in rows)),
+            out_specs=row,
+            axis_names=set(RULES["batch"]),
+        )(weight, mask, *rows)
+
+    return run

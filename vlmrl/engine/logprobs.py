@@ -8,6 +8,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from vlmrl import sharding
+
 # Size of a chunk that the head multiplies: so many logits, which a CPU's cache holds,
 # or so many tokens on a device, whichever is more. With fewer tokens an accelerator is
 # bound by memory: reading the head takes as long as multiplying 240 tokens by it (TPU
@@ -43,26 +45,37 @@ def entropy(raw) -> jax.Array:
     return -jnp.sum(jnp.exp(logp) * logp, axis=-1)
 
 
-def chunk_tokens(vocabulary: int, shards: int = 1) -> int:
-    """Return the tokens of a chunk, over all the devices that share it."""
-    return max(CHUNK_LOGITS // vocabulary, CHUNK_TOKENS * shards)
+def chunk_tokens(vocabulary: int) -> int:
+    """Return the tokens of a chunk of one device."""
+    return max(CHUNK_LOGITS // vocabulary, CHUNK_TOKENS)
 
 
-def token_logprobs(hidden, head, targets, *, temperature=1.0, banned=None, shards=1):
+def token_logprobs(hidden, head, targets, *, temperature=1.0, banned=None, mesh=None):
     """Compute the log-prob of every target and the entropy of the raw distribution.
 
     The head multiplies chunks of tokens that are rematerialised under gradients, so
-    float32[B, T, V] never exists; the head is gathered once, outside the loop.
+    float32[B, T, V] never exists. On a mesh each device takes its own rows, and the
+    head is gathered, and its gradient scattered, once for all chunks.
 
     Args:
       hidden: dtype[B, T, D], the state before each target; head: dtype[V, D].
       targets: int32[B, T]; temperature: of the scored distribution (see `policy`).
-      shards: how many parts the rows are split into over devices.
+      mesh: over which the rows and the head are split.
     Returns:
       (logprobs float32[B, T], entropy float32[B, T], nats).
     """
+
+    def of_rows(head, banned, hidden, targets):
+        return _in_chunks(hidden, head, targets, temperature, banned)
+
+    run = sharding.per_row(mesh, of_rows, hidden.dtype)
+    return run(head, banned, hidden, targets)
+
+
+def _in_chunks(hidden, head, targets, temperature, banned):
+    """Compute `token_logprobs` of the rows of one device."""
     rows, length = targets.shape
-    size = min(length, max(1, chunk_tokens(head.shape[0], shards) // max(1, rows)))
+    size = min(length, max(1, chunk_tokens(head.shape[0]) // max(1, rows)))
     pad = -length % size
     chunks = (length + pad) // size
 

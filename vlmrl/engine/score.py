@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from vlmrl import sharding
 from vlmrl.engine import attention
 from vlmrl.engine.logprobs import token_logprobs
 from vlmrl.engine.prefix_cache import (
@@ -34,7 +33,6 @@ def score(
     *,
     temperature=1.0,
     banned=None,
-    mesh=None,
     float32_residual: bool = True,
     attend=attention.attend,
     **options,
@@ -47,7 +45,6 @@ def score(
 
     Args:
       temperature, banned: of the scored distribution (`logprobs.policy`).
-      mesh: over which the groups and the parameters are split, if they are.
       float32_residual: a float32 residual stream, as in sampling (see the family's
         `layers`).
       attend: the back end, as `attention.choose` gives it.
@@ -57,7 +54,6 @@ def score(
       `group.branches.mask` they are meaningless.
     """
     dtype = options.pop("dtype", None)
-    options["mesh"] = mesh
     new_tokens = embed_group(model, params, group, dtype=dtype, **options)
     (before, own), _ = model.layers(
         params, new_tokens, (), attend, float32_residual=float32_residual, **options
@@ -71,5 +67,5 @@ def score(
         group.branches.ids,
         temperature=temperature,
         banned=banned,
-        shards=sharding.batch_shards(mesh),
+        mesh=model.mesh,
     )

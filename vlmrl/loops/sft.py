@@ -64,7 +64,8 @@ def train(
 
     state = update.init_state(params, tx)
     step_fn = update.jit_update(
-        update.make_update(model, tx, objective, unroll=run.unroll), state
+        update.make_update(model.on(mesh), tx, objective, unroll=run.unroll),
+        state,
     )
     points = workdir / "checkpoints"
     restored = checkpoint.latest(points)

@@ -1,7 +1,7 @@
 """The seam between model families and everything else.
 
 A family gives a `Model`: pure functions of a flat parameter dict, name → array. The
-engine never sees a module, and a family never sees a sampler, a loss or a mesh.
+engine never sees a module, and a family never sees a sampler or a loss.
 
 Every text forward, whether prefill, decode, scoring or probe, is one call of
 `Model.layers`: new tokens (`NewTokens`) attend to the segments of a prefix cache
@@ -11,6 +11,7 @@ themselves. Row b of B new rows continues row b // (B / b') of a segment with b'
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -21,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.sharding import Mesh
 
 from vlmrl.types import Array
 
@@ -104,6 +106,7 @@ class Model(NamedTuple):
         segments, the new tokens last, are (k, v, mask), k and v dtype[b, S, K, H];
         window is None or a SlidingWindow
     head(params) -> dtype[V, D]: rows of the output matrix
+    mesh: over which parameters and batches are split (`on`); None: one device
     renames: pairs (prefix that transformers 5 gives to names of modules and, in some
         files, of tensors; prefix that the table has, which is the hub's)
     """
@@ -117,6 +120,14 @@ class Model(NamedTuple):
     layers: Callable
     head: Callable
     renames: tuple[tuple[str, str], ...] = ()
+    mesh: Mesh | None = None
+
+    def on(self, mesh: Mesh | None) -> Model:
+        """Return the model with its activations split over a mesh, and parameters
+        gathered where they are read (`fsdp.ShardedWeight`)."""
+        names = ("encode_image", "embed", "layers")
+        bound = {n: functools.partial(getattr(self, n), mesh=mesh) for n in names}
+        return self._replace(mesh=mesh, **bound)
 
     @property
     def size(self) -> int:

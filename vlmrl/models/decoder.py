@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from vlmrl import sharding
 from vlmrl.models import layers as fn
 from vlmrl.models import rows
 from vlmrl.models.api import (
@@ -28,9 +29,11 @@ from vlmrl.models.api import (
     bind,
     declare,
 )
+from vlmrl.models.fsdp import sharded_weights
 from vlmrl.models.hf_config import Section
 from vlmrl.types import Tokens, UserError, Vision
 
+HEADS = ("batch", None, "kv_heads")  # axes of queries, keys and values
 FAR = 2**30  # positions: a window that spans any sequence
 
 
@@ -324,6 +327,7 @@ def layers(
     attend,
     *,
     float32_residual=True,
+    mesh=None,
     **scan,
 ):
     """Run all decoder layers over new tokens (see `api.Model`).
@@ -332,7 +336,7 @@ def layers(
       float32_residual: keep the residual stream in float32. In bfloat16 it would be
         rounded twice per layer, which is most of what separates two computations of
         one log-prob. Rematerialised layers save this stream.
-      scan: unroll, remat and mesh of `scan_layers`.
+      mesh, scan: unroll and remat of `scan_layers`.
     Raises:
       UserError: cached and new tokens, padding included, are more than the config's
         rope allows.
@@ -355,7 +359,9 @@ def layers(
         segments = [(k, v, s.mask) for (k, v), s in zip(stored, cached, strict=True)]
         out, computed = [], []
         for x, new, rope, deep in zip(xs, new_tokens, ropes, features, strict=True):
-            q, k, v = _queries_keys_values(c, w, x, rope, dtype)
+            q, k, v = sharding.constrain(
+                mesh, _queries_keys_values(c, w, x, rope, dtype), HEADS
+            )
             segments.append((k, v, new.mask))
             computed.append((k, v))
             window = None
@@ -364,6 +370,7 @@ def layers(
                     jnp.asarray(sizes)[i], tuple(positions[: len(segments)])
                 )
             y = attend(q, new, tuple(segments), window)
+            y = sharding.constrain(mesh, y, HEADS)
             x = _output_and_mlp(c, w, x, y)
             out.append(_add_deep_features(x, deep, i))
         return tuple(out), tuple(computed)
@@ -375,6 +382,7 @@ def layers(
         tuple(map(fn.to_float32, begin)) if float32_residual else begin,
         (below(w, "text.layers."), stored),
         tuple(range(c.layers)),
+        mesh=mesh,
         **scan,
     )
     hidden = tuple(fn.rms_norm(x, w["text.norm"], c.eps).astype(dtype) for x in xs)
@@ -447,16 +455,26 @@ class Decoder(nn.Module):
     def setup(self):
         self.w = declare(self, self.table)
 
-    def encode_image(self, vision: Vision, **options):
+    def encode_image(self, vision: Vision, *, mesh=None, **options):
         if self.tower is None:
             raise UserError(f"model family '{self.family}' reads text only, no images")
-        return self.tower(self.config, self.w, vision, **options)
+        w = sharded_weights(self.w, self.table, mesh)
+        features = self.tower(self.config, w, vision, mesh=mesh, **options)
+        return sharding.constrain(mesh, features)
 
-    def embed(self, tokens: Tokens, features=None, *, dtype=None):
-        return embed(self.w["text.embed"], tokens, features, dtype=dtype)
+    def embed(self, tokens: Tokens, features=None, *, dtype=None, mesh=None):
+        w = sharded_weights(self.w, self.table, mesh)["text.embed"]
+        x = embed(w, tokens, features, dtype=dtype)
+        return sharding.constrain(mesh, x)
 
-    def layers(self, new_tokens, cached, attend, **options):
-        return layers(self.config.text, self.w, new_tokens, cached, attend, **options)
+    def layers(self, new_tokens, cached, attend, *, mesh=None, **options):
+        if all(x.mask.shape[1] == 1 for x in new_tokens):
+            # A decoding step: its weights are gathered before the first token, or are
+            # more than its activations; the partitioner chooses.
+            mesh = None
+        w = sharded_weights(self.w, self.table, mesh)
+        c = self.config.text
+        return layers(c, w, new_tokens, cached, attend, mesh=mesh, **options)
 
     def head(self):
         return self.w["text.embed" if self.config.text.tied else "text.head"]

@@ -212,8 +212,10 @@ def encode_image(c: Config, w: dict, vision: Vision, *, dtype=None, **scan):
     x = x + w["vision.patch_bias"].astype(dtype)
     first = w["vision.cls"].astype(dtype)
     if c.positions:
-        x = x + tile_positions(c, w["vision.positions"], p).astype(dtype)
-        first = first + w["vision.positions"][0].astype(dtype)
+        positions = w["vision.positions"]
+        positions = positions.astype(positions.dtype)
+        x = x + tile_positions(c, positions, p).astype(dtype)
+        first = first + positions[0].astype(dtype)
     x = jnp.concatenate([jnp.broadcast_to(first, (count, 1, e)), x], axis=1)
     mask = jnp.pad(
         vision.mask.reshape(count, p), ((0, 0), (1, 0)), constant_values=True

@@ -150,25 +150,26 @@ def scan_layers(
         are unrolled, traced in the scan.
       unroll: a Python loop, for exact FLOP counts (XLA counts a scan's body once).
       remat: None or a `jax.checkpoint_policies` policy name: rematerialise each layer.
-      mesh: split the carry that a rematerialised layer saves over its tensor axis. The
-        sum over that axis becomes a scatter of the sum and a gather, which send as
-        much (https://arxiv.org/abs/2205.05198).
+      mesh: over which the carry is split: its rows over the batch axes, and what a
+        rematerialised layer saves over the tensor axis too. The sum over that axis
+        becomes a scatter of the sum and a gather, which send as much
+        (https://arxiv.org/abs/2205.05198).
     Returns:
       (carry, per-layer outputs stacked on axis 0).
     """
     n = jax.tree.leaves(stacked)[0].shape[0]
     flags = (False,) * n if flags is None else flags
+    layer, saved = body, None if remat is None else "residual"
+
+    def body(carry, weights, flag):
+        carry, out = layer(sharding.constrain(mesh, carry), weights, flag)
+        return sharding.constrain(mesh, carry, last=saved), out
+
     if remat is not None:
-        layer = body
-
-        def split_carry(carry, weights, flag):
-            carry, out = layer(sharding.over_tensor(mesh, carry, False), weights, flag)
-            return sharding.over_tensor(mesh, carry, True), out
-
         policy = getattr(jax.checkpoint_policies, remat)
         static = (2,) if unroll else ()
-        body = jax.checkpoint(split_carry, policy=policy, static_argnums=static)
-        carry = sharding.over_tensor(mesh, carry, True)
+        body = jax.checkpoint(body, policy=policy, static_argnums=static)
+    carry = sharding.constrain(mesh, carry, last=saved)
     if unroll:
         outputs = []
         for i in range(n):
@@ -180,4 +181,4 @@ def scan_layers(
         carry, outputs = jax.lax.scan(
             lambda c, x: body(c, x[0], x[1]), carry, (stacked, jnp.asarray(flags))
         )
-    return sharding.over_tensor(mesh, carry, False), outputs
+    return sharding.constrain(mesh, carry), outputs

@@ -271,7 +271,7 @@ def step(job: PlannedJob, mesh, **options) -> Program:
     function = update.make_update(
         job.model, tx, objective, microbatches=job.microbatches, freeze=freeze,
         dtype=job.compute, remat=job.remat, float32_residual=job.float32_residual,
-        mesh=mesh, **options,
+        **options,
     )  # fmt: skip
     rows = job.prompts * job.group_size
     drawn = rollout_shapes(rows, job.max_tokens)
@@ -300,7 +300,7 @@ def reference(job: PlannedJob, mesh, **options) -> Program:
     def of(params, group):
         return score(
             job.model, params, group, dtype=job.compute, remat=job.remat,
-            float32_residual=job.float32_residual, mesh=mesh, **options,
+            float32_residual=job.float32_residual, **options,
         )[0]  # fmt: skip
 
     rows = job.prompts * job.group_size

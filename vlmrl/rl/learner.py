@@ -79,7 +79,6 @@ def score_options(policy: Policy, recipe: Recipe) -> dict:
         "temperature": recipe.sampling.temperature,
         "banned": policy.stops.banned,
         "attend": policy.attend,
-        "mesh": policy.mesh,
         "dtype": policy.compute,
         "float32_residual": recipe.learner.float32_residual,
         "remat": recipe.learner.remat or None,

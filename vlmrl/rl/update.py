@@ -21,6 +21,7 @@ from vlmrl.models.api import Model, Param
 from vlmrl.rl.recipe import OptimizerOptions
 from vlmrl.sharding import (
     batch_shards,
+    constrain_params,
     is_on_host,
     like_params,
     on_host,
@@ -167,10 +168,9 @@ def make_update(
         `parts_of`; 0 for no budget.
       freeze: prefixes of parameters that take no gradient and stay as they are.
       ema: decay of `TrainState.ema`, 0 for none.
-      forward: options of `engine.score.score`: mesh, temperature, banned, dtype, remat,
-        ….
+      forward: options of `engine.score.score`: temperature, banned, dtype, remat, ….
     """
-    shards = batch_shards(forward.get("mesh"))
+    shards = batch_shards(model.mesh)
 
     def loss(live, params, batch: Batch):
         params, group, extra = {**params, **live}, batch.group, batch.extra
@@ -184,7 +184,7 @@ def make_update(
     def gradients(params, batch):
         live = live_of(params, freeze)
         grads, (total, metrics) = jax.grad(loss, has_aux=True)(live, params, batch)
-        return grads, total, metrics
+        return constrain_params(model.mesh, model.table, grads), total, metrics
 
     def update(state: TrainState, batch: Batch):
         count = max(microbatches, parts_of(batch, token_budget, shards))
