@@ -178,7 +178,7 @@ def constrain(mesh: Mesh | None, tree, axes=("batch",), last: str | None = None)
 
 
 def constrain_params(mesh: Mesh | None, table, tree: dict):
-    """Within jit: split arrays by parameter's name (gradients) as the parameters are."""
+    """Within jit: split gradients, by parameter's name, as the parameters are."""
     if mesh is None or mesh.size == 1:
         return tree
     shardings = param_shardings(mesh, {n: table[n] for n in tree})

@@ -53,13 +53,13 @@ def run(name):
     mesh = mesh_of(name)
     keys = branch_keys(0, "rollout", 0, list("abcd"), BRANCHES)
     group, keys = sharding.shard_batch(mesh, (kit.group(GROUPS), keys))
-    stops = make_stops(kit.processor())
+    stops, model = make_stops(kit.processor()), kit.model().on(mesh)
 
     @jax.jit
     def both(params, group, keys):
-        cache = prefix_cache.prefill(kit.model(), params, group)
+        cache = prefix_cache.prefill(model, params, group)
         rollout, _ = generate(
-            kit.model(),
+            model,
             params,
             cache,
             keys,
@@ -67,7 +67,7 @@ def run(name):
             max_tokens=LENGTH,
             sampling=Sampling(0.0),
         )
-        found = score(kit.model(), params, completions(group, rollout))
+        found = score(model, params, completions(group, rollout))
         return rollout, found
 
     return jax.device_get(both(placed(mesh), group, keys))
@@ -122,8 +122,8 @@ def objective(logp, entropy, mask, extra):
 def stepped(name, microbatches=1, remat=None):
     mesh, tx = mesh_of(name), optax.sgd(1.0)
     state = update.init_state(placed(mesh), tx)
-    how = {"microbatches": microbatches, "remat": remat, "mesh": mesh}
-    step = update.make_update(kit.model(), tx, objective, **how)
+    how = {"microbatches": microbatches, "remat": remat}
+    step = update.make_update(kit.model().on(mesh), tx, objective, **how)
     made = sharding.shard_batch(mesh, batch())
     state, metrics = update.jit_update(step, state)(state, made)
     for name_, p in state.params.items():

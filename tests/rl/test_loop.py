@@ -16,12 +16,11 @@ from vlmrl.answers import reading, strict
 from vlmrl.client import http
 from vlmrl.engine import memory
 from vlmrl.engine.generate import Sampling, branch_keys, make_stops
-from vlmrl.engine.score import completions
+from vlmrl.engine.score import completions, score
 from vlmrl.judges import judge as judging
 from vlmrl.policy import Policy, prefixes
 from vlmrl.prompts import styles, tokens
 from vlmrl.rl import (
-    learner,
     loop,
     losses,
     recipe,
@@ -222,7 +221,7 @@ def test_grouped_equals_separate_rows_at_every_step(plain):
     @functools.partial(jax.value_and_grad, has_aux=True)
     def grouped(params, batch):
         how = {"temperature": 1.0, "banned": banned}
-        logp, ent = learner.score(kit.model(), params, batch.group, **how)
+        logp, ent = score(kit.model(), params, batch.group, **how)
         return objective(logp, ent, batch)
 
     assert len(seen) == 3

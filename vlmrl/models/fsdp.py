@@ -59,3 +59,11 @@ def sharded_weights(params: dict, table: dict[str, Param], mesh: Mesh | None) ->
         return ShardedWeight(weight, NamedSharding(mesh, spec))
 
     return {name: wrap(weight, table[name]) for name, weight in params.items()}
+
+
+def read_weights(weights: dict, dtype) -> dict:
+    """Return a layer's weights with those gathered that a mesh splits."""
+    return {
+        name: w.astype(dtype) if isinstance(w, ShardedWeight) else w
+        for name, w in weights.items()
+    }

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from vlmrl.models import decoder, rows
 from vlmrl.models import layers as fn
 from vlmrl.models.api import Model, Param
+from vlmrl.models.fsdp import read_weights
 from vlmrl.models.hf_config import Section
 from vlmrl.prompts.processor import vision_of
 from vlmrl.types import Vision
@@ -120,30 +121,30 @@ def encode_image(c: Config, w: dict, vision: Vision, *, dtype=None, **scan):
     e, a = c.vision_width, c.vision_heads
     rope = fn.axial_rope(positions, e // a, c.vision_theta, dtype)
 
-    def attend(qkv, shape):
+    def attend(x, w, shape):
         """Attention within rows of `shape`: [windows, P] or [images, W * P]."""
-        qkv = qkv.reshape(*shape, 3, a, e // a)
-        cos, sin = (t.reshape(*shape, -1) for t in rope)
-        q, k = (fn.rotate(qkv[:, :, j], cos, sin) for j in (0, 1))
-        return fn.full_attention(q, k, qkv[:, :, 2], mask.reshape(shape)).reshape(x.shape)
-
-    def layer(x, w, full):
-        def windowed(qkv):
-            return attend(qkv, (count * win, p))
-
-        def whole(qkv):
-            return attend(qkv, (count, win * p))
-
         y = fn.rms_norm(x, w["norm1"], EPS)
         qkv = jnp.einsum("nwpe,eqah->nwpqah", y, w["qkv"].astype(dtype))
-        qkv = qkv + w["qkv_bias"].astype(dtype)
-        # Weights are read outside of the branches, each of which would gather them.
+        qkv = (qkv + w["qkv_bias"].astype(dtype)).reshape(*shape, 3, a, e // a)
+        cos, sin = (t.reshape(*shape, -1) for t in rope)
+        q, k = (fn.rotate(qkv[:, :, j], cos, sin) for j in (0, 1))
+        y = fn.full_attention(q, k, qkv[:, :, 2], mask.reshape(shape))
+        y = jnp.einsum("nwpe,ed->nwpd", y.reshape(x.shape), w["o"].astype(dtype))
+        return x + y + w["o_bias"].astype(dtype)
+
+    def layer(x, w, full):
+        w = read_weights(w, dtype)  # outside of the branches: each would gather them
+
+        def windowed(x):
+            return attend(x, w, (count * win, p))
+
+        def whole(x):
+            return attend(x, w, (count, win * p))
+
         if isinstance(full, bool):
-            y = whole(qkv) if full else windowed(qkv)
+            x = whole(x) if full else windowed(x)
         else:
-            y = jax.lax.cond(full, whole, windowed, qkv)
-        x = x + jnp.einsum("nwpe,ed->nwpd", y, w["o"].astype(dtype))
-        x = x + w["o_bias"].astype(dtype)
+            x = jax.lax.cond(full, whole, windowed, x)
         y = fn.rms_norm(x, w["norm2"], EPS)
         biases = tuple(w[name + "_bias"] for name in ("gate", "up", "down"))
         return x + fn.gated_mlp(y, w["gate"], w["up"], w["down"], biases), None

@@ -19,6 +19,7 @@ _SIZES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2,
           "f64": 8}  # fmt: skip
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all",
           "collective-permute")  # fmt: skip
+_NAME = r"\s*(?:ROOT )?%?([\w.\-]+)"  # of the instruction of a line
 
 
 class Collective(NamedTuple):
@@ -84,7 +85,9 @@ def collectives(text: str) -> list[Collective]:
     """Collectives of a compiled program's text (`compiled.as_text()`).
 
     A loop's number of runs is the constant that its condition compares with: the length
-    of a scan, and for sampling the largest number of tokens.
+    of a scan, and for sampling the largest number of tokens. An all-reduce of which
+    every device reads its slice alone counts as the reduce-scatter that compilers for
+    accelerators make of it; that for CPUs doesn't.
     """
     bodies = _computations(text)
     runs = _runs(bodies)
@@ -95,19 +98,62 @@ def collectives(text: str) -> list[Collective]:
             if not match or not runs.get(name):
                 continue
             kind, groups, size = match[2], *_groups(line)
-            local_bytes = _bytes(match[1], largest=bool(match[3]))
             if size < 2:
                 continue
-            whole = local_bytes * size if kind == "reduce-scatter" else local_bytes
+            local_bytes = _bytes(match[1], largest=bool(match[3]))
             share = 1 if kind == "collective-permute" else (size - 1) / size
-            sent = whole * share * (2 if kind == "all-reduce" else 1) * runs[name]
-            one = Collective(kind, size, runs[name], sent, groups)
-            # An asynchronous one is written down where it starts, goes on and ends.
-            channel = re.search(r"channel_id=(\d+)", line)
-            key = channel[1] if channel else (name, line)
-            if key not in by_key or by_key[key].bytes < sent:
-                by_key[key] = one
+            whole = local_bytes * size if kind == "reduce-scatter" else local_bytes
+            sliced = _sliced(line, lines, bodies) if kind == "all-reduce" else 0
+            parts = [(kind, whole - sliced), ("reduce-scatter", sliced)]
+            for kind, whole in parts if sliced else parts[:1]:
+                factor = share * (2 if kind == "all-reduce" else 1)
+                sent = whole * factor * runs[name]
+                one = Collective(kind, size, runs[name], sent, groups)
+                # An asynchronous one is written down where it starts, goes on and ends.
+                # Those of one `shard_map` share a channel.
+                channel = re.search(r"channel_id=(\d+)", line)
+                source = re.search(r'op_name="([^"]*)"', line)
+                key = (channel[1], source and source[1]) if channel else (name, line)
+                key = kind, *key
+                if key not in by_key or by_key[key].bytes < sent:
+                    by_key[key] = one
     return list(by_key.values())
+
+
+def _sliced(line: str, lines: list[str], bodies: dict[str, list[str]]) -> float:
+    """Return the bytes of an all-reduce's results that nothing but slices read."""
+    name, shapes = re.match(rf"{_NAME} = (.+?) all-reduce", line).groups()
+    if not shapes.startswith("("):
+        return _bytes(shapes) if _only_sliced(name, lines, bodies) else 0.0
+    element = re.compile(rf"{_NAME} = (\S+) get-tuple-element\(%?{re.escape(name)}\)")
+    parts = [m.groups() for x in lines if (m := element.match(x))]
+    return sum(_bytes(s) for part, s in parts if _only_sliced(part, lines, bodies))
+
+
+def _only_sliced(name: str, lines: list[str], bodies: dict[str, list[str]]) -> bool:
+    """Whether every use of a value in its computation, fusions included, takes a
+    dynamic slice of it."""
+    users = [x for x in lines if re.search(rf"[(, ]%?{re.escape(name)}[,)]", x)]
+    for user in users:
+        operands = re.search(r" ([\w\-]+)\((.*?)\)", user.split(" = ", 1)[1])
+        kind, names = operands[1], re.findall(r"%?([\w.\-]+)(?:,|$)", operands[2])
+        if kind in ("bitcast", "copy", "convert", "transpose", "reshape"):
+            inner = re.match(_NAME, user)[1]
+            if not _only_sliced(inner, lines, bodies):
+                return False
+        elif kind in ("fusion", "call"):
+            body = bodies[re.search(r"(?:calls|to_apply)=%?([\w.\-]+)", user)[1]]
+            for i in (i for i, n in enumerate(names) if n == name):
+                inner = next(
+                    m[1]
+                    for x in body
+                    if (m := re.match(rf"\s*%?([\w.\-]+) = .* parameter\({i}\)", x))
+                )
+                if not _only_sliced(inner, body, bodies):
+                    return False
+        elif kind != "dynamic-slice" or names[0] != name:
+            return False
+    return bool(users)
 
 
 def by_axis(collectives: list[Collective], mesh) -> dict[str, float]:

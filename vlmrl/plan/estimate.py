@@ -142,7 +142,9 @@ def programs_of(
             f"config.prompts is {job.prompts}, expected a multiple of {shards} batch "
             f"shards × {job.microbatches} microbatches"
         )
-    job = job._replace(eval_batch=job.eval_batch + -job.eval_batch % shards)
+    job = job._replace(
+        model=job.model.on(mesh), eval_batch=job.eval_batch + -job.eval_batch % shards
+    )
     known = {
         "rollout": (programs.rollout, job.prompts),
         "update": (programs.step, job.prompts),

@@ -17,7 +17,7 @@ from vlmrl import sharding
 from vlmrl.engine.generate import Sampling, Stops, generate
 from vlmrl.engine.options import OptionRows, Spellings
 from vlmrl.engine.prefix_cache import prefill
-from vlmrl.engine.score import completions, score
+from vlmrl.engine.score import completions
 from vlmrl.eval import kernel
 from vlmrl.eval.tags import Tag, TagTables
 from vlmrl.models import registry
@@ -297,12 +297,10 @@ def step(job: PlannedJob, mesh, **options) -> Program:
 def reference(job: PlannedJob, mesh, **options) -> Program:
     """Score completions under the reference parameters, for the KL term."""
 
-    def of(params, group):
-        return score(
-            job.model, params, group, dtype=job.compute, remat=job.remat,
-            float32_residual=job.float32_residual, **options,
-        )[0]  # fmt: skip
-
+    of = update.make_logprobs(
+        job.model, microbatches=job.microbatches, dtype=job.compute, remat=job.remat,
+        float32_residual=job.float32_residual, **options,
+    )  # fmt: skip
     rows = job.prompts * job.group_size
     drawn = rollout_shapes(rows, job.max_tokens)
     grown = jax.eval_shape(completions, group(job, mesh, job.prompts), drawn)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vlmrl.engine.score import completions, score
+from vlmrl.engine.score import completions
 from vlmrl.policy import Policy, prefixes
 from vlmrl.rl import losses, sampling, step_metrics
 from vlmrl.rl import update as updates
@@ -44,25 +44,26 @@ def make_learner(context: Context, tx, state: updates.TrainState) -> Learner:
     needs = losses.needs(recipe.loss)
     options = score_options(policy, recipe)
 
-    def logprobs(params, group):
-        return score(policy.model, params, group, **options)[0]
-
     def copied(params):
         return jax.tree.map(jnp.copy, policy.cast(params))
 
     # The update takes the memory of its parameters; the reference must outlive it.
     refers = "ref_logprobs" in needs or recipe.kl_penalty.weight
+    parts = {
+        "microbatches": recipe.learner.microbatches,
+        "token_budget": recipe.learner.token_budget,
+    }
     step = updates.make_update(
         policy.model,
         tx,
         functools.partial(_objective, recipe.loss),
-        microbatches=recipe.learner.microbatches,
-        token_budget=recipe.learner.token_budget,
         freeze=recipe.optimizer.freeze,
         ema=recipe.learner.ema,
         unroll=recipe.learner.unroll,
+        **parts,
         **options,
     )
+    logprobs = updates.make_logprobs(policy.model, **parts, **options)
     return Learner(
         context,
         needs,

@@ -7,6 +7,7 @@ global count before clipping, so the split changes nothing but memory.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -210,6 +211,32 @@ def make_update(
     return update
 
 
+def make_logprobs(
+    model: Model, *, microbatches: int = 1, token_budget: int = 0, **forward
+):
+    """Return logprobs(params, group) → float32[B, T], computed in the parts that
+    `make_update` takes: what a whole batch would hold at once doesn't bound its size.
+
+    Args: as for `make_update`; where `microbatches` don't divide the groups, the
+    largest number that divides both.
+    """
+    shards = batch_shards(model.mesh)
+
+    def logprobs(params, group: Group):
+        batch, groups = Batch(group, {}), group.prefix.ids.shape[0]
+        count = math.gcd(microbatches, groups)
+        count = max(count, parts_of(batch, token_budget, shards))
+
+        def of_part(part: Batch):
+            return score(model, params, part.group, **forward)[0]
+
+        if count == 1:
+            return of_part(batch)
+        return join(jax.lax.map(of_part, split(batch, count)), groups)
+
+    return logprobs
+
+
 def accumulate(function: Callable, params, batch: Batch, count: int):
     """Return the sum of function(params, part) over `count` parts of a batch, one part
     after the other."""
@@ -266,6 +293,14 @@ def split(batch: Batch, parts: int) -> Batch:
         return x.reshape(parts, groups // parts * each, *x.shape[3:])
 
     return jax.tree.map(split_rows, batch)
+
+
+def join(x, groups: int):
+    """Undo `split` of an array: rows of every part, [parts, B / parts, ...]."""
+    parts, each = x.shape[0], x.shape[0] * x.shape[1] // groups
+    x = x.reshape(parts, groups // parts, each, *x.shape[2:])
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(groups * each, *x.shape[3:])
 
 
 def init_state(
