@@ -8,7 +8,7 @@ endpoint can't give is absent, and the record says so. `Record.letters_from`:
 
   logprobs   the endpoint's token log-probs at the answer's letter (its top few alone:
              `option_mass` is a lower bound)
-  samples    the shares of `letter_samples` answers; `letter_intervals` gives Wilson's
+  samples    the shares of `letter_samples` answers
   absent     neither
 
 `Record.prefill_as`, where the condition starts the assistant turn:
@@ -32,7 +32,6 @@ from typing import NamedTuple
 
 from vlmrl import perturb, user_code
 from vlmrl.client.http import SPENT, Call, Client, Reply
-from vlmrl.eval import stats
 from vlmrl.eval.record_builder import UNLABELLED, RunLabels, build_record
 from vlmrl.judges import rule
 from vlmrl.judges.judge import Judge, apply_verdicts, ask, readings
@@ -381,10 +380,3 @@ def _bytes(token: dict) -> bytes:
     if isinstance(data, list) and all(type(b) is int and 0 <= b < 256 for b in data):
         return bytes(data)
     return str(token.get("token", "")).encode("utf-8", "replace")
-
-
-def letter_intervals(record: Record) -> list[stats.Interval]:
-    """Return Wilson's interval of each option's probability where it is a share of
-    samples, else []."""
-    k = record.letter_samples
-    return [stats.wilson(round(p * k), k) for p in record.letters] if k else []
