@@ -78,7 +78,7 @@ def test_labelled_replies():
         ("The answer is B, although C is close.", 1),
         ("Wait, it is A. Actually, no, the answer is B.", 1),
         ("I see a dog. Behind it stands a cow.", -1),
-        ("The cat is near the cow. The animal nearest to us is the dog.", 1),
+        ("The cat and the cow are far away. The animal nearest to us is the dog.", 1),
         ("", -1),
     ],
 )

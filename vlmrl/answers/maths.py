@@ -320,6 +320,8 @@ def _value(text: str) -> Value:
         named = numbers.unit(re.sub(r"\\cdot|\\times|\{|\}", " ", tail))
         if named is None or not head.strip():
             continue
+        if named[1] == "deg" and re.search(r"(?:sin|cos|tan|cot|sec|csc)", head):
+            continue  # the degrees of its argument
         try:
             tree = algebra.parse(head.strip())
         except NoExpression:

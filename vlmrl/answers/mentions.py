@@ -314,8 +314,8 @@ def lead(clause: str, options: tuple[str, ...]) -> int:
 # What may stand before an option's text that opens a clause, and what between two of
 # which neither is decided for.
 _IT_IS = re.compile(
-    r"(?i)\W*(?:(?:it|this|that|there|is|are|the|an?|to|on|in|at|its?|s|by|from|i|think"
-    r"|say|would|see|just|only|likely|probably|definitely|clearly)\W+)*"
+    r"(?i)\W*(?:(?:its?|s|is|are|the|an?|to|on|in|at|by|from|just|only|likely|probably"
+    r"|definitely|clearly)\W+)*"
 )
 _OR_ELSE = re.compile(
     r"(?i)\W*(?:(?:maybe|perhaps|possibly|or|and|also|even|o|ou|oder|y|et|e|und|oppure|an?"
