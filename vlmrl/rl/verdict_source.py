@@ -163,15 +163,21 @@ def _by_shuffle(
     policy: Policy, probe: Callable, params, prompt_of, parsed, *, size: int, seed: int
 ) -> list[str]:
     """Ask the policy for the answer after its own chain of thought, with the options
-    in another order (`consistency.shuffle_verdict`)."""
-    shuffled = [consistency.shuffle(p.example, seed) for p in prompt_of[::size]]
+    in another order (`consistency.shuffle_verdict`). Of an item without two options to
+    shuffle it is undecided."""
+    shuffled = [
+        consistency.shuffle(e, seed) if len(e.options) - (e.abstain >= 0) > 1 else None
+        for e in (p.example for p in prompt_of[::size])
+    ]
     readings = []
     for i, (p, q) in enumerate(zip(prompt_of, parsed, strict=True)):
-        other = shuffled[i // size]
+        other, images = shuffled[i // size], p.example.images
+        if other is None:
+            readings.append(cot_probe.ProbePrompt(p.text, images, False, p.example))
+            continue
         again = consistency.reread(other, q.think or "", p.example.options)
         blank = other.example._replace(prefill="<think>-" + consistency.OPENING)
         (shown,) = policy.write([again or blank])
-        images = p.example.images
         readings.append(
             cot_probe.ProbePrompt(shown.text, images, again is not None, shown.example)
         )
@@ -181,6 +187,7 @@ def _by_shuffle(
         own = cot_probe.implied(letters[i], len(p.example.options))
         again = int(np.argmax(own)) if own.sum() > 0 else -1
         applies = rule.applicable(p.example.condition)
-        order = shuffled[i // size].order
+        other = shuffled[i // size]
+        order, again = (other.order, again) if other else ((), -1)
         out.append(consistency.shuffle_verdict(q.option, again, order, applies))
     return out
