@@ -362,6 +362,9 @@ def test_evaluation_and_training_are_plain_forward_passes(case):
             )
             sighted += 1
     assert sighted >= 8
+    for kind in ("letters", "texts"):  # neither sure nor equal
+        tops = [max(r.letters) for r in case.records if r.scored == kind]
+        assert 0.3 < np.median(tops) < 0.99 and np.ptp(tops) > 0.05, (kind, tops)
 
     # Training reads the same rows, all kinds at once.
     processor = case.policy.processor
