@@ -53,6 +53,16 @@ def test_what_is_not_asked_changes_no_bit_of_what_is(policy):
             assert name == "not_asked" or np.array_equal(x, y, isinstance(x, float))
 
 
+def test_options_are_sized_from_the_data(policy):
+    """Two and six of them, as in CV-Bench, and "I'm not sure"."""
+    plain = dict(statements=(), thinks=(), answer=0, suggested=1)
+    two = CLOSED._replace(options=("1", "2"), **plain)
+    six = PLAIN._replace(options=tuple("123456"), **plain)
+    rows = run(policy, [two, six], ["abstain+base"], **SETTINGS)
+    assert [len(r.letters) for r in rows] == [3, 7]
+    assert all(abs(sum(r.letters) - 1) < 1e-5 and min(r.letters) > 0 for r in rows)
+
+
 def test_an_item_that_no_condition_applies_to_has_no_rows(policy):
     evaluator = Evaluator(policy, ["abstain+base"], EvalSettings(**SETTINGS))
     rows = evaluator(policy.params, [ALONE, CLOSED], UNLABELLED)
