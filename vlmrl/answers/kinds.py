@@ -15,7 +15,7 @@ OPEN = KINDS[1:]  # of questions that are asked without options
 _BOX = re.compile(r"\s*[\[(](?:\s*-?[0-9.]{1,12}\s*,){3}\s*-?[0-9.]{1,12}\s*[\])]\s*")
 _MATHS = re.compile(
     r"\\(?:frac|dfrac|sqrt|pi|le|ge|cdot|times|theta|pm|infty|cup|angle|text)(?![a-z])"
-    r"|[\^=√π≤≥±∞∪]|[0-9]\s*[-+*/]\s*[0-9a-z]|^[0-9.]+[a-z]$|^\s*[(\[{].*[0-9].*[)\]}]$"
+    r"|[\^=√π≤≥±∞∪]|[<>]\s*-?[0-9]|[0-9]\s*[-+*/]\s*[0-9a-z]|^[0-9.]+[a-z]$|^\s*[(\[{].*[0-9].*[)\]}]$"
 )
 
 
