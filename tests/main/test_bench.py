@@ -108,11 +108,13 @@ for _ in sys.stdin: print(json.dumps({"seconds": 3.0}), flush=True)
     (tmp_path / "here.py").write_text(ready)
     monkeypatch.setattr(timing, "PEERS", tmp_path)
     monkeypatch.setattr(timing, "REST", 0.0)
-    expected = {"gone": {}, "here": dict(new=1)}
-    options = {n: dict(name=f"x/{n}", definition=f"against {n}") for n in expected}
-    with timing.beside({}, None, None, {}, expected) as others:
-        actual, _ = timing.compared(others, lambda: None, 2, options)
-    gone, here = actual
+    settings = {"gone": {}, "here": dict(new=1)}
+    peers = {
+        name: (of, dict(name=f"x/{name}", definition=f"against {name}"))
+        for name, of in settings.items()
+    }
+    results, _ = timing.compare({}, None, None, {}, lambda: None, 2, peers)
+    gone, here = results
     assert gone["value"] is None and gone["definition"].endswith("no such module")
     assert here["value"] > 3 and here["seconds"]["here"] == [3.0, 3.0]
     assert here["versions"] == {"here": "1"}

@@ -218,21 +218,18 @@ def beside_transformers(s, case: Case, params) -> list[dict]:
     ours = workloads.sampler(case.model, workloads.prompted(sizes, count), rows, new)
     inputs = workloads.seen(row, count)
     inputs["ids"] = np.tile(row.ids, (count, 1))
-    name = "transformers_generate"
     where = "cpu" if jax.default_backend() == "cpu" else "cuda"
-    settings_of = {
-        name: dict(new=new, samples=shape.each, device=where, dtype="bfloat16")
-    }
-    with timing.beside(case.raw, case.model, None, inputs, settings_of) as others:
-        results, _ = timing.compared(others, lambda: ours(params), s.rounds, {
-            name: dict(
-                name=f"decode/{case.name}/transformers", bar=5.0, tokens=rows * new,
-                definition=f"seconds of transformers' generate / of vlmrl: {count} "
-                f"prompts of {len(row.ids)} tokens with their images, {shape.each} "
-                f"samples of {new} tokens each, bfloat16, reading included",
-            )
-        })  # fmt: skip
-    return results
+    settings = dict(new=new, samples=shape.each, device=where, dtype="bfloat16")
+    arguments = dict(
+        name=f"decode/{case.name}/transformers", bar=5.0, tokens=rows * new,
+        definition=f"seconds of transformers' generate / of vlmrl: {count} prompts of "
+        f"{len(row.ids)} tokens with their images, {shape.each} samples of {new} each, "
+        "bfloat16, reading included",
+    )  # fmt: skip
+    peers = {"transformers_generate": (settings, arguments)}
+    return timing.compare(
+        case.raw, case.model, None, inputs, lambda: ours(params), s.rounds, peers
+    )[0]
 
 
 def trained(case: Case):

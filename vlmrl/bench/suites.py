@@ -173,21 +173,18 @@ def rollout(s: Settings) -> list[dict]:
     row = workloads.prompt(sizes)
     group = workloads.prompted(sizes)
     ours = workloads.sampler(model, group, sizes.branches, new)
-    name = "transformers_generate"
-    settings_of = {name: dict(new=new, samples=sizes.branches)}
-    with timing.beside(
-        sizes.sees, model, params, workloads.seen(row), settings_of
-    ) as others:
-        results, _ = timing.compared(others, lambda: ours(params), s.rounds, {
-            name: dict(
-                name="rollout", bar=2.0,
-                definition="seconds of transformers' generate / of vlmrl: one prompt "
-                f"of {len(row.ids)} tokens ({row.pictures[0].tokens} of the image), "
-                f"{sizes.branches} samples of {new} tokens, float32, reading included",
-                tokens=sizes.branches * new,
-            )
-        })  # fmt: skip
-    return results
+    settings = dict(new=new, samples=sizes.branches)
+    arguments = dict(
+        name="rollout", bar=2.0, tokens=sizes.branches * new,
+        definition="seconds of transformers' generate / of vlmrl: one prompt of "
+        f"{len(row.ids)} tokens ({row.pictures[0].tokens} of the image), "
+        f"{sizes.branches} samples of {new} tokens, float32, reading included",
+    )  # fmt: skip
+    peers = {"transformers_generate": (settings, arguments)}
+    inputs = workloads.seen(row)
+    return timing.compare(
+        sizes.sees, model, params, inputs, lambda: ours(params), s.rounds, peers
+    )[0]
 
 
 def training(s: Settings) -> list[dict]:
@@ -198,18 +195,15 @@ def training(s: Settings) -> list[dict]:
     row, count = workloads.prompt(sizes), sizes.branches
     ids = np.concatenate([np.tile(row.ids, (count, 1)), group.branches.ids], axis=1)
     inputs = workloads.seen(row, count) | dict(ids=ids)
-    name = "transformers_step"
-    settings_of = {name: dict(new=sizes.length)}
-    with timing.beside(sizes.sees, model, params, inputs, settings_of) as others:
-        results, _ = timing.compared(others, lambda: ours(params), s.rounds, {
-            name: dict(
-                name="training",
-                definition=f"seconds of transformers' forward and backward pass over "
-                f"{count} rows / of the group, float32, log-probs of {sizes.length} "
-                "tokens each, no rematerialisation",
-            )
-        })  # fmt: skip
-    return results
+    definition = (
+        f"seconds of transformers' forward and backward pass over {count} rows / of "
+        f"the group, float32, log-probs of {sizes.length} tokens each, no remat"
+    )
+    arguments = dict(name="training", definition=definition)
+    peers = {"transformers_step": (dict(new=sizes.length), arguments)}
+    return timing.compare(
+        sizes.sees, model, params, inputs, lambda: ours(params), s.rounds, peers
+    )[0]
 
 
 def text(s: Settings) -> list[dict]:
@@ -222,22 +216,22 @@ def text(s: Settings) -> list[dict]:
         f"{len(ids)} prompts of {ids.shape[1]} tokens, {new} new ones each, float32, "
         f"reading included, {model.size / 1e6:.0f} M parameters"
     )
-    peers = {
+    labels = {
         "transformers_generate": ("text", "transformers' generate", 1.0),
         "vllm_generate": ("text/vllm", "vLLM's CPU build", None),
         "tunix_generate": ("text/tunix", "tunix's sampler", None),
     }
-    settings_of = {name: dict(new=new) for name in peers}
-    with timing.beside(
-        sizes.reads, model, params, dict(ids=ids), settings_of
-    ) as others:
-        results, seconds = timing.compared(others, lambda: ours(params), s.rounds, {
-            name: dict(
-                name=short, bar=bar, tokens=len(ids) * new,
-                definition=f"seconds of {label} / of vlmrl: {work}",
-            )
-            for name, (short, label, bar) in peers.items()
-        })  # fmt: skip
+    peers = {}
+    for name, (short, label, bar) in labels.items():
+        definition = f"seconds of {label} / of vlmrl: {work}"
+        arguments = dict(
+            name=short, bar=bar, tokens=len(ids) * new, definition=definition
+        )
+        peers[name] = dict(new=new), arguments
+    inputs = dict(ids=ids)
+    results, seconds = timing.compare(
+        sizes.reads, model, params, inputs, lambda: ours(params), s.rounds, peers
+    )
     able = timing.machine(jnp.float32, small=s.tiny)
     whole = statistics.median(seconds["vlmrl"])
     least = timing.measured(lambda: first(params), s.rounds)
@@ -266,20 +260,16 @@ def grpo(s: Settings) -> list[dict]:
     def whole():
         ours()  # what it returns is a reward
 
-    settings_of = {"trl_step": dict(new=new, samples=sizes.branches)}
-    with timing.beside(
-        sizes.learns, model, params, dict(ids=ids), settings_of
-    ) as others:
-        results, _ = timing.compared(others, whole, s.rounds, {
-            "trl_step": dict(
-                name="grpo",
-                definition="seconds of a step of TRL's GRPOTrainer / of vlmrl: "
-                f"{len(ids)} prompts of {ids.shape[1]} tokens, {sizes.branches} "
-                f"completions of {new} each, a reward in Python, no KL, AdamW, "
-                f"float32, {model.size / 1e6:.0f} M parameters",
-            )
-        })  # fmt: skip
-    return results
+    definition = (
+        f"seconds of a step of TRL's GRPOTrainer / of vlmrl: {len(ids)} prompts of "
+        f"{ids.shape[1]} tokens, {sizes.branches} completions of {new} each, a reward "
+        f"in Python, no KL, AdamW, float32, {model.size / 1e6:.0f} M parameters"
+    )
+    settings = dict(new=new, samples=sizes.branches)
+    peers = {"trl_step": (settings, dict(name="grpo", definition=definition))}
+    return timing.compare(
+        sizes.learns, model, params, dict(ids=ids), whole, s.rounds, peers
+    )[0]
 
 
 def agree(s: Settings) -> list[dict]:

@@ -164,55 +164,45 @@ def peer(name, config, model, params, inputs, **settings):
             yield Peer(once, answer()["versions"])
 
 
-class Beside(NamedTuple):
-    """Peers that are ready, and why others are not."""
-
-    sides: dict[str, Callable[[], float]]
-    versions: dict[str, str]
-    absent: dict[str, str]
-
-
-@contextlib.contextmanager
-def beside(config, model, params, inputs, settings_of: dict[str, dict]):
-    """Yield several peers on the same model and inputs; `settings_of` maps a script's
-    name to its settings. Those that can't run are listed in `absent`."""
-    with contextlib.ExitStack() as stack:
-        ready = Beside({}, {}, {})
-        for name, settings in settings_of.items():
-            try:
-                one = stack.enter_context(
-                    peer(name, config, model, params, inputs, **settings)
-                )
-            except UserError as error:
-                ready.absent[name] = str(error)
-                continue
-            ready.sides[name] = one.once
-            ready.versions.update(one.versions)
-        yield ready
-
-
-def compared(
-    beside: Beside,
+def compare(
+    config: dict,
+    model,
+    params,
+    inputs: dict,
     ours: Callable,
     rounds: int,
-    results: dict[str, dict],
-) -> tuple[list[dict], dict]:
-    """Return (a result per peer: its seconds / ours from one interleaved run, seconds).
+    peers: dict[str, tuple[dict, dict]],
+) -> tuple[list[dict], dict[str, list[float]]]:
+    """Time peers and `ours` in turns, on the same model and inputs.
 
     Args:
-      results: script name → arguments of `result` but for the value.
+      config, model, params, inputs: as for `peer`.
+      peers: name of a script → (its settings, arguments of `result` but for the value).
+
+    Returns:
+      A result per peer, its seconds / ours; and the seconds of every side. A peer that
+      can't run has no value, and its definition is the reason.
     """
-    seconds = interleave({"vlmrl": ours, **beside.sides}, rounds)
-    out = []
-    for name, arguments in results.items():
-        arguments = dict(arguments)
-        if name in beside.absent:
-            arguments["definition"] = beside.absent[name]
-            out.append(result(value=None, **arguments))
-            continue
-        both = {n: seconds[n] for n in ("vlmrl", name)}
-        value = ratio(seconds, name, "vlmrl")
-        out.append(
-            result(value=value, seconds=both, versions=beside.versions, **arguments)
-        )
-    return out, seconds
+    sides: dict[str, Callable] = {"vlmrl": ours}
+    versions, absent = {}, {}
+    with contextlib.ExitStack() as stack:
+        for name, (settings, _) in peers.items():
+            start = peer(name, config, model, params, inputs, **settings)
+            try:
+                one = stack.enter_context(start)
+            except UserError as error:
+                absent[name] = str(error)
+                continue
+            sides[name] = one.once
+            versions |= one.versions
+        seconds = interleave(sides, rounds)
+    results = []
+    for name, (_, arguments) in peers.items():
+        if name in absent:
+            measured = {"value": None, "definition": absent[name]}
+        else:
+            both = {n: seconds[n] for n in ("vlmrl", name)}
+            value = ratio(seconds, name, "vlmrl")
+            measured = {"value": value, "seconds": both, "versions": versions}
+        results.append(result(**arguments | measured))
+    return results, seconds

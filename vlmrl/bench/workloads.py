@@ -286,6 +286,12 @@ def gradient(model: Model, group: Group, **options):
     return lambda params: run(params, group)
 
 
+def _sampled(model: Model, params, cache, keys, stops: Stops, length: int) -> Rollout:
+    """Sample at temperature 1 behind a prefix cache."""
+    settings = dict(max_tokens=length, sampling=Sampling(1.0))
+    return generate(model, params, cache, keys, stops, **settings)[0]
+
+
 def branch_keys(rows: int):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(1), jnp.arange(rows))
     return jax.random.key_data(keys)
@@ -300,10 +306,7 @@ def sampler(model: Model, group: Group, rows: int, length: int, *, dtype=None):
         cache = prefill(model, params, group, dtype=dtype)
         if not length:
             return logits(cache.hidden, model.head(params))
-        return generate(
-            model, params, cache, keys, stops,
-            max_tokens=length, sampling=Sampling(1.0),
-        )[0].tokens  # fmt: skip
+        return _sampled(model, params, cache, keys, stops, length).tokens
 
     run = jax.jit(work)
     return lambda params: run(params, group)
@@ -317,10 +320,7 @@ def batched(model: Model, group: Group, each: int, stops: Stops, length: int):
     @jax.jit
     def some(params, group, keys):
         cache = prefill(model, params, group)
-        return generate(
-            model, params, cache, keys, stops,
-            max_tokens=length, sampling=Sampling(1.0),
-        )[0]  # fmt: skip
+        return _sampled(model, params, cache, keys, stops, length)
 
     def run(params, slots: int):
         size = max(1, slots // each)
@@ -398,10 +398,8 @@ def improved(model: Model, params, group: Group, each: int, length: int):
 
 def _drawn(model: Model, params, group: Group, keys, *, stops: Stops, length: int):
     """Return (rollouts at temperature 1, the group with them as its branches)."""
-    rollout, _ = generate(
-        model, params, prefill(model, params, group), keys, stops,
-        max_tokens=length, sampling=Sampling(1.0),
-    )  # fmt: skip
+    cache = prefill(model, params, group)
+    rollout = _sampled(model, params, cache, keys, stops, length)
     return rollout, completions(group, rollout)
 
 
