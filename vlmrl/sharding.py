@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -307,13 +308,13 @@ def per_group_and_head(mesh: Mesh, function, groups: int, heads: int):
     )
 
 
-def per_row(mesh: Mesh | None, function, dtype):
+def per_row(mesh: Mesh | None, function):
     """Return `function(weight, mask, *rows)` mapped over devices by rows, arrays
     [B, ...]: each device takes its own of them and of the results.
 
-    The weight [V, D], split over fsdp along D, is gathered in `dtype` before the
-    function runs, which reads it as it was stored; its gradient is summed there, then
-    over devices in `dtype`, and scattered. Vocabulary stays split over tensor.
+    The weight [V, D], split over fsdp along D, is gathered before the function runs;
+    its gradient is summed there, then over devices, and scattered. Vocabulary stays
+    split over tensor.
     """
     shards = batch_shards(mesh)
 
@@ -324,12 +325,15 @@ def per_row(mesh: Mesh | None, function, dtype):
         fsdp = spec((None, "embed"), weight.shape, mesh)
 
         def of_device(weight, mask, *rows):
-            whole = weight
+            # In float32: XLA for CPUs aborts on a sum over devices in less here. Said
+            # before anything reads the weight, that its gradients differ by device:
+            # they are summed at this place, once.
+            whole = weight.astype(jnp.promote_types(weight.dtype, jnp.float32))
+            other = tuple(n for n in RULES["batch"] if n != fsdp[1])
+            whole = jax.lax.pcast(whole, other, to="varying")
             if fsdp[1]:
-                part = weight.astype(dtype)
-                whole = jax.lax.all_gather(part, fsdp[1], axis=1, tiled=True)
-                whole = whole.astype(weight.dtype)
-            return function(whole, mask, *rows)
+                whole = jax.lax.all_gather(whole, fsdp[1], axis=1, tiled=True)
+            return function(whole.astype(weight.dtype), mask, *rows)
 
         return jax.shard_map(
             of_device,

@@ -68,8 +68,7 @@ def token_logprobs(hidden, head, targets, *, temperature=1.0, banned=None, mesh=
     def of_rows(head, banned, hidden, targets):
         return _in_chunks(hidden, head, targets, temperature, banned)
 
-    run = sharding.per_row(mesh, of_rows, hidden.dtype)
-    return run(head, banned, hidden, targets)
+    return sharding.per_row(mesh, of_rows)(head, banned, hidden, targets)
 
 
 def _in_chunks(hidden, head, targets, temperature, banned):
