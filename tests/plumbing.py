@@ -79,7 +79,7 @@ def distributed_batches(mesh, here):
     from vlmrl.run import hosts
 
     buckets = tokens.Buckets(prefix=(160,), branch=(64,), windows=(4,))
-    policy = Policy(None, None, kit.processor(), None, "tiny", buckets, mesh, "toy")
+    policy = Policy(None, None, kit.processor(), None, "tiny", (buckets,), mesh, "toy")
     source = Read(kit.examples(12, "train"))
     index, count = sharding.part(mesh)
     how = dict(seed=1, batch=8)

@@ -1,25 +1,22 @@
-"""A model with what it is read with: static lengths, pixels of its images."""
+"""A model with what it is read with: static shapes, pixels of its images."""
 
 import pytest
 
-from vlmrl import perturb, policy
+from vlmrl import policy
 from vlmrl.data import scenes
 from vlmrl.prompts import tokens
 from vlmrl.types import UserError
 
 
-def test_static_lengths_and_pixels_are_a_configs():
-    sizes = {"prefix": [256, 64], "branch": (), "images": (2,), "windows": ()}
-    actual = policy.load(buckets=sizes, pixels=(56 * 56, 84 * 84))
-    assert actual.buckets == policy.BUCKETS._replace(prefix=(64, 256), images=(2,))
-    assert actual.processor.pixels == (56 * 56, 84 * 84)
-    assert policy.load(pixels=()).processor.pixels != actual.processor.pixels
+def test_pixels_are_a_configs():
+    found = policy.load(pixels=(56 * 56, 84 * 84))
+    assert found.processor.pixels == (56 * 56, 84 * 84)
+    assert policy.load(pixels=()).processor.pixels != found.processor.pixels
 
 
 @pytest.mark.parametrize(
     "options, why",
     [
-        ({"buckets": {"prefix": (0, 64)}}, "expected sizes of 1 or more"),
         ({"pixels": (3136,)}, r"expected \(min, max\)"),
         ({"dtype": "float8"}, "dtype: expected float32, bfloat16 or '', got 'float8'"),
         ({"compute": "int8"}, "compute: expected float32, bfloat16 or '', got 'int8'"),
@@ -50,13 +47,12 @@ def test_number_formats(dtype, compute, stored, read):
     assert {kind for n, kind in seen.items() if "norm" in n} == {stored}
 
 
-def test_scenes_fit_as_whole_prompts_under_every_condition():
-    """As training reads them: what a recipe's mix may put into a prompt is in it."""
+def test_a_group_has_the_smallest_shape_that_holds_it_or_is_rounded_up():
     tiny = policy.load()
-    asked = [perturb.suggest(e, 0) for e in scenes.suite("train", 240)]
-    longest = 0
-    for name in (*perturb.CONDITIONS, "abstain+wrong_think", "abstain+wrong_caption"):
-        written = tiny.write([perturb.apply(e, name) for e in asked])
-        rows = tokens.encode_all(tiny.processor, written)
-        longest = max(longest, *(len(r.ids) for r in rows))
-    assert 100 < longest <= tiny.buckets.prefix[-1]
+    rows = tokens.encode_all(tiny.processor, tiny.write(scenes.suite("train", 4)))
+    groups = [[row] for row in rows]
+    longest = max(len(r.ids) for r in rows)
+    shapes = [tokens.Buckets((n,), windows=(4,)) for n in (longest - 1, 300, 200)]
+    planned = tiny._replace(shapes=tuple(shapes)).group(groups)
+    assert planned.prefix.ids.shape == (4, 200)
+    assert longest <= tiny.group(groups).prefix.ids.shape[1] < 1.25 * longest + 4

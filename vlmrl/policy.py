@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,21 +18,10 @@ from vlmrl.engine import attention, memory
 from vlmrl.engine.generate import Stops, make_stops
 from vlmrl.models import registry, weights
 from vlmrl.models.api import Model
-from vlmrl.prompts import styles, tag_tokens, tokens
+from vlmrl.prompts import shapes, styles, tag_tokens, tokens
 from vlmrl.prompts.processor import Processor
 from vlmrl.run import hosts
 from vlmrl.types import Example, Group, Prompt, UserError
-
-# Sizes for the tiny model: questions of scenes are 73 tokens at most, with the paper's
-# mix beside them 99, under any condition 107. Others give their own.
-BUCKETS = tokens.Buckets(prefix=(32, 80, 100, 108), branch=(76,), windows=(4,))
-# The same, then those of published models, photographs and long prompts.
-PUBLISHED_BUCKETS = tokens.Buckets(
-    prefix=(*BUCKETS.prefix, 256, 512, 1024, 1536, 2048, 4096, 8192),
-    branch=(*BUCKETS.branch, 128, 256, 512, 1024, 2048),
-    images=(1, 2, 4),
-    windows=(*BUCKETS.windows, 16, 36, 64, 100, 144, 256, 400, 1024),
-)
 
 
 class Policy(NamedTuple):
@@ -43,7 +32,8 @@ class Policy(NamedTuple):
     processor: tokens.Processor
     stops: Stops
     style: str  # prompt style
-    buckets: tokens.Buckets
+    shapes: tuple[tokens.Buckets, ...]  # static sizes, chosen from the data; where none
+    # of them is large enough, sizes are rounded up
     mesh: Any
     source: str  # directory or name it was loaded from
     compute: Any = None  # dtype of activations; None: that of the parameters
@@ -78,10 +68,9 @@ class Policy(NamedTuple):
 
     def group(self, rows: Sequence[Sequence[tokens.Encoded]]) -> Group:
         """Apply `tokens.group` at sizes that all processes agree on."""
-        buckets, geometry = self.buckets, self.processor.geometry
-        if jax.process_count() > 1:
-            buckets = buckets.at_least(hosts.most(tokens.needs(rows, geometry)))
-        return tokens.group(rows, geometry, buckets)
+        geometry = self.processor.geometry
+        needs = hosts.most(tokens.needs(rows, geometry)).tolist()
+        return tokens.group(rows, geometry, shapes.smallest(self.shapes, needs))
 
 
 def cast_params(params, dtype, table):
@@ -152,7 +141,6 @@ def load(
     *,
     style: str | None = None,
     tags: str = "auto",
-    buckets: tokens.Buckets | Mapping[str, Sequence[int]] = BUCKETS,
     mesh=None,
     pixels: Sequence[int] = (),
     **storage: str,
@@ -165,7 +153,6 @@ def load(
         default 'tiny' for the tiny tokenizer, else 'r1v'.
       tags: how <think> and its like become tokens: 'added', 'plain' or 'auto', see
         `prompts.tag_tokens`; `processor.about_tags()` says what came of it.
-      buckets: static lengths; of a mapping, empty entries stand for the tiny model's.
       pixels: (min, max) pixels of an image, instead of the checkpoint's own.
       storage: fields of `Storage`: dtype, compute, quantize.
     Raises:
@@ -173,13 +160,6 @@ def load(
     """
     tag_tokens.check(tags)
     dtype, compute, quantize = Storage(**storage)
-    if not isinstance(buckets, tokens.Buckets):
-        given = {k: tuple(sorted(v)) for k, v in buckets.items() if v}
-        buckets = BUCKETS._replace(**given)
-    if min(n for sizes in buckets for n in sizes) < 1:
-        raise UserError(
-            f"buckets: expected sizes of 1 or more, got {buckets._asdict()}"
-        )
     if len(pixels or ()) not in (0, 2):
         raise UserError(f"pixels: expected (min, max) of an image, got {pixels}")
     for field, kind in (("dtype", dtype), ("compute", compute)):
@@ -209,7 +189,7 @@ def load(
         processor,
         make_stops(processor),
         style,
-        buckets,
+        (),
         mesh,
         str(name),
         jnp.dtype(compute) if compute and compute != dtype else None,

@@ -112,6 +112,10 @@ def study(arg, *, title: str, paper: str = "", tables: tuple = (), **options):
     c.reading = "strict"  # of an answer, what accuracy is of: strict, lenient, forced
     c.known = ()  # the paper's values: (model, source, condition, measure, value)
     c.seed = 0  # of the sampler
+    # choice: up to 5,120 image tokens, 2 × 2 of the 1,280 that Qwen suggests. V* and
+    # MME-RealWorld ask for details of photographs that the checkpoint's own limit,
+    # 12.8 megapixels, would make 16,384 tokens of; below it little is resized.
+    c.pixels = () if small else (3_136, 4_014_080)  # least and most of an image
 
     c.kernel = ConfigDict()  # loops/evaluate.py: EvalSettings
     c.kernel.samples = 1
@@ -119,6 +123,8 @@ def study(arg, *, title: str, paper: str = "", tables: tuple = (), **options):
     c.kernel.probes = 4 if small else 32
     c.kernel.slots = 0  # samples decoded side by side, for unlike lengths; 0: all
     c.kernel.batch = 8 if small else 16  # examples per pass
+    # choice: six of the largest images; what is longer is skipped and counted
+    c.kernel.max_prompt = 0 if small else 32_768  # tokens, images included
 
     c.mesh = ConfigDict()  # devices: data × fsdp × tensor; one may be −1, what is left
     c.mesh.data = -1  # copies of the weights

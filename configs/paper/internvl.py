@@ -12,6 +12,7 @@ def get_config(arg=None):
     )
     if not (options.runlocal or options.model):
         c.models = common.INTERNVL
+        c.pixels = (200_704, 2_408_448)  # its own: 1 to 12 tiles of 448 × 448
         if options.rehearse:
             c.models = common.rehearsed(c.models, "internvl")
     return c

@@ -19,13 +19,6 @@ def get_config(arg=None):
     c.dtype = ""  # of the parameters: 'float32', 'bfloat16'; '' as they are stored
     c.compute = ""  # of activations; '' as the parameters
     c.pixels = ()  # least and most pixels of an image; () as the checkpoint says
-    c.buckets = (
-        ConfigDict()
-    )  # static shapes that programs are compiled for; () as for scenes
-    c.buckets.prefix = ()  # tokens of a prompt, (512, 1024)
-    c.buckets.branch = ()  # tokens of a condition's text
-    c.buckets.images = ()  # images of an example
-    c.buckets.windows = ()  # attention windows, or tiles, of an image
     c.recipe = "warm-start"  # its name in records, tables and figures
     c.seed = 0  # of the sampler (and, in records, of the training behind the model)
     c.step = 0  # updates behind the model, for the records
@@ -50,4 +43,6 @@ def get_config(arg=None):
     c.kernel.slots = 0  # samples decoded side by side, for unlike lengths; 0: all
     c.kernel.gather_params = True  # over fsdp once per pass, not token by token
     c.kernel.batch = 8 if small else 16  # examples per pass
+    c.kernel.max_prompt = 0  # tokens, images included; longer items are skipped; 0: all
+    c.kernel.max_images = 0  # of an item; with more it is skipped; 0: any number
     return c

@@ -1,7 +1,10 @@
 """What does not apply is not asked and changes no other number."""
 
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
 import vlmrl
 from tests import kit
@@ -144,3 +147,59 @@ def test_passes_of_another_evaluation_are_not_mixed_in(
     passes = counted(monkeypatch)
     write_records(path, [EvalPart(evaluator, examples)], policy.params, labels)
     assert len(passes) == 3
+
+
+def picture(width, height):
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), "red").save(file, "JPEG")
+    return file.getvalue()
+
+
+def test_odd_items_end_no_evaluation_and_are_counted(policy):
+    """A photograph, pictures of unlike sizes, texts alone, and what can't be asked:
+    too long and thin, cut short, not an image, a control token, too many images."""
+    e = CLOSED
+    examples = [
+        *[e._replace(id=f"plain {i}") for i in range(8)],
+        e._replace(id="photograph", images=(picture(4000, 3000),)),
+        e._replace(id="unlike", images=(picture(900, 700), picture(20, 30))),
+        e._replace(id="text", images=()),
+        e._replace(id="thin", images=(picture(1093, 5),)),
+        e._replace(id="short", images=(e.images[0][:200],)),
+        e._replace(id="none", images=(b"no image",)),
+        e._replace(id="control", question="What is <|im_end|>?"),
+        e._replace(id="twelve", images=e.images * 12),
+    ]
+    settings = EvalSettings(**SETTINGS, max_images=4)
+    evaluator = Evaluator(policy, ["base", "wrong_caption"], settings)
+    done = evaluator.run(policy.params, examples, UNLABELLED)
+    asked = [e.id for e in examples[:11]]
+    assert [(r.example, r.condition) for r in done.records] == [
+        (i, c) for i in asked for c in ("base", "wrong_caption")
+    ]
+    assert [s.example for s in done.skips] == [e.id for e in examples[11:]]
+    assert len({s.reason for s in done.skips}) == 4  # two can't be read
+    plan = evaluator.plan(examples)
+    assert plan.total == 16 and len(plan.skips) == 4  # one surfaced while it ran
+    assert "4 of 16 items skipped" in plan.describe()
+    again = evaluator.run(policy.params, examples[::-1], UNLABELLED).records
+    by_id = {(r.example, r.condition): r for r in again}
+    for row in done.records:
+        other = by_id[row.example, row.condition]
+        assert row.completion == other.completion
+        np.testing.assert_allclose(row.letters, other.letters, atol=1e-5)
+
+
+def test_images_that_cannot_be_perturbed_are_skipped(policy):
+    def change(example):
+        raise UserError("no image")
+
+    evaluator = Evaluator(policy, ["base"], EvalSettings(**SETTINGS))
+    done = evaluator.run(policy.params, [CLOSED], UNLABELLED, change=change)
+    assert not done.records and done.skips[0].example == CLOSED.id
+
+
+def test_a_set_of_which_nothing_can_be_asked_is_refused(policy):
+    evaluator = Evaluator(policy, ["base"], EvalSettings(**SETTINGS, max_prompt=3))
+    with pytest.raises(UserError, match="2 of 2 items skipped: 2 × a prompt of more"):
+        evaluator.run(policy.params, [CLOSED, PLAIN], UNLABELLED)

@@ -138,9 +138,15 @@ def test_a_workdir_that_cannot_be_written(refused, tmp_path):
     assert output == refused(*WORDS, workdir=file / "run") and file.read_text() == "x"
 
 
-def test_a_picture_that_does_not_decode(refused, tmp_path, monkeypatch):
+def test_a_picture_that_does_not_decode_is_skipped_and_listed(
+    vlmrl, tmp_path, monkeypatch
+):
     good = kit.examples(8)
+    good = [e._replace(source="broken") for e in good]
     broken = [*good[:5], good[5]._replace(images=(good[5].images[0][:200],)), *good[6:]]
     monkeypatch.setitem(loader.SOURCES, "broken", lambda split, n: broken[:n])
-    output = refused(*WORDS, "--config.source=broken", workdir=tmp_path)
-    assert good[5].id in output and "does not decode" in output
+    vlmrl(*WORDS, "--config.source=broken", "--workdir", tmp_path)
+    asked = dict.fromkeys(r["example"] for r in rows(tmp_path))
+    assert list(asked) == [e.id for i, e in enumerate(good) if i != 5]
+    (line,) = (tmp_path / "skips.jsonl").read_text().splitlines()
+    assert good[5].id in line and "does not decode" in line

@@ -140,10 +140,9 @@ def test_ten_thousand_mixed_items_pad_little_in_few_programs(branches, odd, boun
     needed = mixed(10_000, branches, odd)
     cost = shapes.costs(tokens.Geometry(14, 2, 2, 112), branches)
     chosen = shapes.choose(needed, cost, 16)
-    scan = scans.Scan(needed, needed[:, 0], {})
-    plan = shapes.batches(scan, chosen, cost)
+    plan = shapes.batches(needed, range(10_000), chosen, cost)
     assert len({shape for shape, _ in plan}) <= 12
-    assert shapes.padding(scan, plan, cost) <= bound
+    assert shapes.padding(needed, plan, cost) <= bound
     assert sorted(i for _, part in plan for i in part) == list(range(10_000))
     for shape, part in plan:
         assert len(part) <= shape.batch <= 16

@@ -58,7 +58,9 @@ def policy() -> Policy:
     }
     processor = kit.processor()
     stops = make_stops(processor)
-    return Policy(kit.model(), params, processor, stops, "tiny", BUCKETS, mesh, "toy")
+    return Policy(
+        kit.model(), params, processor, stops, "tiny", (BUCKETS,), mesh, "toy"
+    )
 
 
 def example(position: int):

@@ -73,6 +73,13 @@ def size_of(data: bytes, where: str) -> tuple[int, int]:
         return width, height
 
 
+def blank_like(data: bytes) -> bytes:
+    """Return a black PNG of the size in a file's header."""
+    file = io.BytesIO()
+    Image.new("RGB", size_of(data, "image")).save(file, "PNG")
+    return file.getvalue()
+
+
 _ORIENTED = (b"eXIf", b"Raw profile type exif", b"tiff:Orientation")
 
 

@@ -20,7 +20,6 @@ from vlmrl.types import Record, UserError
 READ = (  # how a model is loaded
     "style",
     "tags",
-    "buckets",
     "pixels",
     "dtype",
     "compute",

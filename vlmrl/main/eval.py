@@ -68,6 +68,7 @@ def main(argv):
     labels = RunLabels(
         c["recipe"], c["seed"], c["step"], c["split"], code=user_code.stamp(c)
     )
+    say(evaluator.plan(examples).describe())
     phases = Phases()
     try:
         with (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from vlmrl.engine import attention
 from vlmrl.files import atomic_write
 from vlmrl.plan import chips, compiled, programs
 from vlmrl.plan.programs import PlannedJob, Program
+from vlmrl.prompts.processor import vision_of
 from vlmrl.rl import recipe as recipes
 from vlmrl.types import UserError
 
@@ -58,11 +60,12 @@ class Cost(NamedTuple):
 
 def read_job(c: dict) -> PlannedJob:
     """Return the job of a config: fields of a recipe, and those of large models
-    (`buckets`, `dtype`, `compute`), which configs may leave out."""
+    (`dtype`, `compute`), which configs may leave out. The largest shapes are those of
+    `buckets`, or follow from `pixels` and `max_images`."""
     if c.get("algorithm", "grpo") == "sft":
         raise UserError("config.algorithm is 'sft'; plan is for RL runs")
     model, raw = programs.read_model(c["model"])
-    buckets = c.get("buckets") or {}
+    buckets = c.get("buckets") or _largest_shapes(c, raw)
     sizes = {
         "prefix": _largest(buckets.get("prefix"), 96),
         "images": _largest(buckets.get("images"), 1 if "vision_config" in raw else 0),
@@ -92,6 +95,26 @@ def read_job(c: dict) -> PlannedJob:
         eval_texts=texts,
         gather_params=recipe.sampling.gather_params,
     )
+
+
+def _largest_shapes(c: dict, raw: dict) -> dict[str, int]:
+    """Return the largest prompt of a config that limits its images' pixels; {} without
+    a limit. Windows are as many as a square image has, and a tenth more."""
+    if "vision_config" not in raw or not c.get("pixels"):
+        return {}
+    most, images = c["pixels"][1], c.get("max_images") or 1
+    if "downsample_ratio" in raw:  # tiles, and the thumbnail
+        tiles = most // 448**2 + 1
+        return {
+            "prefix": images * tiles * 256 + 512,
+            "images": images,
+            "windows": tiles,
+        }
+    vision = vision_of(raw)
+    unit = vision["patch_size"] * vision["spatial_merge_size"]
+    windows = math.ceil(1.1 * most / vision.get("window_size", 4 * unit) ** 2)
+    prefix = images * (most // unit**2) + 512
+    return {"prefix": prefix, "images": images, "windows": windows}
 
 
 def _largest(value, default: int) -> int:

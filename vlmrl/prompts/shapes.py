@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 
 from vlmrl.prompts.processor import Geometry
-from vlmrl.prompts.scan import Scan
 from vlmrl.prompts.tokens import Buckets
 from vlmrl.types import Array
 
@@ -120,12 +119,17 @@ def assign(sizes: Array, shapes: Sequence[BatchShape], cost: Costs) -> Array:
 
 
 def batches(
-    scan: Scan, shapes: Sequence[BatchShape], cost: Costs
+    sizes: Array, indices: Sequence[int], shapes: Sequence[BatchShape], cost: Costs
 ) -> list[tuple[BatchShape, list[int]]]:
     """Return (shape, indices of items) of every batch; costly shapes come first, so
-    that what memory can't hold shows at once."""
-    indices = np.array(scan.indices)
-    chosen = assign(scan.sizes[indices], shapes, cost)
+    that what memory can't hold shows at once.
+
+    Args:
+      sizes: int[n, 6], of all items.
+      indices: those that are cut into batches.
+    """
+    indices = np.asarray(indices)
+    chosen = assign(sizes[indices], shapes, cost)
     out = []
     for i, shape in enumerate(shapes):
         part, each = indices[chosen == i].tolist(), shape.batch
@@ -134,11 +138,11 @@ def batches(
 
 
 def padding(
-    scan: Scan, plan: Sequence[tuple[BatchShape, list[int]]], cost: Costs
+    sizes: Array, plan: Sequence[tuple[BatchShape, list[int]]], cost: Costs
 ) -> float:
     """Return the share of padding in all tokens that a plan computes, the rows that
     fill its last batches included; those of vision towers by their cost."""
-    needed = cost.of(scan.sizes[scan.indices]).sum()
+    needed = sum(cost.of(sizes[part]).sum() for _, part in plan)
     total = sum(s.batch * cost.of(np.array(s.size)) for s, _ in plan)
     return float(1 - needed / total) if total else 0.0
 

@@ -45,16 +45,6 @@ class Buckets(NamedTuple):
     images: tuple[int, ...] = (1,)  # I
     windows: tuple[int, ...] = (1,)  # W, of each image
 
-    def at_least(self, needs: Sequence[int]) -> Buckets:
-        """Return buckets without the sizes below `needs` (prefix, branch, images,
-        windows): hosts that agreed on the largest needs then choose the same sizes."""
-        return Buckets(
-            *(
-                tuple(s for s in sizes if s >= need) or sizes[-1:]
-                for sizes, need in zip(self, needs, strict=True)
-            )
-        )
-
 
 class Windows(NamedTuple):
     """How the patches of an image are arranged in windows.

@@ -108,11 +108,15 @@ def reader(policy: Policy, max_tokens: int, options: int = 0) -> Callable:
     processor = policy.processor
     letters = engine_options.letter_spellings(processor)
     room = -(-(max_tokens + STEP) // STEP) * STEP
-    buckets = policy.buckets._replace(
-        prefix=(*policy.buckets.prefix, max(policy.buckets.prefix) + room),
-        branch=tuple(range(STEP, room + STEP, STEP)),
+    longer = policy._replace(
+        shapes=tuple(
+            shape._replace(
+                prefix=(*shape.prefix, max(shape.prefix) + room),
+                branch=tuple(range(STEP, room + STEP, STEP)),
+            )
+            for shape in policy.shapes
+        )
     )
-    longer = policy._replace(buckets=buckets)
 
     @functools.partial(jax.jit, static_argnames="lettered")
     def run(params, group, rows, lettered: bool):

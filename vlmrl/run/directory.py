@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,9 +13,15 @@ import jax
 
 import vlmrl
 from vlmrl import user_code
-from vlmrl.files import append_line, atomic_write, write_json
+from vlmrl.files import (
+    append_line,
+    atomic_write,
+    read_lines,
+    write_json,
+    write_lines,
+)
 from vlmrl.run import hosts
-from vlmrl.types import UserError
+from vlmrl.types import Skip, UserError
 
 
 def append(path: Path, row: dict) -> None:
@@ -53,6 +60,29 @@ def describe_run(workdir: Path, config: dict) -> list[str]:
     }
     write_json(workdir / "environment.json", environment)
     return user_code.save(workdir, config)
+
+
+def skips_path(records: Path) -> Path:
+    """Return where the skips of a record file stand: RUN/skips.jsonl for the records of
+    a run; beside each file of a study, whose records are shared."""
+    if records.name.startswith("step-"):
+        return records.parents[1] / "skips.jsonl"
+    if records.parent.name == "records":
+        return records.with_suffix(".skips.jsonl")
+    return records.with_name("skips.jsonl")
+
+
+def add_skips(path: Path, skips: Sequence[Skip]) -> None:
+    """Add what was left out to a file of skips, each once."""
+    known = read_skips([path])
+    if new := [s for s in dict.fromkeys(skips) if s not in known]:
+        write_lines(path, (s._asdict() for s in (*known, *new)))
+
+
+def read_skips(paths: Iterable[Path]) -> list[Skip]:
+    """Return the skips of those files that are there, each once."""
+    rows = (row for p in paths if p.is_file() for _, row in read_lines(p))
+    return list(dict.fromkeys(Skip(**row) for row in rows))
 
 
 def _fields(config: dict, prefix: str = "") -> dict:

@@ -117,6 +117,8 @@ def _evaluations(c: dict, workdir: Path, kind: str = "evaluate") -> list[Job]:
                 about["code"] = own
             if kind == "ask":
                 about |= {"prefill": c["prefill"], "url": c["url"]}
+            else:
+                about["pixels"] = list(c["pixels"])
             name = f"{model['name']} on {part['source']} {part['split']}"
             jobs.append(Job(kind, name, about, workdir / "records"))
     return jobs

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from vlmrl import perturb, sharding, user_code
 from vlmrl import policy as policies
 from vlmrl.client import http
-from vlmrl.data import distort, texts
+from vlmrl.data import texts
 from vlmrl.eval import records, served
 from vlmrl.eval.record_builder import RunLabels
 from vlmrl.files import write_lines
@@ -29,7 +29,7 @@ from vlmrl.run.phases import STOPPED_LINE, Phases, Stopped
 from vlmrl.run.progress import SILENT, Display
 from vlmrl.studies.estimates import estimate
 from vlmrl.studies.jobs import SPEED, Job
-from vlmrl.types import Example, Record
+from vlmrl.types import Example, Record, UserError
 
 PICTURED = 600  # examples of a set whose images are kept for the page
 JUDGED_AT_ONCE = 500  # items
@@ -106,7 +106,7 @@ def _policy(job: Job, c: dict, loaded: dict, display: Display) -> policies.Polic
             style=about["style"],
             tags=key[1],
             dtype="",
-            buckets=policies.PUBLISHED_BUCKETS,
+            pixels=about["pixels"],
             mesh=sharding.make_mesh(**c["mesh"]),
         )
         display.say(loaded[key].processor.about_tags())
@@ -125,9 +125,10 @@ def _evaluate(
     settings = settings_of(decoding | about["kernel"] | speed)
     evaluator = Evaluator(policy, about["conditions"], settings)
     parts = [
-        EvalPart(evaluator, [_under(e, image, about["seed"]) for e in examples], image)
+        EvalPart(evaluator, examples, image, about["seed"])
         for image in ("", *about["images"])
     ]
+    display.say(f"{job.name}: {evaluator.plan(examples).describe()}")
     labels = RunLabels(
         about["recipe"],
         about["seed"],
@@ -140,14 +141,7 @@ def _evaluate(
         write_records(path, parts, policy.params, labels, safe)
 
 
-def _under(example: Example, image: str, seed: int) -> Example:
-    """Return the example under an image perturbation, its condition still base."""
-    if not image:
-        return example
-    return distort.distort(example, image, seed)._replace(condition=example.condition)
-
-
-def _load(about: dict, workdir: Path) -> list[Example]:
+def _load(about: dict, workdir: Path) -> Sequence[Example]:
     """Return the examples of a job; keep their images and perturbations for the
     release."""
     examples = load_examples(
@@ -155,10 +149,11 @@ def _load(about: dict, workdir: Path) -> list[Example]:
     )
     seen = html.spread({f"{e.source}/{e.id}": e.task for e in examples}, PICTURED)
     shown = [e for e in examples if f"{e.source}/{e.id}" in seen and e.images]
-    small = [
-        e._replace(images=(html.small(e.images[0], f"{e.source}/{e.id}"),))
-        for e in shown
-    ]
+    small = []
+    for e in shown:
+        with suppress(UserError):  # an image that can't be read is skipped later
+            data = html.small(e.images[0], f"{e.source}/{e.id}")
+            small.append(e._replace(images=(data,)))
     if not hosts.first():
         return examples
     assemble.write_images(workdir, small)
