@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from grain.python import ReadOptions
 from tensorflow_datasets.proto import tf_example_pb2
@@ -292,3 +293,21 @@ def test_nothing_imports_tensorflow(stored):
         "sys.exit('tensorflow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_sample_has_every_category_in_proportion():
+    base = next(iter(scenes.suite("test", 1)))
+    tasks = ["count"] * 342 + ["depth"] * 150 + ["rare"] * 8
+    items = [base._replace(id=str(i), task=t) for i, t in enumerate(tasks)]
+    for n, expected in ((50, (34, 15, 1)), (3, (1, 1, 1)), (500, (342, 150, 8))):
+        chosen = loader.stratified(items, n)
+        assert chosen == sorted(set(chosen)) and len(chosen) == n
+        counts = [
+            sum(tasks[i] == t for i in chosen) for t in ("count", "depth", "rare")
+        ]
+        assert np.abs(np.array(counts) - expected).max() <= 1
+    assert loader.stratified(items, 50) != list(range(50))
+    back = [items[i] for i in reversed(range(500))]
+    same = {back[i].id for i in loader.stratified(back, 50)}
+    assert same == {items[i].id for i in loader.stratified(items, 50)}
+    assert len(loader.stratified(items, 2)) == 2

@@ -195,7 +195,8 @@ def load(directory: str | os.PathLike, split: str) -> StoredExamples:
 def examples_of(
     source: str, split: str, n: int, data_dir: str | os.PathLike, texts_file: str = ""
 ) -> Sequence[Example]:
-    """Return the first n examples of a source's split, all of them for n = 0.
+    """Return n examples of a source's split, all of them for n = 0: the first of a
+    procedural source, a sample of a prepared set (`stratified`).
 
     A procedural source is written under `data_dir` if it is missing. Any other source
     was prepared by `vlmrl data prepare` under `data_dir`, $VLMRL_DATA or
@@ -218,7 +219,25 @@ def _examples(source, split, n, data_dir) -> Sequence[Example]:
         raise UserError(
             f"data source {source}: split {split} has {len(stored)} examples, not {n}"
         )
-    return stored if n == 0 else FirstN(stored, n)
+    return stored if n == 0 else Subset(stored, stratified(stored, n))
+
+
+def stratified(examples: Sequence[Example], n: int) -> list[int]:
+    """Return the indices, ascending, of n examples drawn by category: from each task in
+    proportion to its share, by largest remainder, and from each at least one where n
+    allows it. Which ones, a hash of their ids decides, the same on every machine."""
+    by_task: dict[str, list[tuple[int, int]]] = {}
+    for i, e in enumerate(examples):
+        by_task.setdefault(e.task, []).append((build.draw("sample", e.source, e.id), i))
+    least = 1 if n >= len(by_task) else 0
+    rest = n - least * len(by_task)
+    left = sum(len(part) for part in by_task.values()) - least * len(by_task)
+    exact = {t: rest * (len(p) - least) / max(1, left) for t, p in by_task.items()}
+    counts = {t: least + int(x) for t, x in exact.items()}
+    order = sorted(by_task, key=lambda t: (int(exact[t]) - exact[t], t))
+    for task in order[: n - sum(counts.values())]:
+        counts[task] += 1
+    return sorted(i for t, p in by_task.items() for _, i in sorted(p)[: counts[t]])
 
 
 def names_of(source: str) -> list[str]:
@@ -279,17 +298,18 @@ def _roots(data_dir: str | os.PathLike) -> list[Path]:
     return [Path(data_dir), *([Path(named)] if named else []), ROOT]
 
 
-class FirstN(Sequence):
-    """The first n items of a sequence, read on access."""
+class Subset(Sequence):
+    """Some items of a stored split, read on access."""
 
-    def __init__(self, whole: Sequence, n: int):
-        self._whole, self._n = whole, n
+    def __init__(self, whole: StoredExamples, indices: Sequence[int]):
+        self._whole, self.indices = whole, list(indices)
+        self.directory, self.split = whole.directory, whole.split
 
     def __len__(self) -> int:
-        return self._n
+        return len(self.indices)
 
-    def __getitem__(self, index: int):
-        return self._whole[range(self._n)[index]]
+    def __getitem__(self, index: int) -> Example:
+        return self._whole[self.indices[index]]
 
 
 class TimedIterator(Iterator):
