@@ -312,6 +312,19 @@ class Subset(Sequence):
         return self._whole[self.indices[index]]
 
 
+class Chosen(Sequence):
+    """Some items of any sequence, read on access."""
+
+    def __init__(self, whole: Sequence, indices: Sequence[int]):
+        self._whole, self._indices = whole, list(indices)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int):
+        return self._whole[self._indices[index]]
+
+
 class TimedIterator(Iterator):
     """An iterator that sums the seconds its caller has waited for it."""
 

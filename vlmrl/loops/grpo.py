@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 
 from vlmrl import metrics, perturb, sharding, user_code
@@ -34,14 +35,16 @@ from vlmrl.loops.run_config import Data, Evaluation, Training, check_prompts
 from vlmrl.models import hf, peft, quant
 from vlmrl.models import lora as adapters
 from vlmrl.policy import Policy
+from vlmrl.prompts import shapes
+from vlmrl.prompts.scan import describe, scan
+from vlmrl.rl import augment, loop, rollouts, update
 from vlmrl.rl import check as recipe_check
-from vlmrl.rl import loop, rollouts, update
 from vlmrl.rl.recipe import Recipe
 from vlmrl.rl.recipe_facts import recipe_facts
 from vlmrl.run import checkpoint, directory, hosts
 from vlmrl.run.phases import Phases, Stopped
 from vlmrl.run.progress import SILENT, Display
-from vlmrl.types import Example, UserError
+from vlmrl.types import Example, Skip, UserError
 
 
 class TrainingData(NamedTuple):
@@ -70,6 +73,41 @@ def load_data(data: Data, held_out: Evaluation, where: Path) -> TrainingData:
         held_out.texts,
     )
     return TrainingData(*read(), examples)
+
+
+class FittedData(NamedTuple):
+    policy: Policy  # with the static shapes of the data
+    data: TrainingData  # without what can't be learned from
+    skips: list[Skip]
+
+
+def fit_data(policy: Policy, training: Training, data: TrainingData) -> FittedData:
+    """Scan the training examples under every condition of the mix: leave out what can't
+    be asked and choose the static shapes of prompts."""
+    names = list(
+        dict.fromkeys(["base", *map(augment.condition_of, training.recipe.mix)])
+    )
+
+    def rows(example: Example):
+        return perturb.conditioned(example, names).rows
+
+    many = data.weights is not None
+    sources, sizes, skips = [], [], []
+    for source in data.source if many else [data.source]:
+        scanned = scan(source, policy.processor, policy.style, rows)
+        skips += scanned.skips.values()
+        usable = scanned.indices
+        sources.append(loader.Chosen(source, usable) if scanned.skips else source)
+        whole = scanned.sizes[usable]
+        whole[:, 0], whole[:, [1, 4, 5]] = scanned.longest[usable], 0
+        sizes.append(whole)
+    sizes = np.concatenate(sizes)
+    if len(sizes):
+        cost = shapes.costs(policy.processor.geometry, 1)
+        chosen = shapes.training_shapes(sizes, cost, training.prompts)
+        policy = policy._replace(shapes=chosen)
+    data = data._replace(source=sources if many else sources[0])
+    return FittedData(policy, data, skips)
 
 
 class Actor(NamedTuple):
@@ -214,6 +252,11 @@ def run(
     data = data or load_data(
         training.data, training.evaluation, workdir.parent / "data"
     )
+    policy, data, skips = fit_data(policy, training, data)
+    if hosts.first():
+        directory.add_skips(workdir / "skips.jsonl", skips)
+    if skips:
+        display.say(describe(skips, len(skips) + _count(data)))
     evaluation = training.evaluation
     settings = EvalSettings(
         max_tokens=evaluation.max_tokens,
@@ -240,6 +283,11 @@ def run(
     phases("checkpoint", training.steps)
     params = export(policy, training, actor, update.averaged(carry.state), workdir)
     return params, [folder / p.name for p in sorted(folder.glob("*.parquet"))]
+
+
+def _count(data: TrainingData) -> int:
+    many = data.weights is not None
+    return sum(map(len, data.source if many else [data.source]))
 
 
 class Trained(NamedTuple):
@@ -308,6 +356,8 @@ def train(
         raise UserError(
             f"recipe.judge.name={judge!r} keeps replies: expected a workdir"
         )
+    fitted, data, _ = fit_data(actor.policy, training, data)
+    actor = actor._replace(policy=fitted)
     tx, state = make_optimizer(training, actor)
     carry, rows = loop.begin(state, chosen, prompts=prompts), []
     for done in start(actor, training, tx, carry, data, seed=seed)[0]:

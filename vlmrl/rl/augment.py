@@ -104,6 +104,11 @@ def augmented(example: Example, mix: Mapping[str, float], seed: int) -> Example:
     return apply(example, f"{image}+{condition}" if image else condition, seed)
 
 
+def condition_of(name: str) -> str:
+    """Return the condition in a name of a mix."""
+    return _split(name)[1]
+
+
 def _split(name: str) -> tuple[str, str]:
     """Return the image perturbation ('' for none) and the condition of a name."""
     head, _, rest = name.partition("+")
