@@ -80,10 +80,43 @@ def test_labelled_replies():
         ("I see a dog. Behind it stands a cow.", -1),
         ("The cat and the cow are far away. The animal nearest to us is the dog.", 1),
         ("", -1),
+        ("After considering A, B, and D, C is correct.", 2),
+        ("After considering it, A and C are correct.", -1),
+        ("Could be A, but B is better.", 1),
+        ("My final answer is A... no, B.", 1),
+        ("A red dog is seen, hence cow is wrong", -1),
+        ("A: cat - no\nB: dog - yes\nC: cow - no", 1),
+        ("All except B are wrong.", 1),
+        ("So A, C and D are out, leaving B.", 1),
+        ("Anything but B", -1),
+        ("I would not choose B", -1),
+        ("A might be correct; B might be correct.", -1),
     ],
 )
 def test_choices(reply, option):
     assert choice(reply, OPTIONS) == option
+
+
+@pytest.mark.parametrize(
+    "reply",
+    "A или B|AまたはB|A 또는 B|A veya B|A of B|AとB|选A还是B？"
+    "|A và B đều đúng|Ni A ni B"
+    "|Weder A noch B|B ist falsch|B est faux|B неверно|Non è B|Não é B|Это не B"
+    "|Ответ не B|정답은 B가 아닙니다|正解はBではありません|La risposta non è B".split(
+        "|"
+    ),
+)
+def test_other_languages_name_two_or_none(reply):
+    assert choice(reply, OPTIONS) == -1
+
+
+@pytest.mark.parametrize(
+    "reply",
+    "Nicht A, sondern B.|Pas A mais B|Non A, ma B|Не A, а B|AではなくB|应该选B而不是A"
+    "|Doğru cevap B'dir|A가 아니라 B".split("|"),
+)
+def test_other_languages_correct_themselves(reply):
+    assert choice(reply, OPTIONS) == 1
 
 
 def test_it_extends_the_strict_reading():

@@ -139,6 +139,9 @@ _LATEX = re.compile(
 )
 _HTML = re.compile(r"</?(?:b|i|u|p|em|strong|span|code|br|h[1-6])\b[^<>]{0,60}>")
 _MARKS = re.compile(r"\*+|`+|__|^[ \t]*(?:#{1,6}|>+|[-•](?=\s))[ \t]*", re.MULTILINE)
+_SUM = re.compile(
+    r"(?<![\w.])[0-9]{1,4}(?:\s?[-+×x*]\s?[0-9]{1,4}){1,20}\s?=\s?(?=[0-9])"
+)
 _COORDINATES = re.compile(
     r"(?:\bat\s*)?[(\[]\s*-?[0-9.]+(?:\s*%?\s*[,;]\s*-?[0-9.]+%?){1,3}\s*[)\]]"
 )
@@ -164,8 +167,10 @@ def _boxed(text: str) -> list[tuple[int, str]]:
 
 def _plain(text: str, options: tuple[str, ...]) -> str:
     """Return a text without markup, and without coordinates where no option has any."""
-    text = _MARKS.sub("", _LATEX.sub(" ", _BOX.sub(" ", _HTML.sub(" ", text))))
-    text = text.replace("N/A", "none")
+    text = _SUM.sub(
+        "", _MARKS.sub("", _LATEX.sub(" ", _BOX.sub(" ", _HTML.sub(" ", text))))
+    )
+    text = phrases.NO_DOUBT.sub("", text.replace("N/A", "none"))
     if not any(_COORDINATES.search(o) for o in options):
         text = _COORDINATES.sub("", text)
     return text
@@ -197,17 +202,35 @@ def _declared(text: str, options: tuple[str, ...]) -> int:
     for match in phrases.RIGHT.finditer(text):
         before = text[max(0, match.start() - 120) : match.start()]
         sentence = mentions.sentences(before + " ")[-1:] or [""]
-        near = mentions.named(sentence[0], options)
-        if near and len(sentence[0]) - near[-1].end < 40:
+        one = match[0][:3].casefold() != "are"
+        clause = phrases.LISTED.sub("", sentence[0]) if one else sentence[0]
+        near = mentions.named(clause, options)
+        if near and len(clause) - near[-1].end < 40:
+            if one and _apart(near, clause):
+                near = near[-1:]
             votes.append((match.start(), mentions.only(near, options)))
     return _settled(sorted(votes), text)
+
+
+def _apart(near: list[mentions.Mention], clause: str) -> bool:
+    """Return whether the last option of "Could be A, but B is right" is no member of a
+    list with the one before."""
+    if len(near) < 2 or not near[-1].letter or near[-1].option == near[-2].option:
+        return False
+    between = clause[near[-2].end : near[-1].start]
+    return re.search(
+        r"(?i)\b(?:but|yet|however|though)\b|plausible|possible|likely", between
+    ) is not None and not phrases.UNSURE.search(between)
 
 
 def _cued(text: str, options: tuple[str, ...]) -> list[tuple[tuple[int, int], bool]]:
     """Return ((position, option), is it final) of every phrase that announces one."""
     votes, cues = [], list(phrases.CUE.finditer(text))
     for i, cue in enumerate(cues):
-        if phrases.DENIED.match(text, cue.end()):
+        before = text[max(0, cue.start() - 20) : cue.start()]
+        if phrases.DENIED.match(text, cue.end()) or phrases.DENIED_BEFORE.search(
+            before
+        ):
             continue
         start = phrases.LINK.match(text, cue.end()).end()
         stop = cues[i + 1].start() if i + 1 < len(cues) else len(text)
@@ -232,7 +255,8 @@ def _choose(text: str, options: tuple[str, ...]) -> int:
     ]
     if fields and (option := _agreed(fields, text, options)) != NONE:
         return option
-    plain = phrases.ASKED_AND_DENIED.sub("", _plain(text, options))
+    plain = phrases.ALL_BUT.sub(r"answer: \1", _plain(text, options))
+    plain = phrases.ASKED_AND_DENIED.sub("", plain)
     if phrases.CONDITIONAL.search(plain) and _final(plain, options) < 0:
         every = [
             m for t in mentions.sentences(plain) for m in mentions.letters(t, options)
@@ -243,6 +267,8 @@ def _choose(text: str, options: tuple[str, ...]) -> int:
         return option
     lines = [line.strip() for line in plain.splitlines() if line.strip()]
     listed = [mentions.lead(line, options) for line in lines]
+    if (option := _ticked(lines, options)) != NONE:
+        return option
     distinct = {option for option in listed if option >= 0}
     if len(distinct) == 1 and listed[0] in distinct | {NONE}:
         ends = {listed[0], listed[-1] if len(lines[-1]) < 200 else NONE} - {NONE}
@@ -264,10 +290,31 @@ def _choose(text: str, options: tuple[str, ...]) -> int:
             option = mentions.decide(sentence[match.end() :].lstrip(" ,:"), options)
             if option != NONE:
                 return option
+            if phrases.WRONG.search(sentence, match.end()):
+                return NONE
     if len(distinct) > 1 and not rest:
         return SEVERAL
     option = mentions.only(_all(rest, options), options)
     return option if option != SEVERAL else _closing(rest, options)
+
+
+_VERDICT = re.compile(
+    r"\W{0,4}(?:[Oo]ption\s+)?\(?([A-Z])\)?\s*[.):-].*?(?:([✓✔✅]|(?i:\byes|\btrue"
+    r"|\bcorrect))|[✗❌✘×]|(?i:\bno|\bfalse|\bincorrect|\bwrong))\W*"
+)
+
+
+def _ticked(lines: list[str], options: tuple[str, ...]) -> int:
+    """Return the option of the only line that says yes, of at least two that say yes or
+    no: "A: red - no", "B: blue - yes"."""
+    if {o.strip().casefold() for o in options} & {"yes", "no", "true", "false"}:
+        return NONE
+    verdicts = [v for t in lines if len(t) < 300 and (v := _VERDICT.fullmatch(t))]
+    right = [v[1] for v in verdicts if v[2]]
+    if len(verdicts) < 2 or len(right) != 1 or len({v[1] for v in verdicts}) < 2:
+        return NONE
+    index = mentions.LETTERS.index(right[0])
+    return index if index < len(options) else SEVERAL
 
 
 def _closing(text: str, options: tuple[str, ...]) -> int:

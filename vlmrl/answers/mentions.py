@@ -41,6 +41,7 @@ _DIGITS = {
 _VERBS = re.compile(
     r"(?:is|was|are|seems|looks|appears|matches|fits|describes|shows|corresponds|because"
     r"|since|as|and|or|but|nor|would|could|can|should|must|has|does|makes|for|if|with|in"
+    r"|may|might|will|do|did|cannot|wins|holds|remains|works|also|alone|only|too"
     r"|on|best|here|instead|over|rather|not|vs|versus|to|at|from|being|refers|indicates"
     r"|represents|says|states|o|ou|oder|y|et|e|und|oppure|perhaps|maybe|possibly)\b"
 )
@@ -73,7 +74,7 @@ def _index(options: tuple[str, ...]) -> dict[str, list[tuple[tuple[str, ...], in
     texts = [tuple(w for w, _, _ in _words(o)) for o in options]
     index: dict[str, list] = {}
     for i, words in enumerate(texts):
-        single = re.fullmatch(r"[A-Z]", options[i].strip()) is not None
+        single = re.fullmatch(r"[A-Za-z]", options[i].strip()) is not None
         if words and texts.count(words) == 1 and not single:
             index.setdefault(words[0], []).append((words, i))
     for entries in index.values():
@@ -101,7 +102,7 @@ def texts(clause: str, options: tuple[str, ...]) -> list[Mention]:
 _L = "A-Za-z0-9_À-ɏЀ-ӿ"  # letters that make a letter part of a word
 _LETTER = re.compile(
     rf"[(\[（【]\s?([A-Za-z])\s?[)\]）】]|(?<![{_L}&@#$+\\.^=-])(?<![{_L}]['’])([A-Z])"
-    rf"(?![{_L}+^=@#]|['’][{_L}]|\.[{_L}]|-[{_L}]|\s?[+=<>^]\s?[{_L}(])"
+    rf"(?![{_L}+^=@#]|['’](?!d[iıuü]r|t[iıuü]r)[{_L}]|\.[{_L}]|-[{_L}]|\s?[+=<>^]\s?[{_L}(])"
 )
 _LABELS = re.compile(
     r"(?i)\b(?:point|line|vitamin|plan|group|type|sample|section|grade|team|box|figure"
@@ -139,19 +140,23 @@ def _article(after: str) -> bool:
     """Return whether "A" is the article, given what follows it."""
     if not re.match(r"\s+[^\W\d]", after) or _VERBS.match(after.lstrip()):
         return False
+    if re.match(r"\s+\w+\s+\(?[A-Z](?!\w)", after):  # "A veya B"
+        return False
     return re.match(r"\s+[A-Z](?!\w)", after) is None
 
 
 # -- negation --------------------------------------------------------------------------
 
 _BREAK = re.compile(
-    r"[,.;:!?\n，。；：！？]|\b(?:but|so|and therefore|while|whereas)\b"
+    r"[,.;:!?\n，。；：！？]|(?<!thing )(?<!\ball )(?<!\bany )\bbut\b"
+    r"|\b(?:so|and therefore|while|whereas|mais|sondern|sino|pero|però|но)\b"
 )
 _NOT = re.compile(
     r"(?i)\b(?:not|never|neither|nor|cannot|without|except|excluding|unlike|rather than"
     r"|instead of|rules? out|ruled out|ruling out|eliminat\w+|exclud\w+|discard\w*"
-    r"|reject\w*|incorrect|wrong|than|nicht|kein\w*|pas|nunca|sondern nicht)\b|n['’]t\b"
-    r"|不是|并非|不选|不能选|排除|而非|不为|ではな|아니"
+    r"|reject\w*|incorrect|wrong|than|nicht|kein\w*|weder|noch|pas|jamais|nunca|non|não|nem"
+    r"|ni|niet|geen|inte|ikke|nie|bukan|không|не|ни|ليس|ليست)\b|n['’]t\b"
+    r"|\b(?:everything|anything|all|any)\s+but\b|不是|并非|不选|不能选|排除|而非|不为"
 )
 _NO = re.compile(r"(?i)\b(?:no|none of)\b")
 _WRONG = re.compile(
@@ -160,7 +165,10 @@ _WRONG = re.compile(
     r"|has|must)\s+(?:clearly\s+|definitely\s+|also\s+|both\s+|therefore\s+|obviously\s+"
     r"|simply\s+)?(?:not|incorrect|wrong|false|out|ruled out|eliminated|excluded"
     r"|impossible|unlikely|invalid|inaccurate|never)\b|\b\w{2,7}n['’]t\b|\bcannot\b"
-    r"|不对|不正确|错误|不是|不符|被排除)"
+    r"|\b(?:incorrect[ao]?|fals[ao]|falsch|faux|fausse|sbagliat[ao]|errad[ao]|неверн\w*"
+    r"|неправильн\w*|yanlış|değil|salah|नहीं|गलत)(?!\w)"
+    r"|不对|不正确|错误|不是(?!\s?[A-Z])|不符|被排除)"
+    r"|^\s?(?:[はが은는이가]|では|じゃ)?\s?(?:では)?(?:ありません|な[いく]|아니|아닙|아닌|틀)"
 )
 
 
@@ -229,9 +237,18 @@ _BECAUSE = re.compile(
     r"(?i)\s*(?:because|since|as|for|given|due|indeed|(?:is|would be) (?:the )?(?:my )?"
     r"(?:correct|right|best|answer|most)|correct)\b"
 )
+# "Or" and "and" in the languages that models answer in.
+_OR = (
+    "und|oder|ou|et|o|ó|u|y|e|и|или|або|чи|lub|albo|nebo|alebo|ili|vagy|és|tai|eller|och"
+    "|og|veya|ya da|ve|atau|hoặc|và|sau|și|ή|και|או|أو|و|या|और|หรือ|และ"
+)
+_OR_JOINED = (
+    "または|又は|もしくは|か|と|또는|이나|혹은|와|과"
+    "|和|或者?|还是|還是|与|與|跟|及|、|,|，"
+)
 _SPACED = re.compile(r"^\s+(?=\w)")
 _AGAIN = re.compile(
-    r"^(?:or|and|and/or|/|&|und|oder|ou|et|o|y|e|和|或|与|、|,|，)?\s*[(\[（]?([A-Z])"
+    rf"^(?:or|and|and/or|/|&|of|{_OR}|{_OR_JOINED})?\s*[(\[（]?([A-Z])"
     rf"(?![{_L}'’])"
 )
 _SENTENCE = re.compile(
@@ -318,8 +335,8 @@ _IT_IS = re.compile(
     r"|definitely|clearly)\W+)*"
 )
 _OR_ELSE = re.compile(
-    r"(?i)\W*(?:(?:maybe|perhaps|possibly|or|and|also|even|o|ou|oder|y|et|e|und|oppure|an?"
-    r"|the|option|could|be|it)\W+)*"
+    r"(?i)\W*(?:(?:maybe|perhaps|possibly|or|and|also|even|oppure|an?|the|option|could|be"
+    rf"|it|{_OR})\W+|(?:{_OR_JOINED})\W*)*"
 )
 
 

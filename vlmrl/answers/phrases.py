@@ -14,7 +14,7 @@ _FINAL = (
 _NOUNS = (
     r"\b(?:answer|ans|solution|verdict|conclusion)\b",
     r"\bcorrect (?:option|choice|one|letter|response)\b",
-    r"\b(?:right|best) (?:option|choice|one|match|description)\b",
+    r"\b(?:right|best) (?:option|choice|one|match|description)\b|\bthe best(?= is\b)",
     r"\bmy (?:choice|pick|guess|selection)\b",
     r"\b(?:one|option|choice|description|statement) that [^.,;!?\n]{1,40}?(?=\s+is\b)",
     r"\brespuesta\b|\bopción correcta\b|\bresposta\b|\b(?:alternativa|opção) correta\b",
@@ -31,12 +31,12 @@ _ALONE = (
     r"(?=\s+(?:option\s+)?\(?(?-i:[A-Z])\)?\s*(?:[.,;!]|$))"  # a letter, then a pause
 )
 _CHOOSING = (
-    rf"\b{_WHO}\s+(?:\w+\s+)?(?:choose|chose|pick|picked|select|selected|go with|going"
-    r" with|opt for|settle on|say|guess|answer|conclude)\b",
+    rf"\b{_WHO}\s+(?:(?!not\b|never\b)\w+\s+)?(?:choose|chose|pick"
+    r"|picked|select|selected|go with|going with|opt for|settle on|say|guess|answer"
+    r"|conclude)\b",
     r"\b(?:choose|select|pick|chose|picked|selected)(?=\s+(?:option\s+)?\(?[A-Z]\b)",
-    r"\b(?:suggests|indicates|points to|leads to|corresponds to|which leaves|leaving"
-    r" only|that leaves)(?=\s+(?:option\s+)?\(?[A-Z0-9](?!\w*[a-z]))",
-    r"\b(?:everything|anything|all|all (?:others|options|of them))\s+(?:except|but)\b",
+    r"\b(?:suggests|indicates|points to|leads to|corresponds to|(?:which|that) leaves"
+    r"(?: only)?|leaving(?: only)?)(?=\s+(?:option\s+)?\(?[A-Z0-9](?!\w*[a-z]))",
     rf"\b(?:(?:it|this)(?:['’]s| is)|(?:has to|must) be){_ALONE}",
     r"\b(?:elijo|escojo|escolho|je choisis|ich wähle|scelgo)\b",
     r"(?:故|应|應|因此|所以)?选择?(?=\s*[:：]?\s*[(（]?[A-Z])",
@@ -44,6 +44,7 @@ _CHOOSING = (
 CUE = re.compile("(?i:" + "|".join((*_FINAL, *_NOUNS, *_CHOOSING)) + ")")
 IS_FINAL = re.compile("(?i:" + "|".join(_FINAL) + ")")
 DENIED = re.compile(r"(?i)\s*(?:(?:is|was)?\s*(?:not|n['’]t)\b|[.!?。！？])")
+DENIED_BEFORE = re.compile(r"(?i)(?:\b(?:not|never)|n['’]t)\s+(?:\w+\s+)?$")
 
 # What may stand between the announcement and the answer.
 _LINKS = (
@@ -63,10 +64,15 @@ RIGHT = re.compile(
     r"(?i)\b(?:is|are|would be|must be|should be|seems|looks|appears|being)\s+"
     r"(?:to be\s+)?(?:clearly\s+|definitely\s+|therefore\s+|thus\s+|indeed\s+)?"
     r"(?:the\s+|my\s+)?(?:most\s+(?:likely|plausible)|(?:most\s+|only\s+|final\s+)?"
-    r"(?:correct|right|best|accurate|appropriate|answer|true))\b"
-    r"(?!\s+(?:of|side|hand|half|part|end|edge|now|angle|known"
+    r"(?:correct|right|best|better|accurate|appropriate|answer|true))\b"
+    r"(?!\s+(?:than|of|side|hand|half|part|end|edge|now|angle|known"
     r"|seen|viewed))"
     r"|(?:是)?正确(?:的|答案|选项)|が正しい|が正解"
+)
+# A clause that lists what was looked at, before the one that decides.
+LISTED = re.compile(
+    r"(?i)^(?:(?:so|then),?\s+)?(?:after|having|considering|comparing|weighing|despite|of"
+    r"|among(?:st)?|between|out of|given|unlike|compared)\b.*,\s*(?=[^,]*$)"
 )
 
 # -- correcting and concluding ---------------------------------------------------------
@@ -80,6 +86,7 @@ CORRECTS = re.compile(
 CORRECTION = re.compile(
     r"(?i)\b(?:no,? wait|wait,? no|wait,|scratch that|correction:?|sorry,|i mean"
     r"|on second thou?ghts?,?|let me correct (?:that|myself)[.:,]?|oops,?)"
+    r"|(?:\.\.+|…|—)\s*(?i:no),?(?=\s+(?i:it['’]s\s+|it is\s+)?[(]?[A-Z]\b)"
     r"|不对|更正|不，"
 )
 SO = re.compile(
@@ -96,7 +103,18 @@ CONDITIONAL = re.compile(
     r"(?i)\bit depends\b|\bdepending on\b|\botherwise\b|\bwithout it\b|\bif not,"
     r"|\b(?:possible|plausible|likely|correct|right) (?:too|as well)\b|\bequally\b"
 )
-ASKED_AND_DENIED = re.compile(r"\(?\b[A-Z]\)?\?\s*(?:No|Nope|Not)\b[^\n.!?]{0,40}[.!]?")
+ASKED_AND_DENIED = re.compile(
+    r"\(?\b[A-Z]\)?\?\s*(?:No|Nope|Not(?! sure))\b[^\n.!?]{0,40}[.!]?"
+)
+WRONG = re.compile(r"(?i)\b(?:is|are|was|were)\s+(?:wrong|incorrect|false)\b")
+NO_DOUBT = re.compile(
+    r"(?i),?\s?\b(?:there is |there['’]s |with )?no (?:doubt|question)\b"
+)
+ALL_BUT = re.compile(
+    r"(?i)\b(?:everything|all(?: (?:the )?(?:others?|options|of them))?)\s+"
+    r"(?:except|but)\s+(?:for\s+)?(?:option\s+)?\(?((?-i:[A-Z]))\b\)?[^.;\n]{1,40}?(?:\b(?:not|wrong"
+    r"|incorrect|false|out|impossible|\w+ed)\b|n['’]t\b)[^.;\n]{0,40}"
+)
 # Words that single out one of many.
 WHICH = re.compile(
     r"(?i)\b(?!(?:rest|west|test|forest|guest|chest|nest|vest|interest|request|latest)\b)"
