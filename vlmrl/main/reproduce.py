@@ -32,7 +32,7 @@ from vlmrl.eval import measures, records
 from vlmrl.main import args
 from vlmrl.main.progress import CONSOLE, TERMINAL, say, show_report
 from vlmrl.report import assemble, render
-from vlmrl.run import hosts
+from vlmrl.run import directory, hosts
 from vlmrl.run.phases import STOPPED
 from vlmrl.studies import claims, estimates, jobs, missing, running, tables
 from vlmrl.types import UserError
@@ -112,6 +112,8 @@ def _reproduce(argv: list[str], name: str) -> int:
         "Records": f"{len(table):,}, from {len(files)} files under {workdir}",
     }
     shown = tables.build(table, c["tables"], known, reading)
+    skips = directory.read_skips([directory.skips_path(f) for f in files])
+    shown = assemble.with_skips(shown, table, skips)
     shown += running.judge_tables(plan)
     images = assemble.read_images(workdir)
     whole = tables.pooled(table)

@@ -11,8 +11,10 @@ import pyarrow.parquet as pq
 
 from vlmrl.eval import measures, records
 from vlmrl.files import atomic_write, write_json
+from vlmrl.prompts.scan import describe
 from vlmrl.report import claim, figures, html, render, tables
-from vlmrl.types import Example, UserError
+from vlmrl.run import directory
+from vlmrl.types import Example, Skip, UserError
 
 
 class Report(NamedTuple):
@@ -70,6 +72,22 @@ def read_images(workdir: Path) -> dict[str, bytes]:
     return dict(zip(columns["example"], columns["image"], strict=True))
 
 
+def with_skips(
+    built: Sequence[render.Table], table: pa.Table, skips: Sequence[Skip]
+) -> list[render.Table]:
+    """Return tables whose notes end with what was not asked of their sets."""
+    pairs = zip(
+        *(table.column(c).to_pylist() for c in ("source", "example")), strict=True
+    )
+    asked = set(pairs)
+    left = list({(s.dataset, s.example): s for s in skips}.values())
+    left = [s for s in left if (s.dataset, s.example) not in asked]
+    line = describe(left, len(asked) + len(left))
+    if not line:
+        return list(built)
+    return [t._replace(note=f"{t.note} {line}.".strip()) for t in built]
+
+
 def build(
     workdir: Path,
     table: pa.Table,
@@ -91,7 +109,8 @@ def build(
     write_json(workdir / "metrics.json", rows)
     write_json(workdir / "claims.json", claim.as_rows(claims))
     write_json(workdir / "info.json", info)
-    built = tables.build(table, rows, reading)
+    skips = directory.read_skips(sorted(workdir.glob("**/*skips.jsonl")))
+    built = with_skips(tables.build(table, rows, reading), table, skips)
     render.write(workdir / "tables", built)
     figures.write(workdir / "figures", figures.build(rows))
     names = {one.name for one in own}
