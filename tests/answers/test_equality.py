@@ -37,6 +37,12 @@ def test_numbers(answer, gold, want):
     ("answer", "gold", "same"),
     [
         ("There are 3.", "3", True),
+        ("3 (three)", "3", True),
+        ("3 (maybe four)", "3", False),
+        ("5 (five)", "25", False),
+        ("There is only one.", "1", True),
+        ("I have no idea.", "0", False),
+        ("It can't be determined, there is nothing.", "0", False),
         ("three", "3", True),
         (r"\boxed{3}", "3", True),
         ("**3**", "3", True),

@@ -9,6 +9,8 @@ def test_boxes_in_a_text():
         (1, 2, 3, 4),
     ]
     assert box_of('{"bbox_2d": [1, 2, 3, 4]}') == box_of("(1,2),(3,4)") == (1, 2, 3, 4)
+    assert box_of("1, 2, 3, 4") == box_of("1 2 3 4\n") == (1, 2, 3, 4)
+    assert box_of("the 4 of 1, 2, 3, 4") is None
     assert (
         box_of("[0, 0, 1, 1] or [0, 0, 2, 2]") is None and box_of("[1, 2, 3]") is None
     )

@@ -8,7 +8,8 @@ and memory are bounded by the length of the text: powers that would be huge are
 evaluated in floating point or are undefined.
 
 Trees are tuples: ("num", Fraction), ("var", name), ("sum", nodes), ("prod", nodes),
-("neg", a), ("inv", a), ("pow", a, b), ("root", n, a), ("call", name, a), ("deg", a).
+("neg", a), ("inv", a), ("pow", a, b), ("root", n, a), ("call", name, a), ("deg", a),
+("binom", n, k).
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ _GREEK = (
 _TRIG = "sin cos tan cot sec csc".split()
 _ARCS = {"arcsin": "asin", "arccos": "acos", "arctan": "atan"}
 _FUNCTIONS = [*_TRIG, *_ARCS, "sinh", "cosh", "tanh", "ln", "log", "lg", "exp", "abs"]
+_NO_ARGUMENT = (*_FUNCTIONS, "(", "sqrt")  # what ends the argument of \sin 2x
+_ACCENTS = ("vec", "overline", "bar", "hat", "overrightarrow", "tilde")
 _TOKEN = re.compile(
     r"\s*(?:(?P<num>[0-9]+(?:\.[0-9]+)?|\.[0-9]+)|\\(?P<cmd>[A-Za-z]+)"
     r"|(?P<word>[A-Za-z]+'*)|(?P<op>\*\*|[-+*/^_(){}\[\]|!°%=]))"
@@ -234,17 +237,21 @@ class _Parser:
     def variable(self, name: str) -> tuple:
         if self.take("_"):
             if self.take("{"):
-                parts = []
-                while not self.take("}"):
-                    if self.peek()[0] == "end":
-                        raise NoExpression
-                    parts.append(self.peek()[1])
-                    self.at += 1
-                name += "_" + "".join(parts)
+                name += "_" + self.group()
             else:
                 name += "_" + self.peek()[1]
                 self.at += 1
         return ("var", name)
+
+    def group(self) -> str:
+        """Return the text of the tokens up to the closing brace."""
+        parts = []
+        while not self.take("}"):
+            if self.peek()[0] == "end":
+                raise NoExpression
+            parts.append(self.peek()[1])
+            self.at += 1
+        return "".join(parts)
 
     def command(self, name: str) -> tuple:
         if name in _FRACTIONS:
@@ -258,6 +265,10 @@ class _Parser:
             return ("root", degree, self.digit_or_atom())
         if name in ("pi", *_GREEK):
             return self.variable(name)
+        if name in ("binom", "dbinom", "tbinom"):
+            return ("binom", self.digit_or_atom(), self.digit_or_atom())
+        if name in _ACCENTS and self.take("{"):
+            return ("var", name + " " + self.group())
         if name in _FUNCTIONS:
             return self.function(_ARCS.get(name, name))
         if name == "circ" or name == "degree":
@@ -272,9 +283,16 @@ class _Parser:
             power = self.script()
             if power == ("neg", ("num", Fraction(1))) and name in _TRIG[:3]:
                 name, power = "a" + name, None
-        factors = [self.power()]
-        while self.starts_atom() and self.peek()[1] not in (*_FUNCTIONS, "(", "sqrt"):
-            factors.append(self.power())
+        if self.peek() == ("op", "("):  # \sin(x)^2 is (\sin x)^2, \sin(x)y a product
+            factors = [self.atom()]
+            if self.take("°"):
+                factors = [("deg", factors[0])]
+            if power is None and self.take("^", "**"):
+                power = self.script()
+        else:
+            factors = [self.power()]
+            while self.starts_atom() and self.peek()[1] not in _NO_ARGUMENT:
+                factors.append(self.power())
         inner = factors[0] if len(factors) == 1 else ("prod", tuple(factors))
         out = ("call", name, inner)
         if base is not None:
@@ -398,6 +416,13 @@ def _value(tree: tuple, point: dict, imaginary: bool):
         return 1 / first
     if kind == "deg":
         return first
+    if kind == "binom":
+        n, k = first, _value(tree[2], point, imaginary)
+        if not all(isinstance(v, Fraction) and v.denominator == 1 for v in (n, k)):
+            raise _Undefined
+        if not 0 <= k <= n <= 100:
+            raise _Undefined
+        return Fraction(math.comb(int(n), int(k)))
     return _power(first, _value(tree[2], point, imaginary), imaginary)
 
 

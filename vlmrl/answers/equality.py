@@ -14,6 +14,7 @@ answer; nothing is searched for outside of it. No function raises on any text.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -69,7 +70,19 @@ _NOT = re.compile(
 _UNSURE = re.compile(
     r"(?i)(?:than|least|most|between|either|over|under|up to|below|above|unless|if)\s*$"
 )
-_NOTHING = re.compile(r"(?i)\b(?:none|nothing|nobody|no\s+[a-z]{2,})\b")
+_NOTHING = re.compile(
+    r"(?i)\b(?:none|nothing|nobody|no\s+(?!idea|clue|answer|way|doubt|info"
+    r"|image|picture|photo|question|longer|matter|response|data|evidence|clear|sure|need"
+    r"|further|specific)[a-z]{2,})\b"
+)
+_ONLY_ONE = re.compile(
+    r"(?i)\b(is|was|see|count|be|has|have)\s+(?:only|just|exactly)\s+one\b"
+    r"(?!\s+(?:of|that|who|which))"
+)
+_UNKNOWN = re.compile(
+    r"(?i)\b(?:cannot|can['’]t|can not|unable to|impossible to|hard to)\s+(?:be\s+)?"
+    r"(?:determin|tell|say|know|count|answer|help)|\bunclear\b|\bunknown\b|\bnot sure\b"
+)
 _PAIR = re.compile(r"(?i)\b(?:a\s+)?(couple|pair)\b(?:\s+of\b)?")
 
 
@@ -77,7 +90,9 @@ def stated(text: str) -> Quantity | None:
     """Return the one number that a sentence states, None if there is none or another:
     "There are 3 dogs.", "2 + 1 = 3", "no dogs" (0), "I see two, not three"."""
     text = unwrapped(re.sub(r"[*$`]|\\boxed|\\[()\[\]]", " ", text))
-    plain = _ORDINAL.sub(" ", _ONE.sub(" ", _PAIR.sub("2 ", text)))
+    plain = _ORDINAL.sub(
+        " ", _ONE.sub(" ", _PAIR.sub("2 ", _ONLY_ONE.sub(r"\1 1", text)))
+    )
     plain = spelled(re.sub(r"\ba single\b", "1 ", plain))
     if "=" in plain:
         plain = plain.rpartition("=")[2]
@@ -95,15 +110,28 @@ def stated(text: str) -> Quantity | None:
         return None
     if numbers:
         return numbers[0]
-    if not _COUNTED.search(plain) and _NOTHING.search(plain):
+    if (
+        not _COUNTED.search(plain)
+        and _NOTHING.search(plain)
+        and not _UNKNOWN.search(plain)
+    ):
         return Quantity(Fraction(0), "", Fraction(0))
     return None
+
+
+_AGAIN = re.compile(r"([0-9]{1,9}|[A-Za-z]{3,9})\s?\(([A-Za-z -]{3,40}|[0-9]{1,9})\)")
+
+
+def _said_once(match: re.Match) -> str:
+    """Return "5" of "5 (five)", else what was matched."""
+    return match[1] if spelled(match[1]) == spelled(match[2]) else match[0]
 
 
 def _number(answer: str, gold: str) -> bool:
     expected = quantity(gold)
     if expected is None:
         return _text(answer, gold)
+    answer = _AGAIN.sub(_said_once, answer)
     got = quantity(answer)
     if got is None and isinstance(value := maths.number(answer), Fraction):
         got = Quantity(value, "", value)
@@ -151,7 +179,8 @@ _ANSWER_IS = re.compile(
 def phrase(text: str) -> str:
     """Return a free answer to compare: lower case, no punctuation, articles or leading
     prepositions; yes, no and directions by one word each; number words as digits."""
-    text = re.sub(r"\\(?:text|mathrm|textbf)\b|[{}]", " ", unwrapped(text)).casefold()
+    text = unicodedata.normalize("NFC", unwrapped(text))
+    text = re.sub(r"\\(?:text|mathrm|textbf)\b|[{}]", " ", text).casefold()
     text = _ANSWER_IS.sub("", re.sub(r"\b([ap])\.m\b\.?", r"\1m", text), count=1)
     if match := _VERDICT.match(text.strip()):
         text = match[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 from vlmrl.answers import numbers
 
@@ -23,6 +24,7 @@ _WORDING = tuple(
         (r"\\end\{(?:[pbvB]?matrix|array)\}", "))"),
         (r"\\\\", "),("),
         (r"&", ","),
+        (r"(?<=[0-9A-Za-z)])\*\*(?=[0-9A-Za-z({-])", "^"),
         (r"(?<!\\)\$|\\\(|\\\)|\\\[|\\\]|\*\*", " "),
         (r"\\(?:left|right|bigl?|bigr?|Bigl?|Bigr?)(?![A-Za-z])\s*\.?", " "),
         (r"\\(?:displaystyle|textstyle|limits|quad|qquad)(?![A-Za-z])|\\[;:! ]|~", " "),
@@ -40,6 +42,10 @@ _WORDING = tuple(
         (r"\\neq(?![a-z])|!=", r"\\ne "),
         (r"\\(?:simeq|sim)(?![a-z])|~=", r"\\approx "),
         (r"\\colon", ":"),
+        (r"\\[lr]?vert(?![A-Za-z])|\\mid(?=\s*[a-z0-9-]+\s*\\mid)", "|"),
+        (r"\{([0-9]{1,3})\s*\\choose\s*([0-9]{1,3})\}", r"\\binom{\1}{\2}"),
+        (r"\b([0-9]+\.[0-9]*)(?:\(([0-9]+)\)(?![0-9/*^])|\\(?:overline|bar|dot)"
+         r"\s*\{?([0-9]+)\}?)", lambda m: _repeating(m[1], m[2] or m[3])),
         (r"√\s*([0-9.]+|[a-z])", r"\\sqrt{\1}"),
         (r"√\s*(?=[({])", r"\\sqrt "),
         (r"\b([0-9.]+)[eE]([+-]?[0-9]{1,2})\b", r"\1*10^{\2}"),
@@ -47,6 +53,19 @@ _WORDING = tuple(
         (r"(?i)\b(?:to|out of)\b(?=\s*[0-9])(?<=[0-9] to)", ":"),
     )
 )  # fmt: skip
+
+
+def _repeating(digits: str, period: str) -> str:
+    """Return 0.1 and 6, for 0.1666…, as the fraction 1/6."""
+    whole, _, start = digits.partition(".")
+    if len(digits) + len(period) > 40:
+        return digits + period
+    scale = 10 ** len(start)
+    value = Fraction(int(whole + start), scale)
+    value += Fraction(int(period), scale * (10 ** len(period) - 1))
+    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+
+
 THOUSANDS = "\x00"
 
 

@@ -113,7 +113,7 @@ def read(text: str, thousands: bool = True):
     text = cleaned(text).replace(THOUSANDS, "" if thousands else ",")
     text = re.sub(r"^\s*=", "", _LEAD.sub("", text))
     if len(text.strip()) > 1 and not re.search(
-        r"[0-9\\=<>+*/^(-]", numbers.spelled(text)
+        r"[0-9\\=<>+*/^(|-]", numbers.spelled(text)
     ):
         return None  # words, or letters that are compared as text
     try:
@@ -274,6 +274,11 @@ def _name(text: str) -> str | None:
     return "".join(sorted(name)) if re.fullmatch("[A-Z]{2}", name) else name
 
 
+_BUILT = re.compile(  # {x | x < 3}
+    r"\s*[a-z]\s*(?:\\in\s*(?:\\mathbb\s*\{?\s*)?R\s*\}?\s*)?(?:\||\\mid|:)"
+)
+
+
 def _bracketed(text: str) -> Items | None:
     """Read (a, b), [a, b), {a, b}, \\{a, b\\}; None if it is no such thing."""
     text = re.sub(r"^[A-Z]\s*(?=\()", "", text)  # a named point: A(3, 4)
@@ -290,6 +295,8 @@ def _bracketed(text: str) -> Items | None:
     parts = _split(text[1:-1], re.compile("[,;]"))
     brackets = text[0] + text[-1]
     if len(parts) == 1:
+        if brackets == "{}" and (built := _BUILT.match(parts[0])):
+            return _single(parts[0][built.end() :])
         if brackets in ("{}", "[]"):
             return Items(brackets, (_statement(parts[0]),))
         if brackets == "()" and (inner := _bracketed(parts[0].strip())) is not None:

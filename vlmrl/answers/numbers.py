@@ -387,6 +387,8 @@ def quantity(text: str) -> Quantity | None:
     if len(text) > LONGEST:
         return None
     text = unwrapped(text)
+    if text.count("$") == 2:  # $5$ cm
+        text = re.sub(r"(?<!\\)\$([^$]*)\$", r" \1 ", text).strip()
     for pattern, new in _CLEAN:
         text = pattern.sub(new, text)
     text = spelled(vulgar(text)).strip()

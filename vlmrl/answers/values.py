@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 
 Box = tuple[float, float, float, float]
-_NUMBER = r"\s*(-?[0-9]{1,12}(?:\.[0-9]{1,12})?)\s*"
+_DIGITS = r"(-?[0-9]{1,12}(?:\.[0-9]{1,12})?)"
+_NUMBER = rf"\s*{_DIGITS}\s*"
 _BETWEEN = r"(?:,|\)\s*,\s*\(|\]\s*,\s*\[)"  # (x1, y1), (x2, y2) is a box as well
 _BOX = re.compile(rf"[\[(]{_NUMBER},{_NUMBER}{_BETWEEN}{_NUMBER},{_NUMBER}[\])]")
+
+_BARE = re.compile(r"(?:\s*,\s*|\s+)".join([_DIGITS] * 4))
 
 
 def boxes(text: str) -> list[Box]:
@@ -16,8 +19,10 @@ def boxes(text: str) -> list[Box]:
 
 
 def box_of(text: str) -> Box | None:
-    """Return the box of a text that names exactly one, else None."""
-    named = set(boxes(text))
+    """Return the box of a text that names exactly one, or is its four numbers, else
+    None."""
+    bare = _BARE.fullmatch(text.strip())
+    named = {tuple(map(float, bare.groups()))} if bare else set(boxes(text))
     return named.pop() if len(named) == 1 else None
 
 
