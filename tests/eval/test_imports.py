@@ -273,3 +273,33 @@ def test_imported_records_are_records(tmp_path, theirs):
     (row,) = measures.summarise(records.read(tmp_path / "r.parquet"))
     assert row["condition"] == "wrong_caption" and row["accuracy"] == 0.4
     assert row["entropy"] is None and math.isnan(made[0].entropy)
+
+
+def test_open_items_of_either_tool(tmp_path):
+    """What the tool calls right is right in both readings; any text can be written."""
+    path = tmp_path / "20260101_samples_t.jsonl"
+    replies = [
+        (5, "There are 5.", 1),
+        (["red", "crimson"], "red", 1),
+        ("x", "\ud800", 0),
+    ]
+    path.write_text(
+        "\n".join(
+            json.dumps(
+                {"doc_id": i, "target": t, "input": "q", "resps": [[r]], "acc": v}
+            )
+            for i, (t, r, v) in enumerate(replies)
+        )
+    )
+    rows, _, _ = imports.lmms_eval(path)
+    made = imports.as_records(
+        rows, source="s", model="m", condition="base", style="r1v", tool="t"
+    )
+    assert [(r.kind, r.correct, r.lenient_correct) for r in made] == [
+        ("number", True, True),
+        ("text", True, True),
+        ("text", False, False),
+    ]
+    records.write(tmp_path / "r.parquet", made)
+    texts = records.read(tmp_path / "r.parquet")["completion"].to_pylist()
+    assert texts == ["There are 5.", "red", "\ufffd"]

@@ -89,6 +89,7 @@ def _record(row: LoggedSample, source, model, condition, style, tool, seed) -> R
         correct = option >= 0 and option == row.answer
     elif correct:
         option = row.answer
+        read = read._replace(lenient=option, lenient_correct=True)
     elif option == row.answer:  # read otherwise there
         option = -1
     prompt = Prompt(e, row.asked, "", (), style, styles.text_hash(row.asked))

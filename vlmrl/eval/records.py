@@ -105,7 +105,10 @@ def _table(path: Path, records: list[Record]) -> pa.Table:
             # arrow would take a string for the list of its letters
             if pa.types.is_list(field.type) and any(isinstance(v, str) for v in values):
                 raise pa.ArrowTypeError("got a string")
-            column = pa.array(values, field.type)
+            try:
+                column = pa.array(values, field.type)
+            except UnicodeEncodeError:
+                column = pa.array([_encodable(v) for v in values], field.type)
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
             raise UserError(
                 f"{path}: column {field.name}: expected {field.type} ({error})"
@@ -118,6 +121,16 @@ def _table(path: Path, records: list[Record]) -> pa.Table:
             )
         columns.append(column)
     return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def _encodable(value):
+    """Return texts without lone surrogates, which replies in JSON may hold and UTF-8
+    has no form for: U+FFFD stands in their place."""
+    if isinstance(value, list):
+        return [_encodable(v) for v in value]
+    if not isinstance(value, str):
+        return value
+    return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def read(path: str | os.PathLike) -> pa.Table:
