@@ -11,7 +11,7 @@ import pytest
 from tests import kit
 from tests.rl.test_loop import policy
 from vlmrl import perturb, user_code
-from vlmrl.answers import reading
+from vlmrl.answers import reading, tools
 from vlmrl.data import distort, loader
 from vlmrl.judges import judge, named
 from vlmrl.loops.evaluate import evaluate
@@ -108,6 +108,7 @@ def test_a_style_and_its_parser(own):
     reading.check(own("STYLE"))
     got = reading.read("</think>so?", item, own("STYLE"))
     assert got.parsed.option == len(item.options) - 1
+    assert tools.parser_of(own("likeliest")).read("so?", ("x", "y")) == 1
 
 
 def test_a_source(own, tmp_path):
@@ -200,6 +201,7 @@ def test_an_evaluation_under_a_users_condition_and_style(own):
         ),
         ({"judge.name": "mine/code.py:zzz"}, "config.judge.name: mine/code.py has no"),
         ({"reward.name": "syntax.py:f"}, "syntax.py, line 2: "),
+        ({"reward.name": "script.py:f"}, "script.py, line 2: SystemExit: 3"),
         (
             {"reward.name": "imports.py:f"},
             "imports.py, line 1: ModuleNotFoundError: No",
@@ -209,6 +211,8 @@ def test_an_evaluation_under_a_users_condition_and_style(own):
 def test_what_is_wrong_with_a_name_is_said_in_one_line(own, settings, complaint):
     with open("syntax.py", "w") as file:
         file.write("x = 1\ndef f(:\n")
+    with open("script.py", "w") as file:
+        file.write("import sys\nsys.exit(3)\n")
     with open("imports.py", "w") as file:
         file.write("import nothing_of_this_name\n")
     with pytest.raises(UserError) as error:

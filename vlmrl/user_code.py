@@ -338,7 +338,7 @@ def _execute(path: Path, file: str, field: str) -> Source:
         exec(compile(text, str(path), "exec"), vars(module))
     except SyntaxError as error:
         raise UserError(f"{field}: {file}, line {error.lineno}: {error.msg}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script ends itself
         line = _line_in(str(path), error)
         raise UserError(
             f"{field}: {file}, {line}{type(error).__name__}: "

@@ -91,10 +91,26 @@ def test_labelled_replies():
         ("Anything but B", -1),
         ("I would not choose B", -1),
         ("A might be correct; B might be correct.", -1),
+        ("If it had horns, C would be right, but it barks, so B.", 1),
+        ("A: 40%, B: 60%", -1),
     ],
 )
 def test_choices(reply, option):
     assert choice(reply, OPTIONS) == option
+
+
+@pytest.mark.parametrize(
+    "reply, option",
+    [
+        ("3-4", -1),
+        ("at least 3", -1),
+        ("2 + 1 = 3", 0),
+        ("5 - 1 = 4", 1),
+        ("There are 3.", 0),
+    ],
+)
+def test_numbers_as_options(reply, option):
+    assert choice(reply, ("3", "4", "5", "6")) == option
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,7 @@ _MARKS = re.compile(r"\*+|`+|__|^[ \t]*(?:#{1,6}|>+|[-•](?=\s))[ \t]*", re.MUL
 _SUM = re.compile(
     r"(?<![\w.])[0-9]{1,4}(?:\s?[-+×x*]\s?[0-9]{1,4}){1,20}\s?=\s?(?=[0-9])"
 )
+_RANGE = re.compile(r"(?<![\w.-])([0-9]{1,3})\s?[-–]\s?(?=[0-9]{1,3}(?![\w-]))")
 _COORDINATES = re.compile(
     r"(?:\bat\s*)?[(\[]\s*-?[0-9.]+(?:\s*%?\s*[,;]\s*-?[0-9.]+%?){1,3}\s*[)\]]"
 )
@@ -171,6 +172,8 @@ def _plain(text: str, options: tuple[str, ...]) -> str:
         "", _MARKS.sub("", _LATEX.sub(" ", _BOX.sub(" ", _HTML.sub(" ", text))))
     )
     text = phrases.NO_DOUBT.sub("", text.replace("N/A", "none"))
+    if not any(_RANGE.search(o) for o in options):
+        text = _RANGE.sub(r"\1 or ", text)  # "3-4"
     if not any(_COORDINATES.search(o) for o in options):
         text = _COORDINATES.sub("", text)
     return text
@@ -202,6 +205,8 @@ def _declared(text: str, options: tuple[str, ...]) -> int:
     for match in phrases.RIGHT.finditer(text):
         before = text[max(0, match.start() - 120) : match.start()]
         sentence = mentions.sentences(before + " ")[-1:] or [""]
+        if re.match(r"(?i)would", match[0]) and re.search(r"(?i)\bif\b", sentence[0]):
+            continue  # contrary to fact
         one = match[0][:3].casefold() != "are"
         clause = phrases.LISTED.sub("", sentence[0]) if one else sentence[0]
         near = mentions.named(clause, options)

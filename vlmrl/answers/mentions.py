@@ -148,14 +148,15 @@ def _article(after: str) -> bool:
 # -- negation --------------------------------------------------------------------------
 
 _BREAK = re.compile(
-    r"[,.;:!?\n，。；：！？]|(?<!thing )(?<!\ball )(?<!\bany )\bbut\b"
+    r",(?!\s(?:dass|что|że|že|hogy)\b)|[.;:!?\n，。；：！？]"
+    r"|(?<!thing )(?<!\ball )(?<!\bany )\bbut\b"
     r"|\b(?:so|and therefore|while|whereas|mais|sondern|sino|pero|però|но)\b"
 )
 _NOT = re.compile(
     r"(?i)\b(?:not|never|neither|nor|cannot|without|except|excluding|unlike|rather than"
     r"|instead of|rules? out|ruled out|ruling out|eliminat\w+|exclud\w+|discard\w*"
-    r"|reject\w*|incorrect|wrong|than|nicht|kein\w*|weder|noch|pas|jamais|nunca|non|não|nem"
-    r"|ni|niet|geen|inte|ikke|nie|bukan|không|не|ни|ليس|ليست)\b|n['’]t\b"
+    r"|reject\w*|at least|at most|up to|incorrect|wrong|than|nicht|kein\w*"
+    r"|weder|noch|pas|jamais|nunca|non|não|nem|ni|niet|geen|inte|ikke|nie|bukan|không|не|ни|ليس|ليست)\b|n['’]t\b"
     r"|\b(?:everything|anything|all|any)\s+but\b|不是|并非|不选|不能选|排除|而非|不为"
 )
 _NO = re.compile(r"(?i)\b(?:no|none of)\b")
@@ -232,6 +233,7 @@ _LEAD = re.compile(
     r"\W{0,9}(?i:(?:option|choice|letter|answer|选项)\s*[:：]?\s*)?(?:[(\[（【]\s?"
     rf"([A-Za-z])\s?[)\]）】]|([A-Za-z])(?![{_L}'’]))[\s.):：、,，;*_\])\"'”’-]*"
 )
+_SCORES = re.compile(r"[^.\n]{0,20}[,;|]\s*\(?[A-Z]\)?\s*[:=]\s*[0-9]")  # A: 1, B: 2
 # What may follow a letter that opens a clause, without a sign between, to decide it.
 _BECAUSE = re.compile(
     r"(?i)\s*(?:because|since|as|for|given|due|indeed|(?:is|would be) (?:the )?(?:my )?"
@@ -283,6 +285,8 @@ def lead(clause: str, options: tuple[str, ...]) -> int:
     if match:
         index = LETTERS.index(letter.upper())
         other = _AGAIN.match(rest)
+        if _SCORES.match(rest):
+            return SEVERAL
         own_letter = (
             index < len(options) and other and options[index].strip() == other[1]
         )

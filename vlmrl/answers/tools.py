@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import numbers
 import re
 from collections.abc import Callable, Sequence
 from string import ascii_uppercase as LETTERS
@@ -158,9 +159,10 @@ def _checked(function: Callable) -> Callable[[str, tuple[str, ...]], int]:
     def parser(reply: str, options: tuple[str, ...]) -> int:
         about = f"reply {reply!r:.80}"
         option = user_code.call(function, reply, options, about=about)
-        if type(option) is not int or not -1 <= option < max(1, len(options)):
+        whole = isinstance(option, numbers.Integral) and not isinstance(option, bool)
+        if not whole or not -1 <= option < max(1, len(options)):
             problem = f"expected an option's index or -1, got {option!r:.60}"
             raise user_code.failure(function, about, problem)
-        return option
+        return int(option)
 
     return parser
