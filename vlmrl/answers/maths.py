@@ -479,12 +479,27 @@ def number(text: str) -> Fraction | float | None:
     return algebra.constant(value.tree) if isinstance(value, Value) else None
 
 
+_MEASURES = re.compile(
+    r"(?i)\b(area|perimeter|length|width|height|depth|radius|diameter|volume|slope|median"
+    r"|circumference|mean|mode|range|minimum|maximum|mass|speed|time|distance|cost|profit"
+    r"|revenue|price|age|weight|sum|difference|product|quotient)\b"
+)
+
+
+def _measured(text: str) -> set[str]:
+    """Return the measures that a statement names before its value: {'area'}."""
+    name, sign, _ = re.split(r"(=|\bis\b|$)", text, maxsplit=1)
+    return {m.lower() for m in _MEASURES.findall(name)} if sign else set()
+
+
 def equal(answer: str, gold: str) -> bool | None:
     """Return whether an answer states what the gold one does; None where the gold
     answer is words, which are to be compared as such."""
     expected = read(gold)
     if expected is None:
         return None
+    if (a := _measured(answer)) and (b := _measured(gold)) and not a & b:
+        return False
     got = read(answer)
     if got is None:
         return False
