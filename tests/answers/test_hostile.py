@@ -40,6 +40,11 @@ def test_reading_never_raises(text, item, style):
     assert read.lenient_correct >= read.correct
 
 
+def test_open_items_without_candidates_are_read():
+    item = ITEM._replace(options=(), answer=-1, open=True)
+    assert not reading.read("<answer>A</answer>", item, "r1v").lenient_correct
+
+
 @settings(max_examples=300)
 @given(texts, texts, st.sampled_from(kinds.OPEN))
 def test_equality_never_raises(answer, gold, kind):

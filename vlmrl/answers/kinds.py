@@ -34,5 +34,6 @@ def kind_of(example: Example) -> str:
     """Return how the answers to an example are compared: its `kind`, inferred from the
     gold answer where an open one was stored before examples had kinds."""
     if example.open and example.kind not in OPEN:
-        return infer(example.options[example.answer])
+        known = 0 <= example.answer < len(example.options)
+        return infer(example.options[example.answer]) if known else "text"
     return example.kind

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vlmrl.answers import lenient, reading, strict
+from vlmrl.answers.kinds import kind_of
 from vlmrl.answers.reading import Reading
 from vlmrl.judges import rule
 from vlmrl.prompts import styles
@@ -84,7 +85,7 @@ def build_record(
         suggested=e.suggested,
         abstain=e.abstain,
         prefill=prompt.turn,
-        kind=e.kind,
+        kind=kind_of(e),
         open=e.open,
         not_asked=[],
         completion=completion,
