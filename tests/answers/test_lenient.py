@@ -115,7 +115,7 @@ def test_numbers_as_options(reply, option):
 
 @pytest.mark.parametrize(
     "reply",
-    "A или B|AまたはB|A 또는 B|A veya B|A of B|AとB|选A还是B？"
+    "A или B|AまたはB|정답은 A 또는 B입니다|A 또는 B|A veya B|A of B|AとB|选A还是B？"
     "|A và B đều đúng|Ni A ni B"
     "|Weder A noch B|B ist falsch|B est faux|B неверно|Non è B|Não é B|Это не B"
     "|Ответ не B|정답은 B가 아닙니다|正解はBではありません|La risposta non è B".split(

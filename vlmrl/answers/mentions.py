@@ -140,7 +140,7 @@ def _article(after: str) -> bool:
     """Return whether "A" is the article, given what follows it."""
     if not re.match(r"\s+[^\W\d]", after) or _VERBS.match(after.lstrip()):
         return False
-    if re.match(r"\s+\w+\s+\(?[A-Z](?!\w)", after):  # "A veya B"
+    if re.match(r"\s+\w+\s+\(?[A-Z](?![A-Za-z])", after):  # "A veya B"
         return False
     return re.match(r"\s+[A-Z](?!\w)", after) is None
 
