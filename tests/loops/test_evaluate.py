@@ -203,3 +203,7 @@ def test_a_set_of_which_nothing_can_be_asked_is_refused(policy):
     evaluator = Evaluator(policy, ["base"], EvalSettings(**SETTINGS, max_prompt=3))
     with pytest.raises(UserError, match="2 of 2 items skipped: 2 × a prompt of more"):
         evaluator.run(policy.params, [CLOSED, PLAIN], UNLABELLED)
+
+
+def test_no_examples_have_no_records(policy, small):
+    assert small[0](policy.params, [], UNLABELLED) == []

@@ -7,7 +7,7 @@ records = evaluate(policy, examples, ["base", "wrong_caption"])
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -179,6 +179,8 @@ class Evaluator:
         """
         if self._plan is not None and self._plan[0] is examples:
             return self._plan[1]
+        if not examples:
+            return EvalPlan([], {}, 0, 0.0)
         policy, s, conditions = self._policy, self._settings, self._conditions
         if not hosts.first():
             hosts.wait("scan")  # what the first host counts is kept beside the set
@@ -244,12 +246,11 @@ class Evaluator:
 
     def passes(
         self, examples: Sequence[Example], change: Change | None = None
-    ) -> list[Pass]:
-        """Return the passes over examples, in the order they run."""
-        return [
-            Pass(part, [self._item(examples[i], change) for i in part], sizes, shape)
-            for sizes, shape, part in self.plan(examples).passes
-        ]
+    ) -> Iterator[Pass]:
+        """Yield the passes over examples, in the order they run."""
+        for sizes, shape, part in self.plan(examples).passes:
+            items = [self._item(examples[i], change) for i in part]
+            yield Pass(part, items, sizes, shape)
 
     def collect(
         self,
