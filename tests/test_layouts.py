@@ -152,8 +152,9 @@ def test_records(actual, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EVERYWHERE)
 def test_ten_steps(actual, name):
-    """Log-probs to 1e-5 and gradients to 1e-5 of their norm, step by step, and the
-    parameters that they lead to."""
+    """Log-probs to 1e-5 (and 1e-6 of large ones, which float32 rounds as coarsely) and
+    gradients to 1e-5 of their norm, step by step, and the parameters that they lead
+    to."""
     from tests import kit
     from vlmrl.models import weights
 
@@ -164,7 +165,7 @@ def test_ten_steps(actual, name):
         zip(steps, one, strict=True)
     ):
         np.testing.assert_allclose(
-            logp, expected, atol=1e-5, rtol=0, err_msg=f"step {i}"
+            logp, expected, atol=1e-5, rtol=1e-6, err_msg=f"step {i}"
         )
         far = {n: kit.normwise(grads[n], target[n]) for n in target}
         worst = max(far.items(), key=lambda x: x[1])

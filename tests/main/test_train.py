@@ -517,7 +517,7 @@ def test_lessons_that_are_refused(fields, complaint, refused, tmp_path):
         ({"algorithm": "ppo"}, "config.algorithm is 'ppo', expected 'grpo'"),
         ({"algorithm": "sft"}, "config.algorithm is 'sft', expected 'grpo'; run this"),
         ({"algorithm": "study"}, "with `vlmrl study`"),
-        ({"data.source": "x"}, "data source 'x' is not one of scenes, and no prepared"),
+        ({"data.source": "x"}, "data source 'x' is not one of scenes"),
         ({"data.source": ""}, "config.data.source is ''"),
         ({"data.source": "scenes,x"}, "config.eval.source is '', but config.data.so"),
         ({"eval.split": "train"}, "config.eval.split is 'train', the split that is"),
