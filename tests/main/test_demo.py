@@ -173,10 +173,15 @@ def test_a_workdir_that_cannot_be_written(refused, tmp_path):
     assert "not writable" in refused(*WORDS_SMALL, workdir=file)
 
 
-def test_a_picture_that_does_not_decode(refused, tmp_path, monkeypatch):
+def test_a_picture_that_does_not_decode_is_skipped_and_counted(
+    vlmrl, tmp_path, monkeypatch, capsys
+):
     good = kit.examples(12)
     broken = [*good[:3], good[3]._replace(images=(b"GIF89a",)), *good[4:]]
     monkeypatch.setitem(loader.SOURCES, "broken", lambda split, n: broken[:n])
     words = [f"--config.recipes.{name}.data.source=broken" for name in RECIPES]
-    output = refused(*WORDS_SMALL, *words, workdir=tmp_path)
-    assert good[3].id in output and "does not decode" in output
+    vlmrl(*WORDS_SMALL, *words, "--workdir", tmp_path)
+    output = " ".join(capsys.readouterr().out.split())
+    assert "1 of 12 items skipped: 1 × an image can't be read" in output
+    listed = tmp_path / "records" / "warm-start-seed-0-test.skips.jsonl"
+    assert good[3].id in listed.read_text()
