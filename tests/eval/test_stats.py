@@ -312,3 +312,13 @@ def test_holm_keeps_the_family_wise_error():
     rng = RNG(5)
     wrong = [(stats.holm(rng.uniform(size=10)) < 0.05).any() for _ in range(4000)]
     assert 0.04 < np.mean(wrong) < 0.06
+
+
+def test_a_statistic_that_needs_every_cluster_has_the_percentile_interval():
+    """As an AUROC of one positive and one negative row: no row can be left out."""
+
+    def needs_both(w):
+        return np.where((w > 0).all(-1), w[:, 0] / w.sum(-1), np.nan)
+
+    out = stats.cluster_bootstrap(needs_both, [0, 1], draws=200, method="bca")
+    assert out.value == 0.5 and out.lo == out.hi == 0.5

@@ -160,7 +160,9 @@ def cluster_bootstrap(
                 for b in range(0, m, block)
             ]
         )
-        tails = _bca(tails, drawn, value, left_out[~np.isnan(left_out)])
+        left_out = left_out[~np.isnan(left_out)]
+        if len(left_out):  # none: it needs every cluster, as an AUROC of two rows does
+            tails = _bca(tails, drawn, value, left_out)
     lo, hi = np.quantile(drawn, tails) if len(drawn) else (np.nan, np.nan)
     return Interval(value, float(lo), float(hi), n, m)
 
