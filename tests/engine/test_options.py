@@ -158,7 +158,7 @@ def case(tmp_path_factory) -> Case:
     path = real_tokenizer.checkpoint(tmp_path_factory.mktemp("qwen") / "model")
     buckets = tokens.Buckets((64, 128), (96,), (2,), (4,))
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    policy = policies.load(path, style="tiny", buckets=buckets, mesh=mesh)
+    policy = policies.load(path, style="tiny", mesh=mesh)._replace(shapes=(buckets,))
     first, second, third, fourth = kit.examples(4)
     names = dict(statements=(), thinks=(), suggested=1, answer=0)
     examples = [
@@ -179,9 +179,9 @@ def case(tmp_path_factory) -> Case:
         spied.append((prompt, rollout.tokens[i][rollout.mask[i]], record))
         return record
 
-    def inputs(policy, prompts, each, measured, sizes):
-        passes.append([p.turn for p in prompts])
-        return evaluate_inputs(policy, prompts, each, measured, sizes)
+    def inputs(processor, rows, one, measured):
+        passes.append([p.turn for p in rows.prompts])
+        return evaluate_inputs(processor, rows, one, measured)
 
     def replay(model, params, cache, keys, stops, **settings):
         given = rollout_of(policy.processor, passes[-1])
@@ -254,7 +254,7 @@ class PlainForward:
         for start in range(0, len(rows), BATCH - 1):
             part = rows[start : start + BATCH - 1]
             part = part + [rows[0]] * (BATCH - len(part))  # one with an image at least
-            vision = tokens._vision(part, p.processor.geometry, p.buckets)
+            vision = tokens._vision(part, p.processor.geometry, p.shapes[0])
             each = vision.order.shape[-1]
             placed = [
                 r._replace(image=tokens._local(r, 0, len(r.ids), each)) for r in part
