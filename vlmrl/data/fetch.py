@@ -214,7 +214,7 @@ def download(url: str, path: Path, *, sha256: str = "", most: int = 0) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as partial:
-        tag = ""  # ETag of the body that the partial file begins, '' for none
+        tag: str = ""  # ETag of the body that the partial file begins, '' for none
         for attempt in range(TRIES):
             if attempt:
                 time.sleep(WAIT * 2 ** (attempt - 1))

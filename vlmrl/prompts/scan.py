@@ -113,10 +113,13 @@ def _size(item: dict, processor: Processor, limits: Limits):
         raise _Unusable(
             f"more than {limits.max_images} images", "raise max_images", f"{count}"
         )
-    geometry, tokens, windows = processor.geometry, 0, 0
+    geometry, grid, tokens, windows = processor.geometry, processor.grid, 0, 0
     for size in item["images"]:
+        if grid is None:
+            remedy = "choose a model that reads images"
+            raise _Unusable("the model reads text alone", remedy)
         try:
-            t, h, w = processor.grid(tuple(size), processor.pixels)
+            t, h, w = grid(tuple(size), processor.pixels)
         except ValueError as error:
             remedy = "crop the image, or pad it to another shape"
             detail = f"{size[0]} × {size[1]}: {error}"
