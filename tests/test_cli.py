@@ -181,7 +181,7 @@ def test_bad_config_files_are_named(run, tmp_path):
     write("import nothing_like_this")
     assert "y.py, line 1: ModuleNotFoundError" in error(run, "--config=y.py")
     assert "unknown option 'sede'" in error(run, "--config=x.py:sede=1")
-    assert "options: runlocal, seed" in error(run, "--config=x.py:sede=1")
+    assert "options: runlocal, rehearse, seed" in error(run, "--config=x.py:sede=1")
 
 
 def test_an_unwritable_workdir_is_named(run, tmp_path):
@@ -322,9 +322,13 @@ def test_parse_arg_reads_by_type():
         "runlocal,seed=3,lr=1e-2,name=a=b,noaug", seed=0, lr=0.1, name="", aug=True
     )
     assert isinstance(got, ConfigDict) and got.is_locked
-    assert got.to_dict() == dict(runlocal=True, seed=3, lr=0.01, name="a=b", aug=False)
+    modes = dict(runlocal=True, rehearse=False)
+    assert got.to_dict() == modes | dict(seed=3, lr=0.01, name="a=b", aug=False)
+    modes = dict(runlocal=False, rehearse=False)
     for nothing in (None, "", " , "):
-        assert parse_arg(nothing, seed=0).to_dict() == dict(runlocal=False, seed=0)
+        assert parse_arg(nothing, seed=0).to_dict() == modes | dict(seed=0)
+    for own, small in ({}, True), ({"rehearse": False}, False):
+        assert parse_arg("rehearse", **own).runlocal is small
     assert parse_arg("x=false,y=1", x=True, y=False).to_dict()["x"] is False
     assert parse_arg("which=this", which=None).which == "this"
     assert parse_arg("note", note=False, te=True).note is True
@@ -333,7 +337,10 @@ def test_parse_arg_reads_by_type():
 @pytest.mark.parametrize(
     "text, complaint",
     [
-        ("sede=3", "unknown option 'sede' after ':'; options: runlocal, seed, lr"),
+        (
+            "sede=3",
+            "unknown option 'sede' after ':'; options: runlocal, rehearse, seed, lr",
+        ),
         ("seed=x", "option 'seed': expected int, got 'x'"),
         ("seed=1.5", "option 'seed': expected int, got '1.5'"),
         ("lr=fast", "option 'lr': expected float"),

@@ -52,9 +52,6 @@ FIELDS = SMALL | {
     "data.size": 0,
     "eval.source": "scenes",
     "eval.conditions": ("base", "mine.py:loud"),
-    "buckets.prefix": (256,),
-    "buckets.branch": (128,),
-    "buckets.windows": (4, 16),
     "save_rollouts": 1,
 }
 
