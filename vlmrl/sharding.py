@@ -159,9 +159,11 @@ def constrain(mesh: Mesh | None, tree, axes=("batch",), last: str | None = None)
 
     Args:
       tree: arrays [B, ...].
-      axes: of the first dimensions; those after them are whole on every device.
-      last: of the last dimension.
-      An axis whose mesh axes don't divide the dimension is left to the partitioner.
+      axes: of the first dimensions.
+      last: of the last dimension; None keeps it whole on every device.
+      Dimensions between them, and an axis whose mesh axes don't divide its dimension,
+      are left to the partitioner: with all dimensions given, XLA drops the split of
+      what rematerialised layers save.
     """
     if mesh is None or mesh.size == 1:
         return tree
@@ -170,8 +172,11 @@ def constrain(mesh: Mesh | None, tree, axes=("batch",), last: str | None = None)
         names = [*axes, *(None,) * (x.ndim - len(axes))]
         names[-1] = last or names[-1]
         known = spec(tuple(names), x.shape, mesh)
-        free = PartitionSpec.UNCONSTRAINED
-        parts = (free if n and not p else p for n, p in zip(names, known, strict=True))
+        free, ends = PartitionSpec.UNCONSTRAINED, (*range(len(axes)), x.ndim - 1)
+        parts = (
+            p if p or (i in ends and not n) else free
+            for i, (n, p) in enumerate(zip(names, known, strict=True))
+        )
         place = NamedSharding(mesh, PartitionSpec(*parts))
         return jax.lax.with_sharding_constraint(x, place)
 

@@ -58,7 +58,7 @@ def test_nothing_is_allocated():
 
 
 @pytest.mark.parametrize(
-    ("size", "gb", "wanted"),
+    ("size", "gb", "expected"),
     [(0, 16, 1), (12.8e9, 16, 1), (12.9e9, 16, 2), (1e12, 80, 16)],
 )
 def test_chips_by_hand(size, gb, expected):
