@@ -153,8 +153,8 @@ def test_records(actual, name):
 @pytest.mark.parametrize("name", EVERYWHERE)
 def test_ten_steps(actual, name):
     """Log-probs to 1e-5 (and 1e-6 of large ones, which float32 rounds as coarsely) and
-    gradients to 1e-5 of their norm, step by step, and the parameters that they lead
-    to."""
+    gradients to 1e-5 of their norm for the same parameters, to twice that along ten
+    steps, and the parameters that they lead to."""
     from tests import kit
     from vlmrl.models import weights
 
@@ -164,8 +164,9 @@ def test_ten_steps(actual, name):
     for i, ((logp, grads), (expected, target)) in enumerate(
         zip(steps, one, strict=True)
     ):
+        bound = 1e-5 if i == 0 else 2e-5  # then the parameters differ, too
         np.testing.assert_allclose(
-            logp, expected, atol=1e-5, rtol=1e-6, err_msg=f"step {i}"
+            logp, expected, atol=bound, rtol=1e-6, err_msg=f"step {i}"
         )
         far = {n: kit.normwise(grads[n], target[n]) for n in target}
         worst = max(far.items(), key=lambda x: x[1])
@@ -173,7 +174,7 @@ def test_ten_steps(actual, name):
         whole = [
             np.concatenate([g[n].ravel() for n in target]) for g in (grads, target)
         ]
-        assert kit.normwise(*whole) < 1e-5, i
+        assert kit.normwise(*whole) < bound, i
     assert np.abs(one[0][0] - one[-1][0]).max() > 1e-3, "it learnt something"
     start = weights.load("tiny")[1]
     for key, value in last.items():
