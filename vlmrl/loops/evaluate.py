@@ -200,7 +200,9 @@ class Evaluator:
                 f"expected an item that can be asked, got none: {skipped} ({detail})"
             )
         cost = shapes.costs(policy.processor.geometry, len(conditions))
-        members = _by_kind({i: self._item(examples[i]) for i in scanned.indices})
+        members = _by_kind(
+            {i: self._item(examples[i])._replace(rows=[]) for i in scanned.indices}
+        )  # without their images
         passes = []
         for sizes, indices in members:
             chosen = shapes.choose(
